@@ -1,0 +1,82 @@
+#include "codegen.h"
+
+#include <memory>
+
+#include "llvm/IR/LegacyPassManager.h"
+#include "llvm/MC/TargetRegistry.h"
+#include "llvm/Passes/PassBuilder.h"
+#include "llvm/Support/TargetSelect.h"
+#include "llvm/Support/raw_ostream.h"
+#include "llvm/Target/TargetMachine.h"
+#include "llvm/TargetParser/Host.h"
+
+namespace jax_nano {
+namespace {
+
+llvm::Expected<std::unique_ptr<llvm::TargetMachine>> Machine(const Processor& processor) {
+  static const bool initialized = [] {
+    llvm::InitializeNativeTarget();
+    llvm::InitializeNativeTargetAsmPrinter();
+    return true;
+  }();
+  (void)initialized;
+  llvm::Triple triple(llvm::sys::getProcessTriple());
+  std::string error;
+  const llvm::Target* target = llvm::TargetRegistry::lookupTarget(triple, error);
+  if (!target) return llvm::createStringError("no LLVM target for %s: %s", triple.str().c_str(), error.c_str());
+  std::unique_ptr<llvm::TargetMachine> machine(
+      target->createTargetMachine(triple, processor.cpu, processor.features, llvm::TargetOptions(), llvm::Reloc::PIC_,
+                                  llvm::CodeModel::Small, llvm::CodeGenOptLevel::Aggressive));
+  if (!machine) return llvm::createStringError("LLVM knows no processor %s", processor.cpu.c_str());
+  return machine;
+}
+
+}  // namespace
+
+llvm::Error Optimize(llvm::Module& module, const Processor& processor) {
+  auto machine = Machine(processor);
+  if (!machine) return machine.takeError();
+  module.setDataLayout((*machine)->createDataLayout());
+  module.setTargetTriple((*machine)->getTargetTriple());
+  for (llvm::Function& function : module) {
+    if (function.isDeclaration()) continue;
+    function.addFnAttr("target-cpu", processor.cpu);
+    function.addFnAttr("target-features", processor.features);
+    function.addFnAttr("tune-cpu", processor.tune);
+    function.addFnAttr("prefer-vector-width", "512");
+    function.addFnAttr(llvm::Attribute::NoUnwind);
+  }
+  // Kernels come with their loops already blocked, unrolled and vectorized: LLVM schedules and allocates registers.
+  llvm::PipelineTuningOptions tuning;
+  tuning.LoopInterleaving = false;
+  tuning.LoopVectorization = false;
+  tuning.SLPVectorization = false;
+  tuning.LoopUnrolling = false;
+  llvm::LoopAnalysisManager loops;
+  llvm::FunctionAnalysisManager functions;
+  llvm::CGSCCAnalysisManager components;
+  llvm::ModuleAnalysisManager modules;
+  llvm::PassBuilder builder(machine->get(), tuning);
+  builder.registerModuleAnalyses(modules);
+  builder.registerCGSCCAnalyses(components);
+  builder.registerFunctionAnalyses(functions);
+  builder.registerLoopAnalyses(loops);
+  builder.crossRegisterProxies(loops, functions, components, modules);
+  builder.buildPerModuleDefaultPipeline(llvm::OptimizationLevel::O2).run(module, modules);
+  return llvm::Error::success();
+}
+
+llvm::Expected<std::string> Emit(llvm::Module& module, const Processor& processor, Output output) {
+  auto machine = Machine(processor);
+  if (!machine) return machine.takeError();
+  llvm::SmallVector<char, 0> code;
+  llvm::raw_svector_ostream stream(code);
+  llvm::legacy::PassManager passes;
+  auto kind = output == Output::kObject ? llvm::CodeGenFileType::ObjectFile : llvm::CodeGenFileType::AssemblyFile;
+  if ((*machine)->addPassesToEmitFile(passes, stream, nullptr, kind))
+    return llvm::createStringError("LLVM cannot emit code for %s", processor.cpu.c_str());
+  passes.run(module);
+  return std::string(code.begin(), code.end());
+}
+
+}  // namespace jax_nano

@@ -1,0 +1,144 @@
+#include "handler.h"
+
+#include <array>
+#include <new>
+#include <string>
+
+#include "llvm/ADT/SmallVector.h"
+#include "llvm/ADT/StringRef.h"
+#include "loader.h"
+#include "run.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace jax_nano {
+namespace {
+
+namespace ffi = xla::ffi;
+using Words = ffi::Span<const int64_t>;
+
+// The attributes of the custom call. compiler.py writes them.
+constexpr const char* kKey = "key";
+
+ffi::Error Malformed(const std::string& what) {
+  return ffi::Error::InvalidArgument("jax_nano: malformed custom call: " + what);
+}
+
+// Reads attribute `name` into `value`; what goes wrong is added to `problem`.
+template <typename T>
+void Read(const ffi::Dictionary& attributes, const char* name, T& value, std::string& problem) {
+  if (!attributes.contains(name)) {
+    problem += std::string("no attribute ") + name + "; ";
+    return;
+  }
+  auto read = attributes.get<T>(name);
+  if (read.has_value()) {
+    value = *read;
+  } else {
+    problem += std::string("attribute ") + name + ": " + read.error().message() + "; ";
+  }
+}
+
+std::vector<Buffer> Buffers(Words types, Words elements) {
+  std::vector<Buffer> buffers;
+  for (size_t i = 0; i < types.size(); ++i) buffers.push_back({types[i], elements[i]});
+  return buffers;
+}
+
+ffi::Error Instantiate(ffi::Dictionary attributes) {
+  int64_t key = 0, rounds = 0, shared_bytes = 0, local_bytes = 0;
+  std::string_view object, features, symbols;
+  Words tasks, operand_types, operand_elements, result_types, result_elements;
+  std::string problem;
+  Read(attributes, kKey, key, problem);
+  Read(attributes, "object", object, problem);
+  Read(attributes, "features", features, problem);
+  Read(attributes, "symbols", symbols, problem);
+  Read(attributes, "tasks", tasks, problem);
+  Read(attributes, "rounds", rounds, problem);
+  Read(attributes, "shared_bytes", shared_bytes, problem);
+  Read(attributes, "local_bytes", local_bytes, problem);
+  Read(attributes, "operand_types", operand_types, problem);
+  Read(attributes, "operand_elements", operand_elements, problem);
+  Read(attributes, "result_types", result_types, problem);
+  Read(attributes, "result_elements", result_elements, problem);
+  if (!problem.empty()) return Malformed(problem);
+
+  llvm::SmallVector<llvm::StringRef> names;
+  llvm::StringRef(symbols).split(names, ',', /*MaxSplit=*/-1, /*KeepEmpty=*/false);
+  if (names.size() != tasks.size() || names.empty()) return Malformed("symbols and tasks differ in number");
+  if (operand_types.size() != operand_elements.size() || result_types.size() != result_elements.size())
+    return Malformed("types and elements differ in number");
+  if (rounds < 0 || shared_bytes < 0 || local_bytes < 0) return Malformed("a size is negative");
+
+  Description description{.phases = {},
+                          .rounds = rounds,
+                          .shared_bytes = shared_bytes,
+                          .local_bytes = local_bytes,
+                          .operands = Buffers(operand_types, operand_elements),
+                          .results = Buffers(result_types, result_elements),
+                          .features = std::string(features)};
+  for (size_t i = 0; i < names.size(); ++i) {
+    if (tasks[i] < 1) return Malformed("a phase has no task");
+    description.phases.push_back({names[i].str(), tasks[i]});
+  }
+  if (auto error = Load(static_cast<uint64_t>(key), object, std::move(description)))
+    return ffi::Error(ffi::ErrorCode::kFailedPrecondition, "jax_nano: " + llvm::toString(std::move(error)));
+  return ffi::Error::Success();
+}
+
+// Shapes were fixed when the kernel was emitted: a buffer of another type or size must not reach it.
+bool Fits(const ffi::AnyBuffer& buffer, const Buffer& expected) {
+  return static_cast<int64_t>(buffer.element_type()) == expected.type &&
+         static_cast<int64_t>(buffer.element_count()) == expected.elements;
+}
+
+ffi::Error Misfit(const char* which, size_t i) {
+  return ffi::Error::InvalidArgument(std::string("jax_nano: ") + which + " " + std::to_string(i) +
+                                     " differs in type or size from what the kernel was compiled for");
+}
+
+ffi::Error Execute(ffi::Dictionary attributes, ffi::ThreadPool pool, ffi::RemainingArgs operands,
+                   ffi::RemainingRets results) {
+  auto key = attributes.get<int64_t>(kKey);
+  if (!key.has_value()) return Malformed("no attribute key");
+  const Kernel* kernel = Find(static_cast<uint64_t>(*key));
+  if (!kernel) return ffi::Error::Internal("jax_nano: the kernel was not instantiated");
+  const Description& description = kernel->description;
+  if (operands.size() != description.operands.size() || results.size() != description.results.size())
+    return ffi::Error::InvalidArgument("jax_nano: the kernel was compiled for " +
+                                       std::to_string(description.operands.size()) + " operands and " +
+                                       std::to_string(description.results.size()) + " results");
+  llvm::SmallVector<void*, 8> buffers;
+  for (size_t i = 0; i < operands.size(); ++i) {
+    auto buffer = operands.get<ffi::AnyBuffer>(i);
+    if (!buffer.has_value() || !Fits(*buffer, description.operands[i])) return Misfit("operand", i);
+    buffers.push_back(buffer->untyped_data());
+  }
+  for (size_t i = 0; i < results.size(); ++i) {
+    auto buffer = results.get<ffi::AnyBuffer>(i);
+    if (!buffer.has_value() || !Fits(**buffer, description.results[i])) return Misfit("result", i);
+    buffers.push_back((*buffer)->untyped_data());
+  }
+  int64_t threads = kernel->parallel() ? pool.num_threads() : 1;
+  auto schedule = [&pool](std::function<void()> work) { pool.Schedule(std::move(work)); };
+  try {
+    if (Run(*kernel, buffers.data(), threads, schedule)) return ffi::Error::Success();
+  } catch (const std::bad_alloc&) {
+  }
+  return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jax_nano: no memory for the scratch of a kernel");
+}
+
+}  // namespace
+
+XLA_FFI_Handler* InstantiateHandler() {
+  XLA_FFI_DEFINE_HANDLER(handler, Instantiate, ffi::Ffi::BindInstantiate().Attrs());
+  return handler;
+}
+
+XLA_FFI_Handler* ExecuteHandler() {
+  XLA_FFI_DEFINE_HANDLER(handler, Execute,
+                         ffi::Ffi::Bind().Attrs().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets());
+  return handler;
+}
+
+}  // namespace jax_nano

@@ -1,0 +1,121 @@
+#include "loader.h"
+
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <shared_mutex>
+#include <unordered_map>
+
+#include "llvm/ADT/StringMap.h"
+#include "llvm/ExecutionEngine/JITEventListener.h"
+#include "llvm/ExecutionEngine/Orc/ExecutionUtils.h"
+#include "llvm/ExecutionEngine/Orc/LLJIT.h"
+#include "llvm/ExecutionEngine/Orc/RTDyldObjectLinkingLayer.h"
+#include "llvm/ExecutionEngine/SectionMemoryManager.h"
+#include "llvm/Support/TargetSelect.h"
+#include "llvm/TargetParser/Host.h"
+
+namespace jax_nano {
+namespace {
+
+struct Table {
+  std::shared_mutex mutex;
+  std::unordered_map<uint64_t, std::unique_ptr<Kernel>> kernels;
+};
+
+// Never destroyed: XLA may still run kernels while the process ends.
+Table& Kernels() {
+  static auto* table = new Table;
+  return *table;
+}
+
+// gdb always learns of loaded kernels; perf does where JAX_NANO_PERF is set, as it writes a file (see docs/performance.md).
+void AddListeners(llvm::orc::RTDyldObjectLinkingLayer& layer) {
+  layer.registerJITEventListener(*llvm::JITEventListener::createGDBRegistrationListener());
+  if (std::getenv("JAX_NANO_PERF"))
+    if (auto* perf = llvm::JITEventListener::createPerfJITEventListener()) layer.registerJITEventListener(*perf);
+}
+
+// Code and constants in one reservation, so that code reaches them with 32-bit offsets.
+std::unique_ptr<llvm::RuntimeDyld::MemoryManager> NewSections() {
+  return std::make_unique<llvm::SectionMemoryManager>(/*MM=*/nullptr, /*ReserveAlloc=*/true);
+}
+
+llvm::Expected<llvm::orc::LLJIT*> Linker() {
+  static llvm::orc::LLJIT* linker = nullptr;
+  if (linker) return linker;
+  llvm::InitializeNativeTarget();
+  llvm::InitializeNativeTargetAsmPrinter();
+  auto jit = llvm::orc::LLJITBuilder()
+                 .setObjectLinkingLayerCreator([](llvm::orc::ExecutionSession& session) {
+                   auto layer = std::make_unique<llvm::orc::RTDyldObjectLinkingLayer>(
+                       session, [](const llvm::MemoryBuffer&) { return NewSections(); });
+                   AddListeners(*layer);
+                   return layer;
+                 })
+                 .create();
+  if (!jit) return jit.takeError();
+  linker = jit->release();
+  return linker;
+}
+
+llvm::Error Link(Kernel& kernel, uint64_t key) {
+  auto linker = Linker();
+  if (!linker) return linker.takeError();
+  auto library = (*linker)->createJITDylib("kernel" + std::to_string(key));
+  if (!library) return library.takeError();
+  // memcpy and memset, which LLVM may have made of a packing loop.
+  auto process = llvm::orc::DynamicLibrarySearchGenerator::GetForCurrentProcess(
+      (*linker)->getDataLayout().getGlobalPrefix());
+  if (!process) return process.takeError();
+  library->addGenerator(std::move(*process));
+  auto buffer = llvm::MemoryBuffer::getMemBuffer(kernel.object, "jax_nano", /*RequiresNullTerminator=*/false);
+  if (auto error = (*linker)->addObjectFile(*library, std::move(buffer))) return error;
+  for (const Phase& phase : kernel.description.phases) {
+    auto address = (*linker)->lookup(*library, phase.symbol);
+    if (!address) return address.takeError();
+    kernel.entries.push_back(address->toPtr<Entry>());
+  }
+  return llvm::Error::success();
+}
+
+}  // namespace
+
+std::string MissingFeatures(std::string_view features) {
+  static const llvm::StringMap<bool> host = llvm::sys::getHostCPUFeatures();
+  std::string missing;
+  llvm::SmallVector<llvm::StringRef> names;
+  llvm::StringRef(features).split(names, ',', /*MaxSplit=*/-1, /*KeepEmpty=*/false);
+  for (llvm::StringRef name : names) {
+    if (host.lookup(name)) continue;
+    if (!missing.empty()) missing += ",";
+    missing += name;
+  }
+  return missing;
+}
+
+llvm::Error Load(uint64_t key, std::string_view object, Description description) {
+  if (auto missing = MissingFeatures(description.features); !missing.empty())
+    return llvm::createStringError(
+        "this kernel was compiled for a processor with %s, which this one lacks; compile the program on this machine",
+        missing.c_str());
+  Table& table = Kernels();
+  std::unique_lock lock(table.mutex);
+  if (auto found = table.kernels.find(key); found != table.kernels.end()) {
+    if (found->second->object == object) return llvm::Error::success();
+    return llvm::createStringError("two kernels share the content key %llx", static_cast<unsigned long long>(key));
+  }
+  auto kernel = std::make_unique<Kernel>(Kernel{std::move(description), {}, std::string(object)});
+  if (auto error = Link(*kernel, key)) return error;
+  table.kernels.emplace(key, std::move(kernel));
+  return llvm::Error::success();
+}
+
+const Kernel* Find(uint64_t key) {
+  Table& table = Kernels();
+  std::shared_lock lock(table.mutex);
+  auto found = table.kernels.find(key);
+  return found == table.kernels.end() ? nullptr : found->second.get();
+}
+
+}  // namespace jax_nano

@@ -1,0 +1,59 @@
+// Object bytes -> executable memory, once per content, for the life of the process.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "llvm/Support/Error.h"
+
+namespace jax_nano {
+
+// One phase of a kernel. `buffers` holds the operands' addresses, then the results'.
+using Entry = void (*)(int64_t round, int64_t task, void* shared, void* local, void* const* buffers);
+
+struct Phase {
+  std::string symbol;
+  int64_t tasks;  // may run at once
+};
+
+struct Buffer {
+  int64_t type;  // XLA_FFI_DataType
+  int64_t elements;
+};
+
+// What travels with an object: how its entry points want to be called.
+struct Description {
+  std::vector<Phase> phases;     // follow one another, in every round
+  int64_t rounds;                // follow one another
+  int64_t shared_bytes;          // scratch that all tasks of an execution see
+  int64_t local_bytes;           // scratch of each thread
+  std::vector<Buffer> operands;
+  std::vector<Buffer> results;
+  std::string features;          // LLVM's names of the instruction sets the object uses, separated by commas
+};
+
+struct Kernel {
+  Description description;
+  std::vector<Entry> entries;  // one a phase
+  std::string object;
+
+  // Whether a second thread would find something to do.
+  bool parallel() const {
+    return std::any_of(description.phases.begin(), description.phases.end(), [](const Phase& p) { return p.tasks > 1; });
+  }
+};
+
+// Makes `object` executable under `key`, a hash of its content and description. Does nothing where it is there already.
+// Fails, without loading anything, on a processor that lacks one of the features.
+llvm::Error Load(uint64_t key, std::string_view object, Description description);
+
+// The kernel loaded under `key`, or nullptr. The pointer stays valid until the process ends.
+const Kernel* Find(uint64_t key);
+
+// The features among `features` (separated by commas) that this processor lacks, separated by commas.
+std::string MissingFeatures(std::string_view features);
+
+}  // namespace jax_nano

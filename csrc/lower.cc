@@ -1,0 +1,115 @@
+#include "lower.h"
+
+#include <string>
+
+#include "llvm/IR/IRBuilder.h"
+#include "llvm/Support/raw_ostream.h"
+#include "mlir/Conversion/Passes.h"
+#include "mlir/Dialect/AMX/AMXDialect.h"
+#include "mlir/Dialect/Affine/IR/AffineOps.h"
+#include "mlir/Dialect/Arith/IR/Arith.h"
+#include "mlir/Dialect/ControlFlow/IR/ControlFlow.h"
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
+#include "mlir/Dialect/Math/IR/Math.h"
+#include "mlir/Dialect/MemRef/IR/MemRef.h"
+#include "mlir/Dialect/MemRef/Transforms/Passes.h"
+#include "mlir/Dialect/SCF/IR/SCF.h"
+#include "mlir/Dialect/UB/IR/UBOps.h"
+#include "mlir/Dialect/Vector/IR/VectorOps.h"
+#include "mlir/Dialect/X86Vector/X86VectorDialect.h"
+#include "mlir/IR/BuiltinOps.h"
+#include "mlir/IR/Diagnostics.h"
+#include "mlir/IR/MLIRContext.h"
+#include "mlir/InitAllExtensions.h"
+#include "mlir/Parser/Parser.h"
+#include "mlir/Pass/PassManager.h"
+#include "mlir/Pass/PassRegistry.h"
+#include "mlir/Target/LLVMIR/Dialect/All.h"
+#include "mlir/Target/LLVMIR/Export.h"
+#include "mlir/Transforms/Passes.h"
+
+namespace jax_nano {
+namespace {
+
+// Runs on the module itself: wrapped in builtin.module(...) it would silently run nothing.
+constexpr const char* kPipeline =
+    "canonicalize,cse,loop-invariant-code-motion,convert-scf-to-cf,expand-strided-metadata,lower-affine,"
+    "convert-vector-to-llvm{enable-x86vector=true enable-amx=true},convert-math-to-llvm,finalize-memref-to-llvm,"
+    "convert-func-to-llvm{use-bare-ptr-memref-call-conv=true},convert-arith-to-llvm,convert-index-to-llvm,"
+    "convert-cf-to-llvm,convert-ub-to-llvm,reconcile-unrealized-casts";
+
+const mlir::DialectRegistry& Registry() {
+  static const mlir::DialectRegistry* registry = [] {
+    mlir::registerConversionPasses();
+    mlir::registerTransformsPasses();
+    mlir::memref::registerMemRefPasses();
+    auto* dialects = new mlir::DialectRegistry;
+    dialects->insert<mlir::affine::AffineDialect, mlir::amx::AMXDialect, mlir::arith::ArithDialect,
+                     mlir::cf::ControlFlowDialect, mlir::func::FuncDialect, mlir::LLVM::LLVMDialect,
+                     mlir::math::MathDialect, mlir::memref::MemRefDialect, mlir::scf::SCFDialect, mlir::ub::UBDialect,
+                     mlir::vector::VectorDialect, mlir::x86vector::X86VectorDialect>();
+    mlir::registerAllExtensions(*dialects);
+    mlir::registerAllToLLVMIRTranslations(*dialects);
+    return dialects;
+  }();
+  return *registry;
+}
+
+// name(round, task, shared, local, b0, b1, ...) becomes name(round, task, shared, local, buffers).
+void ExportEntry(llvm::Function& body) {
+  llvm::LLVMContext& context = body.getContext();
+  llvm::Type* word = llvm::Type::getInt64Ty(context);
+  llvm::Type* pointer = llvm::PointerType::getUnqual(context);
+  std::string name = body.getName().str();
+  body.setName(name + ".body");
+  body.setLinkage(llvm::GlobalValue::InternalLinkage);
+  body.addFnAttr(llvm::Attribute::AlwaysInline);
+
+  auto* type =
+      llvm::FunctionType::get(llvm::Type::getVoidTy(context), {word, word, pointer, pointer, pointer}, /*isVarArg=*/false);
+  auto* entry = llvm::Function::Create(type, llvm::GlobalValue::ExternalLinkage, name, body.getParent());
+  entry->copyAttributesFrom(&body);
+  entry->removeFnAttr(llvm::Attribute::AlwaysInline);
+  llvm::IRBuilder<> builder(llvm::BasicBlock::Create(context, "entry", entry));
+  llvm::SmallVector<llvm::Value*> arguments;
+  for (unsigned i = 0; i < body.arg_size(); ++i) {
+    if (i < 4) {
+      arguments.push_back(entry->getArg(i));
+    } else {
+      arguments.push_back(builder.CreateLoad(pointer, builder.CreateConstGEP1_64(pointer, entry->getArg(4), i - 4)));
+    }
+  }
+  builder.CreateCall(&body, arguments);
+  builder.CreateRetVoid();
+}
+
+}  // namespace
+
+llvm::Expected<std::unique_ptr<llvm::Module>> Lower(std::string_view text, llvm::LLVMContext& context) {
+  mlir::MLIRContext mlir_context(Registry(), mlir::MLIRContext::Threading::DISABLED);
+  std::string diagnostics;
+  mlir::ScopedDiagnosticHandler handler(&mlir_context, [&](mlir::Diagnostic& diagnostic) {
+    llvm::raw_string_ostream(diagnostics) << diagnostic.getLocation() << ": " << diagnostic << "\n";
+    return mlir::success();
+  });
+  auto failure = [&](const char* step) {
+    return llvm::createStringError("%s failed:\n%s", step, diagnostics.c_str());
+  };
+
+  auto module = mlir::parseSourceString<mlir::ModuleOp>(text, &mlir_context);
+  if (!module) return failure("parsing the MLIR module");
+  mlir::PassManager passes(&mlir_context);
+  if (failed(mlir::parsePassPipeline(kPipeline, passes))) return failure("building the pass pipeline");
+  if (failed(passes.run(*module))) return failure("lowering to the LLVM dialect");
+  auto llvm_module = mlir::translateModuleToLLVMIR(*module, context, "jax_nano");
+  if (!llvm_module) return failure("translating to LLVM IR");
+
+  llvm::SmallVector<llvm::Function*> entries;
+  for (llvm::Function& function : *llvm_module)
+    if (!function.isDeclaration() && function.hasExternalLinkage()) entries.push_back(&function);
+  for (llvm::Function* function : entries) ExportEntry(*function);
+  return llvm_module;
+}
+
+}  // namespace jax_nano

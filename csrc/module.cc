@@ -1,0 +1,102 @@
+// The Python bindings, nothing else.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+
+#include <stdexcept>
+
+#include "codegen.h"
+#include "handler.h"
+#include "loader.h"
+#include "lower.h"
+#include "run.h"
+#include "scratch.h"
+
+#include "llvm/Config/llvm-config.h"
+#include "llvm/Support/raw_ostream.h"
+#include "llvm/TargetParser/Host.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace jax_nano {
+namespace {
+
+void Check(llvm::Error error) {
+  if (error) throw std::runtime_error(llvm::toString(std::move(error)));
+}
+
+template <typename T>
+T Check(llvm::Expected<T> value) {
+  if (!value) throw std::runtime_error(llvm::toString(value.takeError()));
+  return std::move(*value);
+}
+
+std::unique_ptr<llvm::Module> Optimized(std::string_view text, const Processor& processor, llvm::LLVMContext& context) {
+  auto module = Check(Lower(text, context));
+  Check(Optimize(*module, processor));
+  return module;
+}
+
+std::string Compile(std::string_view text, const Processor& processor, Output output) {
+  llvm::LLVMContext context;
+  auto module = Optimized(text, processor, context);
+  return Check(Emit(*module, processor, output));
+}
+
+std::string LlvmIr(std::string_view text, const Processor& processor) {
+  llvm::LLVMContext context;
+  std::string printed;
+  llvm::raw_string_ostream(printed) << *Optimized(text, processor, context);
+  return printed;
+}
+
+nb::capsule Capsule(XLA_FFI_Handler* handler) { return nb::capsule(reinterpret_cast<void*>(handler)); }
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "MLIR text to object code, and the custom call that runs it.";
+  m.attr("llvm_version") = LLVM_VERSION_STRING;
+  m.def(
+      "compile",
+      [](std::string_view text, std::string cpu, std::string features, std::string tune) {
+        std::string object;
+        {
+          nb::gil_scoped_release release;
+          object = Compile(text, {cpu, features, tune}, Output::kObject);
+        }
+        return nb::bytes(object.data(), object.size());
+      },
+      "mlir"_a, "cpu"_a, "features"_a, "tune"_a, "Object code of an MLIR module. Raises RuntimeError with LLVM's words.");
+  m.def(
+      "assembly",
+      [](std::string_view text, std::string cpu, std::string features, std::string tune) {
+        nb::gil_scoped_release release;
+        return Compile(text, {cpu, features, tune}, Output::kAssembly);
+      },
+      "mlir"_a, "cpu"_a, "features"_a, "tune"_a, "Assembly of an MLIR module.");
+  m.def(
+      "llvm_ir",
+      [](std::string_view text, std::string cpu, std::string features, std::string tune) {
+        nb::gil_scoped_release release;
+        return LlvmIr(text, {cpu, features, tune});
+      },
+      "mlir"_a, "cpu"_a, "features"_a, "tune"_a, "Optimized LLVM IR of an MLIR module.");
+  m.def("missing_features", &MissingFeatures, "features"_a,
+        "The LLVM features among `features` (separated by commas) that this processor lacks, separated by commas.");
+  m.def("host_cpu", [] { return llvm::sys::getHostCPUName().str(); }, "LLVM's name of this processor.");
+  m.def("instantiate_handler", [] { return Capsule(InstantiateHandler()); }, "PyCapsule of the instantiate stage.");
+  m.def("execute_handler", [] { return Capsule(ExecuteHandler()); }, "PyCapsule of the execute stage.");
+  m.def("executed_kernels", &ExecutedKernels, "How many times a kernel has run in this process.");
+  m.def(
+      "scratch",
+      [] {
+        ScratchUse use = GetScratchUse();
+        return std::pair(use.held, use.limit);
+      },
+      "(bytes of scratch held now, bytes that are kept between calls at most).");
+}
+
+}  // namespace jax_nano

@@ -1,0 +1,102 @@
+#include "run.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <thread>
+
+#include "scratch.h"
+
+namespace jax_nano {
+namespace {
+
+std::atomic<int64_t> executed{0};
+
+void RunAlone(const Kernel& kernel, void* const* buffers, void* shared, void* local) {
+  const Description& description = kernel.description;
+  for (int64_t round = 0; round < description.rounds; ++round)
+    for (size_t phase = 0; phase < kernel.entries.size(); ++phase)
+      for (int64_t task = 0; task < description.phases[phase].tasks; ++task)
+        kernel.entries[phase](round, task, shared, local, buffers);
+}
+
+// One execution on several threads. Tasks of all rounds and phases are numbered in order; threads take the next number.
+// A task starts when all tasks of earlier phases are done: they have been begun, as numbers are taken in order, so a
+// thread never waits for work that is still queued.
+class Execution {
+ public:
+  Execution(const Kernel& kernel, void* const* buffers, void* shared)
+      : kernel_(kernel), buffers_(buffers), shared_(shared) {
+    for (const Phase& phase : kernel.description.phases) per_round_ += phase.tasks;
+    total_ = per_round_ * kernel.description.rounds;
+  }
+
+  // Takes tasks until none is left. A helper that comes late finds none, and touches nothing of the caller's.
+  void Work(void* local) {
+    for (int64_t number; (number = next_.fetch_add(1, std::memory_order_relaxed)) < total_;) {
+      int64_t round = number / per_round_, first = round * per_round_, task = number - first;
+      size_t phase = 0;
+      for (; task >= kernel_.description.phases[phase].tasks; ++phase) task -= kernel_.description.phases[phase].tasks;
+      Await(number - task);
+      kernel_.entries[phase](round, task, shared_, local, buffers_);
+      done_.fetch_add(1, std::memory_order_release);
+    }
+  }
+
+  // Takes part with scratch of its own; without memory for it, leaves the tasks to the others.
+  void Help() {
+    if (next_.load(std::memory_order_relaxed) >= total_) return;
+    Scratch local(static_cast<size_t>(kernel_.description.local_bytes));
+    if (local.ok()) Work(local.data());
+  }
+
+  void AwaitAll() const { Await(total_); }
+
+ private:
+  void Await(int64_t tasks) const {
+    for (int spins = 0; done_.load(std::memory_order_acquire) < tasks; ++spins) {
+      if (spins < 2000) {
+        _mm_pause();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+  }
+
+  const Kernel& kernel_;
+  void* const* buffers_;
+  void* shared_;
+  int64_t per_round_ = 0;
+  int64_t total_ = 0;
+  alignas(64) std::atomic<int64_t> next_{0};
+  alignas(64) std::atomic<int64_t> done_{0};
+};
+
+}  // namespace
+
+bool Run(const Kernel& kernel, void* const* buffers, int64_t threads, const Schedule& schedule) {
+  const Description& description = kernel.description;
+  Scratch shared(static_cast<size_t>(description.shared_bytes));
+  Scratch local(static_cast<size_t>(description.local_bytes));
+  if (!shared.ok() || !local.ok()) return false;
+  executed.fetch_add(1, std::memory_order_relaxed);
+
+  int64_t most = 0;
+  for (const Phase& phase : description.phases) most = std::max(most, phase.tasks);
+  int64_t helpers = std::min(threads, most) - 1;
+  if (helpers <= 0) {
+    RunAlone(kernel, buffers, shared.data(), local.data());
+    return true;
+  }
+  auto execution = std::make_shared<Execution>(kernel, buffers, shared.data());
+  for (int64_t i = 0; i < helpers; ++i) schedule([execution] { execution->Help(); });
+  execution->Work(local.data());
+  execution->AwaitAll();
+  return true;
+}
+
+int64_t ExecutedKernels() { return executed.load(std::memory_order_relaxed); }
+
+}  // namespace jax_nano

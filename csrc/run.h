@@ -1,0 +1,21 @@
+// Runs a loaded kernel's tasks on the caller's thread and on others.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "loader.h"
+
+namespace jax_nano {
+
+// Hands a callable to another thread, some time.
+using Schedule = std::function<void(std::function<void()>)>;
+
+// Runs `kernel` on at most `threads` threads, the caller's among them, and returns when all tasks are done.
+// Returns false, with nothing run, where there is no memory for the kernel's scratch.
+bool Run(const Kernel& kernel, void* const* buffers, int64_t threads, const Schedule& schedule);
+
+// How many times Run has run a kernel in this process.
+int64_t ExecutedKernels();
+
+}  // namespace jax_nano
