@@ -1,0 +1,42 @@
+# Each target sets up what it needs, once: system packages, a virtual environment in .venv, the build.
+.PHONY: demo test bench lint format clean
+.DELETE_ON_ERROR:
+
+PYTHON := .venv/bin/python
+INSTALLED := .venv/.installed
+SOURCES := $(wildcard csrc/*.cc csrc/*.h)
+# `make test PYTEST_ARGS="-k matmul"`
+PYTEST_ARGS ?= -n 2
+
+demo: $(INSTALLED)
+	$(PYTHON) examples/digits.py
+
+test: $(INSTALLED)
+	$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+bench: $(INSTALLED)
+	$(PYTHON) -m benchmarks
+
+lint: $(INSTALLED)
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/clang-format --dry-run --Werror $(SOURCES)
+	.venv/bin/pyright
+
+format: $(INSTALLED)
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+	.venv/bin/clang-format -i $(SOURCES)
+
+clean:
+	rm -rf .venv build
+
+.venv/.bootstrapped: tools/bootstrap
+	tools/bootstrap
+	touch $@
+
+# Without build isolation, so that a second build finds nanobind where the first one did and compiles only what changed.
+$(INSTALLED): .venv/.bootstrapped pyproject.toml CMakeLists.txt $(SOURCES)
+	$(PYTHON) tools/build_requirements.py | $(PYTHON) -m pip install -q -r /dev/stdin
+	$(PYTHON) -m pip install -q --no-build-isolation -e '.[dev]'
+	touch $@
