@@ -1,0 +1,224 @@
+"""The MLIR vocabulary kernels are written in: indices that fold, loops that carry, views, loads and stores."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import arith, memref, scf, vector
+
+Index = int | ir.Value
+Values = list[ir.Value]
+
+TYPES: dict[str, Callable[[], ir.Type]] = {
+    "f64": ir.F64Type.get,
+    "f32": ir.F32Type.get,
+    "bf16": ir.BF16Type.get,
+    "f16": ir.F16Type.get,
+    "s32": lambda: ir.IntegerType.get_signless(32),
+    "s8": lambda: ir.IntegerType.get_signless(8),
+    "u8": lambda: ir.IntegerType.get_signless(8),
+}
+
+
+def element_type(dtype: str) -> ir.Type:
+    """The MLIR type of a short name; signs live in operations, not in types."""
+    return TYPES[dtype]()
+
+
+def index(i: Index) -> ir.Value:
+    """An index as a value."""
+    return arith.constant(ir.IndexType.get(), i) if isinstance(i, int) else i
+
+
+def add(*terms: Index) -> Index:
+    """The sum; constants are added up here."""
+    constant = sum(t for t in terms if isinstance(t, int))
+    total: Index = 0
+    for term in terms:
+        if not isinstance(term, int):
+            total = term if isinstance(total, int) else arith.addi(total, term)
+    if isinstance(total, int):
+        return constant
+    return arith.addi(total, index(constant)) if constant else total
+
+
+def mul(a: Index, b: int) -> Index:
+    """a times a constant."""
+    if isinstance(a, int) or b == 0:
+        return 0 if b == 0 else int(a) * b
+    return a if b == 1 else arith.muli(a, index(b))
+
+
+def subtract(a: Index, b: Index) -> Index:
+    """a - b."""
+    if isinstance(b, int):
+        return add(a, -b)
+    return arith.subi(index(a), b)
+
+
+def divmod_(a: Index, b: int) -> tuple[Index, Index]:
+    """(a // b, a % b) of a non-negative index and a constant."""
+    if isinstance(a, int):
+        return divmod(a, b)
+    if b == 1:
+        return a, 0
+    return arith.divui(a, index(b)), arith.remui(a, index(b))
+
+
+def minimum(a: Index, b: Index) -> Index:
+    """The smaller one."""
+    if isinstance(a, int) and isinstance(b, int):
+        return min(a, b)
+    return arith.minsi(index(a), index(b))
+
+
+def equal(a: Index, b: Index) -> bool | ir.Value:
+    """Whether a = b, decided here where both are constants."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    return arith.cmpi(arith.CmpIPredicate.eq, index(a), index(b))
+
+
+@dataclass
+class Loop:
+    """What the body of a loop sees: the induction variable `i` and `carry`; it sets `next`. Then `results` are there."""
+
+    i: Index
+    carry: Values
+    results: Values = field(default_factory=list)
+    next: Values = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def for_range(start: Index, stop: Index, step: int = 1, carry: Sequence[ir.Value] = ()) -> Iterator[Loop]:
+    """Emits scf.for over [start, stop); closing the block writes the yield. One iteration is written without a loop."""
+    if isinstance(start, int) and isinstance(stop, int) and start < stop <= start + step:
+        loop = Loop(start, list(carry))
+        yield loop
+        loop.results = loop.next
+        return
+    op = scf.ForOp(index(start), index(stop), index(step), list(carry))
+    loop = Loop(op.induction_variable, list(op.inner_iter_args), list(op.results))
+    with ir.InsertionPoint(op.body):
+        yield loop
+        scf.yield_(loop.next)
+
+
+@contextlib.contextmanager
+def when(condition: bool | ir.Value) -> Iterator[None]:
+    """Emits scf.if. A condition known here must be True."""
+    if condition is True:
+        yield
+        return
+    op = scf.IfOp(condition)
+    with ir.InsertionPoint(op.then_block):
+        yield
+        scf.yield_([])
+
+
+def either(
+    condition: bool | ir.Value, types: Sequence[ir.Type], then: Callable[[], Values], otherwise: Callable[[], Values]
+) -> Values:
+    """The values of one of two branches; only the one taken is written where the condition is known here."""
+    if isinstance(condition, bool):
+        return then() if condition else otherwise()
+    op = scf.IfOp(condition, list(types), has_else=True)
+    for block, branch in ((op.then_block, then), (op.else_block, otherwise)):
+        with ir.InsertionPoint(block):
+            scf.yield_(branch())
+    return list(op.results)
+
+
+@dataclass(frozen=True)
+class View:
+    """A matrix in memory: element (i, j) stands at base[at + i * strides[0] + j * strides[1]]."""
+
+    base: ir.Value
+    at: Index
+    strides: tuple[int, int]
+
+    def offset(self, i: Index = 0, j: Index = 0) -> Index:
+        """Where element (i, j) stands in `base`."""
+        return add(self.at, mul(i, self.strides[0]), mul(j, self.strides[1]))
+
+    def block(self, i: Index = 0, j: Index = 0) -> View:
+        """The matrix that begins at element (i, j)."""
+        return replace(self, at=self.offset(i, j))
+
+    def moved(self, by: Index) -> View:
+        """The matrix that begins `by` elements further in memory."""
+        return replace(self, at=add(self.at, by))
+
+    @property
+    def transposed(self) -> View:
+        """Element (j, i) in place of (i, j)."""
+        return replace(self, strides=self.strides[::-1])
+
+    @property
+    def dtype(self) -> ir.Type:
+        """The element type."""
+        return ir.MemRefType(self.base.type).element_type
+
+
+def scratch(buffer: ir.Value, byte_offset: int, count: int, dtype: str) -> ir.Value:
+    """A piece of a byte buffer as `count` elements of a type."""
+    return memref.view(ir.MemRefType.get([count], element_type(dtype)), buffer, index(byte_offset), [])
+
+
+def zeros(lanes: int, dtype: ir.Type) -> ir.Value:
+    """A vector of zeros."""
+    kind = ir.VectorType.get([lanes], dtype)
+    zero = ir.FloatAttr.get(dtype, 0.0) if not isinstance(dtype, ir.IntegerType) else ir.IntegerAttr.get(dtype, 0)
+    return arith.constant(kind, ir.DenseElementsAttr.get_splat(kind, zero))
+
+
+def first_lanes(count: int, lanes: int) -> ir.Value:
+    """A mask of the first `count` lanes."""
+    return vector.constant_mask(ir.VectorType.get([lanes], ir.IntegerType.get_signless(1)), [count])
+
+
+def load(base: ir.Value, at: Index, lanes: int, count: int | None = None) -> ir.Value:
+    """`lanes` elements from `at` on; beyond the first `count` nothing is read, and zeros stand."""
+    dtype = ir.MemRefType(base.type).element_type
+    kind = ir.VectorType.get([lanes], dtype)
+    if count is None or count >= lanes:
+        return vector.load(kind, base, [index(at)])
+    return vector.maskedload(kind, base, [index(at)], first_lanes(count, lanes), zeros(lanes, dtype))
+
+
+def store(value: ir.Value, base: ir.Value, at: Index, count: int | None = None) -> None:
+    """The first `count` lanes (all by default) to `at` and on."""
+    lanes = ir.VectorType(value.type).shape[0]
+    if count is None or count >= lanes:
+        vector.store(value, base, [index(at)])
+    else:
+        vector.maskedstore(base, [index(at)], first_lanes(count, lanes), value)
+
+
+def load_scalar(base: ir.Value, at: Index) -> ir.Value:
+    """One element."""
+    return memref.load(base, [index(at)])
+
+
+def broadcast(scalar: ir.Value, lanes: int) -> ir.Value:
+    """A scalar in every lane."""
+    return vector.broadcast(ir.VectorType.get([lanes], scalar.type), scalar)
+
+
+def transpose(rows: Values) -> Values:
+    """Transposes n vectors of n lanes, n a power of two, in log2(n) rounds of two-operand shuffles."""
+    n, distance = len(rows), 1
+    while distance < n:
+        low = [i if not i & distance else i - distance + n for i in range(n)]
+        high = [i + distance if not i & distance else i + n for i in range(n)]
+        result = list(rows)
+        for i in range(n):
+            if not i & distance:
+                a, b = rows[i], rows[i + distance]
+                result[i] = vector.shuffle(a, b, low)
+                result[i + distance] = vector.shuffle(a, b, high)
+        rows, distance = result, distance * 2
+    return rows

@@ -1,0 +1,130 @@
+"""Product -> object code, once per process; and what the custom call needs to know of it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+
+from jax_nano import _native, emit, schedule
+from jax_nano.isa import Isa, Machine
+from jax_nano.problem import Dot, extent
+from jax_nano.schedule import Plan
+from jax_nano.targets import host
+
+# XLA_FFI_DataType, from xla/ffi/api/c_api.h.
+FFI_TYPES = {"s8": 2, "s32": 4, "u8": 6, "f16": 10, "f32": 11, "f64": 12, "bf16": 16}
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What LLVM compiles for, in its names."""
+
+    cpu: str
+    features: str
+    tune: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One compiled product."""
+
+    dot: Dot
+    plan: Plan
+    processor: Processor
+    mlir: str
+    object: bytes
+
+    @property
+    def name(self) -> str:
+        """The symbol of its computing phase."""
+        return emit.name(self.plan)
+
+    @functools.cached_property
+    def llvm_ir(self) -> str:
+        """LLVM IR, optimized."""
+        return _native.llvm_ir(self.mlir, self.processor.cpu, self.processor.features, self.processor.tune)
+
+    @functools.cached_property
+    def assembly(self) -> str:
+        """Assembly in AT&T syntax."""
+        return _native.assembly(self.mlir, self.processor.cpu, self.processor.features, self.processor.tune)
+
+    def attributes(self) -> dict[str, object]:
+        """The attributes of the custom call, as handler.cc reads them."""
+        return dict(self._attributes)
+
+    @functools.cached_property
+    def _attributes(self) -> dict[str, object]:
+        plan, dot = self.plan, self.dot
+        b, m, n, k = (extent(group) for group in (dot.b, dot.m, dot.n, dot.k))
+        attributes = {
+            "object": self.object,
+            "features": features(plan, host.machine().isa(plan.isa)),
+            "symbols": ",".join(emit.symbols(plan)),
+            "tasks": np.array(list(plan.tasks.values()), np.int64),
+            "rounds": np.int64(plan.rounds),
+            "shared_bytes": np.int64(plan.shared_bytes),
+            "local_bytes": np.int64(plan.local_bytes),
+            "operand_types": np.array([FFI_TYPES[dot.lhs], FFI_TYPES[dot.rhs]], np.int64),
+            "operand_elements": np.array([b * m * k, b * k * n], np.int64),
+            "result_types": np.array([FFI_TYPES[dot.out]], np.int64),
+            "result_elements": np.array([b * m * n], np.int64),
+        }
+        digest = hashlib.sha256(repr(sorted(attributes.items())).encode()).digest()
+        attributes["key"] = np.frombuffer(digest[:8], np.int64)[0]
+        return attributes
+
+
+def features(plan: Plan, isa: Isa) -> str:
+    """LLVM's names of what a plan's code needs of a processor, separated by commas."""
+    return ",".join((*isa.features, *plan.instruction.features))
+
+
+def processor_for(plan: Plan, machine: Machine) -> Processor:
+    """What to compile a plan for."""
+    isa = machine.isa(plan.isa)
+    extra = ",".join(f"+{feature}" for feature in (*isa.features, *plan.instruction.features))
+    return Processor(isa.cpu, extra, machine.name)
+
+
+def target(machine: Machine, name: str | None = None) -> Isa:
+    """The instruction set to use: the one named, else the one JAX_NANO_TARGET names, else the machine's best.
+
+    Raises:
+      ValueError: the machine has none of that name.
+    """
+    wanted = name or os.environ.get("JAX_NANO_TARGET")
+    return machine.isa(wanted) if wanted else machine.isas[0]
+
+
+def kernel_for(dot: Dot, target_name: str | None = None) -> Kernel:
+    """The kernel of a product on this machine, compiled once per process.
+
+    Raises:
+      UnsupportedDot: jax_nano has no kernel for it.
+      ValueError: the target asked for is not one this machine has.
+    """
+    machine = host.machine()
+    plan = schedule.choose(dot, machine, target(machine, target_name))
+    return compiled(dot, plan, processor_for(plan, machine))
+
+
+_locks: dict[object, threading.Lock] = {}
+
+
+def compiled(dot: Dot, plan: Plan, processor: Processor) -> Kernel:
+    """The plan's kernel. Threads that want the same one wait for the first; others compile beside it."""
+    key = (dot, plan, processor)
+    with _locks.setdefault(key, threading.Lock()):
+        return _compiled(dot, plan, processor)
+
+
+@functools.cache
+def _compiled(dot: Dot, plan: Plan, processor: Processor) -> Kernel:
+    text = emit.module(plan)
+    return Kernel(dot, plan, processor, text, _native.compile(text, processor.cpu, processor.features, processor.tune))

@@ -1,0 +1,73 @@
+"""Plan -> MLIR module."""
+
+from __future__ import annotations
+
+import math
+
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import func
+from jax.interpreters.mlir import make_ir_context
+
+from jax_nano.build import element_type
+from jax_nano.kernels.macro import Frame, Macrokernel
+from jax_nano.problem import Axis, extent
+from jax_nano.schedule import Plan
+
+
+def name(plan: Plan) -> str:
+    """The kernel's symbol, which says what it is."""
+    dot = plan.dot
+    types = dot.lhs if dot.lhs == dot.rhs == dot.out else f"{dot.lhs}{dot.rhs}_{dot.out}"
+    b, m, n, k = dot.sizes
+    batch = f"b{b}" if b > 1 else ""
+    return f"nano_{types}_{batch}m{m}n{n}k{k}_{plan.isa}_{plan.mr}x{plan.nr}"
+
+
+def symbols(plan: Plan) -> list[str]:
+    """The entry points of the phases, in order."""
+    return [name(plan) if phase == "compute" else f"{name(plan)}_{phase}" for phase in plan.tasks]
+
+
+def module(plan: Plan) -> str:
+    """The MLIR module of a plan, in generic form: a public function for every phase."""
+    with make_ir_context(), ir.Location.unknown():
+        top = ir.Module.create()
+        macro = Macrokernel(plan)
+        phases = {"compute": macro.compute_phase, "pack": macro.pack_phase}
+        with ir.InsertionPoint(top.body):
+            for phase, symbol in zip(plan.tasks, symbols(plan), strict=True):
+                function = func.FuncOp(symbol, (argument_types(plan), []))
+                with ir.InsertionPoint(function.add_entry_block()):
+                    round_, task, shared, local, *buffers = function.arguments
+                    lhs, rhs, out = (buffers[i] for i in ((1, 0, 2) if plan.swapped else (0, 1, 2)))
+                    number = 0 if plan.rounds == 1 else round_
+                    frame = Frame(number, 0 if plan.tasks[phase] == 1 else task, shared, local, lhs, rhs, out)
+                    phases[phase](frame)
+                    func.return_([])
+        top.operation.verify()
+        return top.operation.get_asm(print_generic_op_form=True)
+
+
+def argument_types(plan: Plan) -> list[ir.Type]:
+    """(round, task, shared, local, the arrays in the caller's order)."""
+    dot = plan.dot.swapped() if plan.swapped else plan.dot
+    index = ir.IndexType.get()
+    byte = ir.IntegerType.get_signless(8)
+    groups = dot.b, dot.m, dot.n, dot.k
+    axes = [axis for group in groups for axis in group]
+    arrays = [
+        ir.MemRefType.get([span(axes, array)], element_type(dtype))
+        for array, dtype in (("lhs", dot.lhs), ("rhs", dot.rhs), ("out", dot.out))
+    ]
+    scratch = [ir.MemRefType.get([max(1, size)], byte) for size in (plan.shared_bytes, plan.local_bytes)]
+    return [index, index, *scratch, *arrays]
+
+
+def span(axes: list[Axis], array: str) -> int:
+    """How many elements lie between the first and the last that a product touches in one of its arrays."""
+    return 1 + sum((axis.size - 1) * getattr(axis, array) for axis in axes)
+
+
+def operations(plan: Plan) -> int:
+    """Multiplications and additions in the product."""
+    return 2 * math.prod(extent(group) for group in (plan.dot.b, plan.dot.m, plan.dot.n, plan.dot.k))

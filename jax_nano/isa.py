@@ -1,0 +1,101 @@
+"""The shape of facts about processors: types only, each value stands in targets/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jax_nano.problem import bytes_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class DotInstruction:
+    """acc[m, n] += lhs[m, k] @ rhs[k, n], by one instruction on one accumulator register."""
+
+    name: str
+    lhs: str
+    rhs: str
+    acc: str
+    shape: tuple[int, int, int]  # (m, n, k), elements
+    features: tuple[str, ...] = ()  # LLVM subtarget features beyond the instruction set's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Isa:
+    """An instruction set: registers, and the instructions that update a block of accumulators."""
+
+    name: str
+    register_count: int
+    register_bytes: int
+    cpu: str  # LLVM's name of the baseline that has it, and nothing newer
+    features: tuple[str, ...]  # LLVM's names of what the baseline needs of a processor
+    dots: tuple[DotInstruction, ...]
+    source: str  # where to check these numbers
+
+    def __post_init__(self):
+        for dot in self.dots:
+            m, n, _ = dot.shape
+            if (used := bytes_of(dot.acc, m * n)) != self.register_bytes:
+                raise ValueError(
+                    f"{self.name}: {dot.name} accumulates {used} bytes; a register holds {self.register_bytes}"
+                )
+
+    def lanes(self, dtype: str) -> int:
+        """How many elements of a type fill a register."""
+        return self.register_bytes // bytes_of(dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """One level of data cache."""
+
+    level: int
+    bytes: int
+    ways: int
+    line_bytes: int = 64
+    shared: bool = False  # by all cores
+
+    @property
+    def way_bytes(self) -> int:
+        """Addresses this far apart compete for the same lines."""
+        return self.bytes // self.ways
+
+
+@dataclass(frozen=True, kw_only=True)
+class Core:
+    """What one core does in a cycle, for full registers of one instruction set."""
+
+    dots_per_cycle: float  # multiply-accumulate instructions begun
+    dot_latency_cycles: int
+    loads_per_cycle: float
+    stores_per_cycle: float
+    issue_per_cycle: int  # instructions of any kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """A processor: its instruction sets, best first, and what they cost here."""
+
+    name: str  # LLVM's name, which also selects the scheduling model
+    isas: tuple[Isa, ...]
+    cores: dict[str, Core]  # by instruction set
+    caches: tuple[Cache, ...]  # innermost first
+    ghz: float  # sustained under vector load
+    memory_gb_per_s: float  # read bandwidth of one core
+    source: str
+    threads: int = 1
+
+    def __post_init__(self):
+        if missing := {isa.name for isa in self.isas} - set(self.cores):
+            raise ValueError(f"{self.name}: no throughputs for {sorted(missing)}")
+
+    def isa(self, name: str) -> Isa:
+        """The instruction set of that name.
+
+        Raises:
+          ValueError: this machine has none of that name.
+        """
+        for isa in self.isas:
+            if isa.name == name:
+                return isa
+        known = ", ".join(isa.name for isa in self.isas)
+        raise ValueError(f"{self.name} has no {name} (it has {known}); choose one of these")

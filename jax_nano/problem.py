@@ -1,0 +1,149 @@
+"""What to compute: a frozen description of one product, with nothing of how."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+BITS = {"f64": 64, "f32": 32, "bf16": 16, "f16": 16, "s32": 32, "s8": 8, "u8": 8}
+
+
+class UnsupportedDot(Exception):
+    """jax_nano has no kernel for a product; its text says why."""
+
+
+def bytes_of(dtype: str, count: int = 1) -> int:
+    """The size in bytes of `count` elements."""
+    return -(-BITS[dtype] * count // 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One loop of a product: its extent and how far a step moves in each array, in elements (0: not at all)."""
+
+    size: int
+    lhs: int = 0
+    rhs: int = 0
+    out: int = 0
+
+    def strides(self) -> tuple[int, int, int]:
+        """(lhs, rhs, out)."""
+        return self.lhs, self.rhs, self.out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operand:
+    """An array in memory: shape and strides in elements, element type by its short name."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def row_major(cls, shape: Sequence[int], dtype: str) -> Operand:
+        """A dense array whose last dimension is contiguous."""
+        return cls(shape=tuple(shape), strides=row_major_strides(shape), dtype=dtype)
+
+    def transposed(self, permutation: Sequence[int]) -> Operand:
+        """The same memory with dimension i of the result being dimension permutation[i] of this."""
+        return replace(
+            self,
+            shape=tuple(self.shape[p] for p in permutation),
+            strides=tuple(self.strides[p] for p in permutation),
+        )
+
+
+def row_major_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides in elements of a dense array whose last dimension is contiguous."""
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dot:
+    """C[b, m, n] = sum over k of A[b, m, k] * B[b, k, n]; every group has as few axes as its strides allow.
+
+    Axes of a group stand outermost first. A group without axes has extent 1. `acc` is the accumulator's type.
+    """
+
+    b: tuple[Axis, ...]
+    m: tuple[Axis, ...]
+    n: tuple[Axis, ...]
+    k: tuple[Axis, ...]
+    lhs: str
+    rhs: str
+    out: str
+    acc: str
+
+    @classmethod
+    def of(cls, lhs: Operand, rhs: Operand, dimension_numbers, out: str) -> Dot:
+        """Describes lax.dot_general(lhs, rhs, dimension_numbers) with a row-major result of type `out`.
+
+        Raises:
+          UnsupportedDot: no kernel can be made for these types, or there is nothing to compute.
+        """
+        (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
+        lhs_free = [d for d in range(len(lhs.shape)) if d not in (*lhs_contract, *lhs_batch)]
+        rhs_free = [d for d in range(len(rhs.shape)) if d not in (*rhs_contract, *rhs_batch)]
+        shape = [lhs.shape[d] for d in (*lhs_batch, *lhs_free)] + [rhs.shape[d] for d in rhs_free]
+        if 0 in lhs.shape or 0 in rhs.shape:
+            raise UnsupportedDot("a dimension is 0: there is nothing to multiply")
+        strides = iter(row_major_strides(shape))
+        b = [
+            Axis(size=lhs.shape[i], lhs=lhs.strides[i], rhs=rhs.strides[j], out=next(strides))
+            for i, j in zip(lhs_batch, rhs_batch, strict=True)
+        ]
+        m = [Axis(size=lhs.shape[d], lhs=lhs.strides[d], out=next(strides)) for d in lhs_free]
+        n = [Axis(size=rhs.shape[d], rhs=rhs.strides[d], out=next(strides)) for d in rhs_free]
+        k = [
+            Axis(size=lhs.shape[i], lhs=lhs.strides[i], rhs=rhs.strides[j])
+            for i, j in zip(lhs_contract, rhs_contract, strict=True)
+        ]
+        k.sort(key=lambda axis: (axis.lhs, axis.rhs), reverse=True)
+        return cls(
+            b=merged(b), m=merged(m), n=merged(n), k=merged(k),
+            lhs=lhs.dtype, rhs=rhs.dtype, out=out, acc=accumulator(lhs.dtype, rhs.dtype, out),
+        )  # fmt: skip
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """(B, M, N, K)."""
+        return extent(self.b), extent(self.m), extent(self.n), extent(self.k)
+
+    def swapped(self) -> Dot:
+        """The same work with the operands' roles exchanged: C transposed = B transposed times A transposed."""
+
+        def swap(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+            return tuple(replace(axis, lhs=axis.rhs, rhs=axis.lhs) for axis in axes)
+
+        return replace(
+            self, b=swap(self.b), m=swap(self.n), n=swap(self.m), k=swap(self.k), lhs=self.rhs, rhs=self.lhs
+        )
+
+
+def extent(axes: Sequence[Axis]) -> int:
+    """The product of the axes' sizes."""
+    return math.prod(axis.size for axis in axes)
+
+
+def merged(axes: Sequence[Axis]) -> tuple[Axis, ...]:
+    """The axes without those of size 1, neighbours joined where one stride serves both in every array."""
+    result: list[Axis] = []
+    for axis in axes:
+        if axis.size == 1:
+            continue
+        if result and all(o == i * axis.size for o, i in zip(result[-1].strides(), axis.strides(), strict=True)):
+            axis = replace(axis, size=result.pop().size * axis.size)
+        result.append(axis)
+    return tuple(result)
+
+
+def accumulator(lhs: str, rhs: str, out: str) -> str:
+    """The type that products of these operands are summed in.
+
+    Raises:
+      UnsupportedDot: there is no kernel for these types.
+    """
+    if lhs == rhs == out and lhs in ("f32", "f64"):
+        return lhs
+    raise UnsupportedDot(f"no kernel multiplies {lhs} by {rhs} into {out}")

@@ -1,0 +1,76 @@
+"""The running machine: which processor it is, what the system says of its caches, how many threads it has."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+import platform
+from dataclasses import replace
+
+from jax_nano import _native
+from jax_nano.isa import Cache, Isa, Machine
+from jax_nano.problem import UnsupportedDot
+from jax_nano.targets import x86
+
+CACHES = pathlib.Path("/sys/devices/system/cpu/cpu0/cache")
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+@functools.cache
+def machine() -> Machine:
+    """The running machine.
+
+    A processor that targets/ does not name is taken for the first named one whose instruction sets it has.
+
+    Raises:
+      UnsupportedDot: there is no target for this processor.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise UnsupportedDot(f"jax_nano has no target for {platform.machine()} processors")
+    name = _native.host_cpu()
+    named = {m.name: m for m in x86.MACHINES}
+    candidates = [named[x86.ALIASES.get(name, name)]] if x86.ALIASES.get(name, name) in named else x86.MACHINES
+    for candidate in candidates:
+        isas = tuple(isa for isa in candidate.isas if has(isa.features))
+        if isas == candidate.isas or (isas and candidate is candidates[-1]):
+            return replace(
+                candidate, isas=tuple(available(isa) for isa in isas), caches=caches() or candidate.caches, threads=threads()
+            )
+    raise UnsupportedDot(f"jax_nano has no target for this processor ({name}): it needs AVX2 and FMA")
+
+
+def has(features: tuple[str, ...]) -> bool:
+    """Whether this processor, and the system it runs, have all these features, in LLVM's names."""
+    return not _native.missing_features(",".join(features))
+
+
+def available(isa: Isa) -> Isa:
+    """The instruction set with those instructions that this processor has."""
+    return replace(isa, dots=tuple(dot for dot in isa.dots if has(dot.features)))
+
+
+def threads() -> int:
+    """How many threads this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def caches() -> tuple[Cache, ...]:
+    """What Linux says of the data caches of the first core; empty where it says nothing."""
+    found = []
+    for index in sorted(CACHES.glob("index*")):
+        try:
+            kind, level, size, ways, line, shared = (
+                (index / name).read_text().strip()
+                for name in ("type", "level", "size", "ways_of_associativity", "coherency_line_size", "shared_cpu_list")
+            )
+            if kind == "Instruction" or not int(ways):
+                continue
+            size_bytes = int(size[:-1]) * UNITS[size[-1]]
+            several = "," in shared or "-" in shared
+            found.append(
+                Cache(level=int(level), bytes=size_bytes, ways=int(ways), line_bytes=int(line), shared=several and int(level) > 2)
+            )
+        except (OSError, ValueError, KeyError):
+            return ()
+    return tuple(sorted(found, key=lambda cache: cache.level))

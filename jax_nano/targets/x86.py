@@ -1,0 +1,142 @@
+"""x86-64: instruction sets and processors, each with its source."""
+
+from __future__ import annotations
+
+from jax_nano.isa import Cache, Core, DotInstruction, Isa, Machine
+
+INTEL_SDM = "Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2"
+
+AVX2 = Isa(
+    name="avx2",
+    register_count=16,
+    register_bytes=32,
+    cpu="x86-64-v3",
+    features=("avx2", "fma", "f16c"),
+    dots=(
+        DotInstruction(name="fma_f32", lhs="f32", rhs="f32", acc="f32", shape=(1, 8, 1)),
+        DotInstruction(name="fma_f64", lhs="f64", rhs="f64", acc="f64", shape=(1, 4, 1)),
+    ),
+    source=INTEL_SDM + ": VFMADD231PS, VFMADD231PD (VEX.256)",
+)
+
+AVX512 = Isa(
+    name="avx512",
+    register_count=32,
+    register_bytes=64,
+    cpu="x86-64-v4",
+    features=("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"),
+    dots=(
+        DotInstruction(name="fma_f32", lhs="f32", rhs="f32", acc="f32", shape=(1, 16, 1)),
+        DotInstruction(name="fma_f64", lhs="f64", rhs="f64", acc="f64", shape=(1, 8, 1)),
+    ),
+    source=INTEL_SDM + ": VFMADD231PS, VFMADD231PD (EVEX.512)",
+)
+
+KIB, MIB = 1 << 10, 1 << 20
+
+
+def caches(l1_kib: int, l1_ways: int, l2_kib: int, l2_ways: int, l3_mib: int, l3_ways: int) -> tuple[Cache, ...]:
+    """Three levels of data cache, the last shared by all cores."""
+    return (
+        Cache(level=1, bytes=l1_kib * KIB, ways=l1_ways),
+        Cache(level=2, bytes=l2_kib * KIB, ways=l2_ways),
+        Cache(level=3, bytes=l3_mib * MIB, ways=l3_ways, shared=True),
+    )
+
+
+AGNER = "Agner Fog, Instruction tables and The microarchitecture of Intel, AMD and VIA CPUs (agner.org/optimize)"
+AMD_ZEN5 = "Software Optimization Guide for the AMD Zen 5 Microarchitecture, publication 58455"
+AMD_ZEN4 = "Software Optimization Guide for the AMD Zen 4 Microarchitecture, publication 57647"
+INTEL_OPTIMIZATION = "Intel 64 and IA-32 Architectures Optimization Reference Manual, 248966"
+
+WIDE = Core(dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, issue_per_cycle=8)
+# Two 256-bit halves for one 512-bit operation.
+DOUBLE_PUMPED = Core(dots_per_cycle=1, dot_latency_cycles=4, loads_per_cycle=1, stores_per_cycle=0.5, issue_per_cycle=6)
+HALF = Core(dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, issue_per_cycle=6)
+NARROW = Core(dots_per_cycle=2, dot_latency_cycles=5, loads_per_cycle=2, stores_per_cycle=1, issue_per_cycle=4)
+
+MACHINES = (
+    Machine(
+        name="znver5",
+        isas=(AVX512, AVX2),
+        cores={"avx512": WIDE, "avx2": WIDE},
+        caches=caches(48, 12, 1024, 16, 32, 16),
+        ghz=4.1,
+        memory_gb_per_s=25,
+        source=AMD_ZEN5 + ": 2.9 Load-Store Unit, 2.10 Floating-Point Unit",
+    ),
+    Machine(
+        name="znver4",
+        isas=(AVX512, AVX2),
+        cores={"avx512": DOUBLE_PUMPED, "avx2": HALF},
+        caches=caches(32, 8, 1024, 8, 32, 16),
+        ghz=3.7,
+        memory_gb_per_s=25,
+        source=AMD_ZEN4,
+    ),
+    Machine(
+        name="znver3",
+        isas=(AVX2,),
+        cores={"avx2": HALF},
+        caches=caches(32, 8, 512, 8, 32, 16),
+        ghz=3.4,
+        memory_gb_per_s=20,
+        source=AGNER,
+    ),
+    Machine(
+        name="skylake-avx512",
+        isas=(AVX512, AVX2),
+        cores={"avx512": NARROW, "avx2": NARROW},
+        caches=caches(32, 8, 1024, 16, 24, 11),
+        ghz=2.6,
+        memory_gb_per_s=12,
+        source=INTEL_OPTIMIZATION + ": 2.6 Skylake Server Microarchitecture",
+    ),
+    Machine(
+        name="sapphirerapids",
+        isas=(AVX512, AVX2),
+        cores={"avx512": HALF, "avx2": HALF},
+        caches=caches(48, 12, 2048, 16, 32, 15),
+        ghz=2.8,
+        memory_gb_per_s=12,
+        source=INTEL_OPTIMIZATION + ": 2.1 Golden Cove Microarchitecture",
+    ),
+    Machine(
+        name="alderlake",
+        isas=(AVX2,),
+        cores={"avx2": HALF},
+        caches=caches(48, 12, 1280, 10, 24, 12),
+        ghz=4.0,
+        memory_gb_per_s=25,
+        source=INTEL_OPTIMIZATION + ": 2.1 Golden Cove Microarchitecture",
+    ),
+    Machine(
+        name="haswell",
+        isas=(AVX2,),
+        cores={"avx2": NARROW},
+        caches=caches(32, 8, 256, 8, 8, 16),
+        ghz=3.0,
+        memory_gb_per_s=10,
+        source=AGNER,
+    ),
+)
+
+# LLVM's names of processors that are, for all that is said here, another one.
+ALIASES = {
+    "cascadelake": "skylake-avx512",
+    "cooperlake": "skylake-avx512",
+    "icelake-server": "sapphirerapids",
+    "icelake-client": "sapphirerapids",
+    "tigerlake": "sapphirerapids",
+    "rocketlake": "sapphirerapids",
+    "emeraldrapids": "sapphirerapids",
+    "graniterapids": "sapphirerapids",
+    "raptorlake": "alderlake",
+    "meteorlake": "alderlake",
+    "arrowlake": "alderlake",
+    "lunarlake": "alderlake",
+    "znver1": "znver3",
+    "znver2": "znver3",
+    "broadwell": "haswell",
+    "skylake": "haswell",
+}
