@@ -1,0 +1,21 @@
+"""jax_nano: matrix products in JAX programs on CPUs, by kernels that the compiler composes."""
+
+from jax_nano._native import executed_kernels
+from jax_nano.api import dot, dot_general, einsum, inner, matmul, tensordot, vecdot
+from jax_nano.installation import install, installed, uninstall
+from jax_nano.problem import UnsupportedDot
+
+__all__ = [
+    "UnsupportedDot",
+    "dot",
+    "dot_general",
+    "einsum",
+    "executed_kernels",
+    "inner",
+    "install",
+    "installed",
+    "matmul",
+    "tensordot",
+    "uninstall",
+    "vecdot",
+]

@@ -1,0 +1,194 @@
+"""The primitive nano_dot_general: lax.dot_general to every transformation, a composed kernel where it is lowered."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src.interpreters.partial_eval import Recompute  # no public name
+from jax.extend.core import Primitive, Var
+from jax.extend.core.primitives import dot_general_p
+from jax.interpreters import ad, batching, mlir, partial_eval, xla
+from jax.lax import DotAlgorithm, DotAlgorithmPreset
+
+from jax_nano import _native
+from jax_nano.compiler import Kernel, kernel_for
+from jax_nano.problem import Dot, Operand, UnsupportedDot
+from jax_nano.rebind import Rebinding
+
+TARGET_NAME = "jax_nano"
+jax.ffi.register_ffi_target(
+    TARGET_NAME,
+    {"instantiate": _native.instantiate_handler(), "execute": _native.execute_handler()},
+    platform="cpu",
+)
+
+nano_dot_general_p = Primitive("nano_dot_general")
+"""lax.dot_general_p's double: the same parameters, types, errors and derivatives."""
+
+nano = Rebinding({dot_general_p: nano_dot_general_p})
+"""`nano(f)` is f with jax_nano's product for every lax.dot_general in it, however deep."""
+
+nano_dot_general_p.def_impl(partial(xla.apply_primitive, nano_dot_general_p))
+nano_dot_general_p.def_effectful_abstract_eval(dot_general_p.abstract_eval)
+# JAX's own rules, in which every product is ours.
+batching.fancy_primitive_batchers[nano_dot_general_p] = nano(batching.fancy_primitive_batchers[dot_general_p])
+ad.primitive_jvps[nano_dot_general_p] = nano(ad.primitive_jvps[dot_general_p])
+ad.primitive_transposes[nano_dot_general_p] = nano(ad.primitive_transposes[dot_general_p])
+
+
+def _remat(saveable, unknown, instantiated, eqn):
+    """Asks a policy of jax.checkpoint about the product as the lax.dot_general that policies know."""
+    missing = [x for x, there in zip(eqn.invars, instantiated, strict=True) if isinstance(x, Var) and not there]
+    if any(unknown):
+        return None, eqn, [True], [True], missing
+    if saveable(dot_general_p, *(x.aval for x in eqn.invars), **eqn.params) in (False, Recompute):
+        return eqn, eqn, [False], [True], missing
+    return eqn, None, [False], [False], []
+
+
+partial_eval.partial_eval_jaxpr_custom_rules[nano_dot_general_p] = _remat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """What one product of a program became.
+
+    Attributes:
+      equation: the product in words: operands, result, dimension numbers.
+      dot: the problem as jax_nano sees it; None where it has no kernel.
+      kernel: what runs; None for lax.dot_general.
+      reason: why lax.dot_general runs; empty for a kernel.
+    """
+
+    equation: str
+    dot: Dot | None = None
+    kernel: Kernel | None = None
+    reason: str = ""
+
+
+_listeners: ContextVar[tuple[list[Lowered], ...]] = ContextVar("jax_nano_listeners", default=())
+
+
+@contextlib.contextmanager
+def lowered_products() -> Iterator[list[Lowered]]:
+    """Collects what becomes of each product that this thread lowers inside the block, in order."""
+    products: list[Lowered] = []
+    token = _listeners.set((*_listeners.get(), products))
+    try:
+        yield products
+    finally:
+        _listeners.reset(token)
+
+
+def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
+    """The CPU lowering rule of a dot_general: a custom call of its kernel, or `default` where it has none."""
+
+    def lower(ctx: mlir.LoweringRuleContext, lhs: mlir.ir.Value, rhs: mlir.ir.Value, **params: Any):
+        equation = _equation(ctx, params["dimension_numbers"])
+        dot = None
+        try:
+            sources, operands = zip(*map(_source, (lhs, rhs), ctx.avals_in), strict=True)
+            dot = _dot(ctx, operands, params["dimension_numbers"], params["precision"])
+            kernel = kernel_for(dot)
+        except UnsupportedDot as reason:
+            _tell(Lowered(equation=equation, dot=dot, reason=str(reason)))
+            return default(ctx, lhs, rhs, **params)
+        _tell(Lowered(equation=equation, dot=dot, kernel=kernel))
+        return jax.ffi.ffi_lowering(TARGET_NAME)(ctx, *sources, **kernel.attributes())
+
+    return lower
+
+
+def _tell(product: Lowered) -> None:
+    for products in _listeners.get():
+        products.append(product)
+
+
+def _source(value: mlir.ir.Value, aval: Any) -> tuple[mlir.ir.Value, Operand]:
+    """The row-major array behind an operand, and how the operand strides over it: transposes are read through."""
+    if not all(isinstance(size, int) for size in aval.shape):
+        raise UnsupportedDot(f"the shape {aval.shape} is symbolic; kernels are made for known sizes")
+    permutation = list(range(aval.ndim))
+    while not isinstance(value.owner, mlir.ir.Block) and value.owner.name == "stablehlo.transpose":
+        outer = mlir.ir.DenseI64ArrayAttr(value.owner.attributes["permutation"])
+        permutation = [outer[dimension] for dimension in permutation]
+        value = value.owner.operands[0]
+    source = Operand.row_major(mlir.ir.RankedTensorType(value.type).shape, dtype_name(aval.dtype))
+    return value, source.transposed(permutation)
+
+
+def _dot(ctx: mlir.LoweringRuleContext, operands: Sequence[Operand], dimension_numbers, precision) -> Dot:
+    (out,) = ctx.avals_out
+    if (devices := _automatic_devices(ctx.module_context.axis_context)) > 1:
+        raise UnsupportedDot(
+            f"XLA partitions this program over {devices} devices and would gather both operands on each for a custom "
+            "call; under shard_map every device runs a kernel on its shard"
+        )
+    lhs, rhs = operands
+    if not is_plain(precision, lhs.dtype, rhs.dtype):
+        raise UnsupportedDot(
+            f"precision {precision} of {lhs.dtype} by {rhs.dtype} asks for another sum than kernels do"
+        )
+    return Dot.of(lhs, rhs, dimension_numbers, dtype_name(out.dtype))
+
+
+def _automatic_devices(context) -> int:
+    """Over how many devices XLA itself spreads the program at this point: 1 inside shard_map."""
+    match context:
+        case mlir.ShardingContext():
+            return context.num_devices
+        case mlir.SPMDAxisContext():
+            return math.prod(n for name, n in context.mesh.shape.items() if name not in context.manual_axes)
+    return 1
+
+
+_PLAIN_PRESETS = {DotAlgorithmPreset.F32_F32_F32: "f32", DotAlgorithmPreset.F64_F64_F64: "f64"}
+
+
+def is_plain(precision, lhs: str, rhs: str) -> bool:
+    """Whether a `precision` of lax.dot_general means what kernels do: exact products, summed in the operands' type.
+
+    Every lax.Precision does: they bound the error from above.
+    """
+    match precision:
+        case DotAlgorithmPreset():
+            return precision is DotAlgorithmPreset.DEFAULT or lhs == rhs == _PLAIN_PRESETS.get(precision)
+        case DotAlgorithm():
+            types = map(dtype_name, precision[:3])
+            return lhs in ("f32", "f64") and {lhs, rhs, *types} == {lhs} and precision[3:] == (1, 1, 1, False)
+    return True
+
+
+def dtype_name(dtype) -> str:
+    """The short name of a type: f32, bf16, s8, u8, f8e4m3fn, c64, pred, ..."""
+    name = np.dtype(dtype).name
+    if not (parts := re.fullmatch(r"(bfloat|float|uint|int|complex)(\d+)_?(\w*)", name)):
+        return {"bool": "pred"}.get(name, name)
+    kind, bits, variant = parts.groups()
+    return {"bfloat": "bf", "float": "f", "uint": "u", "int": "s", "complex": "c"}[kind] + bits + variant
+
+
+def _equation(ctx: mlir.LoweringRuleContext, dimension_numbers) -> str:
+    lhs, rhs, out = (_type(aval) for aval in (*ctx.avals_in, *ctx.avals_out))
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
+    text = f"{lhs} x {rhs} -> {out}, contracting {list(lhs_contract)} with {list(rhs_contract)}"
+    return f"{text}, batch {list(lhs_batch)} with {list(rhs_batch)}" if lhs_batch else text
+
+
+def _type(aval: Any) -> str:
+    return f"{dtype_name(aval.dtype)}[{','.join(map(str, aval.shape))}]"
+
+
+_as_lax = mlir.lower_fun(dot_general_p.bind, multiple_results=False)
+# Not cacheable: a cached lowering is a function of its own, which cannot see that an operand is a transpose.
+mlir.register_lowering(nano_dot_general_p, _as_lax, cacheable=False)
+mlir.register_lowering(nano_dot_general_p, lowering(_as_lax), platform="cpu")

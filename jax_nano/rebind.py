@@ -1,0 +1,108 @@
+"""Rebinding: a function with some of its primitives replaced, at any depth of its program."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive, jaxpr_as_fun
+from jax.extend.linear_util import WrappedFun, wrap_init
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Parameters that are functions: of jaxprs made on demand, and of arrays.
+_JAXPR_THUNKS = frozenset({"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "fun_jaxpr_thunk", "transpose_thunk"})
+_ARRAY_FUNCTIONS = frozenset({"bwd", "rule"})  # the backward pass of custom_vjp, the rule of custom_vmap
+
+
+class Rebinding:
+    """Replaces primitives by others that take the same operands and parameters and give the same types.
+
+    `Rebinding({p: q})(f)` has f's signature and results. Calling it traces f to a jaxpr, puts q for every p there and
+    in the jaxprs of its higher-order primitives (jit, scan, while, cond, remat, shard_map, custom derivatives, ...),
+    and evaluates the outcome: it composes with every transformation on either side.
+
+    Arrays among f's arguments are traced, in any pytree; all else reaches f as it is, and what f returns beside arrays
+    is returned as it is.
+    """
+
+    def __init__(self, primitives: Mapping[Primitive, Primitive]):
+        self._primitives = dict(primitives)
+        # A jaxpr used twice stays one jaxpr: JAX then differentiates and lowers it once. None: as it was.
+        self._rebound: WeakKeyDictionary[Jaxpr, Jaxpr | None] = WeakKeyDictionary()
+        self._rebound_closed: WeakKeyDictionary[ClosedJaxpr, ClosedJaxpr | None] = WeakKeyDictionary()
+
+    def __call__(self, f: F) -> F:
+        """Returns f with its primitives replaced."""
+
+        @functools.wraps(f)
+        def rebound(*args, **kwargs):
+            leaves, tree = jax.tree.flatten((args, kwargs))
+            outs, out_tree = [], tree
+
+            def of_arrays(arrays):
+                nonlocal outs, out_tree
+                args, kwargs = tree.unflatten(_merged(leaves, arrays))
+                outs, out_tree = jax.tree.flatten(f(*args, **kwargs))
+                return _arrays(outs)
+
+            jaxpr = jax.make_jaxpr(of_arrays)(_arrays(leaves))
+            results = jaxpr_as_fun(self._closed(jaxpr))(*_arrays(leaves))
+            return out_tree.unflatten(_merged(outs, results))
+
+        return cast(F, rebound)
+
+    def _closed(self, closed: ClosedJaxpr) -> ClosedJaxpr:
+        if closed not in self._rebound_closed:
+            jaxpr = self._jaxpr(closed.jaxpr)
+            self._rebound_closed[closed] = None if jaxpr is closed.jaxpr else closed.replace(jaxpr=jaxpr)
+        return self._rebound_closed[closed] or closed
+
+    def _jaxpr(self, jaxpr: Jaxpr) -> Jaxpr:
+        if jaxpr not in self._rebound:
+            eqns = [self._eqn(eqn) for eqn in jaxpr.eqns]
+            unchanged = all(new is old for new, old in zip(eqns, jaxpr.eqns, strict=True))
+            self._rebound[jaxpr] = None if unchanged else jaxpr.replace(eqns=eqns)
+        return self._rebound[jaxpr] or jaxpr
+
+    def _eqn(self, eqn: JaxprEqn) -> JaxprEqn:
+        primitive = self._primitives.get(eqn.primitive, eqn.primitive)
+        params = {name: self._param(name, value) for name, value in eqn.params.items()}
+        if primitive is eqn.primitive and all(params[name] is value for name, value in eqn.params.items()):
+            return eqn
+        return eqn.replace(primitive=primitive, params=params)
+
+    def _param(self, name: str, value: Any) -> Any:
+        match value:
+            case Jaxpr():
+                return self._jaxpr(value)
+            case ClosedJaxpr():
+                return self._closed(value)
+            case tuple() if any(isinstance(part, Jaxpr | ClosedJaxpr) for part in value):
+                parts = [self._param(name, part) for part in value]
+                return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+            case WrappedFun():
+                return wrap_init(self._param(name, value.call_wrapped), debug_info=value.debug_info)
+        if callable(value) and name in _JAXPR_THUNKS:
+            return lambda *args: self._param(name, value(*args))
+        if callable(value) and name in _ARRAY_FUNCTIONS:
+            return self(value)
+        return value
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
+
+
+def _arrays(leaves: list[Any]) -> list[Any]:
+    return [leaf for leaf in leaves if _is_array(leaf)]
+
+
+def _merged(leaves: list[Any], arrays: list[Any]) -> list[Any]:
+    """Puts arrays in the places of the arrays among leaves."""
+    remaining = iter(arrays)
+    return [next(remaining) if _is_array(leaf) else leaf for leaf in leaves]
