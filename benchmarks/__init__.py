@@ -1,0 +1,1 @@
+"""Times matrix products: `python -m benchmarks`."""

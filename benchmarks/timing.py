@@ -1,0 +1,32 @@
+"""How a time is taken: the best of several turns, each of many calls, different functions in turn."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+TURN_SECONDS = 0.02  # calls of one function in a row: long against the clock's grain, short against the machine's moods
+REST_SECONDS = 0.03  # after a turn: threads of a BLAS spin for a while, and would slow the next function down
+
+
+def best_of(functions: Sequence[Callable[[], object]], turns: int) -> list[float]:
+    """The best seconds a call of each function. Functions return when their work is done.
+
+    All take a turn before any takes its next, so that a slow moment of the machine hits them alike.
+    """
+    for function in functions:
+        function()
+    calls = [max(1, round(TURN_SECONDS / seconds(function, 1))) for function in functions]
+    best = [math.inf] * len(functions)
+    for _ in range(turns):
+        for i, function in enumerate(functions):
+            time.sleep(REST_SECONDS)
+            best[i] = min(best[i], seconds(function, calls[i]))
+    return best
+
+
+def seconds(function: Callable[[], object], calls: int) -> float:
+    """Mean seconds of a number of calls in a row."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return (time.perf_counter() - start) / calls
