@@ -43,6 +43,14 @@ class Plan:
     pack_panels: int = 1  # panels in a task of the packing phase
     why: str = field(default="", compare=False)
 
+    def __post_init__(self):
+        for name, value, step, size in (
+            ("mc", self.mc, self.mr, self.m.size), ("mt", self.mt, self.mc, self.m.size),
+            ("nt", self.nt, self.nr, 0), ("nc", self.nc, self.nr, 0), ("kc", self.kc, self.unroll, self.k.size),
+        ):  # fmt: skip
+            if value % step and (size == 0 or value < size):
+                raise ValueError(f"{name} = {value} is not a multiple of {step}: panels would overlap")
+
     @property
     def m_tasks(self) -> int:
         """Tasks along m."""
