@@ -119,7 +119,8 @@ def plot(found: dict, roof: Roof, cubes: Sequence[Timing]) -> Figure:
                 sizes, rates, label=name, color=COLORS[name], zorder=4 if front else 3,
                 marker="o", markersize=5 if front else 4, linewidth=2.2 if front else 1.4,
             )  # fmt: skip
-        axes.set(xscale="log", title=dtype, xlabel="size (M = N = K)", ylabel="GFLOP/s", xticks=sizes)
+        axes.set(xscale="log", title=dtype, xlabel="size (M = N = K)", ylabel="GFLOP/s")
+        axes.set_xticks([size for size in sizes if size.bit_count() == 1] or sizes)
         axes.set_ylim(0, 1.12 * peak)
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_locator(NullLocator())
