@@ -2,16 +2,19 @@
 
 from jax_nano._native import executed_kernels
 from jax_nano.api import dot, dot_general, einsum, inner, matmul, tensordot, vecdot
+from jax_nano.inspection import inspect
 from jax_nano.installation import install, installed, uninstall
-from jax_nano.problem import UnsupportedDot
+from jax_nano.report import Report, Reports
 
 __all__ = [
-    "UnsupportedDot",
+    "Report",
+    "Reports",
     "dot",
     "dot_general",
     "einsum",
     "executed_kernels",
     "inner",
+    "inspect",
     "install",
     "installed",
     "matmul",

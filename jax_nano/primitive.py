@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,9 +19,10 @@ from jax.interpreters import ad, batching, mlir, partial_eval, xla
 from jax.lax import DotAlgorithm, DotAlgorithmPreset
 
 from jax_nano import _native
-from jax_nano.compiler import Kernel, kernel_for
+from jax_nano.compiler import kernel_for
 from jax_nano.problem import Dot, Operand, UnsupportedDot
 from jax_nano.rebind import Rebinding
+from jax_nano.report import Report
 
 TARGET_NAME = "jax_nano"
 jax.ffi.register_ffi_target(
@@ -58,33 +58,16 @@ def _remat(saveable, unknown, instantiated, eqn):
 partial_eval.partial_eval_jaxpr_custom_rules[nano_dot_general_p] = _remat
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lowered:
-    """What one product of a program became.
-
-    Attributes:
-      equation: the product in words: operands, result, dimension numbers.
-      dot: the problem as jax_nano sees it; None where it has no kernel.
-      kernel: what runs; None for lax.dot_general.
-      reason: why lax.dot_general runs; empty for a kernel.
-    """
-
-    equation: str
-    dot: Dot | None = None
-    kernel: Kernel | None = None
-    reason: str = ""
-
-
-_listeners: ContextVar[tuple[list[Lowered], ...]] = ContextVar("jax_nano_listeners", default=())
+_listeners: ContextVar[tuple[list[Report], ...]] = ContextVar("jax_nano_listeners", default=())
 
 
 @contextlib.contextmanager
-def lowered_products() -> Iterator[list[Lowered]]:
+def reports() -> Iterator[list[Report]]:
     """Collects what becomes of each product that this thread lowers inside the block, in order."""
-    products: list[Lowered] = []
-    token = _listeners.set((*_listeners.get(), products))
+    collected: list[Report] = []
+    token = _listeners.set((*_listeners.get(), collected))
     try:
-        yield products
+        yield collected
     finally:
         _listeners.reset(token)
 
@@ -100,17 +83,17 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
             dot = _dot(ctx, operands, params["dimension_numbers"], params["precision"])
             kernel = kernel_for(dot)
         except UnsupportedDot as reason:
-            _tell(Lowered(equation=equation, dot=dot, reason=str(reason)))
+            _tell(Report(equation=equation, problem=dot, reason=str(reason)))
             return default(ctx, lhs, rhs, **params)
-        _tell(Lowered(equation=equation, dot=dot, kernel=kernel))
+        _tell(Report(equation=equation, problem=dot, kernel=kernel))
         return jax.ffi.ffi_lowering(TARGET_NAME)(ctx, *sources, **kernel.attributes())
 
     return lower
 
 
-def _tell(product: Lowered) -> None:
-    for products in _listeners.get():
-        products.append(product)
+def _tell(report: Report) -> None:
+    for collected in _listeners.get():
+        collected.append(report)
 
 
 def _source(value: mlir.ir.Value, aval: Any) -> tuple[mlir.ir.Value, Operand]:

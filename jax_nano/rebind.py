@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -44,15 +44,15 @@ class Rebinding:
             leaves, tree = jax.tree.flatten((args, kwargs))
             outs, out_tree = [], tree
 
-            def of_arrays(arrays):
+            def of_arrays(tracers):
                 nonlocal outs, out_tree
-                args, kwargs = tree.unflatten(_merged(leaves, arrays))
+                args, kwargs = tree.unflatten(merged(leaves, tracers))
                 outs, out_tree = jax.tree.flatten(f(*args, **kwargs))
-                return _arrays(outs)
+                return arrays(outs)
 
-            jaxpr = jax.make_jaxpr(of_arrays)(_arrays(leaves))
-            results = jaxpr_as_fun(self._closed(jaxpr))(*_arrays(leaves))
-            return out_tree.unflatten(_merged(outs, results))
+            jaxpr = jax.make_jaxpr(of_arrays)(arrays(leaves))
+            results = jaxpr_as_fun(self._closed(jaxpr))(*arrays(leaves))
+            return out_tree.unflatten(merged(outs, results))
 
         return cast(F, rebound)
 
@@ -94,15 +94,17 @@ class Rebinding:
         return value
 
 
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf of a pytree is traced; an abstract array stands for an array."""
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
-def _arrays(leaves: list[Any]) -> list[Any]:
-    return [leaf for leaf in leaves if _is_array(leaf)]
+def arrays(leaves: Sequence[Any]) -> list[Any]:
+    """The arrays among leaves."""
+    return [leaf for leaf in leaves if is_array(leaf)]
 
 
-def _merged(leaves: list[Any], arrays: list[Any]) -> list[Any]:
-    """Puts arrays in the places of the arrays among leaves."""
-    remaining = iter(arrays)
-    return [next(remaining) if _is_array(leaf) else leaf for leaf in leaves]
+def merged(leaves: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    """The leaves with values in the places of the arrays."""
+    remaining = iter(values)
+    return [next(remaining) if is_array(leaf) else leaf for leaf in leaves]

@@ -1,0 +1,96 @@
+"""The command line: `python -m jax_nano info`, `python -m jax_nano inspect f32 512 512 512`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from jax_nano import _native
+from jax_nano.compiler import kernel_for, target
+from jax_nano.isa import Cache
+from jax_nano.problem import Dot, Operand, UnsupportedDot
+from jax_nano.report import Report
+from jax_nano.targets import host
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command."""
+    parser = argparse.ArgumentParser(prog="python -m jax_nano", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="versions, the processor, its targets and caches")
+    show = commands.add_parser("inspect", help="what becomes of C = A B")
+    show.add_argument("types", help="element types: f32, f64; lhsxrhs and >out where they differ, as in bf16xf32>f32")
+    for size, meaning in (("M", "rows of C"), ("N", "columns of C"), ("K", "terms of each sum")):
+        show.add_argument(size, type=int, help=meaning)
+    show.add_argument("--target", help="an instruction set of this machine; see info")
+    show.add_argument("--show", choices=SHOWN, default="plan", help="what to print (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        print(info() if options.command == "info" else inspect(options))
+    except ValueError as error:
+        sys.exit(f"{parser.prog}: {error}")
+
+
+SHOWN = {"plan": str, "mlir": lambda r: r.mlir, "llvm": lambda r: r.llvm_ir, "asm": lambda r: r.assembly}
+
+
+def inspect(options: argparse.Namespace) -> str:
+    """What the options ask for of one product."""
+    lhs, rhs, out = types(options.types)
+    m, n, k = options.M, options.N, options.K
+    equation = f"{lhs}[{m},{k}] x {rhs}[{k},{n}] -> {out}[{m},{n}]"
+    try:
+        dot = Dot.of(Operand.row_major((m, k), lhs), Operand.row_major((k, n), rhs), (((1,), (0,)), ((), ())), out)
+        kernel = kernel_for(dot, options.target)
+    except UnsupportedDot as reason:
+        return str(Report(equation=equation, reason=str(reason)))
+    return SHOWN[options.show](Report(equation=equation, problem=dot, kernel=kernel))
+
+
+def types(text: str) -> tuple[str, str, str]:
+    """(lhs, rhs, out) of `lhs[xrhs][>out]`."""
+    if not (parts := re.fullmatch(r"(\w+?)(?:x(\w+))?(?:>(\w+))?", text)):
+        raise ValueError(f"{text} does not name element types; write f32, or lhsxrhs>out")
+    lhs, rhs, out = parts.groups()
+    return lhs, rhs or lhs, out or lhs
+
+
+def info() -> str:
+    """Versions, the processor, its targets and caches."""
+    lines = {name: version(package) for name, package in PACKAGES.items()}
+    lines |= {"Python": platform.python_version(), "LLVM, MLIR": _native.llvm_version, "processor": _native.host_cpu()}
+    try:
+        machine = host.machine()
+    except UnsupportedDot as reason:
+        lines["targets"] = f"none: {reason}; products run as lax.dot_general"
+    else:
+        chosen = target(machine).name
+        names = [f"{isa.name} (used)" if isa.name == chosen else isa.name for isa in machine.isas]
+        lines["targets"] = ", ".join(names) + forced()
+        lines["known as"] = f"{machine.name}, {machine.threads} threads"
+        lines["caches"] = ", ".join(map(describe, machine.caches))
+    held, limit = _native.scratch()
+    lines["scratch"] = f"{held >> 10} KiB held, {limit >> 20} MiB kept between calls at most"
+    return "\n".join(f"{name:12}{text}" for name, text in lines.items())
+
+
+PACKAGES = {"jax_nano": "jax-nano", "jax": "jax", "jaxlib": "jaxlib", "NumPy": "numpy"}
+
+
+def forced() -> str:
+    """Says so where the environment chooses the target."""
+    return "; JAX_NANO_TARGET is set" if os.environ.get("JAX_NANO_TARGET") else ""
+
+
+def describe(cache: Cache) -> str:
+    """One cache, as in `L2 1024 KiB, 16 ways`."""
+    return f"L{cache.level} {cache.bytes >> 10} KiB in {cache.ways} ways" + (" (shared)" if cache.shared else "")
+
+
+if __name__ == "__main__":
+    main()
