@@ -1,0 +1,32 @@
+"""MLIR text to object code, and the custom call that runs it."""
+
+from typing_extensions import CapsuleType
+
+llvm_version: str
+
+def compile(mlir: str, cpu: str, features: str, tune: str) -> bytes:
+    """Object code of an MLIR module. Raises RuntimeError with LLVM's words."""
+
+def assembly(mlir: str, cpu: str, features: str, tune: str) -> str:
+    """Assembly of an MLIR module."""
+
+def llvm_ir(mlir: str, cpu: str, features: str, tune: str) -> str:
+    """Optimized LLVM IR of an MLIR module."""
+
+def missing_features(features: str) -> str:
+    """The LLVM features among `features` (separated by commas) that this processor lacks, separated by commas."""
+
+def host_cpu() -> str:
+    """LLVM's name of this processor."""
+
+def instantiate_handler() -> CapsuleType:
+    """PyCapsule of the instantiate stage."""
+
+def execute_handler() -> CapsuleType:
+    """PyCapsule of the execute stage."""
+
+def executed_kernels() -> int:
+    """How many times a kernel has run in this process."""
+
+def scratch() -> tuple[int, int]:
+    """(bytes of scratch held now, bytes that are kept between calls at most)."""
