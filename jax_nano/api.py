@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
@@ -34,8 +35,10 @@ _vecdot = _compiled(jnp.vecdot, "axis", "precision", "preferred_element_type")
 
 
 def _hashable(x: Any) -> Any:
-    """Makes tuples of lists, at any depth."""
-    return tuple(map(_hashable, x)) if type(x) in (list, tuple, range) else x
+    """Makes tuples of lists, ranges and NumPy arrays, at any depth."""
+    if isinstance(x, np.ndarray):
+        return _hashable(x.tolist())
+    return tuple(map(_hashable, x)) if type(x) in (list, range, tuple) else x
 
 
 def dot_general(
