@@ -1,0 +1,440 @@
+"""Every transformation of JAX, around products and inside of them, with closed forms in NumPy float64 as the oracle."""
+
+import concurrent.futures
+import functools
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from support import assert_close, kernels, normal, primitives
+
+import jax_nano
+from jax_nano.primitive import nano
+
+A, B, G = normal(6, 5), normal(5, 7, seed=1), normal(6, 7, seed=2)
+S = normal(5, 5, seed=3)
+MATRICES = (((1,), (0,)), ((), ()))
+
+
+def f64(x):
+    return np.asarray(x, np.float64)
+
+
+def close(actual, exact):
+    np.testing.assert_allclose(actual, exact, rtol=2e-5, atol=2e-5)
+
+
+def test_jit():
+    with kernels(1):
+        assert_close(jax.jit(jax_nano.matmul)(A, B), "ij,jk->ik", A, B)
+
+
+@pytest.mark.parametrize("in_axes", [(0, 0), (1, 0), (2, 2), (0, None), (None, 1), (-1, 1)])
+@pytest.mark.parametrize("out_axes", [0, 1, -1])
+def test_vmap_over_any_axis(in_axes, out_axes):
+    a = A if in_axes[0] is None else np.stack([A, 2 * A, 3 * A], in_axes[0])
+    b = B if in_axes[1] is None else np.stack([B, B, -B], in_axes[1])
+    with kernels(1):
+        result = jax.jit(jax.vmap(jax_nano.matmul, in_axes, out_axes))(a, b)
+    a = np.broadcast_to(A, (3, *A.shape)) if in_axes[0] is None else np.moveaxis(a, in_axes[0], 0)
+    b = np.broadcast_to(B, (3, *B.shape)) if in_axes[1] is None else np.moveaxis(b, in_axes[1], 0)
+    assert_close(np.moveaxis(result, out_axes, 0), "bij,bjk->bik", a, b)
+
+
+def test_nested_vmap():
+    a, b = normal(2, 6, 5), normal(3, 4, 5, 7)
+    pairs = jax.vmap(jax.vmap(jax.vmap(jax_nano.matmul, (None, 0)), (None, 0)), (0, None))
+    with kernels(1):
+        assert_close(pairs(a, b), "aij,bcjk->abcik", a, b)
+
+
+def test_vmap_of_a_batched_product():
+    a, b = normal(3, 2, 6, 5), normal(3, 5, 2, 7)
+    with kernels(1):
+        result = jax.vmap(lambda a, b: jax_nano.dot_general(a, b, (((2,), (0,)), ((0,), (1,)))))(a, b)
+    assert_close(result, "abij,ajbk->abik", a, b)
+
+
+def test_grad():
+    def loss(a, b):
+        return (jax_nano.matmul(a, b) * G).sum()
+
+    with kernels(2):  # the product itself is not needed
+        da, db = jax.jit(jax.grad(loss, (0, 1)))(A, B)
+    close(da, f64(G) @ f64(B).T)
+    close(db, f64(A).T @ f64(G))
+
+
+def test_jvp():
+    with kernels(3):
+        primal, tangent = jax.jit(lambda *x: jax.jvp(jax_nano.matmul, x[:2], x[2:]))(A, B, 2 * A, 3 * B)
+    assert_close(primal, "ij,jk->ik", A, B)
+    close(tangent, 5 * f64(A) @ f64(B))
+
+
+def test_vjp_and_linearize():
+    _, vjp = jax.vjp(jax_nano.matmul, A, B)
+    with kernels(2):
+        da, db = vjp(G)
+    close(da, f64(G) @ f64(B).T)
+    close(db, f64(A).T @ f64(G))
+    _, linear = jax.linearize(lambda a: jax_nano.matmul(a, B), A)
+    with kernels(1):
+        close(linear(2 * A), 2 * f64(A) @ f64(B))
+
+
+def test_linear_transpose():
+    transpose = jax.linear_transpose(lambda a: jax_nano.matmul(a, B), A)
+    with kernels(1):
+        (result,) = transpose(G)
+    close(result, f64(G) @ f64(B).T)
+
+
+def test_second_derivatives():
+    def energy(s):  # x' S S x, whose Hessian in x is 2 S S symmetrised
+        return lambda x: jax_nano.matmul(x, jax_nano.matmul(s, jax_nano.matmul(s, x)))
+
+    with kernels():
+        hessian = jax.hessian(energy(S))(S[0])
+    square = f64(S) @ f64(S)
+    close(hessian, square + square.T)
+    twice = jax.grad(lambda x: jnp.vdot(jax.grad(energy(S))(x), S[1]))(S[0])
+    close(twice, (square + square.T) @ f64(S[1]))
+
+
+MIXED = [
+    ("bfloat16", "float32", None),
+    ("float32", "bfloat16", None),
+    ("bfloat16", "bfloat16", "float32"),
+    ("float32", "float32", "float32"),
+]
+
+
+@pytest.mark.parametrize(("lhs", "rhs", "preferred"), MIXED)
+def test_gradients_of_mixed_products_have_jaxs_types(lhs, rhs, preferred):
+    a, b = jnp.asarray(A, lhs), jnp.asarray(B, rhs)
+
+    def types(dot_general):
+        grads = jax.grad(lambda a, b: dot_general(a, b, MATRICES, preferred_element_type=preferred).sum(), (0, 1))(a, b)
+        return [x.dtype for x in grads]
+
+    assert types(jax_nano.dot_general) == types(lax.dot_general)
+
+
+def test_scan_and_its_gradient():
+    def powers(s, x):
+        return lax.scan(lambda x, _: ((y := jax_nano.matmul(s, x)), y), x, None, length=3)[1].sum()
+
+    with kernels(3):
+        close(jax.jit(powers)(S, S[0]), sum(np.linalg.matrix_power(f64(S), n) @ f64(S[0]) for n in (1, 2, 3)).sum())
+    with kernels():
+        gradient = jax.jit(jax.grad(powers, 1))(S, S[0])
+    close(gradient, sum(np.linalg.matrix_power(f64(S).T, n) @ np.ones(5) for n in (1, 2, 3)))
+
+
+def test_while_and_cond():
+    def f(s, x, n):
+        x = lax.while_loop(
+            lambda state: state[0] < n, lambda state: (state[0] + 1, jax_nano.matmul(s, state[1])), (0, x)
+        )[1]
+        return lax.cond(n > 2, lambda: jax_nano.matmul(x, s), lambda: x)
+
+    with kernels(4):
+        close(jax.jit(f)(S, S[0], 3), np.linalg.matrix_power(f64(S), 3) @ f64(S[0]) @ f64(S))
+    with kernels(1):
+        close(jax.jit(f)(S, S[0], 1), f64(S) @ f64(S[0]))
+
+
+def test_fori_loop_and_map():
+    with kernels(4):
+        close(
+            lax.fori_loop(0, 4, lambda _, x: jax_nano.matmul(S, x), S[0]), np.linalg.matrix_power(f64(S), 4) @ f64(S[0])
+        )
+    with kernels(6):
+        assert_close(lax.map(lambda a: jax_nano.matmul(a, B), A), "ij,jk->ik", A, B)
+
+
+def test_remat():
+    def loss(s, x):
+        return jnp.sin(jax_nano.matmul(s, jnp.sin(jax_nano.matmul(s, x)))).sum()
+
+    with kernels():
+        recomputed = jax.jit(jax.grad(jax.checkpoint(loss)))(S, S[0])
+    first = f64(S) @ f64(S[0])
+    outer = np.cos(f64(S) @ np.sin(first))
+    close(recomputed, np.outer(outer, np.sin(first)) + np.outer(np.cos(first) * (f64(S).T @ outer), f64(S[0])))
+
+
+@pytest.mark.parametrize(
+    ("policy", "products"),
+    [
+        ("everything_saveable", 4),
+        ("dots_saveable", 4),
+        ("dots_with_no_batch_dims_saveable", 4),
+        ("nothing_saveable", 5),
+    ],
+)
+def test_checkpoint_policies_know_the_product(policy, products):
+    def loss(s, x):
+        return jnp.sin(jax_nano.matmul(s, jnp.sin(jax_nano.matmul(s, x)))).sum()
+
+    loss = jax.checkpoint(loss, policy=getattr(jax.checkpoint_policies, policy))
+    names = primitives(jax.make_jaxpr(jax.grad(loss, 1))(S, S[0]).jaxpr)
+    assert names.count("nano_dot_general") == products + (policy == "nothing_saveable")
+
+
+def test_batched_products_are_recomputed_where_the_policy_says_so():
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    loss = jax.checkpoint(lambda a, b: jnp.sin(jax_nano.matmul(a, b)).sum(), policy=policy)
+    names = primitives(jax.make_jaxpr(jax.grad(loss))(normal(2, 3, 4), normal(2, 4, 5)).jaxpr)
+    assert names.count("nano_dot_general") == 3
+
+
+def test_inside_custom_vjp():
+    @jax.custom_vjp
+    def product(a, b):
+        return jax_nano.matmul(a, b)
+
+    def backward(b, g):
+        return 2 * jax_nano.matmul(g, b.T), jnp.zeros_like(b)
+
+    product.defvjp(lambda a, b: (product(a, b), b), backward)
+    with kernels(1):
+        da, db = jax.jit(jax.grad(lambda a, b: (product(a, b) * G).sum(), (0, 1)))(A, B)
+    close(da, 2 * f64(G) @ f64(B).T)
+    close(db, np.zeros_like(B))
+
+
+def test_inside_custom_jvp():
+    @jax.custom_jvp
+    def square(s):
+        return jax_nano.matmul(s, s)
+
+    square.defjvp(lambda p, t: (square(p[0]), 3 * jax_nano.matmul(p[0], t[0])))
+    with kernels(2):
+        primal, tangent = jax.jit(lambda s: jax.jvp(square, (s,), (2 * s,)))(S)
+    close(primal, f64(S) @ f64(S))
+    close(tangent, 6 * f64(S) @ f64(S))
+
+
+def test_abstract_evaluation_runs_nothing():
+    with kernels(0):
+        shape = jax.eval_shape(jax_nano.matmul, jax.ShapeDtypeStruct((6, 5), "float32"), B)
+        jaxpr = jax.make_jaxpr(jax_nano.matmul)(A, B)
+    assert (shape.shape, shape.dtype) == ((6, 7), np.float32)
+    assert primitives(jaxpr.jaxpr) == ["nano_dot_general"]
+
+
+def test_compiled_ahead_of_time():
+    program = jax.jit(jax_nano.matmul).lower(jax.ShapeDtypeStruct(A.shape, A.dtype), B).compile()
+    with kernels(1):
+        assert_close(program(A, B), "ij,jk->ik", A, B)
+
+
+def test_named_scopes_reach_the_program():
+    @jax.jit
+    def f(a, b):
+        with jax.named_scope("attention"):
+            return jax_nano.matmul(a, b)
+
+    assert "attention/nano_dot_general" in f.lower(A, B).compile().as_text()
+
+
+def test_donated_operands():
+    s = jnp.asarray(S)
+    with kernels(1):
+        result = jax.jit(lambda s: jax_nano.matmul(s, s), donate_argnums=0)(s)
+    close(result, f64(S) @ f64(S))
+    assert s.is_deleted()
+
+
+def test_an_operand_used_twice_and_a_result_used_twice():
+    with kernels(2):
+        result = jax.jit(lambda s: (p := jax_nano.matmul(s, s)) + jax_nano.matmul(p, p).T)(S)
+    square = f64(S) @ f64(S)
+    close(result, square + (square @ square).T)
+
+
+def test_without_jit():
+    with jax.disable_jit(), kernels(1):
+        assert_close(jax_nano.matmul(A, B), "ij,jk->ik", A, B)
+
+
+def test_f64(x64):
+    a, b = normal(6, 5, dtype=np.float64), normal(5, 7, dtype=np.float64)
+    with kernels(3):
+        assert_close(jax_nano.matmul(a, b), "ij,jk->ik", a, b)
+        assert_close(jax.grad(lambda a: jax_nano.matmul(a, b).sum())(a), "ik,jk->ij", np.ones((6, 7)), b)
+
+
+def test_under_checkify_and_debug_nans():
+    from jax.experimental import checkify
+
+    error, result = checkify.checkify(jax_nano.matmul, errors=checkify.float_checks)(A, B)
+    error.throw()
+    assert_close(result, "ij,jk->ik", A, B)
+    with jax.debug_nans(True), pytest.raises(FloatingPointError):
+        jax_nano.matmul(A * np.nan, B)
+
+
+# Rebinding: every lax.dot_general of a program, at any depth.
+
+
+@jax.custom_vjp
+def with_vjp(x, s):
+    return jnp.sin(x @ s)
+
+
+with_vjp.defvjp(lambda x, s: (jnp.sin(x @ s), (x, s)), lambda r, g: (g @ r[1].T, r[0].T @ g))
+
+
+@jax.custom_jvp
+def with_jvp(x, s):
+    return jnp.sin(x @ s)
+
+
+@with_jvp.defjvp
+def _(primals, tangents):
+    (x, s), (dx, ds) = primals, tangents
+    return with_jvp(x, s), jnp.cos(x @ s) * (dx @ s + x @ ds)
+
+
+@jax.custom_batching.custom_vmap
+def with_vmap(x, s):
+    return x @ s
+
+
+@with_vmap.def_vmap
+def _(size, batched, x, s):
+    return jnp.matmul(x, s), any(batched)
+
+
+PROGRAMS = {
+    "jit": lambda x, s: jax.jit(lambda x: x @ s)(x),
+    "nested jit": lambda x, s: jax.jit(lambda x: jax.jit(lambda x: jnp.sin(x @ s))(x) @ s)(x),
+    "scan": lambda x, s: lax.scan(lambda x, _: (jnp.tanh(x @ s), None), x, None, length=2)[0],
+    "fori_loop": lambda x, s: lax.fori_loop(0, 2, lambda _, x: jnp.tanh(x @ s), x),
+    "while": lambda x, s: lax.while_loop(lambda x: (x @ s).sum() < 9, lambda x: x + s @ s.T, x),
+    "cond": lambda x, s: lax.cond(x.sum() > 0, lambda x: x @ s, lambda x: s @ x, x),
+    "switch": lambda x, s: lax.switch(1, [lambda x: x, lambda x: x @ s], x),
+    "remat": lambda x, s: jax.checkpoint(lambda x: jnp.sin(x @ s) @ s)(x),
+    "custom_vjp": with_vjp,
+    "custom_jvp": with_jvp,
+    "custom_vmap": with_vmap,
+    "vmap": jax.vmap(jnp.matmul, (0, None)),
+    "vmap of custom_vmap": jax.vmap(with_vmap, (0, None)),
+    "grad": lambda x, s: jax.grad(lambda x: jnp.sin(x @ s).sum())(x),
+    "solve": lambda x, s: jnp.linalg.inv(s) @ x,
+}
+# What JAX itself does not differentiate so.
+FORWARD_ONLY = {"while", "custom_vmap"}
+REVERSE_ONLY = {"custom_vjp"}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_product_of_a_program_is_rebound(name):
+    assert_rebound(lambda f: f, PROGRAMS[name])
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS.keys() - FORWARD_ONLY))
+def test_every_product_of_a_gradient_is_rebound(name):
+    assert_rebound(jax.jacrev, PROGRAMS[name])
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS.keys() - REVERSE_ONLY))
+def test_every_product_of_a_tangent_is_rebound(name):
+    assert_rebound(jax.jacfwd, PROGRAMS[name])
+
+
+def assert_rebound(transformation, program):
+    """`program` has products, and none of them stays JAX's, whether it is transformed after rebinding or before."""
+    exact = transformation(program)(S, S)
+    for rebound in (transformation(nano(program)), nano(transformation(program))):
+        names = primitives(jax.make_jaxpr(rebound)(S, S).jaxpr)
+        assert "nano_dot_general" in names
+        assert "dot_general" not in names
+        close(rebound(S, S), exact)
+
+
+def test_rebinding_keeps_what_is_not_an_array():
+    @nano
+    def f(tree, *, names, times):
+        x = tree["x"]
+        for _ in range(times):
+            x = x @ tree["s"]
+        return {"x": x, "names": names, "times": times}
+
+    result = f({"x": S, "s": S}, names=("a", "b"), times=2)
+    assert (result["names"], result["times"]) == (("a", "b"), 2)
+    close(result["x"], f64(S) @ f64(S) @ f64(S))
+
+
+def test_a_shared_jaxpr_stays_shared():
+    layer = jax.jit(lambda x, s: jnp.tanh(x @ s))
+    jaxpr = jax.make_jaxpr(nano(lambda x, s: layer(layer(layer(x, s), s), s)))(S, S)
+    layers = [eqn.params["jaxpr"] for eqn in jaxpr.eqns]
+    assert len(layers) == 3
+    assert all(inner is layers[0] for inner in layers)
+
+
+def test_rebinding_keeps_effects_in_order(capsys):
+    def f(s):
+        jax.debug.print("before", ordered=True)
+        s = s @ s
+        jax.debug.print("after", ordered=True)
+        return s
+
+    jax.block_until_ready(jax.jit(nano(f))(S))
+    jax.effects_barrier()
+    assert capsys.readouterr().out.split() == ["before", "after"]
+
+
+# Processes and threads.
+
+
+def test_many_threads_compile_and_run_at_once():
+    shapes = [(m, k, n) for m in (1, 3, 16) for k in (2, 33) for n in (4, 40)]
+
+    def run(shape):
+        m, k, n = shape
+        a, b = normal(m, k), normal(k, n)
+        for _ in range(20):
+            assert_close(jax.jit(functools.partial(jax_nano.matmul))(a, b), "ij,jk->ik", a, b)
+
+    with kernels(), concurrent.futures.ThreadPoolExecutor(16) as pool:
+        list(pool.map(run, shapes * 2))
+
+
+def run_python(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_fork_that_leaves_jax_alone():
+    code = """
+import os, warnings, numpy as np, jax_nano
+warnings.simplefilter("ignore")
+a = np.ones((300, 300), np.float32)
+assert (jax_nano.matmul(a, a) == 300).all()
+for _ in range(3):
+    if (pid := os.fork()) == 0:
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert (jax_nano.matmul(a, a) == 300).all()
+print(jax_nano.executed_kernels())
+"""
+    assert run_python(code) == "4\n"
+
+
+def test_import_creates_no_client():
+    code = """
+import jax_nano
+from jax._src import xla_bridge
+print(xla_bridge.backends_are_initialized())
+"""
+    assert run_python(code) == "False\n"
