@@ -18,6 +18,7 @@ TYPES: dict[str, Callable[[], ir.Type]] = {
     "bf16": ir.BF16Type.get,
     "f16": ir.F16Type.get,
     "s32": lambda: ir.IntegerType.get_signless(32),
+    "s16": lambda: ir.IntegerType.get_signless(16),
     "s8": lambda: ir.IntegerType.get_signless(8),
     "u8": lambda: ir.IntegerType.get_signless(8),
 }
@@ -134,11 +135,12 @@ def either(
 
 @dataclass(frozen=True)
 class View:
-    """A matrix in memory: element (i, j) stands at base[at + i * strides[0] + j * strides[1]]."""
+    """A matrix in memory: element (i, j), of type `dtype`, stands at base[at + i * strides[0] + j * strides[1]]."""
 
     base: ir.Value
     at: Index
     strides: tuple[int, int]
+    dtype: str
 
     def offset(self, i: Index = 0, j: Index = 0) -> Index:
         """Where element (i, j) stands in `base`."""
@@ -157,22 +159,23 @@ class View:
         """Element (j, i) in place of (i, j)."""
         return replace(self, strides=self.strides[::-1])
 
-    @property
-    def dtype(self) -> ir.Type:
-        """The element type."""
-        return ir.MemRefType(self.base.type).element_type
-
 
 def scratch(buffer: ir.Value, byte_offset: int, count: int, dtype: str) -> ir.Value:
     """A piece of a byte buffer as `count` elements of a type."""
     return memref.view(ir.MemRefType.get([count], element_type(dtype)), buffer, index(byte_offset), [])
 
 
+def splat(number: float, lanes: int, dtype: ir.Type) -> ir.Value:
+    """A constant in every lane."""
+    kind = ir.VectorType.get([lanes], dtype)
+    integer = isinstance(dtype, ir.IntegerType)
+    value = ir.IntegerAttr.get(dtype, int(number)) if integer else ir.FloatAttr.get(dtype, number)
+    return arith.constant(kind, ir.DenseElementsAttr.get_splat(kind, value))
+
+
 def zeros(lanes: int, dtype: ir.Type) -> ir.Value:
     """A vector of zeros."""
-    kind = ir.VectorType.get([lanes], dtype)
-    zero = ir.FloatAttr.get(dtype, 0.0) if not isinstance(dtype, ir.IntegerType) else ir.IntegerAttr.get(dtype, 0)
-    return arith.constant(kind, ir.DenseElementsAttr.get_splat(kind, zero))
+    return splat(0, lanes, dtype)
 
 
 def first_lanes(count: int, lanes: int) -> ir.Value:
@@ -198,6 +201,11 @@ def store(value: ir.Value, base: ir.Value, at: Index, count: int | None = None) 
         vector.maskedstore(base, [index(at)], first_lanes(count, lanes), value)
 
 
+def prefetch(base: ir.Value, at: Index) -> None:
+    """Asks for the line of an element that will be written."""
+    memref.prefetch(base, [index(at)], True, 3, True)
+
+
 def load_scalar(base: ir.Value, at: Index) -> ir.Value:
     """One element."""
     return memref.load(base, [index(at)])
@@ -206,6 +214,12 @@ def load_scalar(base: ir.Value, at: Index) -> ir.Value:
 def broadcast(scalar: ir.Value, lanes: int) -> ir.Value:
     """A scalar in every lane."""
     return vector.broadcast(ir.VectorType.get([lanes], scalar.type), scalar)
+
+
+def bitcast(value: ir.Value, lanes: int, dtype: ir.Type) -> ir.Value:
+    """The same bits as a vector of other elements."""
+    kind = ir.VectorType.get([lanes], dtype)
+    return value if value.type == kind else vector.bitcast(kind, value)
 
 
 def transpose(rows: Values) -> Values:
@@ -218,7 +232,15 @@ def transpose(rows: Values) -> Values:
         for i in range(n):
             if not i & distance:
                 a, b = rows[i], rows[i + distance]
-                result[i] = vector.shuffle(a, b, low)
-                result[i + distance] = vector.shuffle(a, b, high)
+                result[i], result[i + distance] = vector.shuffle(a, b, low), vector.shuffle(a, b, high)
         rows, distance = result, distance * 2
     return rows
+
+
+def interleave(rows: Values) -> ir.Value:
+    """One vector of the rows' first elements, then their second ones, and so on; a power of two of rows."""
+    if len(rows) == 1:
+        return rows[0]
+    even, odd = interleave(rows[0::2]), interleave(rows[1::2])
+    n = ir.VectorType(even.type).shape[0]
+    return vector.shuffle(even, odd, [i // 2 + i % 2 * n for i in range(2 * n)])

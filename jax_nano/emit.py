@@ -30,7 +30,8 @@ def symbols(plan: Plan) -> list[str]:
 
 def module(plan: Plan) -> str:
     """The MLIR module of a plan, in generic form: a public function for every phase."""
-    with make_ir_context(), ir.Location.unknown():
+    with make_ir_context() as context, ir.Location.unknown():
+        context.allow_unregistered_dialects = True  # jaxlib does not know every dialect that MLIR 22 parses
         top = ir.Module.create()
         macro = Macrokernel(plan)
         phases = {"compute": macro.compute_phase, "pack": macro.pack_phase}

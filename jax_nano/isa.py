@@ -17,6 +17,7 @@ class DotInstruction:
     acc: str
     shape: tuple[int, int, int]  # (m, n, k), elements
     features: tuple[str, ...] = ()  # LLVM subtarget features beyond the instruction set's own
+    lhs_offset: int = 0  # what must be added to lhs before, and taken from acc again: lhs_offset * sum of rhs over k
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +66,18 @@ class Core:
     """What one core does in a cycle, for full registers of one instruction set."""
 
     dots_per_cycle: float  # multiply-accumulate instructions begun
-    dot_latency_cycles: int
+    dot_latency_cycles: int  # from one update of an accumulator to the next
     loads_per_cycle: float
     stores_per_cycle: float
     issue_per_cycle: int  # instructions of any kind
+    slower: tuple[tuple[str, float, int], ...] = ()  # other instructions: (name, begun per cycle, latency in cycles)
+
+    def rate(self, instruction: str) -> tuple[float, int]:
+        """(begun per cycle, latency in cycles) of a multiply-accumulate instruction."""
+        for name, per_cycle, latency in self.slower:
+            if name == instruction:
+                return per_cycle, latency
+        return self.dots_per_cycle, self.dot_latency_cycles
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ class RegisterBlock:
     hold_lhs: bool  # all of A's rows are held and B streams, rather than the reverse
 
 
-def step_cycles(core: Core, rows: int, registers: int) -> float:
+def step_cycles(core: Core, instruction: DotInstruction, rows: int, registers: int) -> float:
     """Cycles of one step of k on a block of rows x registers accumulators.
 
     rows * registers multiply-accumulates are fed by rows loads of A and registers of B; each accumulator waits for its
@@ -25,17 +25,18 @@ def step_cycles(core: Core, rows: int, registers: int) -> float:
     Source: Low et al., "Analytical Modeling Is Enough for High-Performance BLIS", ACM TOMS 43(2), 2016.
     """
     dots, loads = rows * registers, rows + registers
+    per_cycle, latency = core.rate(instruction.name)
     return max(
-        dots / core.dots_per_cycle,
+        dots / per_cycle,
         loads / core.loads_per_cycle,
-        core.dot_latency_cycles,
+        latency,
         (dots + loads + 1) / core.issue_per_cycle,
     )
 
 
-def block_cycles(core: Core, rows: int, registers: int, steps: int) -> float:
+def block_cycles(core: Core, instruction: DotInstruction, rows: int, registers: int, steps: int) -> float:
     """Cycles of a microkernel: its loop, and the accumulators cleared before and stored after."""
-    return steps * step_cycles(core, rows, registers) + rows * registers / core.stores_per_cycle + BLOCK_OVERHEAD_CYCLES
+    return steps * step_cycles(core, instruction, rows, registers) + rows * registers / core.stores_per_cycle + BLOCK_OVERHEAD_CYCLES
 
 
 # Branches, addresses and the drained pipeline between one microkernel and the next.
@@ -62,7 +63,7 @@ def register_block(isa: Isa, core: Core, instruction: DotInstruction, m: int, n:
             cycles = 0.0
             for r, r_count in panels(m, rows):
                 for c, c_count in panels(registers_of_n, registers):
-                    cycles += r_count * c_count * block_cycles(core, r, c, steps)
+                    cycles += r_count * c_count * block_cycles(core, instruction, r, c, steps)
             if best is None or cycles < best[0]:
                 best = cycles, rows, registers
     if best is None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-BITS = {"f64": 64, "f32": 32, "bf16": 16, "f16": 16, "s32": 32, "s8": 8, "u8": 8}
+BITS = {"f64": 64, "f32": 32, "bf16": 16, "f16": 16, "s32": 32, "s16": 16, "s8": 8, "u8": 8}
 
 
 class UnsupportedDot(Exception):
@@ -144,6 +144,11 @@ def accumulator(lhs: str, rhs: str, out: str) -> str:
     Raises:
       UnsupportedDot: there is no kernel for these types.
     """
-    if lhs == rhs == out and lhs in ("f32", "f64"):
-        return lhs
+    operands = {lhs, rhs}
+    if operands == {"f64"} and out == "f64":
+        return "f64"
+    if operands <= {"s8", "u8"} and out in ("s32", "f32"):
+        return "s32"
+    if operands <= {"f32", "bf16", "f16", "s8", "u8"} and operands & {"f32", "bf16", "f16"} and out in ("f32", "bf16", "f16"):
+        return "f32"
     raise UnsupportedDot(f"no kernel multiplies {lhs} by {rhs} into {out}")

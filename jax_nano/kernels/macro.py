@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from jax.extend.mlir import ir
 
 from jax_nano.build import Index, View, add, divmod_, equal, for_range, minimum, mul, scratch, subtract, when
-from jax_nano.kernels import pack
-from jax_nano.kernels.micro import microkernel
+from jax_nano.kernels.micro import Microkernel, Part, Result
 from jax_nano.kernels.nano import Block, Nanokernel
+from jax_nano.kernels.pack import Packer
 from jax_nano.problem import Axis
 from jax_nano.schedule import Plan
 
@@ -39,27 +39,35 @@ class Frame:
     out: ir.Value
 
 
+@dataclass(frozen=True)
+class Area:
+    """The rows and columns of C that a task computes: [m0, m1) x [n0, n1)."""
+
+    m0: Index
+    m1: Index
+    n0: Index
+    n1: Index
+
+
 class Macrokernel:
     """Writes the phases of one plan."""
 
     def __init__(self, plan: Plan):
-        """Lays out the scratch."""
+        """Takes what the plan says."""
         self.plan, self.dot = plan, plan.dot
-        self.nano = Nanokernel(plan.instruction, hold_lhs=plan.hold_lhs)
+        nano = Nanokernel(plan.instruction, hold_lhs=plan.hold_lhs)
+        self.nano = nano
+        self.lhs_packer, self.rhs_packer = Packer(nano, "lhs"), Packer(nano, "rhs")
+        self.micro = Microkernel(nano, plan.unroll, (plan.lhs != "direct", plan.rhs != "direct"))
 
     def pack_phase(self, frame: Frame) -> None:
         """One task: a run of B's panels into shared scratch. Rounds advance along n."""
         plan, n, width = self.plan, self.plan.n, self.plan.nr
         begin = add(mul(frame.round, plan.nc), mul(frame.task, plan.pack_panels * width))
         end = minimum(minimum(add(begin, plan.pack_panels * width), mul(add(frame.round, 1), plan.nc)), n.size)
-        source = View(frame.rhs, 0, (plan.k.rhs, n.rhs))
-        base = scratch(frame.shared, 0, plan.k.size * plan.nc, self.dot.rhs)
-
-        def pack_panel(j: Index, cols: int) -> None:
-            at = mul(subtract(j, mul(frame.round, plan.nc)), plan.k.size)
-            self._pack_rhs(source.block(0, j), View(base, at, (width, 1)), plan.k.size, cols)
-
-        along(begin, end, n.size, width, pack_panel)
+        source = View(frame.rhs, 0, (plan.k.rhs, n.rhs), self.dot.rhs)
+        panel = self.shared_panels(frame)
+        along(begin, end, n.size, width, lambda j, cols: self.pack_rhs(source.block(0, j), panel(j), plan.k.size, cols))
 
     def compute_phase(self, frame: Frame) -> None:
         """One task: a block of C."""
@@ -71,79 +79,109 @@ class Macrokernel:
         n0 = add(round_begin, mul(ni, plan.nt))
         m1 = minimum(add(m0, plan.mt), plan.m.size)
         n1 = minimum(minimum(add(n0, plan.nt), add(round_begin, plan.nc)), plan.n.size)
-        lhs = View(frame.lhs, at[0], (plan.m.lhs, plan.k.lhs))
-        rhs = View(frame.rhs, at[1], (plan.k.rhs, plan.n.rhs))
-        out = View(frame.out, at[2], (plan.m.out, plan.n.out))
+        area = Area(m0, m1, n0, n1)
+        lhs = View(frame.lhs, at[0], (plan.m.lhs, plan.k.lhs), dot.lhs)
+        rhs = View(frame.rhs, at[1], (plan.k.rhs, plan.n.rhs), dot.rhs)
+        out = View(frame.out, at[2], (plan.m.out, plan.n.out), dot.out)
+        partial = self.partial(frame, out)
 
-        with for_range(0, plan.k_blocks) as block:
-            rest, kb = divmod_(block.i, plan.inner_k_blocks) if plan.inner_k_blocks > 1 else (block.i, 0)
-            at_k = offsets(plan.k_outer, rest)
+        with for_range(0, plan.k_blocks) as number:
+            outer_k, kb = divmod_(number.i, plan.inner_k_blocks) if plan.inner_k_blocks > 1 else (number.i, 0)
+            at_k = offsets(plan.k_outer, outer_k)
             k0 = mul(kb, plan.kc)
-            depth = self._depth(k0)
-            first = equal(block.i, 0)
-            panels = self._rhs_panels(frame, rhs.moved(at_k[1]), k0, depth, n0, n1)
+            part = Part(
+                depth=minimum(plan.kc, subtract(plan.k.size, k0)) if plan.k.size % plan.kc else plan.kc,
+                size=plan.k.size,
+                first=equal(number.i, 0),
+                last=equal(number.i, plan.k_blocks - 1),
+            )
+            b_panel = self.rhs_panels(frame, rhs.moved(at_k[1]), area, k0, part)
             with for_range(m0, m1, plan.mc) as rows:
-                end = minimum(add(rows.i, plan.mc), m1)
-                lhs_panel = self._lhs_panels(frame, lhs.moved(at_k[0]).block(0, k0), rows.i, end, depth)
+                begin, end = rows.i, minimum(add(rows.i, plan.mc), m1)
+                a_panel = self.lhs_panels(frame, lhs.moved(at_k[0]).block(0, k0), begin, end, part)
 
-                def column_panel(j: Index, cols: int, end=end, rows=rows, lhs_panel=lhs_panel) -> None:
-                    b = panels(j)
+                def column_panel(j: Index, cols: int, begin=begin, end=end, a_panel=a_panel) -> None:
+                    b, bias = b_panel(j)
 
                     def row_panel(i: Index, count: int) -> None:
-                        block = Block(count, cols, self.nano.lanes)
-                        a, c = lhs_panel(i), out.block(i, j)
-                        microkernel(self.nano, a, b, c, block, depth, plan.k.size % plan.unroll, plan.unroll, first)
+                        where = partial.block(subtract(i, m0), subtract(j, n0)) if plan.has_partial else out.block(i, j)
+                        result = Result(out.block(i, j), where, bias)
+                        self.micro.emit(a_panel(i), b, result, Block(count, cols, self.nano.lanes), part)
 
-                    along(rows.i, end, plan.m.size, plan.mr, row_panel)
+                    along(begin, end, plan.m.size, plan.mr, row_panel)
 
                 along(n0, n1, plan.n.size, plan.nr, column_panel)
 
-    def _depth(self, k0: Index) -> Index:
-        """Steps in the k block that begins at k0."""
-        size, kc = self.plan.k.size, self.plan.kc
-        return minimum(kc, subtract(size, k0)) if size % kc else kc
+    def partial(self, frame: Frame, out: View) -> View:
+        """Where sums stand between parts: C itself, unless its type is too narrow."""
+        plan = self.plan
+        if not plan.has_partial:
+            return out
+        base = scratch(frame.local, plan.local_partial_at, plan.mt * plan.nt, plan.instruction.acc)
+        return View(base, 0, (plan.nt, 1), plan.instruction.acc)
 
-    def _pack_rhs(self, source: View, target: View, depth: Index, cols: int) -> None:
-        tail = self.plan.k.size % self.nano.lanes
-        pack.pack_rhs_panel(source, target, depth, tail, cols, self.plan.nr, self.nano.lanes)
+    def pack_rhs(self, source: View, target: tuple[View, View | None], depth: Index, cols: int) -> None:
+        """Packs one panel of B, and the starting values that belong to it."""
+        panel, bias = target
+        width, size = self.plan.nr, self.plan.k.size
+        self.rhs_packer.panel(source, panel, depth, size, cols, width)
+        if bias:
+            self.rhs_packer.bias(panel, bias, depth, width)
 
-    def _rhs_panels(self, frame: Frame, rhs: View, k0: Index, depth: Index, n0: Index, n1: Index) -> Callable[[Index], View]:
+    def panel(self, base: ir.Value, at: Index, depth: int, k0: Index = 0) -> tuple[View, View | None]:
+        """A panel of B of `depth` steps, from its step k0 on; its bias stands behind it."""
+        plan = self.plan
+        panel = View(base, at, (plan.nr, plan.instruction.shape[2]), plan.instruction.rhs)
+        bias = panel.block(plan.rounded_up(depth), 0) if plan.instruction.lhs_offset else None
+        return panel.block(k0, 0), bias
+
+    def shared_panels(self, frame: Frame, k0: Index = 0) -> Callable[[Index], tuple[View, View | None]]:
+        """The panels that all tasks of a round share."""
+        plan = self.plan
+        base = scratch(frame.shared, 0, plan.nc * plan.panel_rows(plan.k.size), plan.instruction.rhs)
+        begin = mul(frame.round, plan.nc)
+        return lambda j: self.panel(base, mul(subtract(j, begin), plan.panel_rows(plan.k.size)), plan.k.size, k0)
+
+    def rhs_panels(
+        self, frame: Frame, rhs: View, area: Area, k0: Index, part: Part
+    ) -> Callable[[Index], tuple[View, View | None]]:
         """Sees to it that B's block is where microkernels read it; gives the panel that begins at column j."""
-        plan, width = self.plan, self.plan.nr
+        plan = self.plan
         if plan.rhs == "direct":
-            return lambda j: rhs.block(k0, j)
+            return lambda j: (rhs.block(k0, j), None)
         if plan.rhs == "shared":
-            base = scratch(frame.shared, 0, plan.k.size * plan.nc, self.dot.rhs)
-            begin = mul(frame.round, plan.nc)
-            return lambda j: View(base, add(mul(subtract(j, begin), plan.k.size), mul(k0, width)), (width, 1))
-        base = scratch(frame.local, plan.local_rhs_at, plan.kc * plan.nt, self.dot.rhs)
-        
-        def panel(j: Index) -> View:
-            return View(base, mul(subtract(j, n0), plan.kc), (width, 1))
+            return self.shared_panels(frame, k0)
+        base = scratch(frame.local, plan.local_rhs_at, plan.nt * plan.panel_rows(plan.kc), plan.instruction.rhs)
 
-        along(n0, n1, plan.n.size, width, lambda j, cols: self._pack_rhs(rhs.block(k0, j), panel(j), depth, cols))
+        def panel(j: Index) -> tuple[View, View | None]:
+            return self.panel(base, mul(subtract(j, area.n0), plan.panel_rows(plan.kc)), plan.kc)
+
+        def pack(j: Index, cols: int) -> None:
+            self.pack_rhs(rhs.block(k0, j), panel(j), part.depth, cols)
+
+        along(area.n0, area.n1, plan.n.size, plan.nr, pack)
         return panel
 
-    def _lhs_panels(self, frame: Frame, lhs: View, begin: Index, end: Index, depth: Index) -> Callable[[Index], View]:
+    def lhs_panels(self, frame: Frame, lhs: View, begin: Index, end: Index, part: Part) -> Callable[[Index], View]:
         """The same for A: gives the panel that begins at row i."""
         plan = self.plan
         if plan.lhs == "direct":
             return lambda i: lhs.block(i, 0)
-        base = scratch(frame.local, 0, plan.mc * plan.lhs_stride, self.dot.lhs)
+        base = scratch(frame.local, 0, plan.local_lhs_rows * plan.lhs_stride, plan.instruction.lhs)
         if plan.lhs == "rows":
-            tail = plan.k.size % self.nano.lanes
-            target = View(base, 0, (plan.lhs_stride, 1))
-            rows = subtract(end, begin)
-            pack.pack_lhs_rows(lhs.block(begin, 0), target, rows, depth, tail, self.nano.lanes)
+            target = View(base, 0, (plan.lhs_stride, 1), plan.instruction.lhs)
+            self.lhs_packer.rows(lhs.block(begin, 0), target, subtract(end, begin), part.depth, plan.k.size)
             return lambda i: target.block(subtract(i, begin), 0)
 
         def panel(i: Index) -> View:
-            return View(base, mul(subtract(i, begin), plan.lhs_stride), (1, plan.mr))
+            at = mul(subtract(i, begin), plan.lhs_stride)
+            return View(base, at, (plan.instruction.shape[2], plan.mr), plan.instruction.lhs)
 
-        def pack_panel(i: Index, rows: int) -> None:
-            pack.pack_lhs_columns(lhs.block(i, 0), panel(i), rows, depth, self.nano.lanes)
+        def pack(i: Index, rows: int) -> None:
+            source = lhs.block(i, 0).transposed
+            self.lhs_packer.panel(source, panel(i).transposed, part.depth, plan.k.size, rows, plan.mr)
 
-        along(begin, end, plan.m.size, plan.mr, pack_panel)
+        along(begin, end, plan.m.size, plan.mr, pack)
         return panel
 
 

@@ -3,69 +3,124 @@
 The contract, for C of block.rows x block.cols:
 
     C  =  A * B          where `first`
-    C  =  C + A * B      elsewhere
+    C  =  P + A * B      elsewhere, P being where earlier parts of the sum stand
 
-A, B and C are views; any strides serve for A, B and C have stride 1 along n. Nothing beyond the block's rows and
-columns is read or written.
+and the sum goes to P unless this is the `last` part, when it goes to C in C's type. A, B, C and P are views; any
+strides serve for A; B, C and P have stride 1 along n unless B is packed. Nothing beyond the block's rows and columns,
+and nothing beyond `depth` where an operand is not packed, is read or written.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
-from jax_nano.build import Index, Values, View, add, either, for_range, index, load, store
+from jax_nano.build import Index, Values, View, bitcast, either, for_range, index, load, prefetch, store, when
+from jax_nano.kernels.convert import convert
 from jax_nano.kernels.nano import Block, Nanokernel
 
-
-def microkernel(
-    nano: Nanokernel,
-    a: View,
-    b: View,
-    c: View,
-    block: Block,
-    depth: Index,
-    tail: int,
-    unroll: int,
-    first: bool | ir.Value,
-) -> None:
-    """Emits one block of C: `depth` steps of k, `unroll` at a time.
-
-    `tail` is what `depth` leaves when divided by `unroll`, in every execution that leaves anything.
-    """
-    width = len(block.counts)
-    places = [(i, j * block.lanes, count) for i in range(block.rows) for j, count in enumerate(block.counts)]
-    acc = either(
-        first,
-        [nano.accumulator()] * (block.rows * width),
-        lambda: nano.zero(block),
-        lambda: [load(c.base, c.offset(i, j), nano.lanes, count) for i, j, count in places],
-    )
-    acc = accumulate(nano, acc, a, b, block, depth, tail, unroll)
-    for value, (i, j, count) in zip(acc, places, strict=True):
-        store(value, c.base, c.offset(i, j), count)
+LINE_BYTES = 64
 
 
-def accumulate(
-    nano: Nanokernel, acc: Values, a: View, b: View, block: Block, depth: Index, tail: int, unroll: int
-) -> Values:
-    """The loop over K, with the accumulators in registers throughout."""
-    whole = rounded_down(depth, unroll) if tail else depth
-    if whole != 0:
-        with for_range(0, whole, unroll, carry=acc) as loop:
-            loop.next = loop.carry
-            for step in range(unroll):
-                loop.next = nano.update(loop.next, a, b, add(loop.i, step), block)
-        acc = loop.results
-    if tail:
-        with for_range(whole, depth, 1, carry=acc) as loop:
-            loop.next = nano.update(loop.carry, a, b, loop.i, block)
-        acc = loop.results
-    return acc
+@dataclass(frozen=True)
+class Part:
+    """A part of the sum over K: how much, and where it stands among the parts."""
+
+    depth: Index
+    size: int  # the whole extent of k: where `depth` is not a multiple of something, this leaves the same rest
+    first: bool | ir.Value
+    last: bool | ir.Value
 
 
-def rounded_down(count: Index, step: int) -> Index:
-    """The largest multiple of `step` that is at most `count`."""
-    if isinstance(count, int):
-        return count // step * step
-    return arith.subi(count, arith.remui(count, index(step)))
+@dataclass(frozen=True)
+class Result:
+    """Where a block goes: C, and P, which may be C itself. `bias` is a row of starting values, where there is one."""
+
+    out: View
+    partial: View
+    bias: View | None = None
+
+
+@dataclass(frozen=True)
+class Microkernel:
+    """Writes register blocks of one kind."""
+
+    nano: Nanokernel
+    unroll: int  # updates in an iteration
+    packed: tuple[bool, bool]  # whether A and B are in panels
+
+    def emit(self, a: View, b: View, result: Result, block: Block, part: Part) -> None:
+        """Emits one block of C."""
+        places = [(i, j * block.lanes, count) for i in range(block.rows) for j, count in enumerate(block.counts)]
+        types = [self.nano.accumulator()] * len(places)
+        partial, out = result.partial, result.out
+        if part.first is not True:
+            for i in range(block.rows):
+                for j in range(0, block.cols, LINE_BYTES // 4):
+                    prefetch(partial.base, partial.offset(i, j))
+        acc = self.accumulate(self.start(result, block), a, b, block, part)
+
+        def with_partial() -> Values:
+            plus = arith.addi if self.nano.instruction.acc == "s32" else arith.addf
+            return [
+                plus(value, load(partial.base, partial.offset(i, j), self.nano.lanes, count))
+                for value, (i, j, count) in zip(acc, places, strict=True)
+            ]
+
+        acc = either(part.first, types, lambda: acc, with_partial)
+        if out.dtype == self.nano.instruction.acc:
+            for value, (i, j, count) in zip(acc, places, strict=True):
+                store(value, out.base, out.offset(i, j), count)
+            return
+        with when(part.last):
+            for value, (i, j, count) in zip(acc, places, strict=True):
+                value = convert(value, self.nano.instruction.acc, out.dtype, self.nano.native_bf16)
+                store(value, out.base, out.offset(i, j), count)
+        if part.last is not True:
+            true = arith.constant(ir.IntegerType.get_signless(1), 1)
+            with when(arith.xori(part.last, true)):
+                for value, (i, j, count) in zip(acc, places, strict=True):
+                    store(value, partial.base, partial.offset(i, j), count)
+
+    def start(self, result: Result, block: Block) -> Values:
+        """The accumulators before the loop."""
+        if result.bias is None:
+            return [self.nano.zero()] * (block.rows * len(block.counts))
+        lanes, kind = self.nano.lanes, ir.VectorType(self.nano.accumulator()).element_type
+        row = [
+            bitcast(load(result.bias.base, result.bias.offset(0, j * lanes), lanes * self.nano.group), lanes, kind)
+            for j in range(len(block.counts))
+        ]
+        return row * block.rows
+
+    def accumulate(self, acc: Values, a: View, b: View, block: Block, part: Part) -> Values:
+        """The loop over K, with the accumulators in registers throughout."""
+        group, step = self.nano.group, self.nano.group * self.unroll
+        unrolled, whole = rounded_down(part.depth, part.size, step), rounded_down(part.depth, part.size, group)
+        if unrolled != 0:
+            with for_range(0, unrolled, step, carry=acc) as loop:
+                loop.next = loop.carry
+                for k in range(0, step, group):
+                    at_a, at_b = a.block(0, loop.i), b.block(loop.i, 0)
+                    loop.next = self.nano.update(loop.next, at_a, at_b, k, block, group, self.packed)
+            acc = loop.results
+        if part.size % step >= group:
+            with for_range(unrolled, whole, group, carry=acc) as loop:
+                loop.next = self.nano.update(loop.carry, a, b, loop.i, block, group, self.packed)
+            acc = loop.results
+        if rest := part.size % group:
+            with for_range(whole, part.depth, group, carry=acc) as loop:
+                loop.next = self.nano.update(loop.carry, a, b, loop.i, block, rest, self.packed)
+            acc = loop.results
+        return acc
+
+
+def rounded_down(depth: Index, size: int, step: int) -> Index:
+    """The largest multiple of `step` that is at most `depth`, which is a multiple itself where `size` is."""
+    if isinstance(depth, int):
+        return depth // step * step
+    if size % step == 0:
+        return depth
+    return arith.subi(depth, arith.remui(depth, index(step)))

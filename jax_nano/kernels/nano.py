@@ -5,13 +5,30 @@ This file owns every operation name that belongs to one target.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from jax.extend.mlir import ir
-from jax.extend.mlir.dialects import vector
+from jax.extend.mlir.dialects import arith, vector
 
-from jax_nano.build import Index, Values, View, broadcast, element_type, load, load_scalar, zeros
+from jax_nano.build import (
+    Index,
+    Values,
+    View,
+    add,
+    bitcast,
+    broadcast,
+    element_type,
+    interleave,
+    load,
+    load_scalar,
+    splat,
+    zeros,
+)
 from jax_nano.isa import DotInstruction
+from jax_nano.kernels.convert import convert
+from jax_nano.problem import BITS
 
 
 @dataclass(frozen=True)
@@ -28,15 +45,62 @@ class Block:
         return [min(self.lanes, self.cols - j) for j in range(0, self.cols, self.lanes)]
 
 
+def intrinsic(name: str, result: ir.Type, *operands: ir.Value) -> ir.Value:
+    """A call of an LLVM intrinsic that no dialect has an operation for."""
+    attributes = {
+        "intrin": ir.StringAttr.get(name),
+        "operandSegmentSizes": ir.DenseI32ArrayAttr.get([len(operands), 0]),
+        "op_bundle_sizes": ir.DenseI32ArrayAttr.get([]),
+    }
+    return ir.Operation.create("llvm.call_intrinsic", [result], list(operands), attributes).result
+
+
+def fma(acc: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+    """acc + a * b in every lane, rounded once."""
+    return vector.fma(a, b, acc)
+
+
+def dot_bf16(acc: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+    """acc plus two products of bf16 in every lane."""
+    return ir.Operation.create("x86vector.avx512.dot", results=[acc.type], operands=[acc, a, b]).result
+
+
+def dot_bytes(name: str, swapped: bool, acc: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+    """acc plus four products of an unsigned and a signed byte in every lane; `swapped`: B is the unsigned one."""
+    return intrinsic(name, acc.type, acc, *((b, a) if swapped else (a, b)))
+
+
+def dot_words(name: str, acc: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+    """acc plus two products of signed 16-bit numbers in every lane."""
+    return arith.addi(acc, intrinsic(name, acc.type, a, b))
+
+
+MULTIPLY_ADD: dict[str, Callable[[ir.Value, ir.Value, ir.Value], ir.Value]] = {
+    "fma_f32": fma,
+    "fma_f64": fma,
+    "vdpbf16ps": dot_bf16,
+    "vpdpbusd_512": partial(dot_bytes, "llvm.x86.avx512.vpdpbusd.512", False),
+    "vpdpbusd_512_swapped": partial(dot_bytes, "llvm.x86.avx512.vpdpbusd.512", True),
+    "vpdpbusd_256": partial(dot_bytes, "llvm.x86.avx512.vpdpbusd.256", False),
+    "vpdpbusd_256_swapped": partial(dot_bytes, "llvm.x86.avx512.vpdpbusd.256", True),
+    "vpmaddwd_512": partial(dot_words, "llvm.x86.avx512.pmaddw.d.512"),
+    "vpmaddwd_256": partial(dot_words, "llvm.x86.avx2.pmadd.wd"),
+}
+
+
 @dataclass(frozen=True)
 class Nanokernel:
-    """acc[i, j] += a[i, k] * b[k, j] on one block: multiply and add in every lane, a broadcast and b along the lanes."""
+    """acc[i, j] += a[i, k] * b[k, j] on one block, by one instruction: a broadcast, b along the lanes.
+
+    An instruction takes `group` steps of k at once: that many neighbours of A in every lane, and B interleaved, as the
+    VNNI layout has it.
+    """
 
     instruction: DotInstruction
     hold_lhs: bool = False  # broadcast all rows of A first and stream B; else hold B and stream A
 
     @property
-    def depth(self) -> int:
+    def group(self) -> int:
         """How many steps of k one update takes."""
         return self.instruction.shape[2]
 
@@ -45,40 +109,84 @@ class Nanokernel:
         """How many columns of C one accumulator register holds."""
         return self.instruction.shape[1]
 
+    @property
+    def native_bf16(self) -> bool:
+        """Whether what adds up here may be rounded by an instruction that takes denormal numbers for zero: so did this."""
+        return self.instruction.name == "vdpbf16ps"
+
     def accumulator(self) -> ir.Type:
         """The type of an accumulator register."""
         return ir.VectorType.get([self.lanes], element_type(self.instruction.acc))
 
-    def zero(self, block: Block) -> Values:
-        """A cleared block of accumulators, row by row."""
-        return [zeros(self.lanes, element_type(self.instruction.acc))] * (block.rows * len(block.counts))
+    def zero(self) -> ir.Value:
+        """A cleared accumulator."""
+        return zeros(self.lanes, element_type(self.instruction.acc))
 
-    def load_lhs(self, a: View, i: int, k: Index) -> ir.Value:
-        """Element (i, k) of A in every lane."""
-        return broadcast(load_scalar(a.base, a.offset(i, k)), self.lanes)
+    def ready(self, value: ir.Value, source: str, operand: str) -> ir.Value:
+        """Elements of type `source` as the instruction wants them of its operand "lhs" or "rhs"."""
+        target = getattr(self.instruction, operand)
+        value = convert(value, source, target)
+        if operand == "lhs" and self.instruction.lhs_offset:
+            kind = ir.VectorType(value.type)
+            value = arith.xori(value, splat(-128, kind.shape[0], kind.element_type))  # adds or takes 128 modulo 256
+        return value
 
-    def load_rhs(self, b: View, k: Index, j: int, count: int) -> ir.Value:
-        """`count` elements of row k of B, from column j on."""
-        return load(b.base, b.offset(k, j), self.lanes, count)
+    def load_lhs(self, a: View, i: int, k: Index, live: int, packed: bool) -> ir.Value:
+        """Elements (i, k) to (i, k + live - 1) of A in every lane, and zeros up to the group."""
+        if self.group == 1 and (packed or a.dtype == self.instruction.lhs):
+            return broadcast(load_scalar(a.base, a.offset(i, k)), self.lanes)
+        group = load(a.base, a.offset(i, k), self.group, None if packed else live)
+        if not packed:
+            group = self.ready(group, a.dtype, "lhs")
+        unit = ir.IntegerType.get_signless(self.group * BITS[self.instruction.lhs])
+        scalar = vector.extract(bitcast(group, 1, unit), [], [0])
+        kind = element_type(self.instruction.lhs)
+        return bitcast(broadcast(scalar, self.lanes), self.lanes * self.group, kind)
 
-    def update(self, acc: Values, a: View, b: View, k: Index, block: Block) -> Values:
-        """One step of k on the whole block."""
+    def load_rhs(self, b: View, k: Index, j: int, count: int, live: int, packed: bool) -> ir.Value:
+        """Rows k to k + live - 1 of B, columns j to j + count - 1, as one register."""
+        if packed:
+            return load(b.base, b.offset(k, j), self.lanes * self.group)
+        return self.gather_rhs(b, k, j, count, live)
+
+    def gather_rhs(self, b: View, k: Index, j: int, count: int, live: int) -> ir.Value:
+        """The same out of rows that are contiguous and in B's own type; what is beyond `count` and `live` is zero."""
+        kind = element_type(self.instruction.rhs)
+        rows = [
+            self.ready(load(b.base, b.offset(add(k, row), j), self.lanes, count), b.dtype, "rhs")
+            if row < live and count > 0
+            else zeros(self.lanes, kind)
+            for row in range(self.group)
+        ]
+        return interleave(rows)
+
+    def multiply_add(self, acc: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+        """One instruction."""
+        return MULTIPLY_ADD[self.instruction.name](acc, a, b)
+
+    def update(
+        self, acc: Values, a: View, b: View, k: Index, block: Block, live: int, packed: tuple[bool, bool]
+    ) -> Values:
+        """Steps k to k + live - 1 on the whole block; `packed` says whether A and B are in panels."""
         width = len(block.counts)
         result = list(acc)
 
-        def multiply_add(i: int, j: int, lhs: ir.Value, rhs: ir.Value) -> None:
-            result[i * width + j] = vector.fma(lhs, rhs, result[i * width + j])
+        def lhs(i: int) -> ir.Value:
+            return self.load_lhs(a, i, k, live, packed[0])
+
+        def rhs(j: int) -> ir.Value:
+            return self.load_rhs(b, k, j * self.lanes, block.counts[j], live, packed[1])
 
         if self.hold_lhs:
-            held = [self.load_lhs(a, i, k) for i in range(block.rows)]
-            for j, count in enumerate(block.counts):
-                rhs = self.load_rhs(b, k, j * self.lanes, count)
+            held = [lhs(i) for i in range(block.rows)]
+            for j in range(width):
+                streamed = rhs(j)
                 for i in range(block.rows):
-                    multiply_add(i, j, held[i], rhs)
+                    result[i * width + j] = self.multiply_add(result[i * width + j], held[i], streamed)
         else:
-            held = [self.load_rhs(b, k, j * self.lanes, count) for j, count in enumerate(block.counts)]
+            held = [rhs(j) for j in range(width)]
             for i in range(block.rows):
-                lhs = self.load_lhs(a, i, k)
-                for j, rhs in enumerate(held):
-                    multiply_add(i, j, lhs, rhs)
+                streamed = lhs(i)
+                for j in range(width):
+                    result[i * width + j] = self.multiply_add(result[i * width + j], streamed, held[j])
         return result

@@ -5,114 +5,184 @@ B, a panel of `width` columns (NR):         A by rows:                    A by c
     k=0   b00 b01 ... b0w                     i=0  a00 a01 ... a0k | pad     k=0   a00 a10 ... am0
     k=1   b10 b11 ... b1w                     i=1  a10 a11 ... a1k | pad     k=1   a01 a11 ... am1
 
-Columns of B beyond the matrix are zero, so that microkernels read whole registers. Rows of A are padded apart, so that
-the rows of a block do not compete for the same cache lines.
+Where an instruction takes `group` steps of k at once, that many rows of a panel are interleaved (the VNNI layout).
+Elements are converted on the way to the type that the instruction multiplies. What a panel holds beyond the matrix is
+zero, so that microkernels read whole registers. Rows of A are padded apart, so that the rows of a block do not compete
+for the same cache lines.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 from jax.extend.mlir import ir
-from jax.extend.mlir.dialects import arith, memref, vector
+from jax.extend.mlir.dialects import arith
 
 from jax_nano.build import (
     Index,
     Values,
     View,
     add,
-    equal,
+    bitcast,
+    divmod_,
+    element_type,
     for_range,
     index,
+    interleave,
     load,
-    load_scalar,
     mul,
+    splat,
     store,
     transpose,
     when,
     zeros,
 )
 from jax_nano.kernels.micro import rounded_down
+from jax_nano.kernels.nano import Nanokernel
+from jax_nano.problem import BITS
 
 
-def pack_rhs_panel(source: View, target: View, depth: Index, tail: int, cols: int, width: int, lanes: int) -> None:
-    """Copies `depth` rows and `cols` columns of B, element (k, j), to a panel of `width` columns.
+@dataclass(frozen=True)
+class Packer:
+    """Copies one operand in the layout of its panels."""
 
-    Args:
-      source: element (k, j) of B from the panel's first column on.
-      target: the panel, strides (width, 1).
-      depth: rows to copy.
-      tail: what `depth` leaves when divided by `lanes`, in every execution that leaves anything.
-      cols: columns that exist; the rest of the panel becomes zero.
-      width: columns of the panel, a multiple of `lanes`.
-      lanes: elements in a register.
-    """
-    if source.strides[1] == 1:
-        copy_rows(source, target, depth, cols, width, lanes)
-    elif source.strides[0] == 1:
-        copy_transposed(source, target, depth, tail, cols, width, lanes)
-    else:
-        copy_elements(source, target, depth, cols, width, lanes)
+    nano: Nanokernel
+    operand: Literal["lhs", "rhs"]
 
+    @property
+    def lanes(self) -> int:
+        """Groups in a register."""
+        return self.nano.lanes
 
-def copy_rows(source: View, target: View, depth: Index, cols: int, width: int, lanes: int) -> None:
-    """Rows that are contiguous already."""
-    with for_range(0, depth) as row:
-        for j in range(0, width, lanes):
-            count = max(0, min(lanes, cols - j))
-            value = load(source.base, source.offset(row.i, j), lanes, count) if count else zeros(lanes, source.dtype)
-            store(value, target.base, target.offset(row.i, j))
+    @property
+    def group(self) -> int:
+        """Steps of k in a group."""
+        return self.nano.group
 
+    @property
+    def kind(self) -> ir.Type:
+        """The type of packed elements."""
+        return element_type(getattr(self.nano.instruction, self.operand))
 
-def copy_transposed(source: View, target: View, depth: Index, tail: int, cols: int, width: int, lanes: int) -> None:
-    """Columns that are contiguous: squares of `lanes` x `lanes` transposed in registers."""
+    def read(self, source: View, at: Index, lanes: int, count: int) -> ir.Value:
+        """`count` elements from `at` on as the instruction wants them, zeros beyond."""
+        if count <= 0:
+            return zeros(lanes, self.kind)
+        return self.nano.ready(load(source.base, at, lanes, count), source.dtype, self.operand)
 
-    def square(k: Index, count: int) -> None:
-        for j in range(0, width, lanes):
-            columns: Values = [
-                load(source.base, source.offset(k, c), lanes, count) if c < cols else zeros(lanes, source.dtype)
-                for c in range(j, j + lanes)
-            ]
-            for step, row in enumerate(transpose(columns)[:count]):
-                store(row, target.base, target.offset(add(k, step), j))
+    def panel(self, source: View, target: View, depth: Index, size: int, cols: int, width: int) -> None:
+        """Copies `depth` rows and `cols` columns of `source`, element (k, j), to a panel of `width` columns.
 
-    whole = rounded_down(depth, lanes)
-    if whole != 0:
-        with for_range(0, whole, lanes) as block:
-            square(block.i, lanes)
-    if tail:
-        partial = True if isinstance(depth, int) else arith.cmpi(arith.CmpIPredicate.ne, index(whole), depth)
-        with when(partial):
-            square(whole, tail)
+        Args:
+          source: element (k, j) of B, or of A transposed, from the panel's first column on.
+          target: the panel: element (k, j) of a group's first k.
+          depth: rows to copy.
+          size: the whole extent of k, which leaves the same rest as `depth` where that leaves any.
+          cols: columns that exist.
+          width: columns of the panel.
+        """
+        if source.strides[1] == 1:
+            self.copy_rows(source, target, depth, size, cols, width)
+        elif source.strides[0] == 1:
+            self.copy_transposed(source, target, depth, size, cols, width)
+        else:
+            self.copy_elements(source, target, depth, size, cols, width)
 
+    def copy_rows(self, source: View, target: View, depth: Index, size: int, cols: int, width: int) -> None:
+        """Rows that are contiguous already: `group` of them interleaved."""
 
-def copy_elements(source: View, target: View, depth: Index, cols: int, width: int, lanes: int) -> None:
-    """Strided both ways: element by element."""
-    with for_range(0, depth) as row:
-        for j in range(0, width, lanes):
-            store(zeros(lanes, source.dtype), target.base, target.offset(row.i, j))
-        with for_range(0, cols) as column:
-            value = load_scalar(source.base, source.offset(row.i, column.i))
-            memref.store(value, target.base, [index(target.offset(row.i, column.i))])
+        def rows(k: Index, live: int) -> None:
+            for j in range(0, width, self.lanes):
+                group = [
+                    self.read(source, source.offset(add(k, row), j), self.lanes, min(self.lanes, cols - j))
+                    if row < live
+                    else zeros(self.lanes, self.kind)
+                    for row in range(self.group)
+                ]
+                self.put(interleave(group), target, k, j, width)
 
-
-def pack_lhs_rows(source: View, target: View, rows: Index, depth: Index, tail: int, lanes: int) -> None:
-    """Copies rows of A, element (i, k), that are contiguous along k; `tail` as in pack_rhs_panel."""
-    whole = rounded_down(depth, lanes)
-    with for_range(0, rows) as row:
+        whole = rounded_down(depth, size, self.group)
         if whole != 0:
-            with for_range(0, whole, lanes) as column:
-                value = load(source.base, source.offset(row.i, column.i), lanes)
-                store(value, target.base, target.offset(row.i, column.i))
-        if tail:
-            partial = True if isinstance(depth, int) else arith.cmpi(arith.CmpIPredicate.ne, index(whole), depth)
-            with when(partial):
-                value = load(source.base, source.offset(row.i, whole), lanes, tail)
-                store(value, target.base, target.offset(row.i, whole), tail)
+            with for_range(0, whole, self.group) as loop:
+                rows(loop.i, self.group)
+        if rest := size % self.group:
+            with when(differ(whole, depth)):
+                rows(whole, rest)
+
+    def copy_transposed(self, source: View, target: View, depth: Index, size: int, cols: int, width: int) -> None:
+        """Columns that are contiguous: squares of `lanes` x `lanes` groups transposed in registers."""
+        step = self.lanes * self.group
+        unit = ir.IntegerType.get_signless(self.group * BITS[getattr(self.nano.instruction, self.operand)])
+
+        def square(k: Index, live: int) -> None:
+            for j in range(0, width, self.lanes):
+                columns: Values = [
+                    bitcast(self.read(source, source.offset(k, c), step, live if c < cols else 0), self.lanes, unit)
+                    for c in range(j, j + self.lanes)
+                ]
+                for i, row in enumerate(transpose(columns)[: -(-live // self.group)]):
+                    self.put(bitcast(row, step, self.kind), target, add(k, i * self.group), j, width)
+
+        whole = rounded_down(depth, size, step)
+        if whole != 0:
+            with for_range(0, whole, step) as loop:
+                square(loop.i, step)
+        if rest := size % step:
+            with when(differ(whole, depth)):
+                square(whole, rest)
+
+    def copy_elements(self, source: View, target: View, depth: Index, size: int, cols: int, width: int) -> None:
+        """Strided both ways: element by element, into a panel cleared before."""
+        with for_range(0, add(rounded_down(depth, size, self.group), self.group if size % self.group else 0), self.group) as row:
+            for j in range(0, width, self.lanes):
+                self.put(zeros(self.lanes * self.group, self.kind), target, row.i, j, width)
+        with for_range(0, depth) as row:
+            group, within = divmod_(row.i, self.group)
+            k = mul(group, self.group)
+            with for_range(0, cols) as column:
+                value = self.read(source, source.offset(row.i, column.i), 1, 1)
+                store(value, target.base, add(target.offset(k, column.i), within))
+
+    def put(self, register: ir.Value, target: View, k: Index, j: int, width: int) -> None:
+        """Stores a register of a panel; the last may be cut short by the panel's end."""
+        store(register, target.base, target.offset(k, j), (width - j) * self.group)
+
+    def rows(self, source: View, target: View, rows: Index, depth: Index, size: int) -> None:
+        """Copies rows of A, element (i, k), that are contiguous along k; up to a whole register is written behind each."""
+        step = self.lanes * self.group
+        whole = rounded_down(depth, size, step)
+        with for_range(0, rows) as row:
+            if whole != 0:
+                with for_range(0, whole, step) as loop:
+                    value = self.read(source, source.offset(row.i, loop.i), step, step)
+                    store(value, target.base, target.offset(row.i, loop.i))
+            if rest := size % step:
+                with when(differ(whole, depth)):
+                    value = self.read(source, source.offset(row.i, whole), step, rest)
+                    store(value, target.base, target.offset(row.i, whole))
+
+    def bias(self, target: View, at: View, depth: Index, width: int) -> None:
+        """Writes what accumulators must start from where A is moved by an offset: -offset * sum of B over k.
+
+        The sums are made by the instruction itself, of packed rows by ones.
+        """
+        instruction = self.nano.instruction
+        ones = splat(1, self.lanes * self.group, element_type(instruction.lhs))
+        columns = range(0, width, self.lanes)
+        with for_range(0, depth, self.group, carry=[self.nano.zero()] * len(columns)) as loop:
+            loop.next = [
+                self.nano.multiply_add(acc, ones, load(target.base, target.offset(loop.i, j), self.lanes * self.group))
+                for acc, j in zip(loop.carry, columns, strict=True)
+            ]
+        minus = splat(-instruction.lhs_offset, self.lanes, element_type(instruction.acc))
+        for total, j in zip(loop.results, columns, strict=True):
+            value = bitcast(arith.muli(total, minus), self.lanes * self.group, self.kind)
+            store(value, at.base, at.offset(0, j))
 
 
-def pack_lhs_columns(source: View, target: View, rows: int, depth: Index, lanes: int) -> None:
-    """Copies one panel of A, element (i, k), contiguous along i, to k-major order: target strides (1, MR)."""
-    with for_range(0, depth) as column:
-        for i in range(0, rows, lanes):
-            count = min(lanes, rows - i)
-            value = load(source.base, source.offset(i, column.i), lanes, count)
-            store(value, target.base, target.offset(i, column.i), count)
+def differ(whole: Index, depth: Index) -> bool | ir.Value:
+    """Whether something is left beyond the whole steps."""
+    if isinstance(whole, int) and isinstance(depth, int):
+        return whole != depth
+    return arith.cmpi(arith.CmpIPredicate.ne, index(whole), index(depth))

@@ -6,6 +6,22 @@ from jax_nano.isa import Cache, Core, DotInstruction, Isa, Machine
 
 INTEL_SDM = "Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2"
 
+
+
+def integer_dots(lanes: int, features: tuple[str, ...], name: str) -> tuple[DotInstruction, ...]:
+    """VPDPBUSD, which multiplies unsigned by signed bytes, for every pair of signs.
+
+    Of two signed or two unsigned operands, A is moved by 128 into the range of the other sign.
+    """
+    shape = (1, lanes, 4)
+    return tuple(
+        DotInstruction(name=name + order, lhs=lhs, rhs=rhs, acc="s32", shape=shape, features=features, lhs_offset=offset)
+        for order, lhs, rhs, offset in (
+            ("", "u8", "s8", 0), ("_swapped", "s8", "u8", 0), ("", "s8", "s8", 128), ("_swapped", "u8", "u8", -128),
+        )
+    )  # fmt: skip
+
+
 AVX2 = Isa(
     name="avx2",
     register_count=16,
@@ -15,8 +31,10 @@ AVX2 = Isa(
     dots=(
         DotInstruction(name="fma_f32", lhs="f32", rhs="f32", acc="f32", shape=(1, 8, 1)),
         DotInstruction(name="fma_f64", lhs="f64", rhs="f64", acc="f64", shape=(1, 4, 1)),
+        *integer_dots(8, ("avxvnni",), "vpdpbusd_256"),
+        DotInstruction(name="vpmaddwd_256", lhs="s16", rhs="s16", acc="s32", shape=(1, 8, 2)),
     ),
-    source=INTEL_SDM + ": VFMADD231PS, VFMADD231PD (VEX.256)",
+    source=INTEL_SDM + ": VFMADD231PS, VFMADD231PD (VEX.256), VPMADDWD, VPDPBUSD (VEX.256)",
 )
 
 AVX512 = Isa(
@@ -28,8 +46,11 @@ AVX512 = Isa(
     dots=(
         DotInstruction(name="fma_f32", lhs="f32", rhs="f32", acc="f32", shape=(1, 16, 1)),
         DotInstruction(name="fma_f64", lhs="f64", rhs="f64", acc="f64", shape=(1, 8, 1)),
+        DotInstruction(name="vdpbf16ps", lhs="bf16", rhs="bf16", acc="f32", shape=(1, 16, 2), features=("avx512bf16",)),
+        *integer_dots(16, ("avx512vnni",), "vpdpbusd_512"),
+        DotInstruction(name="vpmaddwd_512", lhs="s16", rhs="s16", acc="s32", shape=(1, 16, 2)),
     ),
-    source=INTEL_SDM + ": VFMADD231PS, VFMADD231PD (EVEX.512)",
+    source=INTEL_SDM + ": VFMADD231PS, VFMADD231PD (EVEX.512), VDPBF16PS, VPDPBUSD, VPMADDWD (EVEX.512)",
 )
 
 KIB, MIB = 1 << 10, 1 << 20
