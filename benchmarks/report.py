@@ -33,6 +33,7 @@ def circumstances() -> dict[str, object]:
     return {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "machine": {"processor": processor(), "target": host.machine().name, "threads": host.threads()},
+        "load": round(os.getloadavg()[0], 2),  # of the minute before: results count only from an idle machine
         "versions": versions,
     }
 
@@ -49,15 +50,15 @@ def processor() -> str:
 def print_circumstances(found: dict) -> None:
     """One line for the machine, one for the versions."""
     machine, versions = found["machine"], found["versions"]
-    print(f"{machine['processor']} ({machine['target']}), {machine['threads']} threads; {found['date']}")
-    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    print(f"{machine['processor']} ({machine['target']}), {machine['threads']} threads, load {found['load']}")
+    print(", ".join(f"{name} {version}" for name, version in versions.items()) + f"; {found['date']}")
 
 
 def print_roof(roof: Roof) -> None:
     """What the machine does at most."""
     print(f"\n{'roof':24s}{'one thread':>14s}{'all threads':>14s}")
     for name, (one, all_) in roof.gflops.items():
-        print(f"{name:24s}{one:14.1f}{all_:14.1f}  GFLOP/s")
+        print(f"{name:24s}{one:14.1f}{all_:14.1f}  Gop/s")
     one, all_ = roof.read_gb_per_s
     print(f"{'read bandwidth':24s}{one:14.1f}{all_:14.1f}  GB/s", flush=True)
 
