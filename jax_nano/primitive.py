@@ -116,12 +116,10 @@ def _dot(ctx: mlir.LoweringRuleContext, operands: Sequence[Operand], dimension_n
             f"XLA partitions this program over {devices} devices and would gather both operands on each for a custom "
             "call; under shard_map every device runs a kernel on its shard"
         )
-    lhs, rhs = operands
-    if not is_plain(precision, lhs.dtype, rhs.dtype):
-        raise UnsupportedDot(
-            f"precision {precision} of {lhs.dtype} by {rhs.dtype} asks for another sum than kernels do"
-        )
-    return Dot.of(lhs, rhs, dimension_numbers, dtype_name(out.dtype))
+    dot = Dot.of(*operands, dimension_numbers, dtype_name(out.dtype))
+    if not is_plain(precision, dot):
+        raise UnsupportedDot(f"precision {precision} of {dot.lhs} by {dot.rhs} asks for another sum than kernels do")
+    return dot
 
 
 def _automatic_devices(context) -> int:
@@ -134,21 +132,32 @@ def _automatic_devices(context) -> int:
     return 1
 
 
-_PLAIN_PRESETS = {DotAlgorithmPreset.F32_F32_F32: "f32", DotAlgorithmPreset.F64_F64_F64: "f64"}
+_PRESETS = {
+    DotAlgorithmPreset.F64_F64_F64: ("f64", "f64", "f64"),
+    DotAlgorithmPreset.F32_F32_F32: ("f32", "f32", "f32"),
+    DotAlgorithmPreset.F16_F16_F32: ("f16", "f16", "f32"),
+    DotAlgorithmPreset.BF16_BF16_F32: ("bf16", "bf16", "f32"),
+}
+_EXACT_IN = {"f64": {"f64"}, "f32": {"f32", "f16", "bf16"}, "f16": {"f16"}, "bf16": {"bf16"}}
 
 
-def is_plain(precision, lhs: str, rhs: str) -> bool:
-    """Whether a `precision` of lax.dot_general means what kernels do: exact products, summed in the operands' type.
+def is_plain(precision, dot: Dot) -> bool:
+    """Whether a `precision` of lax.dot_general means what kernels do: exact products, summed in dot's accumulator.
 
-    Every lax.Precision does: they bound the error from above.
+    An algorithm does that rounds no operand and sums in that type. So does every lax.Precision: it bounds the error
+    from above.
     """
     match precision:
-        case DotAlgorithmPreset():
-            return precision is DotAlgorithmPreset.DEFAULT or lhs == rhs == _PLAIN_PRESETS.get(precision)
+        case DotAlgorithmPreset() if precision is not DotAlgorithmPreset.DEFAULT:
+            algorithm = _PRESETS.get(precision)
         case DotAlgorithm():
-            types = map(dtype_name, precision[:3])
-            return lhs in ("f32", "f64") and {lhs, rhs, *types} == {lhs} and precision[3:] == (1, 1, 1, False)
-    return True
+            algorithm = tuple(map(dtype_name, precision[:3])) if precision[3:6] == (1, 1, 1) else None
+        case _:
+            return True
+    if algorithm is None:
+        return False
+    lhs, rhs, acc = algorithm
+    return dot.lhs in _EXACT_IN.get(lhs, ()) and dot.rhs in _EXACT_IN.get(rhs, ()) and dot.acc == acc
 
 
 def dtype_name(dtype) -> str:
