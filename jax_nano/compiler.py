@@ -12,8 +12,8 @@ import numpy as np
 
 from jax_nano import _native, emit, schedule
 from jax_nano.isa import Isa, Machine
+from jax_nano.plan import Plan
 from jax_nano.problem import Dot, extent
-from jax_nano.schedule import Plan
 from jax_nano.targets import host
 
 # XLA_FFI_DataType, from xla/ffi/api/c_api.h.

@@ -11,7 +11,7 @@ from jax.interpreters.mlir import make_ir_context
 from jax_nano.build import element_type
 from jax_nano.kernels.macro import Frame, Macrokernel
 from jax_nano.problem import Axis, extent
-from jax_nano.schedule import Plan
+from jax_nano.plan import Plan
 
 
 def name(plan: Plan) -> str:
@@ -34,7 +34,7 @@ def module(plan: Plan) -> str:
         context.allow_unregistered_dialects = True  # jaxlib does not know every dialect that MLIR 22 parses
         top = ir.Module.create()
         macro = Macrokernel(plan)
-        phases = {"compute": macro.compute_phase, "pack": macro.pack_phase}
+        phases = {"compute": macro.compute_phase, "pack": macro.pack_phase, "reduce": macro.reduce_phase}
         with ir.InsertionPoint(top.body):
             for phase, symbol in zip(plan.tasks, symbols(plan), strict=True):
                 function = func.FuncOp(symbol, (argument_types(plan), []))

@@ -69,6 +69,7 @@ class Core:
     dot_latency_cycles: int  # from one update of an accumulator to the next
     loads_per_cycle: float
     stores_per_cycle: float
+    vector_per_cycle: float  # vector instructions of any kind, but for loads and stores
     issue_per_cycle: int  # instructions of any kind
     slower: tuple[tuple[str, float, int], ...] = ()  # other instructions: (name, begun per cycle, latency in cycles)
 
@@ -89,9 +90,11 @@ class Machine:
     cores: dict[str, Core]  # by instruction set
     caches: tuple[Cache, ...]  # innermost first
     ghz: float  # sustained under vector load
-    memory_gb_per_s: float  # read bandwidth of one core
+    memory_gb_per_s: tuple[float, float]  # read bandwidth of one core, and of all
+    l3_gb_per_s: float  # read bandwidth of one core from the last level of cache
     source: str
     threads: int = 1
+    wake_us: float = 2.0  # from handing out a task until another thread begins it
 
     def __post_init__(self):
         if missing := {isa.name for isa in self.isas} - set(self.cores):

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from jax_nano.isa import Core, DotInstruction, Isa
+from jax_nano.isa import Cache, Core, DotInstruction, Isa, Machine
+from jax_nano.plan import LINE_BYTES, Plan
+from jax_nano.problem import bytes_of, extent
+
+# Branches, addresses and the drained pipeline between one microkernel and the next.
+BLOCK_OVERHEAD_CYCLES = 20
+# Handing out one task, where several threads take part.
+TASK_US = 0.2
+# The share of a task that a thread waits for the others at the end, on a machine with other work to do.
+IMBALANCE = 0.1
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Vector instructions that a step of k needs beside the loads and the multiply-accumulates."""
+
+    per_row: float = 0  # of A's elements, as broadcast
+    per_register: float = 0  # of B
 
 
 @dataclass(frozen=True)
@@ -16,7 +34,7 @@ class RegisterBlock:
     hold_lhs: bool  # all of A's rows are held and B streams, rather than the reverse
 
 
-def step_cycles(core: Core, instruction: DotInstruction, rows: int, registers: int) -> float:
+def step_cycles(core: Core, instruction: DotInstruction, rows: int, registers: int, extra: Extra = Extra()) -> float:
     """Cycles of one step of k on a block of rows x registers accumulators.
 
     rows * registers multiply-accumulates are fed by rows loads of A and registers of B; each accumulator waits for its
@@ -25,25 +43,28 @@ def step_cycles(core: Core, instruction: DotInstruction, rows: int, registers: i
     Source: Low et al., "Analytical Modeling Is Enough for High-Performance BLIS", ACM TOMS 43(2), 2016.
     """
     dots, loads = rows * registers, rows + registers
+    others = rows * extra.per_row + registers * extra.per_register
     per_cycle, latency = core.rate(instruction.name)
     return max(
         dots / per_cycle,
         loads / core.loads_per_cycle,
         latency,
-        (dots + loads + 1) / core.issue_per_cycle,
+        (dots + others) / core.vector_per_cycle,
+        (dots + loads + others + 1) / core.issue_per_cycle,
     )
 
 
-def block_cycles(core: Core, instruction: DotInstruction, rows: int, registers: int, steps: int) -> float:
+def block_cycles(
+    core: Core, instruction: DotInstruction, rows: int, registers: int, steps: int, extra: Extra = Extra()
+) -> float:
     """Cycles of a microkernel: its loop, and the accumulators cleared before and stored after."""
-    return steps * step_cycles(core, instruction, rows, registers) + rows * registers / core.stores_per_cycle + BLOCK_OVERHEAD_CYCLES
+    stores = rows * registers / core.stores_per_cycle
+    return steps * step_cycles(core, instruction, rows, registers, extra) + stores + BLOCK_OVERHEAD_CYCLES
 
 
-# Branches, addresses and the drained pipeline between one microkernel and the next.
-BLOCK_OVERHEAD_CYCLES = 20
-
-
-def register_block(isa: Isa, core: Core, instruction: DotInstruction, m: int, n: int, k: int) -> RegisterBlock:
+def register_block(
+    isa: Isa, core: Core, instruction: DotInstruction, m: int, n: int, k: int, extra: Extra = Extra()
+) -> RegisterBlock:
     """Chooses how many accumulators stay in registers, for C of m x n: the block whose panels take the fewest cycles.
 
     Either n registers of B and one of A are live beside the accumulators, or m of A and one of B.
@@ -63,7 +84,7 @@ def register_block(isa: Isa, core: Core, instruction: DotInstruction, m: int, n:
             cycles = 0.0
             for r, r_count in panels(m, rows):
                 for c, c_count in panels(registers_of_n, registers):
-                    cycles += r_count * c_count * block_cycles(core, instruction, r, c, steps)
+                    cycles += r_count * c_count * block_cycles(core, instruction, r, c, steps, extra)
             if best is None or cycles < best[0]:
                 best = cycles, rows, registers
     if best is None:
@@ -72,7 +93,169 @@ def register_block(isa: Isa, core: Core, instruction: DotInstruction, m: int, n:
     return RegisterBlock(rows, registers * lanes, hold_lhs=rows < registers)
 
 
+def inner_block(isa: Isa, core: Core, instruction: DotInstruction, m: int, n: int, k: int) -> RegisterBlock:
+    """The same with K along the lanes, where each element of C has a register to itself."""
+    lanes, steps = instruction.shape[1], -(-k // (instruction.shape[1] * instruction.shape[2]))
+    best: tuple[float, int, int] | None = None
+    for rows in range(1, min(m, isa.register_count) + 1):
+        for cols in range(1, min(n, lanes) + 1):
+            if rows * cols + min(rows, cols) + 1 > isa.register_count:
+                break
+            sums = rows * (3 * cols + 2 * math.log2(lanes))
+            cycles = 0.0
+            for r, r_count in panels(m, rows):
+                for c, c_count in panels(n, cols):
+                    cycles += r_count * c_count * (block_cycles(core, instruction, r, c, steps) + sums / 2)
+            if best is None or cycles < best[0]:
+                best = cycles, rows, cols
+    if best is None:
+        raise ValueError("a block needs at least one row and one column")
+    return RegisterBlock(best[1], best[2], hold_lhs=False)
+
+
 def panels(size: int, step: int) -> list[tuple[int, int]]:
     """(extent, how many) of the panels that cover `size`."""
     whole, rest = divmod(size, step)
     return [(step, whole)] * (whole > 0) + [(rest, 1)] * (rest > 0)
+
+
+def fits(cache: Cache, pieces: int, piece_bytes: int, stride_bytes: int) -> bool:
+    """Whether `pieces` runs of bytes, a stride apart, stay in a cache together.
+
+    Strides that share a large power of two with the size of a way leave most of the cache's sets unused.
+    """
+    piece = max(piece_bytes, LINE_BYTES)
+    places = max(1, cache.way_bytes // max(math.gcd(stride_bytes, cache.way_bytes), piece))
+    return pieces * piece <= cache.bytes and pieces <= places * cache.ways
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predicted times, in seconds."""
+
+    compute: float  # of all tasks, on one thread
+    packing: float
+    memory: float  # for reading the operands and writing the result once
+    total: float  # with all threads
+
+
+def seconds(plan: Plan, machine: Machine, threads: int | None = None) -> Estimate:
+    """Predicts the time of a plan on a machine."""
+    threads = threads or machine.threads
+    hertz = machine.ghz * 1e9
+    compute = compute_cycles(plan, machine) / hertz
+    packing = packing_cycles(plan, machine) / hertz
+    tasks = plan.rounds * plan.tasks["compute"]
+    workers = min(threads, tasks)
+    memory = memory_seconds(plan, machine, workers)
+    task = (compute + packing) / tasks
+    share = math.ceil(tasks / workers) * task
+    if workers > 1:
+        share += IMBALANCE * task + 1e-6 * (machine.wake_us * (len(plan.tasks) * plan.rounds) + TASK_US * tasks / workers)
+    return Estimate(compute, packing, memory, max(share, memory))
+
+
+def extra_for(plan: Plan) -> Extra:
+    """What a plan's steps need beside loads and multiply-accumulates."""
+    return extra(plan.dot.lhs, plan.dot.rhs, plan.instruction, plan.lhs == "direct", plan.rhs == "direct", plan.lanes)
+
+
+def extra(lhs: str, rhs: str, instruction: DotInstruction, lhs_direct: bool, rhs_direct: bool, lanes: str = "n") -> Extra:
+    """The same before there is a plan: conversions in registers, and rows of B interleaved there."""
+    per_row = (2.0 if lhs != instruction.lhs else 0.0) + (1.0 if instruction.lhs_offset else 0.0) if lhs_direct else 0.0
+    group = instruction.shape[2]
+    per_register = 0.0
+    if rhs_direct:
+        interleaving = 2.0 * (group - 1) if lanes == "n" else 0.0
+        per_register = interleaving + (2.0 * group if rhs != instruction.rhs else 0.0)
+    return Extra(per_row, per_register)
+
+
+def compute_cycles(plan: Plan, machine: Machine) -> float:
+    """Cycles of all microkernels, on one thread."""
+    core = machine.cores[plan.isa]
+    instruction = plan.instruction
+    along_k = plan.lanes == "k"
+    lanes = 1 if along_k else instruction.shape[1]
+    step = instruction.shape[2] * (instruction.shape[1] if along_k else 1)
+    steps = -(-plan.kc // step)
+    cycles = 0.0
+    for rows, row_count in panels(plan.m.size, plan.mr):
+        for cols, col_count in panels(plan.n.size, plan.nr):
+            registers = -(-cols // lanes)
+            block = block_cycles(core, instruction, rows, registers, steps, extra_for(plan))
+            if along_k:
+                block += rows * (3 * cols + 2 * math.log2(instruction.shape[1])) / 2
+            block += steps * stalls(plan, machine, rows)
+            if plan.k_blocks > 1:
+                block += 2 * rows * registers / core.stores_per_cycle
+            cycles += row_count * col_count * block
+    return cycles * extent(plan.outer) * plan.k_blocks
+
+
+def stalls(plan: Plan, machine: Machine, rows: int) -> float:
+    """Cycles that a step of k waits for lines that strides have pushed out of the nearest caches."""
+    waits = 0.0
+    lhs_stride, rhs_stride = bytes_of(plan.dot.lhs, plan.m.lhs), bytes_of(plan.dot.rhs, plan.k.rhs)
+    l1, l2 = machine.caches[0], machine.caches[min(1, len(machine.caches) - 1)]
+    if plan.lhs == "direct" and rows > 1 and not fits(l1, 2 * rows, LINE_BYTES, lhs_stride):
+        waits += 0.05 * rows
+    if plan.rhs == "direct" and plan.m.size > plan.mr and plan.lanes == "n":
+        piece = bytes_of(plan.dot.rhs, plan.nr)
+        if not fits(l2, plan.kc, piece, rhs_stride):
+            waits += 2.0
+        elif not fits(l1, plan.kc, piece, rhs_stride):
+            waits += 0.7
+    return waits
+
+
+def packing_cycles(plan: Plan, machine: Machine) -> float:
+    """Cycles of all packing, on one thread."""
+    core = machine.cores[plan.isa]
+    m, n, k, outer = plan.m.size, plan.n.size, plan.k.size * extent(plan.k_outer), extent(plan.outer)
+    cycles = 0.0
+    if plan.rhs != "direct":
+        times = outer * (plan.m_tasks if plan.rhs == "private" else 1)
+        padded = -(-n // plan.nr) * plan.nr
+        cycles += times * lines(k * padded, plan.instruction.rhs) * line_cycles(
+            core, plan, plan.n.rhs == 1, plan.k.rhs == 1, plan.dot.rhs != plan.instruction.rhs
+        )
+    if plan.lhs != "direct":
+        times = outer * plan.n_tasks * plan.rounds
+        by_rows = plan.lhs == "rows"
+        cycles += times * lines(m * k, plan.instruction.lhs) * line_cycles(
+            core, plan, by_rows or plan.m.lhs == 1, plan.k.lhs == 1, plan.dot.lhs != plan.instruction.lhs, plain=by_rows
+        )
+    return cycles
+
+
+def lines(count: int, dtype: str) -> float:
+    """Cache lines of packed elements."""
+    return bytes_of(dtype, count) / LINE_BYTES
+
+
+def line_cycles(core: Core, plan: Plan, copied: bool, transposed: bool, converted: bool, plain: bool = False) -> float:
+    """Cycles of packing one line's worth of elements."""
+    lanes, _, group = plan.instruction.shape[1], 0, plan.instruction.shape[2]
+    registers = LINE_BYTES / (lanes * bytes_of(plan.instruction.acc))
+    if copied:
+        shuffles = 0.0 if plain else 2.0 * (group - 1)
+    elif transposed:
+        shuffles = math.log2(lanes) * 1.5
+    else:
+        return 4.0 * LINE_BYTES / bytes_of(plan.instruction.rhs)
+    operations = shuffles + (2.0 * group if converted else 0.0)
+    return registers * (1.0 / core.stores_per_cycle + operations / (core.vector_per_cycle / 2) + 1.0)
+
+
+def memory_seconds(plan: Plan, machine: Machine, workers: int) -> float:
+    """How long the arrays take on their way to the cores."""
+    b, m, n, k = plan.dot.sizes
+    size = bytes_of(plan.dot.lhs, b * m * k) + bytes_of(plan.dot.rhs, b * k * n) + 2 * bytes_of(plan.dot.out, b * m * n)
+    inner = sum(cache.bytes * (1 if cache.shared else workers) for cache in machine.caches[:-1])
+    if size <= inner:
+        return 0.0
+    one, every = machine.memory_gb_per_s
+    if size <= machine.caches[-1].bytes:
+        return size / (machine.l3_gb_per_s * workers * 1e9)
+    return size / (min(one * workers, every) * 1e9)

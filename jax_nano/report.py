@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from jax_nano.compiler import Kernel
 from jax_nano.problem import Dot
-from jax_nano.schedule import Plan
+from jax_nano.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -1,149 +1,21 @@
-"""How to compute a product: a Plan, and the choice of one."""
+"""The choice of a plan for a product: candidates, and the cheapest of them by the model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
 from jax_nano import model
 from jax_nano.isa import DotInstruction, Isa, Machine
+from jax_nano.plan import ONE, Plan
 from jax_nano.problem import Axis, Dot, UnsupportedDot, bytes_of, extent
 
-ONE = Axis(size=1)
-LINE_BYTES = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Everything that shapes the code of one product on one target, and nothing else.
-
-    Sizes are in elements. The microkernel's loops run over `m`, `n` and `k`; the other axes are `outer` (a task has
-    one element of them) and `k_outer`.
-    """
-
-    dot: Dot  # as computed: with the operands exchanged where `swapped`
-    swapped: bool
-    isa: str
-    instruction: DotInstruction
-    m: Axis
-    n: Axis
-    k: Axis
-    outer: tuple[Axis, ...] = ()
-    k_outer: tuple[Axis, ...] = ()  # the k blocks of each element of them follow one another
-    mr: int
-    nr: int
-    hold_lhs: bool = False
-    unroll: int = 1
-    mc: int
-    kc: int
-    nc: int  # columns in a round
-    mt: int  # rows in a task
-    nt: int  # columns in a task
-    lhs: str = "direct"  # or "rows", "columns": packed per task
-    rhs: str = "direct"  # or "private": packed per task; or "shared": packed in a phase before
-    pack_panels: int = 1  # panels in a task of the packing phase
-    why: str = field(default="", compare=False)
-
-    def __post_init__(self):
-        for name, value, step, size in (
-            ("mc", self.mc, self.mr, self.m.size), ("mt", self.mt, self.mc, self.m.size),
-            ("nt", self.nt, self.nr, 0), ("nc", self.nc, self.nr, 0), ("kc", self.kc, self.step, self.k.size),
-        ):  # fmt: skip
-            if value % step and (size == 0 or value < size):
-                raise ValueError(f"{name} = {value} is not a multiple of {step}: panels would overlap")
-
-    @property
-    def step(self) -> int:
-        """Steps of k in an iteration of the microkernel."""
-        return self.unroll * self.instruction.shape[2]
-
-    @property
-    def m_tasks(self) -> int:
-        """Tasks along m."""
-        return -(-self.m.size // self.mt)
-
-    @property
-    def n_tasks(self) -> int:
-        """Tasks along n in a round."""
-        return -(-min(self.nc, self.n.size) // self.nt)
-
-    @property
-    def rounds(self) -> int:
-        """Rounds, each over nc columns."""
-        return -(-self.n.size // self.nc)
-
-    @property
-    def inner_k_blocks(self) -> int:
-        """Blocks of kc along k."""
-        return -(-self.k.size // self.kc)
-
-    @property
-    def k_blocks(self) -> int:
-        """Blocks of the whole sum."""
-        return extent(self.k_outer) * self.inner_k_blocks
-
-    @property
-    def tasks(self) -> dict[str, int]:
-        """Phases in order, and how many tasks each has in a round."""
-        compute = extent(self.outer) * self.m_tasks * self.n_tasks
-        if self.rhs != "shared":
-            return {"compute": compute}
-        return {"pack": -(-self._columns(self.nc) // (self.pack_panels * self.nr)), "compute": compute}
-
-    @property
-    def has_partial(self) -> bool:
-        """Whether sums stand in scratch between parts, as C's type is too narrow for them."""
-        return self.k_blocks > 1 and self.dot.out != self.instruction.acc
-
-    def rounded_up(self, depth: int) -> int:
-        """Steps of k in whole groups."""
-        group = self.instruction.shape[2]
-        return -(-depth // group) * group
-
-    def panel_rows(self, depth: int) -> int:
-        """Elements of a packed panel of B over its width: its steps, and one group of starting values where A is moved."""
-        return self.rounded_up(depth) + (self.instruction.shape[2] if self.instruction.lhs_offset else 0)
-
-    @property
-    def lhs_stride(self) -> int:
-        """Elements between packed rows of A; of packed panels, elements over their rows."""
-        line = LINE_BYTES // bytes_of(self.instruction.lhs)
-        depth = self.rounded_up(self.kc)
-        return depth if self.lhs == "columns" else -(-depth // line) * line + line
-
-    @property
-    def local_lhs_rows(self) -> int:
-        """Rows of a packed block of A, in whole panels."""
-        return 0 if self.lhs == "direct" else -(-self.mc // self.mr) * self.mr
-
-    @property
-    def local_rhs_at(self) -> int:
-        """Where B's block begins in a thread's scratch, bytes: behind A's."""
-        return lines(bytes_of(self.instruction.lhs, self.local_lhs_rows * self.lhs_stride))
-
-    @property
-    def local_partial_at(self) -> int:
-        """Where sums stand, bytes: behind B's block."""
-        size = bytes_of(self.instruction.rhs, self.nt * self.panel_rows(self.kc)) if self.rhs == "private" else 0
-        return self.local_rhs_at + lines(size)
-
-    @property
-    def local_bytes(self) -> int:
-        """Scratch of a thread."""
-        return self.local_partial_at + (bytes_of(self.instruction.acc, self.mt * self.nt) if self.has_partial else 0)
-
-    @property
-    def shared_bytes(self) -> int:
-        """Scratch that all tasks see."""
-        return bytes_of(self.instruction.rhs, self.nc * self.panel_rows(self.k.size)) if self.rhs == "shared" else 0
-
-    def _columns(self, columns: int) -> int:
-        return min(columns, -(-self.n.size // self.nr) * self.nr)
-
-
-def lines(size: int) -> int:
-    """Bytes rounded up to whole cache lines."""
-    return -(-size // LINE_BYTES) * LINE_BYTES
-
+# A block of B as packed by a task, and all of a round's together, stay within these.
+PRIVATE_BYTES = 12 << 20
+# Sums over more steps than this are made in parts, where C alone would leave threads idle.
+SPLIT_STEPS = 2048
+SPLITS = 32
+UNROLLED_DOTS = 16  # multiply-accumulates in an iteration of the inner loop, at least
 
 # What each type can be turned into without loss, on the way into an instruction.
 WIDENS = {
@@ -169,32 +41,118 @@ def instructions_for(isa: Isa, dot: Dot) -> list[DotInstruction]:
 
 
 def choose(dot: Dot, machine: Machine, isa: Isa) -> Plan:
-    """The plan for a product."""
-    core = machine.cores[isa.name]
+    """The plan for a product: the cheapest kernel on one thread, then the cheapest division into tasks.
+
+    What decides about the order of additions (the instruction, what stands in the lanes, the parts of a sum) does not
+    depend on the number of threads, so neither do the bits of the result.
+
+    Raises:
+      UnsupportedDot: the target has no instruction for these types.
+    """
+    kernels = list(kernel_plans(dot, machine, isa))
+    kernel = min(kernels, key=lambda plan: model.seconds(plan, machine, threads=1).total)
+    plan = min(task_plans(kernel, machine), key=lambda plan: model.seconds(plan, machine).total)
+    return replace(plan, why=reason(plan, machine, len(kernels)))
+
+
+def reason(plan: Plan, machine: Machine, candidates: int) -> str:
+    """What the model says of a plan."""
+    cost = model.seconds(plan, machine)
+    return (
+        f"cheapest of {candidates} kernels: {1e6 * cost.total:.1f} us expected on {machine.threads} threads "
+        f"(one thread: compute {1e6 * cost.compute:.1f}, packing {1e6 * cost.packing:.1f}; memory {1e6 * cost.memory:.1f})"
+    )
+
+
+def kernel_plans(dot: Dot, machine: Machine, isa: Isa) -> Iterator[Plan]:
+    """Plans of a single task, one for each way to compute a block of C."""
     swapped = not dot.n and bool(dot.m)
     work = dot.swapped() if swapped else dot
-    instruction = min(instructions_for(isa, work), key=lambda i: 1 / (i.shape[2] * core.rate(i.name)[0]))
+    core = machine.cores[isa.name]
     m = max(work.m, key=lambda axis: axis.size, default=ONE)
-    n = work.n[-1] if work.n else ONE
-    if not work.n:
-        n = replace(ONE, out=1, rhs=1)
-    k = max(work.k, key=lambda axis: axis.size, default=ONE)
+    n = work.n[-1] if work.n else Axis(size=1, rhs=1, out=1)
+    k = max(work.k, key=lambda axis: axis.size, default=Axis(size=1, lhs=1, rhs=1))
     outer = work.b + tuple(a for a in work.m if a is not m) + tuple(a for a in work.n if a is not n)
-    block = model.register_block(isa, core, instruction, m.size, n.size, k.size)
-    mr, nr = block.rows, block.cols
-    cols = -(-n.size // nr) * nr
-    flops = 2 * m.size * n.size * k.size * extent(outer)
-    group = instruction.shape[2]
-    plan = Plan(
-        dot=work, swapped=swapped, isa=isa.name, instruction=instruction, m=m, n=n, k=k, outer=outer,
-        k_outer=tuple(a for a in work.k if a is not k),
-        mr=mr, nr=nr, hold_lhs=block.hold_lhs, unroll=max(1, min(4, 32 * 16 // (mr * nr), k.size)),
-        mc=m.size, kc=k.size, nc=cols, mt=m.size, nt=cols,
-    )  # fmt: skip
-    if n.rhs != 1 or (m.size > 64 and k.size > 64) or group > 1 or work.rhs != instruction.rhs:
-        plan = replace(plan, rhs="private")
-    if work.lhs != instruction.lhs or instruction.lhs_offset or (m.size > 512 and k.size > 512) or (group > 1 and k.lhs != 1):
-        plan = replace(plan, lhs="rows" if k.lhs == 1 else "columns", mc=min(plan.mc, 8 * mr))
-    if flops > 2e6:
-        plan = replace(plan, nt=min(cols, -(-cols // nr // machine.threads) * nr))
-    return plan
+    k_outer = tuple(a for a in work.k if a is not k)
+    common = dict(dot=work, swapped=swapped, isa=isa.name, m=m, n=n, k=k, outer=outer, k_outer=k_outer)
+
+    for instruction in instructions_for(isa, work):
+        group = instruction.shape[2]
+        offset = instruction.lhs_offset != 0
+        lhs_direct = group == 1 or k.lhs == 1
+        rhs_direct = n.rhs == 1 and not offset
+        packed_lhs = "rows" if k.lhs == 1 else "columns"
+        for lhs in ("direct", packed_lhs) if lhs_direct else (packed_lhs,):
+            for rhs in ("direct", "private") if rhs_direct else ("private",):
+                extra = model.extra(work.lhs, work.rhs, instruction, lhs == "direct", rhs == "direct")
+                block = model.register_block(isa, core, instruction, m.size, n.size, k.size, extra)
+                yield blocked(
+                    machine, block, instruction=instruction, lhs=lhs, rhs=rhs, hold_lhs=block.hold_lhs, **common
+                )
+        if k.lhs == 1 and k.rhs == 1 and not offset:
+            block = model.inner_block(isa, core, instruction, m.size, n.size, k.size)
+            yield blocked(machine, block, instruction=instruction, lanes="k", **common)
+
+
+def blocked(machine: Machine, block: model.RegisterBlock, **plan) -> Plan:
+    """A plan of one task around a register block: the sum in as few parts as caches and scratch allow."""
+    m, n, k, instruction = plan["m"], plan["n"], plan["k"], plan["instruction"]
+    along_k = plan.get("lanes") == "k"
+    registers = block.cols if along_k else -(-block.cols // instruction.shape[1])
+    step = instruction.shape[2] * (instruction.shape[1] if along_k else 1)
+    unroll = max(1, min(4, UNROLLED_DOTS // (block.rows * registers), k.size // step))
+    cols = -(-n.size // block.cols) * block.cols
+    kc = k_block(machine, block, instruction, k.size, unroll * step)
+    mc = min(m.size, 8 * block.rows) if plan.get("lhs", "direct") != "direct" else m.size
+    whole = -(-m.size // mc) * mc
+    result = Plan(mr=block.rows, nr=block.cols, unroll=unroll, mc=mc, kc=kc, nc=cols, mt=whole, nt=cols,
+                  outer_per_task=extent(plan["outer"]), **plan)  # fmt: skip
+    return split(result)
+
+
+def k_block(machine: Machine, block: model.RegisterBlock, instruction: DotInstruction, k: int, step: int) -> int:
+    """Steps of k in a block: all of them while the panels of a microkernel stay in the second cache together."""
+    l2 = machine.caches[min(1, len(machine.caches) - 1)].bytes
+    per_step = bytes_of(instruction.lhs, block.rows) + bytes_of(instruction.rhs, block.cols)
+    most = max(step, l2 // per_step)
+    parts = -(-k // most)
+    return k if parts == 1 else -(-k // parts // step) * step
+
+
+def split(plan: Plan) -> Plan:
+    """The plan with long sums over few elements of C made in parts, so that there is something to share out."""
+    if plan.m.size * plan.n.size * extent(plan.outer) > 1 << 14 or plan.k.size < 2 * SPLIT_STEPS or plan.k_outer:
+        return plan
+    step = plan.step * (plan.instruction.shape[1] if plan.lanes == "k" else 1)
+    parts = min(SPLITS, plan.k.size // SPLIT_STEPS)
+    kc = min(plan.kc, -(-plan.k.size // parts // step) * step)
+    blocks = -(-plan.k.size // kc)
+    per_split = -(-blocks // parts)
+    return replace(plan, kc=kc, splits=-(-blocks // per_split))
+
+
+def task_plans(plan: Plan, machine: Machine) -> Iterator[Plan]:
+    """The plan divided into tasks in every way worth weighing."""
+    yield plan
+    outer = extent(plan.outer)
+    cols = -(-plan.n.size // plan.nr)
+    rows = -(-plan.m.size // plan.mr)
+    for n_parts in divisions(cols, machine.threads):
+        nt = -(-cols // n_parts) * plan.nr
+        for m_parts in divisions(rows, machine.threads):
+            mt = -(-rows // m_parts) * plan.mr
+            if m_parts > 1 and n_parts > 1 and m_parts * n_parts > 16 * machine.threads:
+                continue
+            mc = min(plan.mc, mt) if plan.lhs != "direct" else mt
+            mt = -(-mt // mc) * mc
+            candidate = replace(plan, nt=nt, mt=mt, mc=mc)
+            if candidate.local_bytes > PRIVATE_BYTES and nt > plan.nr:
+                continue
+            for outer_parts in divisions(outer, machine.threads) if n_parts * m_parts == 1 else (outer,):
+                yield replace(candidate, outer_per_task=-(-outer // outer_parts))
+
+
+def divisions(count: int, threads: int) -> list[int]:
+    """Into how many parts to divide `count` steps: one, and a few multiples of the number of threads."""
+    wanted = {1, *(threads * i for i in (1, 2, 3, 4, 6, 8, 16)), *((64,) if count > 64 else ())}
+    return sorted(parts for parts in wanted if parts <= count)

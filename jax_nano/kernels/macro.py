@@ -18,12 +18,13 @@ from dataclasses import dataclass
 
 from jax.extend.mlir import ir
 
-from jax_nano.build import Index, View, add, divmod_, equal, for_range, minimum, mul, scratch, subtract, when
-from jax_nano.kernels.micro import Microkernel, Part, Result
+from jax_nano.build import Index, View, add, divmod_, equal, for_range, load, minimum, mul, scratch, store, subtract, when
+from jax_nano.kernels.convert import convert
+from jax_nano.kernels.micro import InnerMicrokernel, Microkernel, Part, Result
 from jax_nano.kernels.nano import Block, Nanokernel
 from jax_nano.kernels.pack import Packer
-from jax_nano.problem import Axis
-from jax_nano.schedule import Plan
+from jax_nano.plan import REDUCED_PER_TASK, Plan
+from jax_nano.problem import Axis, extent
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Macrokernel:
         nano = Nanokernel(plan.instruction, hold_lhs=plan.hold_lhs)
         self.nano = nano
         self.lhs_packer, self.rhs_packer = Packer(nano, "lhs"), Packer(nano, "rhs")
-        self.micro = Microkernel(nano, plan.unroll, (plan.lhs != "direct", plan.rhs != "direct"))
+        packed = plan.lhs != "direct", plan.rhs != "direct"
+        self.micro = (InnerMicrokernel if plan.lanes == "k" else Microkernel)(nano, plan.unroll, packed)
 
     def pack_phase(self, frame: Frame) -> None:
         """One task: a run of B's panels into shared scratch. Rounds advance along n."""
@@ -70,47 +72,82 @@ class Macrokernel:
         along(begin, end, n.size, width, lambda j, cols: self.pack_rhs(source.block(0, j), panel(j), plan.k.size, cols))
 
     def compute_phase(self, frame: Frame) -> None:
-        """One task: a block of C."""
-        plan, dot = self.plan, self.dot
-        rest, ni = divmod_(frame.task, plan.n_tasks) if plan.n_tasks > 1 else (frame.task, 0)
-        outer, mi = divmod_(rest, plan.m_tasks) if plan.m_tasks > 1 else (rest, 0)
-        at = offsets(plan.outer, outer)
+        """One task: a block of C, of a run of the outer axes' elements, or of a part of the sum."""
+        plan = self.plan
+        rest, ni = split(frame.task, plan.n_tasks)
+        rest, mi = split(rest, plan.m_tasks)
+        part, run = split(rest, plan.outer_tasks)
         m0, round_begin = mul(mi, plan.mt), mul(frame.round, plan.nc)
         n0 = add(round_begin, mul(ni, plan.nt))
         m1 = minimum(add(m0, plan.mt), plan.m.size)
         n1 = minimum(minimum(add(n0, plan.nt), add(round_begin, plan.nc)), plan.n.size)
-        area = Area(m0, m1, n0, n1)
+        first = mul(run, plan.outer_per_task)
+        with for_range(first, minimum(add(first, plan.outer_per_task), extent(plan.outer))) as outer:
+            self.block(frame, Area(m0, m1, n0, n1), outer.i, part)
+
+    def block(self, frame: Frame, area: Area, outer: Index, split_number: Index) -> None:
+        """One block of C, for one element of the outer axes: all of the sum, or one split of it."""
+        plan, dot = self.plan, self.dot
+        at = offsets(plan.outer, outer)
         lhs = View(frame.lhs, at[0], (plan.m.lhs, plan.k.lhs), dot.lhs)
         rhs = View(frame.rhs, at[1], (plan.k.rhs, plan.n.rhs), dot.rhs)
-        out = View(frame.out, at[2], (plan.m.out, plan.n.out), dot.out)
+        out = self.out(frame, split_number).moved(at[2])
         partial = self.partial(frame, out)
+        begin_k = mul(split_number, plan.blocks_per_split)
+        end_k = minimum(add(begin_k, plan.blocks_per_split), plan.k_blocks)
 
-        with for_range(0, plan.k_blocks) as number:
-            outer_k, kb = divmod_(number.i, plan.inner_k_blocks) if plan.inner_k_blocks > 1 else (number.i, 0)
+        with for_range(begin_k, end_k) as number:
+            outer_k, kb = split(number.i, plan.inner_k_blocks)
             at_k = offsets(plan.k_outer, outer_k)
             k0 = mul(kb, plan.kc)
             part = Part(
                 depth=minimum(plan.kc, subtract(plan.k.size, k0)) if plan.k.size % plan.kc else plan.kc,
                 size=plan.k.size,
-                first=equal(number.i, 0),
+                first=equal(number.i, begin_k) if plan.blocks_per_split > 1 else True,
                 last=equal(number.i, plan.k_blocks - 1),
             )
             b_panel = self.rhs_panels(frame, rhs.moved(at_k[1]), area, k0, part)
-            with for_range(m0, m1, plan.mc) as rows:
-                begin, end = rows.i, minimum(add(rows.i, plan.mc), m1)
+            with for_range(area.m0, area.m1, plan.mc) as rows:
+                begin, end = rows.i, minimum(add(rows.i, plan.mc), area.m1)
                 a_panel = self.lhs_panels(frame, lhs.moved(at_k[0]).block(0, k0), begin, end, part)
 
                 def column_panel(j: Index, cols: int, begin=begin, end=end, a_panel=a_panel) -> None:
                     b, bias = b_panel(j)
 
                     def row_panel(i: Index, count: int) -> None:
-                        where = partial.block(subtract(i, m0), subtract(j, n0)) if plan.has_partial else out.block(i, j)
-                        result = Result(out.block(i, j), where, bias)
-                        self.micro.emit(a_panel(i), b, result, Block(count, cols, self.nano.lanes), part)
+                        c = out.block(i, j)
+                        where = partial.block(subtract(i, area.m0), subtract(j, area.n0)) if plan.has_partial else c
+                        block = Block(count, cols, self.nano.lanes)
+                        self.micro.emit(a_panel(i), b, Result(c, where, bias), block, part)
 
                     along(begin, end, plan.m.size, plan.mr, row_panel)
 
-                along(n0, n1, plan.n.size, plan.nr, column_panel)
+                along(area.n0, area.n1, plan.n.size, plan.nr, column_panel)
+
+    def reduce_phase(self, frame: Frame) -> None:
+        """One task: a run of C's elements, each the sum of the splits' in their order."""
+        plan, nano = self.plan, self.nano
+        base = self.out(frame, 0).base
+        begin = mul(frame.task, REDUCED_PER_TASK)
+        end = minimum(add(begin, REDUCED_PER_TASK), plan.results)
+
+        def elements(at: Index, count: int) -> None:
+            total = load(base, at, nano.lanes, count)
+            for number in range(1, plan.splits):
+                total = nano.plus(total, load(base, add(at, number * plan.results), nano.lanes, count))
+            value = convert(total, plan.instruction.acc, self.dot.out, nano.native_bf16)
+            store(value, frame.out, at, count)
+
+        along(begin, end, plan.results, nano.lanes, elements)
+
+    def out(self, frame: Frame, split_number: Index) -> View:
+        """Where tasks put their sums: C, or the split's own copy of it."""
+        plan = self.plan
+        strides = plan.m.out, plan.n.out
+        if plan.splits == 1:
+            return View(frame.out, 0, strides, self.dot.out)
+        base = scratch(frame.shared, 0, plan.splits * plan.results, plan.instruction.acc)
+        return View(base, mul(split_number, plan.results), strides, plan.instruction.acc)
 
     def partial(self, frame: Frame, out: View) -> View:
         """Where sums stand between parts: C itself, unless its type is too narrow."""
@@ -183,6 +220,11 @@ class Macrokernel:
 
         along(begin, end, plan.m.size, plan.mr, pack)
         return panel
+
+
+def split(number: Index, count: int) -> tuple[Index, Index]:
+    """(number // count, number % count), where a count of 1 says that there is nothing to split."""
+    return divmod_(number, count) if count > 1 else (number, 0)
 
 
 def offsets(axes: Sequence[Axis], number: Index) -> tuple[Index, Index, Index]:

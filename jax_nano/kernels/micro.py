@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
-from jax_nano.build import Index, Values, View, bitcast, either, for_range, index, load, prefetch, store, when
+from jax_nano.build import Index, Values, View, add, bitcast, either, for_range, index, load, prefetch, store, when
 from jax_nano.kernels.convert import convert
 from jax_nano.kernels.nano import Block, Nanokernel
 
@@ -53,36 +53,39 @@ class Microkernel:
 
     def emit(self, a: View, b: View, result: Result, block: Block, part: Part) -> None:
         """Emits one block of C."""
-        places = [(i, j * block.lanes, count) for i in range(block.rows) for j, count in enumerate(block.counts)]
-        types = [self.nano.accumulator()] * len(places)
-        partial, out = result.partial, result.out
         if part.first is not True:
             for i in range(block.rows):
                 for j in range(0, block.cols, LINE_BYTES // 4):
-                    prefetch(partial.base, partial.offset(i, j))
-        acc = self.accumulate(self.start(result, block), a, b, block, part)
+                    prefetch(result.partial.base, result.partial.offset(i, j))
+        self.finish(self.accumulate(self.start(result, block), a, b, block, part), result, block, part)
+
+    def finish(self, acc: Values, result: Result, block: Block, part: Part) -> None:
+        """Adds what stood in P, and stores."""
+        places = [(i, j * block.lanes, count) for i in range(block.rows) for j, count in enumerate(block.counts)]
+        types = [self.nano.accumulator()] * len(places)
+        partial, out = result.partial, result.out
 
         def with_partial() -> Values:
-            plus = arith.addi if self.nano.instruction.acc == "s32" else arith.addf
             return [
-                plus(value, load(partial.base, partial.offset(i, j), self.nano.lanes, count))
+                self.nano.plus(value, load(partial.base, partial.offset(i, j), self.nano.lanes, count))
                 for value, (i, j, count) in zip(acc, places, strict=True)
             ]
 
-        acc = either(part.first, types, lambda: acc, with_partial)
+        def put(target: View) -> None:
+            for value, (i, j, count) in zip(total, places, strict=True):
+                value = convert(value, self.nano.instruction.acc, target.dtype, self.nano.native_bf16)
+                store(value, target.base, target.offset(i, j), count)
+
+        total = either(part.first, types, lambda: acc, with_partial)
         if out.dtype == self.nano.instruction.acc:
-            for value, (i, j, count) in zip(acc, places, strict=True):
-                store(value, out.base, out.offset(i, j), count)
+            put(out)
             return
         with when(part.last):
-            for value, (i, j, count) in zip(acc, places, strict=True):
-                value = convert(value, self.nano.instruction.acc, out.dtype, self.nano.native_bf16)
-                store(value, out.base, out.offset(i, j), count)
+            put(out)
         if part.last is not True:
             true = arith.constant(ir.IntegerType.get_signless(1), 1)
             with when(arith.xori(part.last, true)):
-                for value, (i, j, count) in zip(acc, places, strict=True):
-                    store(value, partial.base, partial.offset(i, j), count)
+                put(partial)
 
     def start(self, result: Result, block: Block) -> Values:
         """The accumulators before the loop."""
@@ -115,6 +118,48 @@ class Microkernel:
                 loop.next = self.nano.update(loop.carry, a, b, loop.i, block, rest, self.packed)
             acc = loop.results
         return acc
+
+
+@dataclass(frozen=True)
+class InnerMicrokernel(Microkernel):
+    """The same contract with K along the lanes: A and B have stride 1 along k, and a block has at most a register of
+    columns.
+
+    Every element of C has an accumulator register to itself, whose lanes are added up after the loop.
+    """
+
+    def emit(self, a: View, b: View, result: Result, block: Block, part: Part) -> None:
+        """Emits one block of C."""
+        width = self.nano.lanes * self.nano.group
+        acc = [self.nano.zero()] * (block.rows * block.cols)
+
+        def update(acc: Values, k: Index, live: int) -> Values:
+            columns = [self.nano.load_along_k(b, b.offset(k, j), live, "rhs") for j in range(block.cols)]
+            rows = (self.nano.load_along_k(a, a.offset(i, k), live, "lhs") for i in range(block.rows))
+            updated = []
+            for i, row in enumerate(rows):
+                for j, column in enumerate(columns):
+                    updated.append(self.nano.multiply_add(acc[i * block.cols + j], row, column))
+            return updated
+
+        step = width * self.unroll
+        unrolled, whole = rounded_down(part.depth, part.size, step), rounded_down(part.depth, part.size, width)
+        if unrolled != 0:
+            with for_range(0, unrolled, step, carry=acc) as loop:
+                loop.next = loop.carry
+                for k in range(0, step, width):
+                    loop.next = update(loop.next, add(loop.i, k), width)
+            acc = loop.results
+        if part.size % step >= width:
+            with for_range(unrolled, whole, width, carry=acc) as loop:
+                loop.next = update(loop.carry, loop.i, width)
+            acc = loop.results
+        if rest := part.size % width:
+            with for_range(whole, part.depth, width, carry=acc) as loop:
+                loop.next = update(loop.carry, loop.i, rest)
+            acc = loop.results
+        rows = [acc[i * block.cols : (i + 1) * block.cols] for i in range(block.rows)]
+        self.finish([self.nano.sums(row) for row in rows], result, block, part)
 
 
 def rounded_down(depth: Index, size: int, step: int) -> Index:

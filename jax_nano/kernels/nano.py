@@ -160,6 +160,33 @@ class Nanokernel:
         ]
         return interleave(rows)
 
+    def load_along_k(self, source: View, at: Index, live: int, operand: str) -> ir.Value:
+        """`live` neighbours along k as one register, zeros beyond."""
+        value = load(source.base, at, self.lanes * self.group, live)
+        return self.ready(value, source.dtype, operand)
+
+    def plus(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """The sum of two accumulators."""
+        return arith.addi(a, b) if self.instruction.acc == "s32" else arith.addf(a, b)
+
+    def sums(self, values: Values) -> ir.Value:
+        """A register whose lane j is the sum of all lanes of values[j]: a tree, in which neighbours share registers."""
+        lanes, wanted = self.lanes, len(values)
+        values = [*values, *[self.zero()] * ((1 << (wanted - 1).bit_length()) - wanted)]
+        segment = lanes  # lanes that hold parts of one sum
+        while segment > 1:
+            half = segment // 2
+            merge = len(values) > 1
+            pairs = list(zip(values[0::2], values[1::2], strict=True)) if merge else [(values[0], values[0])]
+            starts = range(0, lanes, segment)
+            low = [base + start + i for base in (0, lanes)[: 1 + merge] for start in starts for i in range(half)]
+            high = [i + half for i in low]
+            if not merge:
+                low, high = (indices + indices for indices in (low, high))
+            values = [self.plus(vector.shuffle(a, b, low), vector.shuffle(a, b, high)) for a, b in pairs]
+            segment = half
+        return values[0]
+
     def multiply_add(self, acc: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
         """One instruction."""
         return MULTIPLY_ADD[self.instruction.name](acc, a, b)

@@ -70,11 +70,29 @@ AMD_ZEN5 = "Software Optimization Guide for the AMD Zen 5 Microarchitecture, pub
 AMD_ZEN4 = "Software Optimization Guide for the AMD Zen 4 Microarchitecture, publication 57647"
 INTEL_OPTIMIZATION = "Intel 64 and IA-32 Architectures Optimization Reference Manual, 248966"
 
-WIDE = Core(dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, issue_per_cycle=8)
+WIDE = Core(
+    dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=4, issue_per_cycle=8
+)
 # Two 256-bit halves for one 512-bit operation.
-DOUBLE_PUMPED = Core(dots_per_cycle=1, dot_latency_cycles=4, loads_per_cycle=1, stores_per_cycle=0.5, issue_per_cycle=6)
-HALF = Core(dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, issue_per_cycle=6)
-NARROW = Core(dots_per_cycle=2, dot_latency_cycles=5, loads_per_cycle=2, stores_per_cycle=1, issue_per_cycle=4)
+DOUBLE_PUMPED = Core(
+    dots_per_cycle=1, dot_latency_cycles=4, loads_per_cycle=1, stores_per_cycle=0.5, vector_per_cycle=2, issue_per_cycle=6
+)
+ZEN_256 = Core(
+    dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=4, issue_per_cycle=6
+)
+COVE_512 = Core(
+    dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=2, issue_per_cycle=6,
+    slower=(("vdpbf16ps", 0.5, 8),),
+)  # fmt: skip
+COVE_256 = Core(
+    dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=3, stores_per_cycle=2, vector_per_cycle=3, issue_per_cycle=6
+)
+LAKE = Core(
+    dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=3, issue_per_cycle=4
+)
+WELL = Core(
+    dots_per_cycle=2, dot_latency_cycles=5, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=3, issue_per_cycle=4
+)
 
 MACHINES = (
     Machine(
@@ -83,61 +101,68 @@ MACHINES = (
         cores={"avx512": WIDE, "avx2": WIDE},
         caches=caches(48, 12, 1024, 16, 32, 16),
         ghz=4.1,
-        memory_gb_per_s=25,
+        memory_gb_per_s=(40, 48),
+        l3_gb_per_s=60,
         source=AMD_ZEN5 + ": 2.9 Load-Store Unit, 2.10 Floating-Point Unit",
     ),
     Machine(
         name="znver4",
         isas=(AVX512, AVX2),
-        cores={"avx512": DOUBLE_PUMPED, "avx2": HALF},
+        cores={"avx512": DOUBLE_PUMPED, "avx2": ZEN_256},
         caches=caches(32, 8, 1024, 8, 32, 16),
         ghz=3.7,
-        memory_gb_per_s=25,
+        memory_gb_per_s=(30, 200),
+        l3_gb_per_s=50,
         source=AMD_ZEN4,
     ),
     Machine(
         name="znver3",
         isas=(AVX2,),
-        cores={"avx2": HALF},
+        cores={"avx2": ZEN_256},
         caches=caches(32, 8, 512, 8, 32, 16),
         ghz=3.4,
-        memory_gb_per_s=20,
+        memory_gb_per_s=(22, 150),
+        l3_gb_per_s=40,
         source=AGNER,
     ),
     Machine(
         name="skylake-avx512",
         isas=(AVX512, AVX2),
-        cores={"avx512": NARROW, "avx2": NARROW},
+        cores={"avx512": LAKE, "avx2": LAKE},
         caches=caches(32, 8, 1024, 16, 24, 11),
         ghz=2.6,
-        memory_gb_per_s=12,
+        memory_gb_per_s=(12, 100),
+        l3_gb_per_s=15,
         source=INTEL_OPTIMIZATION + ": 2.6 Skylake Server Microarchitecture",
     ),
     Machine(
         name="sapphirerapids",
         isas=(AVX512, AVX2),
-        cores={"avx512": HALF, "avx2": HALF},
+        cores={"avx512": COVE_512, "avx2": COVE_256},
         caches=caches(48, 12, 2048, 16, 32, 15),
         ghz=2.8,
-        memory_gb_per_s=12,
+        memory_gb_per_s=(12, 200),
+        l3_gb_per_s=15,
         source=INTEL_OPTIMIZATION + ": 2.1 Golden Cove Microarchitecture",
     ),
     Machine(
         name="alderlake",
         isas=(AVX2,),
-        cores={"avx2": HALF},
+        cores={"avx2": COVE_256},
         caches=caches(48, 12, 1280, 10, 24, 12),
         ghz=4.0,
-        memory_gb_per_s=25,
+        memory_gb_per_s=(30, 60),
+        l3_gb_per_s=40,
         source=INTEL_OPTIMIZATION + ": 2.1 Golden Cove Microarchitecture",
     ),
     Machine(
         name="haswell",
         isas=(AVX2,),
-        cores={"avx2": NARROW},
+        cores={"avx2": WELL},
         caches=caches(32, 8, 256, 8, 8, 16),
         ghz=3.0,
-        memory_gb_per_s=10,
+        memory_gb_per_s=(12, 25),
+        l3_gb_per_s=25,
         source=AGNER,
     ),
 )

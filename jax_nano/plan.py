@@ -1,0 +1,170 @@
+"""Plan: how to compute a product on one target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jax_nano.isa import DotInstruction
+from jax_nano.problem import Axis, Dot, bytes_of, extent
+
+ONE = Axis(size=1)
+LINE_BYTES = 64
+REDUCED_PER_TASK = 1 << 14  # elements of C: enough to outweigh the handing out of a task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that shapes the code of one product on one target, and nothing else.
+
+    Sizes are in elements. The microkernel's loops run over `m`, `n` and `k`; the other axes are `outer` (a task has
+    one element of them) and `k_outer`.
+    """
+
+    dot: Dot  # as computed: with the operands exchanged where `swapped`
+    swapped: bool
+    isa: str
+    instruction: DotInstruction
+    m: Axis
+    n: Axis
+    k: Axis
+    outer: tuple[Axis, ...] = ()
+    outer_per_task: int = 1  # elements of them that a task computes
+    k_outer: tuple[Axis, ...] = ()  # the k blocks of each element of them follow one another
+    mr: int
+    nr: int
+    hold_lhs: bool = False
+    unroll: int = 1
+    mc: int
+    kc: int
+    nc: int  # columns in a round
+    mt: int  # rows in a task
+    nt: int  # columns in a task
+    lhs: str = "direct"  # or "rows", "columns": packed per task
+    rhs: str = "direct"  # or "private": packed per task; or "shared": packed in a phase before
+    lanes: str = "n"  # what stands in the lanes of an accumulator: columns of C, or "k": parts of one sum
+    splits: int = 1  # parts of the sum that different tasks make, and a phase of its own adds up in order
+    pack_panels: int = 1  # panels in a task of the packing phase
+    why: str = field(default="", compare=False)
+
+    def __post_init__(self):
+        for name, value, step, size in (
+            ("mc", self.mc, self.mr, self.m.size), ("mt", self.mt, self.mc, self.m.size),
+            ("nt", self.nt, self.nr, 0), ("nc", self.nc, self.nr, 0), ("kc", self.kc, self.step, self.k.size),
+        ):  # fmt: skip
+            if value % step and (size == 0 or value < size):
+                raise ValueError(f"{name} = {value} is not a multiple of {step}: panels would overlap")
+        if self.splits > 1 and (self.rhs == "shared" or self.splits * self.blocks_per_split - self.k_blocks >= self.blocks_per_split):
+            raise ValueError(f"{self.splits} splits of {self.k_blocks} blocks: one would be empty, or B is shared")
+
+    @property
+    def step(self) -> int:
+        """Steps of k in an iteration of the microkernel."""
+        return self.unroll * self.instruction.shape[2]
+
+    @property
+    def m_tasks(self) -> int:
+        """Tasks along m."""
+        return -(-self.m.size // self.mt)
+
+    @property
+    def n_tasks(self) -> int:
+        """Tasks along n in a round."""
+        return -(-min(self.nc, self.n.size) // self.nt)
+
+    @property
+    def rounds(self) -> int:
+        """Rounds, each over nc columns."""
+        return -(-self.n.size // self.nc)
+
+    @property
+    def inner_k_blocks(self) -> int:
+        """Blocks of kc along k."""
+        return -(-self.k.size // self.kc)
+
+    @property
+    def k_blocks(self) -> int:
+        """Blocks of the whole sum."""
+        return extent(self.k_outer) * self.inner_k_blocks
+
+    @property
+    def blocks_per_split(self) -> int:
+        """Blocks of the sum that one task makes."""
+        return -(-self.k_blocks // self.splits)
+
+    @property
+    def outer_tasks(self) -> int:
+        """Tasks along the outer axes."""
+        return -(-extent(self.outer) // self.outer_per_task)
+
+    @property
+    def tasks(self) -> dict[str, int]:
+        """Phases in order, and how many tasks each has in a round."""
+        phases = {"compute": self.splits * self.outer_tasks * self.m_tasks * self.n_tasks}
+        if self.rhs == "shared":
+            phases = {"pack": -(-self._columns(self.nc) // (self.pack_panels * self.nr)), **phases}
+        if self.splits > 1:
+            phases["reduce"] = -(-self.results // REDUCED_PER_TASK)
+        return phases
+
+    @property
+    def results(self) -> int:
+        """Elements of C."""
+        b, m, n, _ = self.dot.sizes
+        return b * m * n
+
+    @property
+    def has_partial(self) -> bool:
+        """Whether sums stand in scratch between parts, as C's type is too narrow for them."""
+        return self.k_blocks > 1 and self.splits == 1 and self.dot.out != self.instruction.acc
+
+    def rounded_up(self, depth: int) -> int:
+        """Steps of k in whole groups."""
+        group = self.instruction.shape[2]
+        return -(-depth // group) * group
+
+    def panel_rows(self, depth: int) -> int:
+        """Elements of a packed panel of B over its width: its steps, and one group of starting values where A is moved."""
+        return self.rounded_up(depth) + (self.instruction.shape[2] if self.instruction.lhs_offset else 0)
+
+    @property
+    def lhs_stride(self) -> int:
+        """Elements between packed rows of A; of packed panels, elements over their rows."""
+        line = LINE_BYTES // bytes_of(self.instruction.lhs)
+        depth = self.rounded_up(self.kc)
+        return depth if self.lhs == "columns" else -(-depth // line) * line + line
+
+    @property
+    def local_lhs_rows(self) -> int:
+        """Rows of a packed block of A, in whole panels."""
+        return 0 if self.lhs == "direct" else -(-self.mc // self.mr) * self.mr
+
+    @property
+    def local_rhs_at(self) -> int:
+        """Where B's block begins in a thread's scratch, bytes: behind A's."""
+        return lines(bytes_of(self.instruction.lhs, self.local_lhs_rows * self.lhs_stride))
+
+    @property
+    def local_partial_at(self) -> int:
+        """Where sums stand, bytes: behind B's block."""
+        size = bytes_of(self.instruction.rhs, self.nt * self.panel_rows(self.kc)) if self.rhs == "private" else 0
+        return self.local_rhs_at + lines(size)
+
+    @property
+    def local_bytes(self) -> int:
+        """Scratch of a thread."""
+        return self.local_partial_at + (bytes_of(self.instruction.acc, self.mt * self.nt) if self.has_partial else 0)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Scratch that all tasks see."""
+        if self.splits > 1:
+            return bytes_of(self.instruction.acc, self.splits * self.results)
+        return bytes_of(self.instruction.rhs, self.nc * self.panel_rows(self.k.size)) if self.rhs == "shared" else 0
+
+    def _columns(self, columns: int) -> int:
+        return min(columns, -(-self.n.size // self.nr) * self.nr)
+
+
+def lines(size: int) -> int:
+    """Bytes rounded up to whole cache lines."""
+    return -(-size // LINE_BYTES) * LINE_BYTES
