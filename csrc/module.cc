@@ -1,4 +1,5 @@
 // The Python bindings, nothing else.
+#include <dlfcn.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -8,14 +9,16 @@
 
 #include "codegen.h"
 #include "handler.h"
-#include "loader.h"
-#include "lower.h"
-#include "run.h"
-#include "scratch.h"
-
+#include "llvm-c/Core.h"
 #include "llvm/Config/llvm-config.h"
 #include "llvm/Support/raw_ostream.h"
 #include "llvm/TargetParser/Host.h"
+#include "loader.h"
+#include "lower.h"
+#include "memory.h"
+#include "mlir/InitAllExtensions.h"
+#include "run.h"
+#include "scratch.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -52,6 +55,13 @@ std::string LlvmIr(std::string_view text, const Processor& processor) {
   return printed;
 }
 
+// The file that a function was loaded from.
+template <typename Function>
+std::string FileOf(Function* function) {
+  Dl_info info;
+  return dladdr(reinterpret_cast<void*>(function), &info) ? info.dli_fname : "";
+}
+
 nb::capsule Capsule(XLA_FFI_Handler* handler) { return nb::capsule(reinterpret_cast<void*>(handler)); }
 
 }  // namespace
@@ -59,6 +69,7 @@ nb::capsule Capsule(XLA_FFI_Handler* handler) { return nb::capsule(reinterpret_c
 NB_MODULE(_native, m) {
   m.doc() = "MLIR text to object code, and the custom call that runs it.";
   m.attr("llvm_version") = LLVM_VERSION_STRING;
+  m.attr("libraries") = nb::make_tuple(FileOf(&mlir::registerAllExtensions), FileOf(&LLVMGetVersion));
   m.def(
       "compile",
       [](std::string_view text, std::string cpu, std::string features, std::string tune) {
@@ -69,7 +80,8 @@ NB_MODULE(_native, m) {
         }
         return nb::bytes(object.data(), object.size());
       },
-      "mlir"_a, "cpu"_a, "features"_a, "tune"_a, "Object code of an MLIR module. Raises RuntimeError with LLVM's words.");
+      "mlir"_a, "cpu"_a, "features"_a, "tune"_a,
+      "Object code of an MLIR module. Raises RuntimeError with LLVM's words.");
   m.def(
       "assembly",
       [](std::string_view text, std::string cpu, std::string features, std::string tune) {
@@ -97,6 +109,11 @@ NB_MODULE(_native, m) {
         return std::pair(use.held, use.limit);
       },
       "(bytes of scratch held now, bytes that are kept between calls at most).");
+  m.def("foreign_allocator", &ForeignAllocator, "The file that malloc comes from; empty where that is glibc.");
+  m.def("arenas", &Arenas, "How many arenas glibc's malloc has made.");
+  m.def("retain_memory", &RetainMemory, "limit"_a, "Makes glibc keep up to `limit` bytes of freed memory; -1: all.");
+  m.def("release_memory", &ReleaseMemory, nb::call_guard<nb::gil_scoped_release>(),
+        "Makes glibc return freed memory again, and return what it has.");
 }
 
 }  // namespace jax_nano
