@@ -1,4 +1,4 @@
-"""Product -> object code, once per process; and what the custom call needs to know of it."""
+"""Product -> object code, once per process or out of the cache; and what the custom call needs to know of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jax_nano import _native, emit, schedule
+from jax_nano import _native, cache, emit, schedule
 from jax_nano.isa import Isa, Machine
 from jax_nano.plan import Plan
 from jax_nano.problem import Dot, extent
@@ -36,13 +36,17 @@ class Kernel:
     dot: Dot
     plan: Plan
     processor: Processor
-    mlir: str
     object: bytes
 
     @property
     def name(self) -> str:
         """The symbol of its computing phase."""
         return emit.name(self.plan)
+
+    @functools.cached_property
+    def mlir(self) -> str:
+        """The composed module, in generic form."""
+        return emit.module(self.plan)
 
     @functools.cached_property
     def llvm_ir(self) -> str:
@@ -126,5 +130,7 @@ def compiled(dot: Dot, plan: Plan, processor: Processor) -> Kernel:
 
 @functools.cache
 def _compiled(dot: Dot, plan: Plan, processor: Processor) -> Kernel:
-    text = emit.module(plan)
-    return Kernel(dot, plan, processor, text, _native.compile(text, processor.cpu, processor.features, processor.tune))
+    def compose() -> bytes:
+        return _native.compile(emit.module(plan), processor.cpu, processor.features, processor.tune)
+
+    return Kernel(dot, plan, processor, cache.fetch(emit.name(plan), (plan, processor), compose))
