@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -79,14 +79,14 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
         equation = _equation(ctx, params["dimension_numbers"])
         dot = None
         try:
-            sources, operands = zip(*map(_source, (lhs, rhs), ctx.avals_in), strict=True)
-            dot = _dot(ctx, operands, params["dimension_numbers"], params["precision"])
+            (lhs_array, a), (rhs_array, b) = map(_source, (lhs, rhs), ctx.avals_in)
+            dot = _dot(ctx, a, b, params["dimension_numbers"], params["precision"])
             kernel = kernel_for(dot)
         except UnsupportedDot as reason:
             _tell(Report(equation=equation, problem=dot, reason=str(reason)))
             return default(ctx, lhs, rhs, **params)
         _tell(Report(equation=equation, problem=dot, kernel=kernel))
-        return jax.ffi.ffi_lowering(TARGET_NAME)(ctx, *sources, **kernel.attributes())
+        return jax.ffi.ffi_lowering(TARGET_NAME)(ctx, lhs_array, rhs_array, **kernel.attributes())
 
     return lower
 
@@ -109,14 +109,14 @@ def _source(value: mlir.ir.Value, aval: Any) -> tuple[mlir.ir.Value, Operand]:
     return value, source.transposed(permutation)
 
 
-def _dot(ctx: mlir.LoweringRuleContext, operands: Sequence[Operand], dimension_numbers, precision) -> Dot:
+def _dot(ctx: mlir.LoweringRuleContext, lhs: Operand, rhs: Operand, dimension_numbers, precision) -> Dot:
     (out,) = ctx.avals_out
     if (devices := _automatic_devices(ctx.module_context.axis_context)) > 1:
         raise UnsupportedDot(
             f"XLA partitions this program over {devices} devices and would gather both operands on each for a custom "
             "call; under shard_map every device runs a kernel on its shard"
         )
-    dot = Dot.of(*operands, dimension_numbers, dtype_name(out.dtype))
+    dot = Dot.of(lhs, rhs, dimension_numbers, dtype_name(out.dtype))
     if not is_plain(precision, dot):
         raise UnsupportedDot(f"precision {precision} of {dot.lhs} by {dot.rhs} asks for another sum than kernels do")
     return dot

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import importlib
 import subprocess
 import sys
 
@@ -269,6 +270,14 @@ def test_f64(x64):
     with kernels(3):
         assert_close(jax_nano.matmul(a, b), "ij,jk->ik", a, b)
         assert_close(jax.grad(lambda a: jax_nano.matmul(a, b).sum())(a), "ik,jk->ij", np.ones((6, 7)), b)
+
+
+def test_roofline():
+    from jax.experimental import roofline
+
+    importlib.import_module("jax_nano.roofline")
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (A, B)]
+    assert roofline.roofline(jax_nano.matmul)(*shapes)[1] == roofline.roofline(jnp.matmul)(*shapes)[1]
 
 
 def test_under_checkify_and_debug_nans():
