@@ -20,7 +20,7 @@ ORDER = (
     ("kernels",),
     ("schedule",),
     ("targets", "model", "build"),
-    ("problem", "isa", "_native"),
+    ("plan", "problem", "isa", "_native"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
@@ -65,7 +65,9 @@ def test_plans_are_made_without_jax_and_mlir(name):
         ahead += [f for f in FILES if room(f) in uses(current) and f not in seen]
 
 
-@pytest.mark.parametrize("name", [f for f in FILES if room(f) in ("kernels", "emit", "build", "model", "schedule")])
+@pytest.mark.parametrize(
+    "name", [f for f in FILES if room(f) in ("kernels", "emit", "build", "model", "schedule", "plan")]
+)
 def test_only_targets_know_their_names(name):
     names = {isa.name for machine in x86.MACHINES for isa in machine.isas} | {machine.name for machine in x86.MACHINES}
     literals = {
