@@ -1,4 +1,4 @@
-"""The command line: `python -m jax_nano info`, `python -m jax_nano inspect f32 512 512 512`."""
+"""The command line: `python -m jax_nano info`, `... inspect f32 512 512 512`, `... cache`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from jax_nano import _native
+from jax_nano import _native, cache
 from jax_nano.compiler import kernel_for, target
 from jax_nano.isa import Cache
 from jax_nano.problem import Dot, Operand, UnsupportedDot
@@ -29,9 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         show.add_argument(size, type=int, help=meaning)
     show.add_argument("--target", help="an instruction set of this machine; see info")
     show.add_argument("--show", choices=SHOWN, default="plan", help="what to print (default: %(default)s)")
+    cache.add_command(commands)
     options = parser.parse_args(arguments)
     try:
-        print(info() if options.command == "info" else inspect(options))
+        print(COMMANDS[options.command](options))
     except ValueError as error:
         sys.exit(f"{parser.prog}: {error}")
 
@@ -60,7 +61,7 @@ def types(text: str) -> tuple[str, str, str]:
     return lhs, rhs or lhs, out or lhs
 
 
-def info() -> str:
+def info(_: argparse.Namespace) -> str:
     """Versions, the processor, its targets and caches."""
     lines = {name: version(package) for name, package in PACKAGES.items()}
     lines |= {"Python": platform.python_version(), "LLVM, MLIR": _native.llvm_version, "processor": _native.host_cpu()}
@@ -76,9 +77,11 @@ def info() -> str:
         lines["caches"] = ", ".join(map(describe, machine.caches))
     held, limit = _native.scratch()
     lines["scratch"] = f"{held >> 10} KiB held, {limit >> 20} MiB kept between calls at most"
+    lines["on disk"] = cache.summary()
     return "\n".join(f"{name:12}{text}" for name, text in lines.items())
 
 
+COMMANDS = {"info": info, "inspect": inspect, "cache": cache.command}
 PACKAGES = {"jax_nano": "jax-nano", "jax": "jax", "jaxlib": "jaxlib", "NumPy": "numpy"}
 
 

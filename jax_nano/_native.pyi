@@ -3,6 +3,7 @@
 from typing_extensions import CapsuleType
 
 llvm_version: str
+libraries: tuple[str, str]  # the files of MLIR and of LLVM
 
 def compile(mlir: str, cpu: str, features: str, tune: str) -> bytes:
     """Object code of an MLIR module. Raises RuntimeError with LLVM's words."""
@@ -30,3 +31,15 @@ def executed_kernels() -> int:
 
 def scratch() -> tuple[int, int]:
     """(bytes of scratch held now, bytes that are kept between calls at most)."""
+
+def foreign_allocator() -> str:
+    """The file that malloc comes from; empty where that is glibc."""
+
+def arenas() -> int:
+    """How many arenas glibc's malloc has made."""
+
+def retain_memory(limit: int) -> None:
+    """Makes glibc keep up to `limit` bytes of freed memory; -1: all."""
+
+def release_memory() -> None:
+    """Makes glibc return freed memory again, and return what it has."""

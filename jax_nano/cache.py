@@ -6,6 +6,9 @@ Entries appear whole or not at all, so any number of processes and threads may r
 
 The directory is the user's own: code from where another user can write would run with this user's rights, so it is
 not used. Whatever fails here (no home, a full disk, a damaged entry) costs a compilation, never a product.
+
+The environment says where it is (JAX_NANO_CACHE_DIR, else XDG_CACHE_HOME, else ~/.cache), how large it may become
+(JAX_NANO_CACHE_MIB), and turns it off (JAX_NANO_CACHE=0).
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 
-import jaxlib
+import jaxlib.version
 
 from jax_nano import _native
 
@@ -44,11 +47,8 @@ class Unusable(Exception):
 def fetch(symbol: str, parts: tuple[object, ...], compiled: Callable[[], bytes]) -> bytes:
     """The object code that `parts` describe: from the cache, else `compiled()`, which is then kept.
 
-    Raises only what `compiled` raises.
-
-    Args:
-      symbol: what the entry's name begins with.
-      parts: all that shapes the code, besides the toolchain; see `description`.
+    The entry's name begins with `symbol`. `parts` are all that shapes the code, besides the toolchain: see
+    `description`. Raises only what `compiled` raises.
     """
     if why_off():
         return compiled()
@@ -118,7 +118,7 @@ def toolchain() -> str:
 
     Empty where it cannot be read.
     """
-    digest = hashlib.sha256(f"{_native.llvm_version} {jaxlib.__version__}".encode())
+    digest = hashlib.sha256(f"{_native.llvm_version} {jaxlib.version.__version__}".encode())
     sources = sorted(pathlib.Path(__file__).parent.rglob("*.py"))
     try:
         for file in (*sources, pathlib.Path(_native.__file__)):
@@ -202,7 +202,7 @@ def within(folder: int, more_flags: int = 0) -> Callable[[str, int], int]:
     return lambda name, flags: os.open(name, flags | more_flags, 0o600, dir_fd=folder)
 
 
-def seal(entry: str, code: bytes) -> bytes:
+def seal_of(entry: str, code: bytes) -> bytes:
     """What stands behind the code in an entry."""
     return hashlib.sha256(entry.encode() + code).digest()
 
@@ -214,19 +214,19 @@ def load(entry: str) -> bytes | None:
       Unusable: others could have written to it.
       OSError: it cannot be read, or is not there.
     """
-    with opened() as folder:
-        # Without O_NONBLOCK, a named pipe would be waited for.
-        with open(entry, "rb", opener=within(folder, os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
-            status = os.fstat(file.fileno())
-            if fault := fault_of(status):
-                raise Unusable(f"{entry} {fault}; it will be replaced. `python -m jax_nano cache --clear` removes all")
-            content = file.read() if stat.S_ISREG(status.st_mode) else b""
-            code = content[:-DIGEST_BYTES]
-            if content[-DIGEST_BYTES:] != seal(entry, code):
-                return None
-            with contextlib.suppress(OSError):
-                os.utime(file.fileno())  # the time of last use
-            return code
+    # Without O_NONBLOCK, a named pipe would be waited for.
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK
+    with opened() as folder, open(entry, "rb", opener=within(folder, flags)) as file:
+        status = os.fstat(file.fileno())
+        if fault := fault_of(status):
+            raise Unusable(f"{entry} {fault}; it will be replaced. `python -m jax_nano cache --clear` removes all")
+        content = file.read() if stat.S_ISREG(status.st_mode) else b""
+        code, seal = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
+        if seal != seal_of(entry, code):
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(file.fileno())  # the time of last use
+        return code
 
 
 def store(entry: str, code: bytes) -> None:
@@ -242,7 +242,7 @@ def store(entry: str, code: bytes) -> None:
     with opened() as folder:
         try:
             with open(unfinished, "xb", opener=within(folder)) as file:
-                file.write(code + seal(entry, code))
+                file.write(code + seal_of(entry, code))
             os.replace(unfinished, entry, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             remove(folder, unfinished)
