@@ -4,6 +4,7 @@ from jax_nano._native import executed_kernels
 from jax_nano.api import dot, dot_general, einsum, inner, matmul, tensordot, vecdot
 from jax_nano.inspection import inspect
 from jax_nano.installation import install, installed, uninstall
+from jax_nano.memory import release_memory, retain_memory
 from jax_nano.report import Report, Reports
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "install",
     "installed",
     "matmul",
+    "release_memory",
+    "retain_memory",
     "tensordot",
     "uninstall",
     "vecdot",
