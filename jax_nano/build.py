@@ -108,6 +108,23 @@ def for_range(start: Index, stop: Index, step: int = 1, carry: Sequence[ir.Value
         scf.yield_(loop.next)
 
 
+def along(begin: Index, end: Index, size: int, step: int, body: Callable[[Index, int], None]) -> None:
+    """Runs `body(i, step)` for the whole steps of [begin, end), and `body(i, rest)` where the end is a ragged `size`.
+
+    `begin` is a multiple of `step`, and so is `end` unless it is `size`.
+    """
+    rest = size % step
+    whole = minimum(end, size - rest)
+    if not (isinstance(begin, int) and isinstance(whole, int) and begin >= whole):
+        with for_range(begin, whole, step) as loop:
+            body(loop.i, step)
+    if rest:
+        last = equal(end, size)
+        if last is not False:
+            with when(last):
+                body(size - rest, rest)
+
+
 @contextlib.contextmanager
 def when(condition: bool | ir.Value) -> Iterator[None]:
     """Emits scf.if. A condition known here must be True."""

@@ -214,19 +214,37 @@ def packing_cycles(plan: Plan, machine: Machine) -> float:
     core = machine.cores[plan.isa]
     m, n, k, outer = plan.m.size, plan.n.size, plan.k.size * extent(plan.k_outer), extent(plan.outer)
     cycles = 0.0
+    fetch = fetch_cycles(plan, machine)
     if plan.rhs != "direct":
         times = outer * (plan.m_tasks if plan.rhs == "private" else 1)
         padded = -(-n // plan.nr) * plan.nr
         cycles += times * lines(k * padded, plan.instruction.rhs) * line_cycles(
             core, plan, plan.n.rhs == 1, plan.k.rhs == 1, plan.dot.rhs != plan.instruction.rhs
         )
+        cycles += times * lines(k * n, plan.dot.rhs) * fetch
     if plan.lhs != "direct":
         times = outer * plan.n_tasks * plan.rounds
         by_rows = plan.lhs == "rows"
         cycles += times * lines(m * k, plan.instruction.lhs) * line_cycles(
             core, plan, by_rows or plan.m.lhs == 1, plan.k.lhs == 1, plan.dot.lhs != plan.instruction.lhs, plain=by_rows
         )
+        cycles += times * lines(m * k, plan.dot.lhs) * fetch
     return cycles
+
+
+def fetch_cycles(plan: Plan, machine: Machine) -> float:
+    """Cycles until a line of an operand is there, for packing, which does nothing else meanwhile."""
+    size = footprint(plan)
+    if size <= machine.caches[min(1, len(machine.caches) - 1)].bytes:
+        return 0.0
+    bandwidth = machine.l3_gb_per_s if size <= machine.caches[-1].bytes else machine.memory_gb_per_s[0]
+    return LINE_BYTES / bandwidth * machine.ghz
+
+
+def footprint(plan: Plan) -> int:
+    """Bytes of the operands and the result."""
+    b, m, n, k = plan.dot.sizes
+    return bytes_of(plan.dot.lhs, b * m * k) + bytes_of(plan.dot.rhs, b * k * n) + bytes_of(plan.dot.out, b * m * n)
 
 
 def lines(count: int, dtype: str) -> float:
@@ -250,8 +268,7 @@ def line_cycles(core: Core, plan: Plan, copied: bool, transposed: bool, converte
 
 def memory_seconds(plan: Plan, machine: Machine, workers: int) -> float:
     """How long the arrays take on their way to the cores."""
-    b, m, n, k = plan.dot.sizes
-    size = bytes_of(plan.dot.lhs, b * m * k) + bytes_of(plan.dot.rhs, b * k * n) + 2 * bytes_of(plan.dot.out, b * m * n)
+    size = footprint(plan)
     inner = sum(cache.bytes * (1 if cache.shared else workers) for cache in machine.caches[:-1])
     if size <= inner:
         return 0.0

@@ -18,13 +18,15 @@ from dataclasses import dataclass
 
 from jax.extend.mlir import ir
 
-from jax_nano.build import Index, View, add, divmod_, equal, for_range, load, minimum, mul, scratch, store, subtract, when
+from jax_nano.build import Index, View, add, along, divmod_, equal, for_range, load, minimum, mul, scratch, store, subtract, when
 from jax_nano.kernels.convert import convert
 from jax_nano.kernels.micro import InnerMicrokernel, Microkernel, Part, Result
 from jax_nano.kernels.nano import Block, Nanokernel
-from jax_nano.kernels.pack import Packer
+from jax_nano.kernels.pack import Packer, Panels
 from jax_nano.plan import REDUCED_PER_TASK, Plan
 from jax_nano.problem import Axis, extent
+
+RhsPanels = Callable[[Index], tuple[View, View]]  # of a column: its panel, and the starting values behind that
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,7 @@ class Macrokernel:
         begin = add(mul(frame.round, plan.nc), mul(frame.task, plan.pack_panels * width))
         end = minimum(minimum(add(begin, plan.pack_panels * width), mul(add(frame.round, 1), plan.nc)), n.size)
         source = View(frame.rhs, 0, (plan.k.rhs, n.rhs), self.dot.rhs)
-        panel = self.shared_panels(frame)
-        along(begin, end, n.size, width, lambda j, cols: self.pack_rhs(source.block(0, j), panel(j), plan.k.size, cols))
+        self.pack_rhs(source, self.shared_panels(frame), begin, end, plan.k.size)
 
     def compute_phase(self, frame: Frame) -> None:
         """One task: a block of C, of a run of the outer axes' elements, or of a part of the sum."""
@@ -93,6 +94,7 @@ class Macrokernel:
         rhs = View(frame.rhs, at[1], (plan.k.rhs, plan.n.rhs), dot.rhs)
         out = self.out(frame, split_number).moved(at[2])
         partial = self.partial(frame, out)
+        moved = plan.instruction.lhs_offset != 0
         begin_k = mul(split_number, plan.blocks_per_split)
         end_k = minimum(add(begin_k, plan.blocks_per_split), plan.k_blocks)
 
@@ -118,7 +120,7 @@ class Macrokernel:
                         c = out.block(i, j)
                         where = partial.block(subtract(i, area.m0), subtract(j, area.n0)) if plan.has_partial else c
                         block = Block(count, cols, self.nano.lanes)
-                        self.micro.emit(a_panel(i), b, Result(c, where, bias), block, part)
+                        self.micro.emit(a_panel(i), b, Result(c, where, bias if moved else None), block, part)
 
                     along(begin, end, plan.m.size, plan.mr, row_panel)
 
@@ -157,22 +159,21 @@ class Macrokernel:
         base = scratch(frame.local, plan.local_partial_at, plan.mt * plan.nt, plan.instruction.acc)
         return View(base, 0, (plan.nt, 1), plan.instruction.acc)
 
-    def pack_rhs(self, source: View, target: tuple[View, View | None], depth: Index, cols: int) -> None:
-        """Packs one panel of B, and the starting values that belong to it."""
-        panel, bias = target
-        width, size = self.plan.nr, self.plan.k.size
-        self.rhs_packer.panel(source, panel, depth, size, cols, width)
-        if bias:
-            self.rhs_packer.bias(panel, bias, depth, width)
+    def pack_rhs(self, source: View, panel: RhsPanels, begin: Index, end: Index, depth: Index) -> None:
+        """Packs columns [begin, end) of B, and the starting values that belong to their panels."""
+        n, width, k = self.plan.n, self.plan.nr, self.plan.k
+        panels = Panels(begin, end, n.size, width, lambda j: panel(j)[0])
+        self.rhs_packer.panels(panels, source, depth, k.size, width)
+        if self.plan.instruction.lhs_offset:
+            panels.each(lambda j, _, target: self.rhs_packer.bias(target, panel(j)[1], depth, width))
 
-    def panel(self, base: ir.Value, at: Index, depth: int, k0: Index = 0) -> tuple[View, View | None]:
+    def panel(self, base: ir.Value, at: Index, depth: int, k0: Index = 0) -> tuple[View, View]:
         """A panel of B of `depth` steps, from its step k0 on; its bias stands behind it."""
         plan = self.plan
         panel = View(base, at, (plan.nr, plan.instruction.shape[2]), plan.instruction.rhs)
-        bias = panel.block(plan.rounded_up(depth), 0) if plan.instruction.lhs_offset else None
-        return panel.block(k0, 0), bias
+        return panel.block(k0, 0), panel.block(plan.rounded_up(depth), 0)
 
-    def shared_panels(self, frame: Frame, k0: Index = 0) -> Callable[[Index], tuple[View, View | None]]:
+    def shared_panels(self, frame: Frame, k0: Index = 0) -> RhsPanels:
         """The panels that all tasks of a round share."""
         plan = self.plan
         base = scratch(frame.shared, 0, plan.nc * plan.panel_rows(plan.k.size), plan.instruction.rhs)
@@ -181,11 +182,11 @@ class Macrokernel:
 
     def rhs_panels(
         self, frame: Frame, rhs: View, area: Area, k0: Index, part: Part
-    ) -> Callable[[Index], tuple[View, View | None]]:
+    ) -> RhsPanels:
         """Sees to it that B's block is where microkernels read it; gives the panel that begins at column j."""
         plan = self.plan
         if plan.rhs == "direct":
-            return lambda j: (rhs.block(k0, j), None)
+            return lambda j: (rhs.block(k0, j), rhs)
         if plan.rhs == "shared":
             return self.shared_panels(frame, k0)
         base = scratch(frame.local, plan.local_rhs_at, plan.nt * plan.panel_rows(plan.kc), plan.instruction.rhs)
@@ -193,10 +194,7 @@ class Macrokernel:
         def panel(j: Index) -> tuple[View, View | None]:
             return self.panel(base, mul(subtract(j, area.n0), plan.panel_rows(plan.kc)), plan.kc)
 
-        def pack(j: Index, cols: int) -> None:
-            self.pack_rhs(rhs.block(k0, j), panel(j), part.depth, cols)
-
-        along(area.n0, area.n1, plan.n.size, plan.nr, pack)
+        self.pack_rhs(rhs.block(k0, 0), panel, area.n0, area.n1, part.depth)
         return panel
 
     def lhs_panels(self, frame: Frame, lhs: View, begin: Index, end: Index, part: Part) -> Callable[[Index], View]:
@@ -214,11 +212,8 @@ class Macrokernel:
             at = mul(subtract(i, begin), plan.lhs_stride)
             return View(base, at, (plan.instruction.shape[2], plan.mr), plan.instruction.lhs)
 
-        def pack(i: Index, rows: int) -> None:
-            source = lhs.block(i, 0).transposed
-            self.lhs_packer.panel(source, panel(i).transposed, part.depth, plan.k.size, rows, plan.mr)
-
-        along(begin, end, plan.m.size, plan.mr, pack)
+        panels = Panels(begin, end, plan.m.size, plan.mr, lambda i: panel(i).transposed)
+        self.lhs_packer.panels(panels, lhs.transposed, part.depth, plan.k.size, plan.mr)
         return panel
 
 
@@ -236,20 +231,3 @@ def offsets(axes: Sequence[Axis], number: Index) -> tuple[Index, Index, Index]:
         number, i = divmod_(number, axis.size) if position else (0, number)
         lhs, rhs, out = add(lhs, mul(i, axis.lhs)), add(rhs, mul(i, axis.rhs)), add(out, mul(i, axis.out))
     return lhs, rhs, out
-
-
-def along(begin: Index, end: Index, size: int, step: int, body: Callable[[Index, int], None]) -> None:
-    """Runs `body(i, step)` for the whole steps of [begin, end), and `body(i, rest)` where the end is a ragged `size`.
-
-    `begin` is a multiple of `step`, and so is `end` unless it is `size`.
-    """
-    rest = size % step
-    whole = minimum(end, size - rest)
-    if not (isinstance(begin, int) and isinstance(whole, int) and begin >= whole):
-        with for_range(begin, whole, step) as loop:
-            body(loop.i, step)
-    if rest:
-        last = equal(end, size)
-        if last is not False:
-            with when(last):
-                body(size - rest, rest)

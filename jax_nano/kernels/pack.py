@@ -13,6 +13,7 @@ for the same cache lines.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,7 @@ from jax_nano.build import (
     Values,
     View,
     add,
+    along,
     bitcast,
     divmod_,
     element_type,
@@ -41,6 +43,21 @@ from jax_nano.build import (
 from jax_nano.kernels.micro import rounded_down
 from jax_nano.kernels.nano import Nanokernel
 from jax_nano.problem import BITS
+
+
+@dataclass(frozen=True)
+class Panels:
+    """The panels that hold columns [begin, end) of `size`, each `step` wide: `target(j)` is the one that begins at j."""
+
+    begin: Index
+    end: Index
+    size: int
+    step: int
+    target: Callable[[Index], View]
+
+    def each(self, body: Callable[[Index, int, View], None]) -> None:
+        """Runs `body(j, columns, panel)` for every panel."""
+        along(self.begin, self.end, self.size, self.step, lambda j, cols: body(j, cols, self.target(j)))
 
 
 @dataclass(frozen=True)
@@ -71,36 +88,38 @@ class Packer:
             return zeros(lanes, self.kind)
         return self.nano.ready(load(source.base, at, lanes, count), source.dtype, self.operand)
 
-    def panel(self, source: View, target: View, depth: Index, size: int, cols: int, width: int) -> None:
-        """Copies `depth` rows and `cols` columns of `source`, element (k, j), to a panel of `width` columns.
+    def panels(self, panels: Panels, source: View, depth: Index, size: int, width: int) -> None:
+        """Copies `depth` rows of `source`, element (k, j), to panels of `width` columns.
 
         Args:
-          source: element (k, j) of B, or of A transposed, from the panel's first column on.
-          target: the panel: element (k, j) of a group's first k.
+          panels: which columns there are, and where their panels stand.
+          source: B, or A transposed.
           depth: rows to copy.
           size: the whole extent of k, which leaves the same rest as `depth` where that leaves any.
-          cols: columns that exist.
-          width: columns of the panel.
+          width: columns of a panel.
         """
         if source.strides[1] == 1:
-            self.copy_rows(source, target, depth, size, cols, width)
+            self.copy_rows(panels, source, depth, size, width)
         elif source.strides[0] == 1:
-            self.copy_transposed(source, target, depth, size, cols, width)
+            panels.each(lambda j, cols, to: self.copy_transposed(source.block(0, j), to, depth, size, cols, width))
         else:
-            self.copy_elements(source, target, depth, size, cols, width)
+            panels.each(lambda j, cols, to: self.copy_elements(source.block(0, j), to, depth, size, cols, width))
 
-    def copy_rows(self, source: View, target: View, depth: Index, size: int, cols: int, width: int) -> None:
-        """Rows that are contiguous already: `group` of them interleaved."""
+    def copy_rows(self, panels: Panels, source: View, depth: Index, size: int, width: int) -> None:
+        """Rows that are contiguous already: `group` of them interleaved. Reads run along the rows, from panel to panel."""
 
         def rows(k: Index, live: int) -> None:
-            for j in range(0, width, self.lanes):
-                group = [
-                    self.read(source, source.offset(add(k, row), j), self.lanes, min(self.lanes, cols - j))
-                    if row < live
-                    else zeros(self.lanes, self.kind)
-                    for row in range(self.group)
-                ]
-                self.put(interleave(group), target, k, j, width)
+            def panel(first: Index, cols: int, target: View) -> None:
+                for j in range(0, width, self.lanes):
+                    group = [
+                        self.read(source, source.offset(add(k, row), add(first, j)), self.lanes, min(self.lanes, cols - j))
+                        if row < live
+                        else zeros(self.lanes, self.kind)
+                        for row in range(self.group)
+                    ]
+                    self.put(interleave(group), target, k, j, width)
+
+            panels.each(panel)
 
         whole = rounded_down(depth, size, self.group)
         if whole != 0:
