@@ -18,7 +18,7 @@ def install() -> None:
 
     Programs compiled before are forgotten (jax.clear_caches) and compiled anew when next called, except those that the
     caller holds from `.lower().compile()`. Calling it again changes nothing. What jax_nano has no kernel for runs as
-    before; `jax_nano.inspect` says why.
+    before; `jax_nano.inspect` says why. So does what jax.export makes: a program for other machines than this one.
     """
     _switch.turn(wanted=True)
 
@@ -63,11 +63,21 @@ class _Switch:
         if self.original is None:
             self.original = rules[dot_general_p]
             # Not cacheable, as in primitive.py: transposed operands have to be seen.
-            registry.register_lowering(dot_general_p, lowering(self.original.rule), platform="cpu", cacheable=False)
+            registry.register_lowering(dot_general_p, _rule(self.original.rule), platform="cpu", cacheable=False)
         else:
             rules[dot_general_p] = self.original
             registry._uncacheable_primitives.discard(dot_general_p)
             self.original = None
+
+
+def _rule(original: registry.LoweringRule) -> registry.LoweringRule:
+    kernel = lowering(original)
+
+    def lower(ctx: registry.LoweringRuleContext, *operands, **params):
+        exported = ctx.module_context.lowering_parameters.for_export
+        return (original if exported else kernel)(ctx, *operands, **params)
+
+    return lower
 
 
 _switch = _Switch()

@@ -150,6 +150,12 @@ def test_a_program_held_by_the_caller_keeps_what_it_was_compiled_with():
         assert_close(program(A, B), "ij,jk->ik", A, B)
 
 
+def test_exported_programs_stay_portable():
+    with jax_nano.installed(), kernels(0):
+        program = jax.export.export(jax.jit(jnp.matmul))(A, B)
+        assert_close(program.call(A, B), "ij,jk->ik", A, B)
+
+
 def test_jax_issue_39103():
     """jaxlib 0.10.2 gives wrong sums for a jitted, vmapped matvec followed by a reduction, from 32,769 rows on."""
     rows, matrix = normal(32769, 3), normal(3, 3, seed=1)

@@ -29,6 +29,12 @@ def close(actual, exact):
     np.testing.assert_allclose(actual, exact, rtol=2e-5, atol=2e-5)
 
 
+def run_python(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_jit():
     with kernels(1):
         assert_close(jax.jit(jax_nano.matmul)(A, B), "ij,jk->ik", A, B)
@@ -290,6 +296,43 @@ def test_under_checkify_and_debug_nans():
         jax_nano.matmul(A * np.nan, B)
 
 
+def test_export_of_a_program_for_this_machine():
+    allowed = jax.export.DisabledSafetyCheck.custom_call("jax_nano")
+    program = jax.export.export(jax.jit(jax_nano.matmul), disabled_checks=[allowed])(A, B)
+    with kernels(1):
+        assert_close(program.call(A, B), "ij,jk->ik", A, B)
+
+
+def test_symbolic_sizes_run_as_lax():
+    (m,) = jax.export.symbolic_shape("m")
+    program = jax.export.export(jax.jit(jax_nano.matmul))(jax.ShapeDtypeStruct((m, 5), "float32"), B)
+    with kernels(0):
+        assert_close(program.call(A, B), "ij,jk->ik", A, B)
+
+
+def test_serialized_executables_hold_their_kernels():
+    from jax.experimental import serialize_executable
+
+    program = jax.jit(jax_nano.matmul).lower(A, B).compile()
+    loaded = serialize_executable.deserialize_and_load(
+        *serialize_executable.serialize(program), execution_devices=jax.devices()[:1]
+    )
+    with kernels(1):
+        assert_close(loaded(A, B), "ij,jk->ik", A, B)
+
+
+def test_the_compilation_cache_holds_kernels(tmp_path):
+    code = f"""
+import jax, numpy as np, jax_nano
+jax.config.update("jax_compilation_cache_dir", {str(tmp_path)!r})
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+a = np.ones((20, 30), np.float32)
+assert (jax_nano.matmul(a, a.T) == 30).all()
+print(jax_nano.executed_kernels(), len(list(__import__("pathlib").Path({str(tmp_path)!r}).glob("jit_matmul-*-cache"))))
+"""
+    assert [run_python(code), run_python(code)] == ["1 1\n", "1 1\n"]
+
+
 # Rebinding: every lax.dot_general of a program, at any depth.
 
 
@@ -416,12 +459,6 @@ def test_many_threads_compile_and_run_at_once():
 
     with kernels(), concurrent.futures.ThreadPoolExecutor(16) as pool:
         list(pool.map(run, shapes * 2))
-
-
-def run_python(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_a_fork_that_leaves_jax_alone():
