@@ -159,7 +159,7 @@ def directory() -> pathlib.Path:
         else:
             root = (base if base.is_absolute() else pathlib.Path.home() / ".cache") / "jax_nano"
     except RuntimeError as no_home:
-        raise FileNotFoundError(f"{no_home} Set JAX_NANO_CACHE_DIR") from no_home
+        raise OSError(f"{no_home} Set JAX_NANO_CACHE_DIR") from no_home
     return root / "kernels"
 
 
@@ -352,7 +352,8 @@ def command(options: argparse.Namespace) -> str:
         with opened() as folder:
             found = entries(folder)
             for entry in found if options.clear else ():
-                remove(folder, entry.name)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(entry.name, dir_fd=folder)
     except FileNotFoundError:
         found = []
     except (Unusable, OSError) as reason:
