@@ -14,7 +14,9 @@ BLOCK_OVERHEAD_CYCLES = 20
 # Handing out one task, where several threads take part.
 TASK_US = 0.2
 # The share of a task that a thread waits for the others at the end, on a machine with other work to do.
-IMBALANCE = 0.1
+IMBALANCE = 0.05
+# What one core reads from its second cache.
+L2_BYTES_PER_CYCLE = 32
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,26 @@ def block_cycles(
     return steps * step_cycles(core, instruction, rows, registers, extra) + stores + BLOCK_OVERHEAD_CYCLES
 
 
+def refetch_cycles(machine: Machine, panel_bytes: int, step_bytes: int) -> float:
+    """Cycles that a step of k takes to bring its piece of B again, for a panel of B that was read before."""
+    for cache, bytes_per_cycle in zip(machine.caches[:-1], (math.inf, L2_BYTES_PER_CYCLE), strict=False):
+        if panel_bytes <= cache.bytes:
+            return step_bytes / bytes_per_cycle
+    return step_bytes * machine.ghz / machine.l3_gb_per_s
+
+
 def register_block(
-    isa: Isa, core: Core, instruction: DotInstruction, m: int, n: int, k: int, extra: Extra = Extra()
+    isa: Isa, machine: Machine, instruction: DotInstruction, m: int, n: int, k: int, extra: Extra = Extra()
 ) -> RegisterBlock:
     """Chooses how many accumulators stay in registers, for C of m x n: the block whose panels take the fewest cycles.
 
-    Either n registers of B and one of A are live beside the accumulators, or m of A and one of B.
+    Either n registers of B and one of A are live beside the accumulators, or m of A and one of B. Every panel of rows
+    after the first reads a panel of B again, from the cache that holds it.
 
     Raises:
       ValueError: the target has fewer than 3 registers.
     """
+    core = machine.cores[isa.name]
     if isa.register_count < 3:
         raise ValueError(f"{isa.name} has {isa.register_count} registers; a block needs at least 3")
     lanes, steps = instruction.shape[1], -(-k // instruction.shape[2])
@@ -82,9 +94,11 @@ def register_block(
             if rows * registers + min(rows, registers) + 1 > isa.register_count:
                 break
             cycles = 0.0
-            for r, r_count in panels(m, rows):
-                for c, c_count in panels(registers_of_n, registers):
-                    cycles += r_count * c_count * block_cycles(core, instruction, r, c, steps, extra)
+            for c, c_count in panels(registers_of_n, registers):
+                again = refetch_cycles(machine, steps * c * isa.register_bytes, c * isa.register_bytes)
+                for r, r_count in panels(m, rows):
+                    block = block_cycles(core, instruction, r, c, steps, extra)
+                    cycles += r_count * c_count * max(block, steps * again if m > rows else 0.0)
             if best is None or cycles < best[0]:
                 best = cycles, rows, registers
     if best is None:
@@ -172,25 +186,40 @@ def extra(lhs: str, rhs: str, instruction: DotInstruction, lhs_direct: bool, rhs
 
 
 def compute_cycles(plan: Plan, machine: Machine) -> float:
-    """Cycles of all microkernels, on one thread."""
-    core = machine.cores[plan.isa]
-    instruction = plan.instruction
+    """Cycles of all microkernels, on one thread.
+
+    The first panel of rows of every block of A fetches a panel of B from where B's block is; the others find it nearer.
+    """
+    core, instruction = machine.cores[plan.isa], plan.instruction
     along_k = plan.lanes == "k"
     lanes = 1 if along_k else instruction.shape[1]
-    step = instruction.shape[2] * (instruction.shape[1] if along_k else 1)
-    steps = -(-plan.kc // step)
+    steps = -(-plan.kc // (instruction.shape[2] * (instruction.shape[1] if along_k else 1)))
+    blocks = -(-plan.m.size // plan.mc)
+    b_bytes = rhs_block_bytes(plan)
+    extra = extra_for(plan)
     cycles = 0.0
-    for rows, row_count in panels(plan.m.size, plan.mr):
-        for cols, col_count in panels(plan.n.size, plan.nr):
-            registers = -(-cols // lanes)
-            block = block_cycles(core, instruction, rows, registers, steps, extra_for(plan))
+    for cols, col_count in panels(plan.n.size, plan.nr):
+        registers = -(-cols // lanes)
+        step_bytes = registers * instruction.shape[1] * bytes_of(instruction.acc)
+        first, again = (steps * refetch_cycles(machine, size, step_bytes) for size in (b_bytes, steps * step_bytes))
+        column = 0.0
+        for rows, row_count in panels(plan.m.size, plan.mr):
+            block = block_cycles(core, instruction, rows, registers, steps, extra)
             if along_k:
                 block += rows * (3 * cols + 2 * math.log2(instruction.shape[1])) / 2
             block += steps * stalls(plan, machine, rows)
             if plan.k_blocks > 1:
                 block += 2 * rows * registers / core.stores_per_cycle
-            cycles += row_count * col_count * block
+            fetching = min(blocks, row_count)
+            column += fetching * max(block, first) + (row_count - fetching) * max(block, again)
+        cycles += col_count * column
     return cycles * extent(plan.outer) * plan.k_blocks
+
+
+def rhs_block_bytes(plan: Plan) -> int:
+    """Bytes of B that a task goes through for every block of A."""
+    dtype = plan.dot.rhs if plan.rhs == "direct" else plan.instruction.rhs
+    return bytes_of(dtype, min(plan.nt, plan.n.size) * plan.kc)
 
 
 def stalls(plan: Plan, machine: Machine, rows: int) -> float:
@@ -216,7 +245,7 @@ def packing_cycles(plan: Plan, machine: Machine) -> float:
     cycles = 0.0
     fetch = fetch_cycles(plan, machine)
     if plan.rhs != "direct":
-        times = outer * (plan.m_tasks if plan.rhs == "private" else 1)
+        times = outer * (plan.m_tasks if plan.rhs == "private" else 1)  # shared panels have no outer axes
         padded = -(-n // plan.nr) * plan.nr
         cycles += times * lines(k * padded, plan.instruction.rhs) * line_cycles(
             core, plan, plan.n.rhs == 1, plan.k.rhs == 1, plan.dot.rhs != plan.instruction.rhs

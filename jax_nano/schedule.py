@@ -10,11 +10,14 @@ from jax_nano.isa import DotInstruction, Isa, Machine
 from jax_nano.plan import ONE, Plan
 from jax_nano.problem import Axis, Dot, UnsupportedDot, bytes_of, extent
 
-# A block of B as packed by a task, and all of a round's together, stay within these.
-PRIVATE_BYTES = 12 << 20
+# A thread's scratch, and what all share, stay within these.
+LOCAL_BYTES = 12 << 20
+SHARED_BYTES = 16 << 20
 # Sums over more steps than this are made in parts, where C alone would leave threads idle.
 SPLIT_STEPS = 2048
+SPLIT_RESULTS = 4096
 SPLITS = 32
+STREAMED_ROWS = 16  # registers' worth of rows of B that are read side by side
 UNROLLED_DOTS = 16  # multiply-accumulates in an iteration of the inner loop, at least
 
 # What each type can be turned into without loss, on the way into an instruction.
@@ -85,16 +88,29 @@ def kernel_plans(dot: Dot, machine: Machine, isa: Isa) -> Iterator[Plan]:
         for lhs in ("direct", packed_lhs) if lhs_direct else (packed_lhs,):
             for rhs in ("direct", "private") if rhs_direct else ("private",):
                 extra = model.extra(work.lhs, work.rhs, instruction, lhs == "direct", rhs == "direct")
-                block = model.register_block(isa, core, instruction, m.size, n.size, k.size, extra)
+                depth = streamed(machine, instruction, work, m, n, k) if rhs == "direct" else k.size
+                block = model.register_block(isa, machine, instruction, m.size, n.size, depth, extra)
                 yield blocked(
-                    machine, block, instruction=instruction, lhs=lhs, rhs=rhs, hold_lhs=block.hold_lhs, **common
+                    machine, block, depth, instruction=instruction, lhs=lhs, rhs=rhs, hold_lhs=block.hold_lhs, **common
                 )
         if k.lhs == 1 and k.rhs == 1 and not offset:
             block = model.inner_block(isa, core, instruction, m.size, n.size, k.size)
-            yield blocked(machine, block, instruction=instruction, lanes="k", **common)
+            yield blocked(machine, block, k.size, instruction=instruction, lanes="k", **common)
 
 
-def blocked(machine: Machine, block: model.RegisterBlock, **plan) -> Plan:
+def streamed(machine: Machine, instruction: DotInstruction, dot: Dot, m: Axis, n: Axis, k: Axis) -> int:
+    """Steps of k in a block where B is read in place.
+
+    A large B is read by runs of rows, few enough that the processor's prefetchers follow them from panel to panel.
+    """
+    inner = machine.caches[min(1, len(machine.caches) - 1)].bytes
+    if bytes_of(dot.rhs, k.size * n.size) <= inner:
+        return k.size
+    rows = STREAMED_ROWS * instruction.shape[2] * (1 if m.size <= 4 else 2)
+    return min(k.size, rows)
+
+
+def blocked(machine: Machine, block: model.RegisterBlock, depth: int, **plan) -> Plan:
     """A plan of one task around a register block: the sum in as few parts as caches and scratch allow."""
     m, n, k, instruction = plan["m"], plan["n"], plan["k"], plan["instruction"]
     along_k = plan.get("lanes") == "k"
@@ -102,7 +118,8 @@ def blocked(machine: Machine, block: model.RegisterBlock, **plan) -> Plan:
     step = instruction.shape[2] * (instruction.shape[1] if along_k else 1)
     unroll = max(1, min(4, UNROLLED_DOTS // (block.rows * registers), k.size // step))
     cols = -(-n.size // block.cols) * block.cols
-    kc = k_block(machine, block, instruction, k.size, unroll * step)
+    kc = min(-(-depth // (unroll * step)) * unroll * step, k_block(machine, block, instruction, k.size, unroll * step))
+    kc = k.size if kc >= k.size else kc
     mc = min(m.size, 8 * block.rows) if plan.get("lhs", "direct") != "direct" else m.size
     whole = -(-m.size // mc) * mc
     result = Plan(mr=block.rows, nr=block.cols, unroll=unroll, mc=mc, kc=kc, nc=cols, mt=whole, nt=cols,
@@ -121,7 +138,7 @@ def k_block(machine: Machine, block: model.RegisterBlock, instruction: DotInstru
 
 def split(plan: Plan) -> Plan:
     """The plan with long sums over few elements of C made in parts, so that there is something to share out."""
-    if plan.m.size * plan.n.size * extent(plan.outer) > 1 << 14 or plan.k.size < 2 * SPLIT_STEPS or plan.k_outer:
+    if plan.m.size * plan.n.size * extent(plan.outer) >= SPLIT_RESULTS or plan.k.size < 2 * SPLIT_STEPS or plan.k_outer:
         return plan
     step = plan.step * (plan.instruction.shape[1] if plan.lanes == "k" else 1)
     parts = min(SPLITS, plan.k.size // SPLIT_STEPS)
@@ -146,10 +163,24 @@ def task_plans(plan: Plan, machine: Machine) -> Iterator[Plan]:
             mc = min(plan.mc, mt) if plan.lhs != "direct" else mt
             mt = -(-mt // mc) * mc
             candidate = replace(plan, nt=nt, mt=mt, mc=mc)
-            if candidate.local_bytes > PRIVATE_BYTES and nt > plan.nr:
-                continue
-            for outer_parts in divisions(outer, machine.threads) if n_parts * m_parts == 1 else (outer,):
-                yield replace(candidate, outer_per_task=-(-outer // outer_parts))
+            if candidate.local_bytes <= LOCAL_BYTES or nt == plan.nr:
+                for outer_parts in divisions(outer, machine.threads) if n_parts * m_parts == 1 else (outer,):
+                    yield replace(candidate, outer_per_task=-(-outer // outer_parts))
+            if plan.rhs == "private" and not plan.outer and not plan.k_outer and plan.splits == 1:
+                yield from shared(candidate, machine)
+
+
+def shared(plan: Plan, machine: Machine) -> Iterator[Plan]:
+    """The plan with B packed once, by all threads, in as many rounds as its scratch has room for."""
+    panel = bytes_of(plan.instruction.rhs, plan.nr * plan.panel_rows(plan.k.size))
+    most = SHARED_BYTES // panel * plan.nr
+    if most == 0 or machine.threads == 1:
+        return
+    rounds = -(-plan.nc // most)
+    nc = -(-plan.nc // plan.nr // rounds) * plan.nr
+    nt = min(plan.nt, nc)
+    pack_panels = max(1, nc // plan.nr // (4 * machine.threads))
+    yield replace(plan, rhs="shared", nc=nc, nt=nt, pack_panels=pack_panels)
 
 
 def divisions(count: int, threads: int) -> list[int]:
