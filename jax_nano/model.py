@@ -7,14 +7,18 @@ from dataclasses import dataclass
 
 from jax_nano.isa import Cache, Core, DotInstruction, Isa, Machine
 from jax_nano.plan import LINE_BYTES, Plan
-from jax_nano.problem import bytes_of, extent
+from jax_nano.problem import Axis, Dot, bytes_of, extent
 
 # Branches, addresses and the drained pipeline between one microkernel and the next.
 BLOCK_OVERHEAD_CYCLES = 20
+# The share of a load's time that other work does not hide: of blocks that take the same cycles, fewer loads win.
+LOAD_COLLISIONS = 0.03
 # Handing out one task, where several threads take part.
 TASK_US = 0.2
 # The share of a task that a thread waits for the others at the end, on a machine with other work to do.
 IMBALANCE = 0.05
+# The share of a cache that a panel of B may fill and still be there when it is read again.
+PANEL_SHARE = 0.67
 # What one core reads from its second cache.
 L2_BYTES_PER_CYCLE = 32
 
@@ -25,6 +29,7 @@ class Extra:
 
     per_row: float = 0  # of A's elements, as broadcast
     per_register: float = 0  # of B
+    loads: int = 1  # that a register of B takes
 
 
 @dataclass(frozen=True)
@@ -44,16 +49,17 @@ def step_cycles(core: Core, instruction: DotInstruction, rows: int, registers: i
 
     Source: Low et al., "Analytical Modeling Is Enough for High-Performance BLIS", ACM TOMS 43(2), 2016.
     """
-    dots, loads = rows * registers, rows + registers
+    dots, loads = rows * registers, rows + registers * extra.loads
     others = rows * extra.per_row + registers * extra.per_register
     per_cycle, latency = core.rate(instruction.name)
-    return max(
+    bound = max(
         dots / per_cycle,
         loads / core.loads_per_cycle,
         latency,
         (dots + others) / core.vector_per_cycle,
         (dots + loads + others + 1) / core.issue_per_cycle,
     )
+    return bound + LOAD_COLLISIONS * loads / core.loads_per_cycle
 
 
 def block_cycles(
@@ -67,7 +73,7 @@ def block_cycles(
 def refetch_cycles(machine: Machine, panel_bytes: int, step_bytes: int) -> float:
     """Cycles that a step of k takes to bring its piece of B again, for a panel of B that was read before."""
     for cache, bytes_per_cycle in zip(machine.caches[:-1], (math.inf, L2_BYTES_PER_CYCLE), strict=False):
-        if panel_bytes <= cache.bytes:
+        if panel_bytes <= cache.bytes * PANEL_SHARE:
             return step_bytes / bytes_per_cycle
     return step_bytes * machine.ghz / machine.l3_gb_per_s
 
@@ -107,24 +113,44 @@ def register_block(
     return RegisterBlock(rows, registers * lanes, hold_lhs=rows < registers)
 
 
-def inner_block(isa: Isa, core: Core, instruction: DotInstruction, m: int, n: int, k: int) -> RegisterBlock:
-    """The same with K along the lanes, where each element of C has a register to itself."""
-    lanes, steps = instruction.shape[1], -(-k // (instruction.shape[1] * instruction.shape[2]))
+def inner_block(isa: Isa, machine: Machine, instruction: DotInstruction, dot: Dot, m: Axis, n: Axis, k: Axis) -> RegisterBlock:
+    """The same with K along the lanes, where each element of C has a register to itself.
+
+    Rows of A and columns of B are read side by side: blocks whose streams push each other out of the nearest cache are
+    left out.
+    """
+    core, l1 = machine.cores[isa.name], machine.caches[0]
+    lanes, steps = instruction.shape[1], -(-k.size // (instruction.shape[1] * instruction.shape[2]))
     best: tuple[float, int, int] | None = None
-    for rows in range(1, min(m, isa.register_count) + 1):
-        for cols in range(1, min(n, lanes) + 1):
+    for rows in range(1, min(m.size, isa.register_count) + 1):
+        for cols in range(1, min(n.size, lanes) + 1):
             if rows * cols + min(rows, cols) + 1 > isa.register_count:
                 break
-            sums = rows * (3 * cols + 2 * math.log2(lanes))
+            streams = fits(l1, 2 * rows, LINE_BYTES, bytes_of(dot.lhs, m.lhs)) or rows == 1
+            streams &= fits(l1, 2 * cols, LINE_BYTES, bytes_of(dot.rhs, n.rhs)) or cols == 1
+            if not streams and rows * cols > 1:
+                continue
             cycles = 0.0
-            for r, r_count in panels(m, rows):
-                for c, c_count in panels(n, cols):
-                    cycles += r_count * c_count * (block_cycles(core, instruction, r, c, steps) + sums / 2)
+            for c, c_count in panels(n.size, cols):
+                for r, r_count in panels(m.size, rows):
+                    cycles += r_count * c_count * inner_cycles(isa, machine, instruction, r, c, steps, m.size)
             if best is None or cycles < best[0]:
                 best = cycles, rows, cols
     if best is None:
         raise ValueError("a block needs at least one row and one column")
     return RegisterBlock(best[1], best[2], hold_lhs=False)
+
+
+def inner_cycles(
+    isa: Isa, machine: Machine, instruction: DotInstruction, rows: int, cols: int, steps: int, m: int
+) -> float:
+    """Cycles of a microkernel with K along the lanes: its loop, the sums over lanes, and what it reads again."""
+    core, register = machine.cores[isa.name], isa.register_bytes
+    sums = rows * (3 * cols + 2 * math.log2(instruction.shape[1])) / 2
+    again = refetch_cycles(machine, m * steps * register, rows * register)
+    if m > rows:
+        again += refetch_cycles(machine, cols * steps * register, cols * register)
+    return max(block_cycles(core, instruction, rows, cols, steps), steps * again) + sums
 
 
 def panels(size: int, step: int) -> list[tuple[int, int]]:
@@ -182,7 +208,7 @@ def extra(lhs: str, rhs: str, instruction: DotInstruction, lhs_direct: bool, rhs
     if rhs_direct:
         interleaving = 2.0 * (group - 1) if lanes == "n" else 0.0
         per_register = interleaving + (2.0 * group if rhs != instruction.rhs else 0.0)
-    return Extra(per_row, per_register)
+    return Extra(per_row, per_register, group if rhs_direct and lanes == "n" else 1)
 
 
 def compute_cycles(plan: Plan, machine: Machine) -> float:
@@ -191,9 +217,15 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
     The first panel of rows of every block of A fetches a panel of B from where B's block is; the others find it nearer.
     """
     core, instruction = machine.cores[plan.isa], plan.instruction
-    along_k = plan.lanes == "k"
-    lanes = 1 if along_k else instruction.shape[1]
-    steps = -(-plan.kc // (instruction.shape[2] * (instruction.shape[1] if along_k else 1)))
+    if plan.lanes == "k":
+        steps = -(-plan.kc // (instruction.shape[2] * instruction.shape[1]))
+        cycles = sum(
+            r_count * c_count * inner_cycles(machine.isa(plan.isa), machine, instruction, r, c, steps, plan.m.size)
+            for r, r_count in panels(plan.m.size, plan.mr)
+            for c, c_count in panels(plan.n.size, plan.nr)
+        )
+        return cycles * extent(plan.outer) * plan.k_blocks
+    lanes, steps = instruction.shape[1], -(-plan.kc // instruction.shape[2])
     blocks = -(-plan.m.size // plan.mc)
     b_bytes = rhs_block_bytes(plan)
     extra = extra_for(plan)
@@ -205,8 +237,6 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
         column = 0.0
         for rows, row_count in panels(plan.m.size, plan.mr):
             block = block_cycles(core, instruction, rows, registers, steps, extra)
-            if along_k:
-                block += rows * (3 * cols + 2 * math.log2(instruction.shape[1])) / 2
             block += steps * stalls(plan, machine, rows)
             if plan.k_blocks > 1:
                 block += 2 * rows * registers / core.stores_per_cycle
@@ -229,7 +259,7 @@ def stalls(plan: Plan, machine: Machine, rows: int) -> float:
     l1, l2 = machine.caches[0], machine.caches[min(1, len(machine.caches) - 1)]
     if plan.lhs == "direct" and rows > 1 and not fits(l1, 2 * rows, LINE_BYTES, lhs_stride):
         waits += 0.05 * rows
-    if plan.rhs == "direct" and plan.m.size > plan.mr and plan.lanes == "n":
+    if plan.rhs == "direct" and plan.m.size > plan.mr:
         piece = bytes_of(plan.dot.rhs, plan.nr)
         if not fits(l2, plan.kc, piece, rhs_stride):
             waits += 2.0
@@ -296,12 +326,15 @@ def line_cycles(core: Core, plan: Plan, copied: bool, transposed: bool, converte
 
 
 def memory_seconds(plan: Plan, machine: Machine, workers: int) -> float:
-    """How long the arrays take on their way to the cores."""
+    """How long the arrays take on their way to the cores: each task along m reads B again, each along n reads A."""
     size = footprint(plan)
+    b, m, n, k = plan.dot.sizes
+    again = (plan.m_tasks - 1) * (plan.rhs != "shared") * bytes_of(plan.dot.rhs, b * k * n)
+    again += (plan.n_tasks * plan.rounds - 1) * bytes_of(plan.dot.lhs, b * m * k)
     inner = sum(cache.bytes * (1 if cache.shared else workers) for cache in machine.caches[:-1])
     if size <= inner:
         return 0.0
     one, every = machine.memory_gb_per_s
     if size <= machine.caches[-1].bytes:
-        return size / (machine.l3_gb_per_s * workers * 1e9)
-    return size / (min(one * workers, every) * 1e9)
+        return (size + again) / (machine.l3_gb_per_s * workers * 1e9)
+    return (size + again) / (min(one * workers, every) * 1e9)

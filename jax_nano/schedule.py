@@ -71,7 +71,6 @@ def kernel_plans(dot: Dot, machine: Machine, isa: Isa) -> Iterator[Plan]:
     """Plans of a single task, one for each way to compute a block of C."""
     swapped = not dot.n and bool(dot.m)
     work = dot.swapped() if swapped else dot
-    core = machine.cores[isa.name]
     m = max(work.m, key=lambda axis: axis.size, default=ONE)
     n = work.n[-1] if work.n else Axis(size=1, rhs=1, out=1)
     k = max(work.k, key=lambda axis: axis.size, default=Axis(size=1, lhs=1, rhs=1))
@@ -94,7 +93,7 @@ def kernel_plans(dot: Dot, machine: Machine, isa: Isa) -> Iterator[Plan]:
                     machine, block, depth, instruction=instruction, lhs=lhs, rhs=rhs, hold_lhs=block.hold_lhs, **common
                 )
         if k.lhs == 1 and k.rhs == 1 and not offset:
-            block = model.inner_block(isa, core, instruction, m.size, n.size, k.size)
+            block = model.inner_block(isa, machine, instruction, work, m, n, k)
             yield blocked(machine, block, k.size, instruction=instruction, lanes="k", **common)
 
 
@@ -154,7 +153,7 @@ def task_plans(plan: Plan, machine: Machine) -> Iterator[Plan]:
     outer = extent(plan.outer)
     cols = -(-plan.n.size // plan.nr)
     rows = -(-plan.m.size // plan.mr)
-    for n_parts in divisions(cols, machine.threads):
+    for n_parts in divisions(cols, machine.threads) + near(plan, machine, cols):
         nt = -(-cols // n_parts) * plan.nr
         for m_parts in divisions(rows, machine.threads):
             mt = -(-rows // m_parts) * plan.mr
@@ -168,6 +167,13 @@ def task_plans(plan: Plan, machine: Machine) -> Iterator[Plan]:
                     yield replace(candidate, outer_per_task=-(-outer // outer_parts))
             if plan.rhs == "private" and not plan.outer and not plan.k_outer and plan.splits == 1:
                 yield from shared(candidate, machine)
+
+
+def near(plan: Plan, machine: Machine, cols: int) -> list[int]:
+    """Into how many parts to divide the columns for B's packed block to stay in half of the second cache."""
+    room = machine.caches[min(1, len(machine.caches) - 1)].bytes // 2
+    panel = bytes_of(plan.instruction.rhs, plan.nr * plan.panel_rows(plan.kc))
+    return [-(-cols // max(1, room // panel))] if plan.rhs == "private" else []
 
 
 def shared(plan: Plan, machine: Machine) -> Iterator[Plan]:

@@ -133,14 +133,24 @@ class InnerMicrokernel(Microkernel):
         width = self.nano.lanes * self.nano.group
         acc = [self.nano.zero()] * (block.rows * block.cols)
 
+        def row(i: int, k: Index, live: int) -> ir.Value:
+            return self.nano.load_along_k(a, a.offset(i, k), live, "lhs")
+
+        def column(j: int, k: Index, live: int) -> ir.Value:
+            return self.nano.load_along_k(b, b.offset(k, j), live, "rhs")
+
         def update(acc: Values, k: Index, live: int) -> Values:
-            columns = [self.nano.load_along_k(b, b.offset(k, j), live, "rhs") for j in range(block.cols)]
-            rows = (self.nano.load_along_k(a, a.offset(i, k), live, "lhs") for i in range(block.rows))
-            updated = []
-            for i, row in enumerate(rows):
-                for j, column in enumerate(columns):
-                    updated.append(self.nano.multiply_add(acc[i * block.cols + j], row, column))
-            return updated
+            result = list(acc)
+            few, many = (block.rows, block.cols) if block.rows < block.cols else (block.cols, block.rows)
+            hold, stream = (row, column) if few == block.rows else (column, row)
+            held = [hold(x, k, live) for x in range(few)]
+            for y in range(many):
+                streamed = stream(y, k, live)
+                for x, register in enumerate(held):
+                    i, j = (x, y) if few == block.rows else (y, x)
+                    pair = (register, streamed) if few == block.rows else (streamed, register)
+                    result[i * block.cols + j] = self.nano.multiply_add(result[i * block.cols + j], *pair)
+            return result
 
         step = width * self.unroll
         unrolled, whole = rounded_down(part.depth, part.size, step), rounded_down(part.depth, part.size, width)
