@@ -8,6 +8,7 @@
 #include "llvm/ADT/StringRef.h"
 #include "loader.h"
 #include "run.h"
+#include "scratch.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace jax_nano {
@@ -118,6 +119,7 @@ ffi::Error Execute(ffi::Dictionary attributes, ffi::ThreadPool pool, ffi::Remain
     auto buffer = results.get<ffi::AnyBuffer>(i);
     if (!buffer.has_value() || !Fits(**buffer, description.results[i])) return Misfit("result", i);
     buffers.push_back((*buffer)->untyped_data());
+    PreferHugePages((*buffer)->untyped_data(), (*buffer)->size_bytes());
   }
   int64_t threads = kernel->parallel() ? pool.num_threads() : 1;
   auto schedule = [&pool](std::function<void()> work) { pool.Schedule(std::move(work)); };

@@ -86,6 +86,13 @@ Scratch::~Scratch() {
   munmap(data_, size_);
 }
 
+void PreferHugePages(void* data, size_t bytes) {
+  if (bytes < 2 * kHugePage) return;
+  auto begin = RoundUp(reinterpret_cast<uintptr_t>(data), kHugePage);
+  auto end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHugePage * kHugePage;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: where it fails, nothing is lost
+}
+
 ScratchUse GetScratchUse() {
   Stock& stock = GetStock();
   std::lock_guard lock(stock.mutex);
