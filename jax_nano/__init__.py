@@ -1,6 +1,7 @@
 """jax_nano: matrix products in JAX programs on CPUs, by kernels that the compiler composes."""
 
 from jax_nano._native import executed_kernels
+from jax_nano.accelerate import accelerate
 from jax_nano.api import dot, dot_general, einsum, inner, matmul, tensordot, vecdot
 from jax_nano.inspection import inspect
 from jax_nano.installation import install, installed, uninstall
@@ -10,6 +11,7 @@ from jax_nano.report import Report, Reports
 __all__ = [
     "Report",
     "Reports",
+    "accelerate",
     "dot",
     "dot_general",
     "einsum",

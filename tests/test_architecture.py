@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(jax_nano.__file__).parent
 # A room may use what stands in its own line or below.
 ORDER = (
     ("__init__", "__main__"),
-    ("api", "inspection", "installation", "memory", "roofline"),
+    ("accelerate", "api", "inspection", "installation", "memory", "roofline"),
     ("primitive",),
     ("rebind", "report"),
     ("compiler",),
