@@ -66,6 +66,8 @@ class Kernel:
     def _attributes(self) -> dict[str, object]:
         plan, dot = self.plan, self.dot
         b, m, n, k = (extent(group) for group in (dot.b, dot.m, dot.n, dot.k))
+        extras = dot.epilogue.extras if dot.epilogue else ()
+        operands = ((dot.lhs, b * m * k), (dot.rhs, b * k * n), *extras)
         attributes = {
             "object": self.object,
             "features": features(plan, host.machine().isa(plan.isa)),
@@ -74,8 +76,8 @@ class Kernel:
             "rounds": np.int64(plan.rounds),
             "shared_bytes": np.int64(plan.shared_bytes),
             "local_bytes": np.int64(plan.local_bytes),
-            "operand_types": np.array([FFI_TYPES[dot.lhs], FFI_TYPES[dot.rhs]], np.int64),
-            "operand_elements": np.array([b * m * k, b * k * n], np.int64),
+            "operand_types": np.array([FFI_TYPES[dtype] for dtype, _ in operands], np.int64),
+            "operand_elements": np.array([elements for _, elements in operands], np.int64),
             "result_types": np.array([FFI_TYPES[dot.out]], np.int64),
             "result_elements": np.array([b * m * n], np.int64),
         }

@@ -20,7 +20,8 @@ def name(plan: Plan) -> str:
     types = dot.lhs if dot.lhs == dot.rhs == dot.out else f"{dot.lhs}{dot.rhs}_{dot.out}"
     b, m, n, k = dot.sizes
     batch = f"b{b}" if b > 1 else ""
-    return f"nano_{types}_{batch}m{m}n{n}k{k}_{plan.isa}_{plan.mr}x{plan.nr}"
+    fused = "_fused" if dot.epilogue else ""
+    return f"nano_{types}_{batch}m{m}n{n}k{k}_{plan.isa}_{plan.mr}x{plan.nr}{fused}"
 
 
 def symbols(plan: Plan) -> list[str]:
@@ -40,9 +41,12 @@ def module(plan: Plan) -> str:
                 function = func.FuncOp(symbol, (argument_types(plan), []))
                 with ir.InsertionPoint(function.add_entry_block()):
                     round_, task, shared, local, *buffers = function.arguments
-                    lhs, rhs, out = (buffers[i] for i in ((1, 0, 2) if plan.swapped else (0, 1, 2)))
+                    lhs, rhs, *extras, out = buffers
+                    if plan.swapped:
+                        lhs, rhs = rhs, lhs
                     number = 0 if plan.rounds == 1 else round_
-                    frame = Frame(number, 0 if plan.tasks[phase] == 1 else task, shared, local, lhs, rhs, out)
+                    task = 0 if plan.tasks[phase] == 1 else task
+                    frame = Frame(number, task, shared, local, lhs, rhs, out, tuple(extras))
                     phases[phase](frame)
                     func.return_([])
         top.operation.verify()
@@ -56,17 +60,20 @@ def argument_types(plan: Plan) -> list[ir.Type]:
     byte = ir.IntegerType.get_signless(8)
     groups = dot.b, dot.m, dot.n, dot.k
     axes = [axis for group in groups for axis in group]
-    arrays = [
-        ir.MemRefType.get([span(axes, array)], element_type(dtype))
-        for array, dtype in (("lhs", dot.lhs), ("rhs", dot.rhs), ("out", dot.out))
-    ]
+    extras = [dtype for dtype, _ in dot.epilogue.extras] if dot.epilogue else []
+    lhs, rhs, out, *rest = (span(axes, array) for array in range(3 + len(extras)))
+    sizes = ((lhs, dot.lhs), (rhs, dot.rhs), *zip(rest, extras, strict=True), (out, dot.out))
+    arrays = [ir.MemRefType.get([size], element_type(dtype)) for size, dtype in sizes]
     scratch = [ir.MemRefType.get([max(1, size)], byte) for size in (plan.shared_bytes, plan.local_bytes)]
     return [index, index, *scratch, *arrays]
 
 
-def span(axes: list[Axis], array: str) -> int:
-    """How many elements lie between the first and the last that a product touches in one of its arrays."""
-    return 1 + sum((axis.size - 1) * getattr(axis, array) for axis in axes)
+def span(axes: list[Axis], array: int) -> int:
+    """How many elements lie between the first and the last that a product touches in one of its arrays.
+
+    Arrays are counted as in Axis.strides.
+    """
+    return 1 + sum((axis.size - 1) * axis.strides()[array] for axis in axes)
 
 
 def operations(plan: Plan) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from jax_nano.isa import DotInstruction
 from jax_nano.problem import Axis, Dot, bytes_of, extent
 
-ONE = Axis(size=1)
 LINE_BYTES = 64
 REDUCED_PER_TASK = 1 << 14  # elements of C: enough to outweigh the handing out of a task
 
@@ -49,7 +49,7 @@ class Plan:
     def __post_init__(self):
         for name, value, step, size in (
             ("mc", self.mc, self.mr, self.m.size), ("mt", self.mt, self.mc, self.m.size),
-            ("nt", self.nt, self.nr, 0), ("nc", self.nc, self.nr, 0), ("kc", self.kc, self.step, self.k.size),
+            ("nt", self.nt, self.nr, 0), ("nc", self.nc, self.nr, 0), ("kc", self.kc, self.k_multiple, self.k.size),
         ):  # fmt: skip
             if value % step and (size == 0 or value < size):
                 raise ValueError(f"{name} = {value} is not a multiple of {step}: panels would overlap")
@@ -59,7 +59,18 @@ class Plan:
     @property
     def step(self) -> int:
         """Steps of k in an iteration of the microkernel."""
-        return self.unroll * self.instruction.shape[2]
+        _, lanes, group = self.instruction.shape
+        return self.unroll * group * (lanes if self.lanes == "k" else 1)
+
+    @property
+    def k_multiple(self) -> int:
+        """What every block of k but the last is a multiple of, so that only the last one leaves a rest.
+
+        Microkernels go by whole iterations, packing by whole registers.
+        """
+        _, lanes, group = self.instruction.shape
+        packed = self.lhs != "direct" or self.rhs != "direct"
+        return math.lcm(self.step, lanes * group if packed else 1)
 
     @property
     def m_tasks(self) -> int:
@@ -103,8 +114,13 @@ class Plan:
         if self.rhs == "shared":
             phases = {"pack": -(-self._columns(self.nc) // (self.pack_panels * self.nr)), **phases}
         if self.splits > 1:
-            phases["reduce"] = -(-self.results // REDUCED_PER_TASK)
+            phases["reduce"] = -(-extent(self.outer) * self.m.size // self.reduced_rows)
         return phases
+
+    @property
+    def reduced_rows(self) -> int:
+        """Rows of C that a task of the reducing phase adds up."""
+        return max(1, REDUCED_PER_TASK // self.n.size)
 
     @property
     def results(self) -> int:
@@ -115,7 +131,8 @@ class Plan:
     @property
     def has_partial(self) -> bool:
         """Whether sums stand in scratch between parts, as C's type is too narrow for them."""
-        return self.k_blocks > 1 and self.splits == 1 and self.dot.out != self.instruction.acc
+        narrow = self.dot.out != self.instruction.acc or self.dot.epilogue is not None
+        return self.k_blocks > 1 and self.splits == 1 and narrow
 
     def rounded_up(self, depth: int) -> int:
         """Steps of k in whole groups."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jax_nano.elementwise import Program
 
 BITS = {"f64": 64, "f32": 32, "bf16": 16, "f16": 16, "s32": 32, "s16": 16, "s8": 8, "u8": 8}
 
@@ -26,10 +30,11 @@ class Axis:
     lhs: int = 0
     rhs: int = 0
     out: int = 0
+    extras: tuple[int, ...] = ()  # of the epilogue's arrays
 
-    def strides(self) -> tuple[int, int, int]:
-        """(lhs, rhs, out)."""
-        return self.lhs, self.rhs, self.out
+    def strides(self) -> tuple[int, ...]:
+        """(lhs, rhs, out, extras...)."""
+        return self.lhs, self.rhs, self.out, *self.extras
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,11 @@ class Operand:
         """A dense array whose last dimension is contiguous."""
         return cls(shape=tuple(shape), strides=row_major_strides(shape), dtype=dtype)
 
+    @property
+    def elements(self) -> int:
+        """How many elements there are in memory: dimensions of stride 0 repeat the same ones."""
+        return math.prod(size for size, stride in zip(self.shape, self.strides, strict=True) if stride)
+
     def transposed(self, permutation: Sequence[int]) -> Operand:
         """The same memory with dimension i of the result being dimension permutation[i] of this."""
         return replace(
@@ -57,6 +67,14 @@ class Operand:
 def row_major_strides(shape: Sequence[int]) -> tuple[int, ...]:
     """Strides in elements of a dense array whose last dimension is contiguous."""
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epilogue:
+    """Elementwise work on C while it is in registers: a program of the product and of further arrays."""
+
+    program: Program  # input 0 is the product, in the type it has without an epilogue; the others are the arrays
+    extras: tuple[tuple[str, int], ...]  # their types, and how many elements they have in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +92,27 @@ class Dot:
     rhs: str
     out: str
     acc: str
+    epilogue: Epilogue | None = None
 
     @classmethod
-    def of(cls, lhs: Operand, rhs: Operand, dimension_numbers, out: str) -> Dot:
+    def of(
+        cls,
+        lhs: Operand,
+        rhs: Operand,
+        dimension_numbers,
+        out: str,
+        program: Program | None = None,
+        extras: Sequence[Operand] = (),
+    ) -> Dot:
         """Describes lax.dot_general(lhs, rhs, dimension_numbers) with a row-major result of type `out`.
+
+        Args:
+          lhs: A.
+          rhs: B.
+          dimension_numbers: as lax.dot_general has them.
+          out: the type of the result; with a program, of the program's result.
+          program: what to make of the product, element by element: its input 0.
+          extras: its further inputs, at C's shape, with strides of 0 where they are broadcast.
 
         Raises:
           UnsupportedDot: no kernel can be made for these types, or there is nothing to compute.
@@ -88,21 +123,29 @@ class Dot:
         shape = [lhs.shape[d] for d in (*lhs_batch, *lhs_free)] + [rhs.shape[d] for d in rhs_free]
         if 0 in lhs.shape or 0 in rhs.shape:
             raise UnsupportedDot("a dimension is 0: there is nothing to multiply")
-        strides = iter(row_major_strides(shape))
+        product = program.dtype(0) if program else out
+        of_c = [
+            {"out": stride, "extras": tuple(extra.strides[d] for extra in extras)}
+            for d, stride in enumerate(row_major_strides(shape))
+        ]
+        c = iter(of_c)
         b = [
-            Axis(size=lhs.shape[i], lhs=lhs.strides[i], rhs=rhs.strides[j], out=next(strides))
+            Axis(size=lhs.shape[i], lhs=lhs.strides[i], rhs=rhs.strides[j], **next(c))
             for i, j in zip(lhs_batch, rhs_batch, strict=True)
         ]
-        m = [Axis(size=lhs.shape[d], lhs=lhs.strides[d], out=next(strides)) for d in lhs_free]
-        n = [Axis(size=rhs.shape[d], rhs=rhs.strides[d], out=next(strides)) for d in rhs_free]
+        m = [Axis(size=lhs.shape[d], lhs=lhs.strides[d], **next(c)) for d in lhs_free]
+        n = [Axis(size=rhs.shape[d], rhs=rhs.strides[d], **next(c)) for d in rhs_free]
+        nothing = (0,) * len(extras)
         k = [
-            Axis(size=lhs.shape[i], lhs=lhs.strides[i], rhs=rhs.strides[j])
+            Axis(size=lhs.shape[i], lhs=lhs.strides[i], rhs=rhs.strides[j], extras=nothing)
             for i, j in zip(lhs_contract, rhs_contract, strict=True)
         ]
         k.sort(key=lambda axis: (axis.lhs, axis.rhs), reverse=True)
+        arrays = tuple((extra.dtype, extra.elements) for extra in extras)
         return cls(
             b=merged(b), m=merged(m), n=merged(n), k=merged(k),
-            lhs=lhs.dtype, rhs=rhs.dtype, out=out, acc=accumulator(lhs.dtype, rhs.dtype, out),
+            lhs=lhs.dtype, rhs=rhs.dtype, out=out, acc=accumulator(lhs.dtype, rhs.dtype, product),
+            epilogue=Epilogue(program=program, extras=arrays) if program else None,
         )  # fmt: skip
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from jax_nano import model
 from jax_nano.isa import DotInstruction, Isa, Machine
-from jax_nano.plan import ONE, Plan
+from jax_nano.plan import Plan
 from jax_nano.problem import Axis, Dot, UnsupportedDot, bytes_of, extent
 
 # A thread's scratch, and what all share, stay within these.
@@ -71,9 +71,12 @@ def kernel_plans(dot: Dot, machine: Machine, isa: Isa) -> Iterator[Plan]:
     """Plans of a single task, one for each way to compute a block of C."""
     swapped = not dot.n and bool(dot.m)
     work = dot.swapped() if swapped else dot
-    m = max(work.m, key=lambda axis: axis.size, default=ONE)
-    n = work.n[-1] if work.n else Axis(size=1, rhs=1, out=1)
-    k = max(work.k, key=lambda axis: axis.size, default=Axis(size=1, lhs=1, rhs=1))
+    nothing = (0,) * (len(work.epilogue.extras) if work.epilogue else 0)
+    m = max(work.m, key=lambda axis: axis.size, default=Axis(size=1, extras=nothing))
+    n = work.n[-1] if work.n else Axis(size=1, rhs=1, out=1, extras=nothing)
+    k = max(work.k, key=lambda axis: axis.size, default=Axis(size=1, lhs=1, rhs=1, extras=nothing))
+    if any(stride not in (0, 1) for stride in n.extras):
+        raise UnsupportedDot("an array of the epilogue is neither contiguous along n nor the same for all of n")
     outer = work.b + tuple(a for a in work.m if a is not m) + tuple(a for a in work.n if a is not n)
     k_outer = tuple(a for a in work.k if a is not k)
     common = dict(dot=work, swapped=swapped, isa=isa.name, m=m, n=n, k=k, outer=outer, k_outer=k_outer)
@@ -117,13 +120,13 @@ def blocked(machine: Machine, block: model.RegisterBlock, depth: int, **plan) ->
     step = instruction.shape[2] * (instruction.shape[1] if along_k else 1)
     unroll = max(1, min(4, UNROLLED_DOTS // (block.rows * registers), k.size // step))
     cols = -(-n.size // block.cols) * block.cols
-    kc = min(-(-depth // (unroll * step)) * unroll * step, k_block(machine, block, instruction, k.size, unroll * step))
-    kc = k.size if kc >= k.size else kc
     mc = min(m.size, 8 * block.rows) if plan.get("lhs", "direct") != "direct" else m.size
     whole = -(-m.size // mc) * mc
-    result = Plan(mr=block.rows, nr=block.cols, unroll=unroll, mc=mc, kc=kc, nc=cols, mt=whole, nt=cols,
+    result = Plan(mr=block.rows, nr=block.cols, unroll=unroll, mc=mc, kc=k.size, nc=cols, mt=whole, nt=cols,
                   outer_per_task=extent(plan["outer"]), **plan)  # fmt: skip
-    return split(result)
+    multiple = result.k_multiple
+    kc = min(k.size, -(-depth // multiple) * multiple, k_block(machine, block, instruction, k.size, multiple))
+    return split(replace(result, kc=kc))
 
 
 def k_block(machine: Machine, block: model.RegisterBlock, instruction: DotInstruction, k: int, step: int) -> int:
@@ -139,9 +142,8 @@ def split(plan: Plan) -> Plan:
     """The plan with long sums over few elements of C made in parts, so that there is something to share out."""
     if plan.m.size * plan.n.size * extent(plan.outer) >= SPLIT_RESULTS or plan.k.size < 2 * SPLIT_STEPS or plan.k_outer:
         return plan
-    step = plan.step * (plan.instruction.shape[1] if plan.lanes == "k" else 1)
     parts = min(SPLITS, plan.k.size // SPLIT_STEPS)
-    kc = min(plan.kc, -(-plan.k.size // parts // step) * step)
+    kc = min(plan.kc, -(-plan.k.size // parts // plan.k_multiple) * plan.k_multiple)
     blocks = -(-plan.k.size // kc)
     per_split = -(-blocks // parts)
     return replace(plan, kc=kc, splits=-(-blocks // per_split))

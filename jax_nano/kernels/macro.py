@@ -20,10 +20,10 @@ from jax.extend.mlir import ir
 
 from jax_nano.build import Index, View, add, along, divmod_, equal, for_range, load, minimum, mul, scratch, store, subtract, when
 from jax_nano.kernels.convert import convert
-from jax_nano.kernels.micro import InnerMicrokernel, Microkernel, Part, Result
+from jax_nano.kernels.micro import Epilogue, InnerMicrokernel, Microkernel, Part, Result
 from jax_nano.kernels.nano import Block, Nanokernel
 from jax_nano.kernels.pack import Packer, Panels
-from jax_nano.plan import REDUCED_PER_TASK, Plan
+from jax_nano.plan import Plan
 from jax_nano.problem import Axis, extent
 
 RhsPanels = Callable[[Index], tuple[View, View]]  # of a column: its panel, and the starting values behind that
@@ -40,6 +40,7 @@ class Frame:
     lhs: ir.Value
     rhs: ir.Value
     out: ir.Value
+    extras: tuple[ir.Value, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Macrokernel:
     def __init__(self, plan: Plan):
         """Takes what the plan says."""
         self.plan, self.dot = plan, plan.dot
+        self.arrays = 3 + (len(plan.dot.epilogue.extras) if plan.dot.epilogue else 0)
         nano = Nanokernel(plan.instruction, hold_lhs=plan.hold_lhs)
         self.nano = nano
         self.lhs_packer, self.rhs_packer = Packer(nano, "lhs"), Packer(nano, "rhs")
@@ -77,7 +79,7 @@ class Macrokernel:
         plan = self.plan
         rest, ni = split(frame.task, plan.n_tasks)
         rest, mi = split(rest, plan.m_tasks)
-        part, run = split(rest, plan.outer_tasks)
+        part, run = split(rest, plan.outer_tasks) if plan.splits > 1 else (0, rest if plan.outer_tasks > 1 else 0)
         m0, round_begin = mul(mi, plan.mt), mul(frame.round, plan.nc)
         n0 = add(round_begin, mul(ni, plan.nt))
         m1 = minimum(add(m0, plan.mt), plan.m.size)
@@ -89,18 +91,18 @@ class Macrokernel:
     def block(self, frame: Frame, area: Area, outer: Index, split_number: Index) -> None:
         """One block of C, for one element of the outer axes: all of the sum, or one split of it."""
         plan, dot = self.plan, self.dot
-        at = offsets(plan.outer, outer)
+        at = offsets(plan.outer, outer, self.arrays)
         lhs = View(frame.lhs, at[0], (plan.m.lhs, plan.k.lhs), dot.lhs)
         rhs = View(frame.rhs, at[1], (plan.k.rhs, plan.n.rhs), dot.rhs)
         out = self.out(frame, split_number).moved(at[2])
+        extras = self.extras(frame, at)
         partial = self.partial(frame, out)
-        moved = plan.instruction.lhs_offset != 0
         begin_k = mul(split_number, plan.blocks_per_split)
         end_k = minimum(add(begin_k, plan.blocks_per_split), plan.k_blocks)
 
         with for_range(begin_k, end_k) as number:
             outer_k, kb = split(number.i, plan.inner_k_blocks)
-            at_k = offsets(plan.k_outer, outer_k)
+            at_k = offsets(plan.k_outer, outer_k, self.arrays)
             k0 = mul(kb, plan.kc)
             part = Part(
                 depth=minimum(plan.kc, subtract(plan.k.size, k0)) if plan.k.size % plan.kc else plan.kc,
@@ -108,6 +110,7 @@ class Macrokernel:
                 first=equal(number.i, begin_k) if plan.blocks_per_split > 1 else True,
                 last=equal(number.i, plan.k_blocks - 1),
             )
+            biased = plan.instruction.lhs_offset != 0 and (part.first if plan.rhs == "shared" else True)
             b_panel = self.rhs_panels(frame, rhs.moved(at_k[1]), area, k0, part)
             with for_range(area.m0, area.m1, plan.mc) as rows:
                 begin, end = rows.i, minimum(add(rows.i, plan.mc), area.m1)
@@ -120,27 +123,54 @@ class Macrokernel:
                         c = out.block(i, j)
                         where = partial.block(subtract(i, area.m0), subtract(j, area.n0)) if plan.has_partial else c
                         block = Block(count, cols, self.nano.lanes)
-                        self.micro.emit(a_panel(i), b, Result(c, where, bias if moved else None), block, part)
+                        epilogue = self.epilogue(extras, i, j) if plan.splits == 1 else None
+                        self.micro.emit(a_panel(i), b, Result(c, where, bias, biased, epilogue), block, part)
 
                     along(begin, end, plan.m.size, plan.mr, row_panel)
 
                 along(area.n0, area.n1, plan.n.size, plan.nr, column_panel)
 
     def reduce_phase(self, frame: Frame) -> None:
-        """One task: a run of C's elements, each the sum of the splits' in their order."""
+        """One task: a run of C's rows, each element the sum of the splits' in their order."""
         plan, nano = self.plan, self.nano
-        base = self.out(frame, 0).base
-        begin = mul(frame.task, REDUCED_PER_TASK)
-        end = minimum(add(begin, REDUCED_PER_TASK), plan.results)
+        rows = extent(plan.outer) * plan.m.size
+        begin = mul(frame.task, plan.reduced_rows)
+        with for_range(begin, minimum(add(begin, plan.reduced_rows), rows)) as row:
+            outer, i = split(row.i, plan.m.size)
+            at = offsets(plan.outer, outer, self.arrays)
+            parts = self.out(frame, 0).moved(at[2])
+            out = View(frame.out, at[2], parts.strides, self.dot.out)
+            extras = self.extras(frame, at)
 
-        def elements(at: Index, count: int) -> None:
-            total = load(base, at, nano.lanes, count)
-            for number in range(1, plan.splits):
-                total = nano.plus(total, load(base, add(at, number * plan.results), nano.lanes, count))
-            value = convert(total, plan.instruction.acc, self.dot.out, nano.native_bf16)
-            store(value, frame.out, at, count)
+            def elements(j: Index, count: int, i=i, parts=parts, out=out, extras=extras) -> None:
+                at = parts.offset(i, j)
+                total = load(parts.base, at, nano.lanes, count)
+                for number in range(1, plan.splits):
+                    total = nano.plus(total, load(parts.base, add(at, number * plan.results), nano.lanes, count))
+                if epilogue := self.epilogue(extras, i, j):
+                    (value,) = epilogue([total], [(0, 0, count)])
+                else:
+                    value = convert(total, plan.instruction.acc, self.dot.out, nano.native_bf16)
+                store(value, out.base, out.offset(i, j), count)
 
-        along(begin, end, plan.results, nano.lanes, elements)
+            along(0, plan.n.size, plan.n.size, nano.lanes, elements)
+
+    def extras(self, frame: Frame, at: Sequence[Index]) -> list[View]:
+        """The epilogue's arrays, as matrices over C's rows and columns."""
+        if not self.dot.epilogue:
+            return []
+        m, n = self.plan.m.extras, self.plan.n.extras
+        arrays = zip(frame.extras, at[3:], m, n, self.dot.epilogue.extras, strict=True)
+        return [View(base, begin, (rows, cols), dtype) for base, begin, rows, cols, (dtype, _) in arrays]
+
+    def epilogue(self, extras: Sequence[View], i: Index, j: Index) -> Epilogue | None:
+        """The epilogue of the block that begins at (i, j)."""
+        if not self.dot.epilogue:
+            return None
+        from jax_nano.kernels.finish import Finish
+
+        views = [view.block(i, j) for view in extras]
+        return Finish(self.dot.epilogue.program, self.nano, tuple(views))
 
     def out(self, frame: Frame, split_number: Index) -> View:
         """Where tasks put their sums: C, or the split's own copy of it."""
@@ -222,12 +252,10 @@ def split(number: Index, count: int) -> tuple[Index, Index]:
     return divmod_(number, count) if count > 1 else (number, 0)
 
 
-def offsets(axes: Sequence[Axis], number: Index) -> tuple[Index, Index, Index]:
-    """Where the element `number` of a row-major grid of axes begins in A, B and C."""
-    lhs: Index = 0
-    rhs: Index = 0
-    out: Index = 0
+def offsets(axes: Sequence[Axis], number: Index, arrays: int) -> tuple[Index, ...]:
+    """Where the element `number` of a row-major grid of axes begins in A, B, C and the epilogue's arrays."""
+    at: list[Index] = [0] * arrays
     for position, axis in reversed(list(enumerate(axes))):
         number, i = divmod_(number, axis.size) if position else (0, number)
-        lhs, rhs, out = add(lhs, mul(i, axis.lhs)), add(rhs, mul(i, axis.rhs)), add(out, mul(i, axis.out))
-    return lhs, rhs, out
+        at = [add(begin, mul(i, stride)) for begin, stride in zip(at, axis.strides(), strict=True)]
+    return tuple(at)

@@ -12,7 +12,9 @@ and nothing beyond `depth` where an operand is not packed, is read or written.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
@@ -34,13 +36,23 @@ class Part:
     last: bool | ir.Value
 
 
+class Epilogue(Protocol):
+    """What is made of sums before they go to C."""
+
+    def __call__(self, acc: Values, places: Sequence[tuple[int, int, int]]) -> Values:
+        """Registers of C's type out of accumulators; places are (row, column, columns) in the block."""
+        ...
+
+
 @dataclass(frozen=True)
 class Result:
-    """Where a block goes: C, and P, which may be C itself. `bias` is a row of starting values, where there is one."""
+    """Where a block goes: C, and P, which may be C itself; and `bias`, a row of starting values for parts that are `biased`."""
 
     out: View
     partial: View
-    bias: View | None = None
+    bias: View
+    biased: bool | ir.Value
+    epilogue: Epilogue | None = None
 
 
 @dataclass(frozen=True)
@@ -71,32 +83,37 @@ class Microkernel:
                 for value, (i, j, count) in zip(acc, places, strict=True)
             ]
 
-        def put(target: View) -> None:
-            for value, (i, j, count) in zip(total, places, strict=True):
-                value = convert(value, self.nano.instruction.acc, target.dtype, self.nano.native_bf16)
+        def put(target: View, finish: Epilogue) -> None:
+            for value, (i, j, count) in zip(finish(total, places), places, strict=True):
                 store(value, target.base, target.offset(i, j), count)
 
+        def rounded(acc: Values, _: Sequence[tuple[int, int, int]]) -> Values:
+            return [convert(value, self.nano.instruction.acc, out.dtype, self.nano.native_bf16) for value in acc]
+
+        def as_they_are(acc: Values, _: Sequence[tuple[int, int, int]]) -> Values:
+            return acc
+
         total = either(part.first, types, lambda: acc, with_partial)
-        if out.dtype == self.nano.instruction.acc:
-            put(out)
+        if result.epilogue is None and out.dtype == self.nano.instruction.acc:
+            put(out, as_they_are)
             return
         with when(part.last):
-            put(out)
+            put(out, result.epilogue or rounded)
         if part.last is not True:
             true = arith.constant(ir.IntegerType.get_signless(1), 1)
             with when(arith.xori(part.last, true)):
-                put(partial)
+                put(partial, as_they_are)
 
     def start(self, result: Result, block: Block) -> Values:
         """The accumulators before the loop."""
-        if result.bias is None:
-            return [self.nano.zero()] * (block.rows * len(block.counts))
-        lanes, kind = self.nano.lanes, ir.VectorType(self.nano.accumulator()).element_type
-        row = [
-            bitcast(load(result.bias.base, result.bias.offset(0, j * lanes), lanes * self.nano.group), lanes, kind)
-            for j in range(len(block.counts))
-        ]
-        return row * block.rows
+        lanes, accumulator = self.nano.lanes, ir.VectorType(self.nano.accumulator())
+
+        def row() -> Values:
+            parts = [load(result.bias.base, result.bias.offset(0, j * lanes), lanes * self.nano.group) for j in columns]
+            return [bitcast(part, lanes, accumulator.element_type) for part in parts]
+
+        columns = range(len(block.counts))
+        return either(result.biased, [accumulator] * len(columns), row, lambda: [self.nano.zero()] * len(columns)) * block.rows
 
     def accumulate(self, acc: Values, a: View, b: View, block: Block, part: Part) -> Values:
         """The loop over K, with the accumulators in registers throughout."""

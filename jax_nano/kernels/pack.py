@@ -153,7 +153,8 @@ class Packer:
 
     def copy_elements(self, source: View, target: View, depth: Index, size: int, cols: int, width: int) -> None:
         """Strided both ways: element by element, into a panel cleared before."""
-        with for_range(0, add(rounded_down(depth, size, self.group), self.group if size % self.group else 0), self.group) as row:
+        groups = rounded_down(add(depth, self.group - 1), size, self.group) if size % self.group else depth
+        with for_range(0, groups, self.group) as row:
             for j in range(0, width, self.lanes):
                 self.put(zeros(self.lanes * self.group, self.kind), target, row.i, j, width)
         with for_range(0, depth) as row:
