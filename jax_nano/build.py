@@ -83,6 +83,22 @@ def equal(a: Index, b: Index) -> bool | ir.Value:
     return arith.cmpi(arith.CmpIPredicate.eq, index(a), index(b))
 
 
+def less(a: Index, b: Index) -> bool | ir.Value:
+    """Whether a < b, decided here where both are constants."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a < b
+    return arith.cmpi(arith.CmpIPredicate.slt, index(a), index(b))
+
+
+def both(a: bool | ir.Value, b: bool | ir.Value) -> bool | ir.Value:
+    """Whether both conditions hold."""
+    if isinstance(a, bool):
+        return a and b
+    if isinstance(b, bool):
+        return b and a
+    return arith.andi(a, b)
+
+
 @dataclass
 class Loop:
     """What the body of a loop sees: the induction variable `i` and `carry`; it sets `next`. Then `results` are there."""
@@ -111,7 +127,7 @@ def for_range(start: Index, stop: Index, step: int = 1, carry: Sequence[ir.Value
 def along(begin: Index, end: Index, size: int, step: int, body: Callable[[Index, int], None]) -> None:
     """Runs `body(i, step)` for the whole steps of [begin, end), and `body(i, rest)` where the end is a ragged `size`.
 
-    `begin` is a multiple of `step`, and so is `end` unless it is `size`.
+    `begin` is a multiple of `step`, and so is `end` unless it is `size`. Where `begin` is beyond `end`, nothing runs.
     """
     rest = size % step
     whole = minimum(end, size - rest)
@@ -119,7 +135,7 @@ def along(begin: Index, end: Index, size: int, step: int, body: Callable[[Index,
         with for_range(begin, whole, step) as loop:
             body(loop.i, step)
     if rest:
-        last = equal(end, size)
+        last = both(less(begin, size), equal(end, size))
         if last is not False:
             with when(last):
                 body(size - rest, rest)
