@@ -6,14 +6,13 @@
 #include <shared_mutex>
 #include <unordered_map>
 
-#include "llvm/ADT/StringMap.h"
 #include "llvm/ExecutionEngine/JITEventListener.h"
 #include "llvm/ExecutionEngine/Orc/ExecutionUtils.h"
 #include "llvm/ExecutionEngine/Orc/LLJIT.h"
 #include "llvm/ExecutionEngine/Orc/RTDyldObjectLinkingLayer.h"
 #include "llvm/ExecutionEngine/SectionMemoryManager.h"
 #include "llvm/Support/TargetSelect.h"
-#include "llvm/TargetParser/Host.h"
+#include "processor.h"
 
 namespace jax_nano {
 namespace {
@@ -81,24 +80,8 @@ llvm::Error Link(Kernel& kernel, uint64_t key) {
 
 }  // namespace
 
-std::string MissingFeatures(std::string_view features) {
-  static const llvm::StringMap<bool> host = llvm::sys::getHostCPUFeatures();
-  std::string missing;
-  llvm::SmallVector<llvm::StringRef> names;
-  llvm::StringRef(features).split(names, ',', /*MaxSplit=*/-1, /*KeepEmpty=*/false);
-  for (llvm::StringRef name : names) {
-    if (host.lookup(name)) continue;
-    if (!missing.empty()) missing += ",";
-    missing += name;
-  }
-  return missing;
-}
-
 llvm::Error Load(uint64_t key, std::string_view object, Description description) {
-  if (auto missing = MissingFeatures(description.features); !missing.empty())
-    return llvm::createStringError(
-        "this kernel was compiled for a processor with %s, which this one lacks; compile the program on this machine",
-        missing.c_str());
+  if (auto refusal = Refusal(description.features); !refusal.empty()) return llvm::createStringError(refusal);
   Table& table = Kernels();
   std::unique_lock lock(table.mutex);
   if (auto found = table.kernels.find(key); found != table.kernels.end()) {

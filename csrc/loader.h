@@ -47,13 +47,10 @@ struct Kernel {
 };
 
 // Makes `object` executable under `key`, a hash of its content and description. Does nothing where it is there already.
-// Fails, without loading anything, on a processor that lacks one of the features.
+// Fails, without loading anything, on a processor that lacks one of the features, or where Linux denies tile registers.
 llvm::Error Load(uint64_t key, std::string_view object, Description description);
 
 // The kernel loaded under `key`, or nullptr. The pointer stays valid until the process ends.
 const Kernel* Find(uint64_t key);
-
-// The features among `features` (separated by commas) that this processor lacks, separated by commas.
-std::string MissingFeatures(std::string_view features);
 
 }  // namespace jax_nano

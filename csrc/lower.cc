@@ -32,12 +32,13 @@
 namespace jax_nano {
 namespace {
 
-// Runs on the module itself: wrapped in builtin.module(...) it would silently run nothing.
+// Runs on the module itself: wrapped in builtin.module(...) it would silently run nothing. Control flow is converted
+// together with what is left then, since branches carry tiles, which no single dialect's conversion knows.
 constexpr const char* kPipeline =
     "canonicalize,cse,loop-invariant-code-motion,convert-scf-to-cf,expand-strided-metadata,lower-affine,"
-    "convert-vector-to-llvm{enable-x86vector=true enable-amx=true},convert-math-to-llvm,finalize-memref-to-llvm,"
+    "convert-vector-to-llvm{enable-x86vector=true},convert-math-to-llvm,finalize-memref-to-llvm,"
     "convert-func-to-llvm{use-bare-ptr-memref-call-conv=true},convert-arith-to-llvm,convert-index-to-llvm,"
-    "convert-cf-to-llvm,convert-ub-to-llvm,reconcile-unrealized-casts";
+    "convert-to-llvm,reconcile-unrealized-casts";
 
 const mlir::DialectRegistry& Registry() {
   static const mlir::DialectRegistry* registry = [] {

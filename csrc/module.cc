@@ -17,6 +17,7 @@
 #include "lower.h"
 #include "memory.h"
 #include "mlir/InitAllExtensions.h"
+#include "processor.h"
 #include "run.h"
 #include "scratch.h"
 
@@ -98,6 +99,10 @@ NB_MODULE(_native, m) {
       "mlir"_a, "cpu"_a, "features"_a, "tune"_a, "Optimized LLVM IR of an MLIR module.");
   m.def("missing_features", &MissingFeatures, "features"_a,
         "The LLVM features among `features` (separated by commas) that this processor lacks, separated by commas.");
+  m.def("tiles_denied", &TilesDenied,
+        "Why this process may not use tile registers; empty where it may, and where the processor has none.");
+  m.def("_assume_features", &AssumeFeatures, "features"_a,
+        "Makes these features count as present, and tile registers as granted: for tests, which emulate them.");
   m.def("host_cpu", [] { return llvm::sys::getHostCPUName().str(); }, "LLVM's name of this processor.");
   m.def("instantiate_handler", [] { return Capsule(InstantiateHandler()); }, "PyCapsule of the instantiate stage.");
   m.def("execute_handler", [] { return Capsule(ExecuteHandler()); }, "PyCapsule of the execute stage.");

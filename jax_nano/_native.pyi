@@ -17,6 +17,12 @@ def llvm_ir(mlir: str, cpu: str, features: str, tune: str) -> str:
 def missing_features(features: str) -> str:
     """The LLVM features among `features` (separated by commas) that this processor lacks, separated by commas."""
 
+def tiles_denied() -> str:
+    """Why this process may not use tile registers; empty where it may, and where the processor has none."""
+
+def _assume_features(features: str) -> None:
+    """Makes these features count as present, and tile registers as granted: for tests, which emulate them."""
+
 def host_cpu() -> str:
     """LLVM's name of this processor."""
 

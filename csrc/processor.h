@@ -1,0 +1,22 @@
+// What this processor, and the system on it, can run.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace jax_nano {
+
+// The features among `features` (LLVM's names, separated by commas) that this processor lacks, separated by commas.
+std::string MissingFeatures(std::string_view features);
+
+// Why this process may not use tile registers; empty where it may, and where the processor has none. Asks Linux for
+// them, once.
+const std::string& TilesDenied();
+
+// Why code that uses these features cannot run here, and what to do; empty where it can.
+std::string Refusal(std::string_view features);
+
+// Makes these features count as present, and tile registers as granted: for tests, which emulate them.
+void AssumeFeatures(std::string_view features);
+
+}  // namespace jax_nano
