@@ -46,7 +46,10 @@ ad.primitive_transposes[nano_dot_general_p] = nano(ad.primitive_transposes[dot_g
 
 
 def _remat(saveable, unknown, instantiated, eqn):
-    """Asks a policy of jax.checkpoint about the product as the lax.dot_general that policies know."""
+    """Asks a policy of jax.checkpoint about the product as the lax.dot_general that policies know.
+
+    What a policy would offload stays where it is: on CPUs that is the same memory.
+    """
     missing = [x for x, there in zip(eqn.invars, instantiated, strict=True) if isinstance(x, Var) and not there]
     if any(unknown):
         return None, eqn, [True], [True], missing
