@@ -174,6 +174,7 @@ class View:
     at: Index
     strides: tuple[int, int]
     dtype: str
+    ahead: int = 0  # reading an element, ask for the one this much further: it will be wanted
 
     def offset(self, i: Index = 0, j: Index = 0) -> Index:
         """Where element (i, j) stands in `base`."""
@@ -234,9 +235,12 @@ def store(value: ir.Value, base: ir.Value, at: Index, count: int | None = None) 
         vector.maskedstore(base, [index(at)], first_lanes(count, lanes), value)
 
 
-def prefetch(base: ir.Value, at: Index) -> None:
-    """Asks for the line of an element that will be written."""
-    memref.prefetch(base, [index(at)], True, 3, True)
+def prefetch(base: ir.Value, at: Index, write: bool = False) -> None:
+    """Asks for the line of an element that will be read or written: lines to write nearest, lines to read one cache further.
+
+    Nothing happens where there is no such element.
+    """
+    memref.prefetch(base, [index(at)], write, 3 if write else 2, True)
 
 
 def load_scalar(base: ir.Value, at: Index) -> ir.Value:

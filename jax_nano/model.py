@@ -11,6 +11,10 @@ from jax_nano.problem import Axis, Dot, bytes_of, extent
 
 # Branches, addresses and the drained pipeline between one microkernel and the next.
 BLOCK_OVERHEAD_CYCLES = 20
+# What another kind of block at the ragged end costs, beside its own cycles.
+UNEVEN = 0.01
+# The share of the time in memory that computing does not hide, or the reverse.
+EXPOSED = 0.3
 # The share of a load's time that other work does not hide: of blocks that take the same cycles, fewer loads win.
 LOAD_COLLISIONS = 0.03
 # Handing out one task, where several threads take part.
@@ -105,6 +109,7 @@ def register_block(
                 for r, r_count in panels(m, rows):
                     block = block_cycles(core, instruction, r, c, steps, extra)
                     cycles += r_count * c_count * max(block, steps * again if m > rows else 0.0)
+            cycles *= 1 + UNEVEN * ((m % rows > 0) + (registers_of_n % registers > 0))
             if best is None or cycles < best[0]:
                 best = cycles, rows, registers
     if best is None:
@@ -192,7 +197,8 @@ def seconds(plan: Plan, machine: Machine, threads: int | None = None) -> Estimat
     share = math.ceil(tasks / workers) * task
     if workers > 1:
         share += IMBALANCE * task + 1e-6 * (machine.wake_us * (len(plan.tasks) * plan.rounds) + TASK_US * tasks / workers)
-    return Estimate(compute, packing, memory, max(share, memory))
+    total = max(share, memory) + EXPOSED * min(share, memory)
+    return Estimate(compute, packing, memory, total)
 
 
 def extra_for(plan: Plan) -> Extra:
@@ -239,7 +245,7 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
             block = block_cycles(core, instruction, rows, registers, steps, extra)
             block += steps * stalls(plan, machine, rows)
             if plan.k_blocks > 1:
-                block += 2 * rows * registers / core.stores_per_cycle
+                block += 3 * rows * registers / core.stores_per_cycle + BLOCK_OVERHEAD_CYCLES
             fetching = min(blocks, row_count)
             column += fetching * max(block, first) + (row_count - fetching) * max(block, again)
         cycles += col_count * column
@@ -249,7 +255,8 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
 def rhs_block_bytes(plan: Plan) -> int:
     """Bytes of B that a task goes through for every block of A."""
     dtype = plan.dot.rhs if plan.rhs == "direct" else plan.instruction.rhs
-    return bytes_of(dtype, min(plan.nt, plan.n.size) * plan.kc)
+    columns = plan.nc if plan.rhs == "shared" else plan.nt  # what others packed is not in this core's caches
+    return bytes_of(dtype, min(columns, plan.n.size) * plan.kc)
 
 
 def stalls(plan: Plan, machine: Machine, rows: int) -> float:

@@ -68,9 +68,8 @@ class Plan:
 
         Microkernels go by whole iterations, packing by whole registers.
         """
-        _, lanes, group = self.instruction.shape
         packed = self.lhs != "direct" or self.rhs != "direct"
-        return math.lcm(self.step, lanes * group if packed else 1)
+        return math.lcm(self.step, self.instruction.shape[1] * self.instruction.group if packed else 1)
 
     @property
     def m_tasks(self) -> int:
@@ -129,19 +128,24 @@ class Plan:
         return b * m * n
 
     @property
+    def ahead(self) -> int:
+        """How far ahead a B read in place is asked for, in elements: by a block of k, whose rows come next."""
+        return self.kc * self.k.rhs if self.rhs == "direct" and self.lanes == "n" and self.kc < self.k.size else 0
+
+    @property
     def has_partial(self) -> bool:
         """Whether sums stand in scratch between parts, as C's type is too narrow for them."""
         narrow = self.dot.out != self.instruction.acc or self.dot.epilogue is not None
         return self.k_blocks > 1 and self.splits == 1 and narrow
 
     def rounded_up(self, depth: int) -> int:
-        """Steps of k in whole groups."""
-        group = self.instruction.shape[2]
-        return -(-depth // group) * group
+        """Steps of k in whole instructions."""
+        steps = self.instruction.shape[2]
+        return -(-depth // steps) * steps
 
     def panel_rows(self, depth: int) -> int:
         """Elements of a packed panel of B over its width: its steps, and one group of starting values where A is moved."""
-        return self.rounded_up(depth) + (self.instruction.shape[2] if self.instruction.lhs_offset else 0)
+        return self.rounded_up(depth) + (self.instruction.group if self.instruction.lhs_offset else 0)
 
     @property
     def lhs_stride(self) -> int:
@@ -167,9 +171,14 @@ class Plan:
         return self.local_rhs_at + lines(size)
 
     @property
+    def local_tiles_at(self) -> int:
+        """Where a block's tiles stand between registers of tiles and of vectors, bytes: behind the sums."""
+        return self.local_partial_at + (bytes_of(self.instruction.acc, self.mt * self.nt) if self.has_partial else 0)
+
+    @property
     def local_bytes(self) -> int:
         """Scratch of a thread."""
-        return self.local_partial_at + (bytes_of(self.instruction.acc, self.mt * self.nt) if self.has_partial else 0)
+        return self.local_tiles_at + (bytes_of(self.instruction.acc, self.mr * self.nr) if self.instruction.tiles else 0)
 
     @property
     def shared_bytes(self) -> int:

@@ -60,7 +60,8 @@ class Macrokernel:
         """Takes what the plan says."""
         self.plan, self.dot = plan, plan.dot
         self.arrays = 3 + (len(plan.dot.epilogue.extras) if plan.dot.epilogue else 0)
-        nano = Nanokernel(plan.instruction, hold_lhs=plan.hold_lhs)
+        nano, micro = TileNanokernel if plan.instruction.tiles else Nanokernel, Microkernel
+        nano, micro = kinds(plan)
         self.nano = nano
         self.lhs_packer, self.rhs_packer = Packer(nano, "lhs"), Packer(nano, "rhs")
         packed = plan.lhs != "direct", plan.rhs != "direct"
@@ -93,7 +94,7 @@ class Macrokernel:
         plan, dot = self.plan, self.dot
         at = offsets(plan.outer, outer, self.arrays)
         lhs = View(frame.lhs, at[0], (plan.m.lhs, plan.k.lhs), dot.lhs)
-        rhs = View(frame.rhs, at[1], (plan.k.rhs, plan.n.rhs), dot.rhs)
+        rhs = View(frame.rhs, at[1], (plan.k.rhs, plan.n.rhs), dot.rhs, ahead=plan.ahead)
         out = self.out(frame, split_number).moved(at[2])
         extras = self.extras(frame, at)
         partial = self.partial(frame, out)

@@ -13,7 +13,7 @@ and nothing beyond `depth` where an operand is not packed, is read or written.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from jax.extend.mlir import ir
@@ -43,16 +43,30 @@ class Epilogue(Protocol):
         """Registers of C's type out of accumulators; places are (row, column, columns) in the block."""
         ...
 
+    def row(self, i: Index) -> Epilogue:
+        """The epilogue of the rows from i on."""
+        ...
+
 
 @dataclass(frozen=True)
 class Result:
-    """Where a block goes: C, and P, which may be C itself; and `bias`, a row of starting values for parts that are `biased`."""
+    """Where a block goes: C, and P, which may be C itself; and `bias`, a row of starting values for parts that are `biased`.
+
+    P may be `padded` to whole tiles. Other tiles that C cannot take go to `tiles`.
+    """
 
     out: View
     partial: View
     bias: View
     biased: bool | ir.Value
     epilogue: Epilogue | None = None
+    padded: bool = False
+    tiles: View | None = None
+
+    def row(self, i: Index) -> Result:
+        """Where the block's rows from i on go."""
+        epilogue = self.epilogue and self.epilogue.row(i)
+        return replace(self, out=self.out.block(i), partial=self.partial.block(i), epilogue=epilogue)
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,7 @@ class Microkernel:
         if part.first is not True:
             for i in range(block.rows):
                 for j in range(0, block.cols, LINE_BYTES // 4):
-                    prefetch(result.partial.base, result.partial.offset(i, j))
+                    prefetch(result.partial.base, result.partial.offset(i, j), write=True)
         self.finish(self.accumulate(self.start(result, block), a, b, block, part), result, block, part)
 
     def finish(self, acc: Values, result: Result, block: Block, part: Part) -> None:

@@ -20,15 +20,18 @@ from jax_nano.build import (
     bitcast,
     broadcast,
     element_type,
+    index,
     interleave,
     load,
     load_scalar,
+    prefetch,
     splat,
     zeros,
 )
 from jax_nano.isa import DotInstruction
 from jax_nano.kernels.convert import convert
-from jax_nano.problem import BITS
+from jax_nano.plan import LINE_BYTES
+from jax_nano.problem import BITS, bytes_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def intrinsic(name: str, result: ir.Type, *operands: ir.Value) -> ir.Value:
     """A call of an LLVM intrinsic that no dialect has an operation for."""
     attributes = {
         "intrin": ir.StringAttr.get(name),
-        "operandSegmentSizes": ir.DenseI32ArrayAttr.get([len(operands), 0]),
+        **segments(len(operands), 0),
         "op_bundle_sizes": ir.DenseI32ArrayAttr.get([]),
     }
     return ir.Operation.create("llvm.call_intrinsic", [result], list(operands), attributes).result
@@ -101,8 +104,8 @@ class Nanokernel:
 
     @property
     def group(self) -> int:
-        """How many steps of k one update takes."""
-        return self.instruction.shape[2]
+        """How many neighbours along k stand together."""
+        return self.instruction.group
 
     @property
     def lanes(self) -> int:
@@ -112,7 +115,7 @@ class Nanokernel:
     @property
     def native_bf16(self) -> bool:
         """Whether what adds up here may be rounded by an instruction that takes denormal numbers for zero: so did this."""
-        return self.instruction.name == "vdpbf16ps"
+        return self.instruction.name in ("vdpbf16ps", "tdpbf16ps")
 
     def accumulator(self) -> ir.Type:
         """The type of an accumulator register."""
@@ -152,6 +155,9 @@ class Nanokernel:
     def gather_rhs(self, b: View, k: Index, j: int, count: int, live: int) -> ir.Value:
         """The same out of rows that are contiguous and in B's own type; what is beyond `count` and `live` is zero."""
         kind = element_type(self.instruction.rhs)
+        if b.ahead and j * bytes_of(b.dtype) % LINE_BYTES == 0:
+            for row in range(live):
+                prefetch(b.base, add(b.offset(add(k, row), j), b.ahead))
         rows = [
             self.ready(load(b.base, b.offset(add(k, row), j), self.lanes, count), b.dtype, "rhs")
             if row < live and count > 0
@@ -217,3 +223,62 @@ class Nanokernel:
                 for j in range(width):
                     result[i * width + j] = self.multiply_add(result[i * width + j], streamed, held[j])
         return result
+
+
+@dataclass(frozen=True)
+class TileNanokernel(Nanokernel):
+    """The same on register tiles: a block's rows are counted in tiles, and an update takes a tile's depth of k.
+
+    A tile of A holds rows as they stand in memory, one of B rows of the VNNI layout. What tiles hold beyond the
+    operands must be zero along k, and can be anything else.
+    """
+
+    def tile(self, dtype: str, rows: int, columns: int) -> ir.Type:
+        """The type of a tile register. LLVM configures it so."""
+        return ir.Type.parse(f"!amx.tile<{rows}x{columns}x{element_type(dtype)}>")
+
+    def accumulator_tile(self) -> ir.Type:
+        """The type of a tile of C."""
+        return self.tile(self.instruction.acc, self.instruction.shape[0], self.lanes)
+
+    def zero_tile(self) -> ir.Value:
+        """A cleared accumulator."""
+        return ir.Operation.create("amx.tile_zero", results=[self.accumulator_tile()]).result
+
+    def load_tile(self, kind: ir.Type, source: View, at: Index, stride: int) -> ir.Value:
+        """A tile whose rows stand a stride apart."""
+        operands = [source.base, index(at), index(stride)]
+        return ir.Operation.create("amx.tile_load", [kind], operands, segments(1, 1, 1)).result
+
+    def store_tile(self, tile: ir.Value, target: View, i: int, j: int) -> None:
+        """Stores a tile of C to where element (i, j) stands."""
+        operands = [target.base, index(target.offset(i, j)), tile, index(target.strides[0])]
+        ir.Operation.create("amx.tile_store", [], operands, segments(1, 1, 1, 1))
+
+    def load_accumulator(self, source: View, i: int, j: int) -> ir.Value:
+        """The tile of sums at element (i, j)."""
+        return self.load_tile(self.accumulator_tile(), source, source.offset(i, j), source.strides[0])
+
+    def load_lhs(self, a: View, i: int, k: Index, live: int, packed: bool) -> ir.Value:
+        """The i-th tile of A's rows, from step k on."""
+        rows, _, depth = self.instruction.shape
+        kind = self.tile(self.instruction.lhs, rows, depth)
+        return self.load_tile(kind, a, a.offset(i * rows, k), a.strides[0])
+
+    def load_rhs(self, b: View, k: Index, j: int, count: int, live: int, packed: bool) -> ir.Value:
+        """The tile of B's columns j and on, from step k on."""
+        kind = self.tile(self.instruction.rhs, self.instruction.shape[2] // self.group, self.lanes * self.group)
+        return self.load_tile(kind, b, b.offset(k, j), b.strides[0] * self.group)
+
+    def multiply_add(self, acc: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+        """One instruction."""
+        if self.instruction.acc != "s32":
+            return ir.Operation.create("amx.tile_mulf", [acc.type], [a, b, acc]).result
+        unsigned = {"isZextLhs": self.instruction.lhs == "u8", "isZextRhs": self.instruction.rhs == "u8"}
+        attributes = {name: ir.UnitAttr.get() for name, is_set in unsigned.items() if is_set}
+        return ir.Operation.create("amx.tile_muli", [acc.type], [a, b, acc], attributes).result
+
+
+def segments(*sizes: int) -> dict[str, ir.Attribute]:
+    """How many operands stand for each of an operation's arguments."""
+    return {"operandSegmentSizes": ir.DenseI32ArrayAttr.get(sizes)}
