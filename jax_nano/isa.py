@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from jax_nano.problem import bytes_of
+from jax_nano.problem import BITS, bytes_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,26 @@ class DotInstruction:
     shape: tuple[int, int, int]  # (m, n, k), elements
     features: tuple[str, ...] = ()  # LLVM subtarget features beyond the instruction set's own
     lhs_offset: int = 0  # what must be added to lhs before, and taken from acc again: lhs_offset * sum of rhs over k
+    tiles: bool = False  # registers hold tiles, whose rows and depth are configured: `shape` is the most they hold
+
+    @property
+    def group(self) -> int:
+        """Neighbours along k that stand together, in the place of one accumulator: v of the VNNI layout."""
+        return BITS[self.acc] // BITS[self.rhs]
+
+    def fitted(self, m: int, k: int) -> DotInstruction:
+        """The instruction on tiles that cut m rows and k steps evenly, in as few as it can.
+
+        All tiles of an operand then have one shape, which a task configures once.
+        """
+        rows, lanes, steps = self.shape
+        return replace(self, shape=(even_part(m, rows, 1), lanes, even_part(k, steps, self.group)))
+
+
+def even_part(size: int, most: int, multiple: int) -> int:
+    """The size of the parts where the fewest that cover `size` are even; a multiple, and not above `most`."""
+    parts = -(-size // most)
+    return -(-size // (parts * multiple)) * multiple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +51,7 @@ class Isa:
     features: tuple[str, ...]  # LLVM's names of what the baseline needs of a processor
     dots: tuple[DotInstruction, ...]
     source: str  # where to check these numbers
+    vectors: Isa | None = None  # what packs operands and finishes results where these registers are tiles
 
     def __post_init__(self):
         for dot in self.dots:
@@ -71,6 +92,7 @@ class Core:
     stores_per_cycle: float
     vector_per_cycle: float  # vector instructions of any kind, but for loads and stores
     issue_per_cycle: int  # instructions of any kind
+    setup_cycles: int = 0  # before a task's first instruction, and after its last
     slower: tuple[tuple[str, float, int], ...] = ()  # other instructions: (name, begun per cycle, latency in cycles)
 
     def rate(self, instruction: str) -> tuple[float, int]:
@@ -95,10 +117,17 @@ class Machine:
     source: str
     threads: int = 1
     wake_us: float = 2.0  # from handing out a task until another thread begins it
+    lacks: tuple[str, ...] = ()  # features that instructions of its instruction sets need, and that it does not have
+    note: str = ""  # which of its instruction sets are left out, and why
 
     def __post_init__(self):
         if missing := {isa.name for isa in self.isas} - set(self.cores):
             raise ValueError(f"{self.name}: no throughputs for {sorted(missing)}")
+
+    def vector_core(self, isa: str) -> Core:
+        """What a core does with vectors beside the instructions of that instruction set."""
+        vectors = self.isa(isa).vectors
+        return self.cores[vectors.name if vectors else isa]
 
     def isa(self, name: str) -> Isa:
         """The instruction set of that name.

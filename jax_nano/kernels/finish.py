@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jax.extend.mlir import ir
 
-from jax_nano.build import Values, View, broadcast, load, load_scalar
+from jax_nano.build import Index, Values, View, broadcast, load, load_scalar
 from jax_nano.elementwise import Program
 from jax_nano.kernels.convert import convert
 from jax_nano.kernels.epilogue import evaluate
@@ -21,6 +21,10 @@ class Finish:
     program: Program
     nano: Nanokernel
     extras: tuple[View, ...]  # element (i, j) belongs to element (i, j) of the block
+
+    def row(self, i: Index) -> Finish:
+        """See micro.Epilogue."""
+        return replace(self, extras=tuple(view.block(i) for view in self.extras))
 
     def __call__(self, acc: Values, places: Sequence[tuple[int, int, int]]) -> Values:
         """See micro.Epilogue. What rows or columns share is loaded once."""

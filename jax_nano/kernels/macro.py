@@ -60,8 +60,7 @@ class Macrokernel:
         """Takes what the plan says."""
         self.plan, self.dot = plan, plan.dot
         self.arrays = 3 + (len(plan.dot.epilogue.extras) if plan.dot.epilogue else 0)
-        nano, micro = TileNanokernel if plan.instruction.tiles else Nanokernel, Microkernel
-        nano, micro = kinds(plan)
+        nano = Nanokernel(plan.instruction, hold_lhs=plan.hold_lhs)
         self.nano = nano
         self.lhs_packer, self.rhs_packer = Packer(nano, "lhs"), Packer(nano, "rhs")
         packed = plan.lhs != "direct", plan.rhs != "direct"
