@@ -53,6 +53,20 @@ def mul(a: Index, b: int) -> Index:
     return a if b == 1 else arith.muli(a, index(b))
 
 
+def times(a: Index, b: Index) -> Index:
+    """a * b, both of which may be values."""
+    if isinstance(b, int):
+        return mul(a, b)
+    return mul(b, a) if isinstance(a, int) else arith.muli(a, b)
+
+
+def select(condition: bool | ir.Value, a: Index, b: Index) -> Index:
+    """One of two."""
+    if isinstance(condition, bool):
+        return a if condition else b
+    return arith.select(condition, index(a), index(b))
+
+
 def subtract(a: Index, b: Index) -> Index:
     """a - b."""
     if isinstance(b, int):
@@ -174,7 +188,6 @@ class View:
     at: Index
     strides: tuple[int, int]
     dtype: str
-    ahead: int = 0  # reading an element, ask for the one this much further: it will be wanted
 
     def offset(self, i: Index = 0, j: Index = 0) -> Index:
         """Where element (i, j) stands in `base`."""

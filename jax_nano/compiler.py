@@ -116,8 +116,14 @@ def kernel_for(dot: Dot, target_name: str | None = None) -> Kernel:
       ValueError: the target asked for is not one this machine has.
     """
     machine = host.machine()
-    plan = schedule.choose(dot, machine, target(machine, target_name))
+    plan = _plan(dot, target(machine, target_name).name)
     return compiled(dot, plan, processor_for(plan, machine))
+
+
+@functools.cache
+def _plan(dot: Dot, isa: str) -> Plan:
+    machine = host.machine()
+    return schedule.choose(dot, machine, machine.isa(isa))
 
 
 _locks: dict[object, threading.Lock] = {}

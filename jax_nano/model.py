@@ -11,6 +11,8 @@ from jax_nano.problem import Axis, Dot, bytes_of, extent
 
 # Branches, addresses and the drained pipeline between one microkernel and the next.
 BLOCK_OVERHEAD_CYCLES = 20
+# The share of fetching B for packing that is left where it is asked for ahead.
+UNHIDDEN = 0.3
 # What another kind of block at the ragged end costs, beside its own cycles.
 UNEVEN = 0.01
 # The share of the time in memory that computing does not hide, or the reverse.
@@ -255,7 +257,7 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
 def rhs_block_bytes(plan: Plan) -> int:
     """Bytes of B that a task goes through for every block of A."""
     dtype = plan.dot.rhs if plan.rhs == "direct" else plan.instruction.rhs
-    columns = plan.nc if plan.rhs == "shared" else plan.nt  # what others packed is not in this core's caches
+    columns = {"shared": plan.nc, "private": plan.block_columns, "direct": plan.nt}[plan.rhs]  # what others packed is not in this core's caches
     return bytes_of(dtype, min(columns, plan.n.size) * plan.kc)
 
 
@@ -287,7 +289,7 @@ def packing_cycles(plan: Plan, machine: Machine) -> float:
         cycles += times * lines(k * padded, plan.instruction.rhs) * line_cycles(
             core, plan, plan.n.rhs == 1, plan.k.rhs == 1, plan.dot.rhs != plan.instruction.rhs
         )
-        cycles += times * lines(k * n, plan.dot.rhs) * fetch
+        cycles += times * lines(k * n, plan.dot.rhs) * fetch * (UNHIDDEN if plan.ahead else 1.0)
     if plan.lhs != "direct":
         times = outer * plan.n_tasks * plan.rounds
         by_rows = plan.lhs == "rows"

@@ -39,6 +39,7 @@ class Plan:
     nc: int  # columns in a round
     mt: int  # rows in a task
     nt: int  # columns in a task
+    nb: int = 0  # columns of B that a task packs at a time; 0: all of its own
     lhs: str = "direct"  # or "rows", "columns": packed per task
     rhs: str = "direct"  # or "private": packed per task; or "shared": packed in a phase before
     lanes: str = "n"  # what stands in the lanes of an accumulator: columns of C, or "k": parts of one sum
@@ -49,7 +50,7 @@ class Plan:
     def __post_init__(self):
         for name, value, step, size in (
             ("mc", self.mc, self.mr, self.m.size), ("mt", self.mt, self.mc, self.m.size),
-            ("nt", self.nt, self.nr, 0), ("nc", self.nc, self.nr, 0), ("kc", self.kc, self.k_multiple, self.k.size),
+            ("nt", self.nt, self.block_columns, 0), ("nb", self.nb, self.nr, 0), ("nc", self.nc, self.nr, 0), ("kc", self.kc, self.k_multiple, self.k.size),
         ):  # fmt: skip
             if value % step and (size == 0 or value < size):
                 raise ValueError(f"{name} = {value} is not a multiple of {step}: panels would overlap")
@@ -61,6 +62,11 @@ class Plan:
         """Steps of k in an iteration of the microkernel."""
         _, lanes, group = self.instruction.shape
         return self.unroll * group * (lanes if self.lanes == "k" else 1)
+
+    @property
+    def block_columns(self) -> int:
+        """Columns that a task goes through with one packed block of B."""
+        return self.nb or self.nt
 
     @property
     def k_multiple(self) -> int:
@@ -128,9 +134,16 @@ class Plan:
         return b * m * n
 
     @property
-    def ahead(self) -> int:
-        """How far ahead a B read in place is asked for, in elements: by a block of k, whose rows come next."""
-        return self.kc * self.k.rhs if self.rhs == "direct" and self.lanes == "n" and self.kc < self.k.size else 0
+    def ahead(self) -> tuple[int, int] | None:
+        """How many steps of k and columns further on B is asked for while a block of it is gone through, if at all.
+
+        What comes next is the next block of k where B is read in place, the next columns where a task packs them.
+        """
+        if self.lanes == "k" or self.rhs == "shared":
+            return None
+        if self.rhs == "direct":
+            return (self.kc, 0) if self.kc < self.k.size else None
+        return (0, self.nb) if self.block_columns < self.nt else None
 
     @property
     def has_partial(self) -> bool:
@@ -167,7 +180,7 @@ class Plan:
     @property
     def local_partial_at(self) -> int:
         """Where sums stand, bytes: behind B's block."""
-        size = bytes_of(self.instruction.rhs, self.nt * self.panel_rows(self.kc)) if self.rhs == "private" else 0
+        size = bytes_of(self.instruction.rhs, self.block_columns * self.panel_rows(self.kc)) if self.rhs == "private" else 0
         return self.local_rhs_at + lines(size)
 
     @property

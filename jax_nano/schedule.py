@@ -155,7 +155,8 @@ def task_plans(plan: Plan, machine: Machine) -> Iterator[Plan]:
     outer = extent(plan.outer)
     cols = -(-plan.n.size // plan.nr)
     rows = -(-plan.m.size // plan.mr)
-    for n_parts in divisions(cols, machine.threads) + near(plan, machine, cols):
+    room = near(plan, machine)
+    for n_parts in sorted({*divisions(cols, machine.threads), -(-cols * plan.nr // room)}):
         nt = -(-cols // n_parts) * plan.nr
         for m_parts in divisions(rows, machine.threads):
             mt = -(-rows // m_parts) * plan.mr
@@ -163,19 +164,20 @@ def task_plans(plan: Plan, machine: Machine) -> Iterator[Plan]:
                 continue
             mc = min(plan.mc, mt) if plan.lhs != "direct" else mt
             mt = -(-mt // mc) * mc
-            candidate = replace(plan, nt=nt, mt=mt, mc=mc)
-            if candidate.local_bytes <= LOCAL_BYTES or nt == plan.nr:
-                for outer_parts in divisions(outer, machine.threads) if n_parts * m_parts == 1 else (outer,):
-                    yield replace(candidate, outer_per_task=-(-outer // outer_parts))
+            for nb in {0, room if plan.rhs == "private" and room < nt else 0}:
+                candidate = replace(plan, nt=-(-nt // nb) * nb if nb else nt, nb=nb, mt=mt, mc=mc)
+                if candidate.local_bytes <= LOCAL_BYTES or candidate.block_columns == plan.nr:
+                    for outer_parts in divisions(outer, machine.threads) if n_parts * m_parts == 1 else (outer,):
+                        yield replace(candidate, outer_per_task=-(-outer // outer_parts))
             if plan.rhs == "private" and not plan.outer and not plan.k_outer and plan.splits == 1:
-                yield from shared(candidate, machine)
+                yield from shared(replace(plan, nt=nt, mt=mt, mc=mc), machine)
 
 
-def near(plan: Plan, machine: Machine, cols: int) -> list[int]:
-    """Into how many parts to divide the columns for B's packed block to stay in half of the second cache."""
-    room = machine.caches[min(1, len(machine.caches) - 1)].bytes // 2
+def near(plan: Plan, machine: Machine) -> int:
+    """How many columns of B, packed, leave room in the second cache for A, for C and for what is asked for ahead."""
+    room = machine.caches[min(1, len(machine.caches) - 1)].bytes // 6
     panel = bytes_of(plan.instruction.rhs, plan.nr * plan.panel_rows(plan.kc))
-    return [-(-cols // max(1, room // panel))] if plan.rhs == "private" else []
+    return max(1, room // panel) * plan.nr
 
 
 def shared(plan: Plan, machine: Machine) -> Iterator[Plan]:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 from jax.extend.mlir import ir
 
-from jax_nano.build import Index, View, add, along, divmod_, equal, for_range, load, minimum, mul, scratch, store, subtract, when
+from jax_nano.build import Index, View, add, along, divmod_, equal, for_range, load, minimum, mul, scratch, select, store, subtract, when
 from jax_nano.kernels.convert import convert
-from jax_nano.kernels.micro import Epilogue, InnerMicrokernel, Microkernel, Part, Result
+from jax_nano.kernels.micro import Ahead, Epilogue, InnerMicrokernel, Microkernel, Part, Result
 from jax_nano.kernels.nano import Block, Nanokernel
 from jax_nano.kernels.pack import Packer, Panels
 from jax_nano.plan import Plan
@@ -93,7 +93,7 @@ class Macrokernel:
         plan, dot = self.plan, self.dot
         at = offsets(plan.outer, outer, self.arrays)
         lhs = View(frame.lhs, at[0], (plan.m.lhs, plan.k.lhs), dot.lhs)
-        rhs = View(frame.rhs, at[1], (plan.k.rhs, plan.n.rhs), dot.rhs, ahead=plan.ahead)
+        rhs = View(frame.rhs, at[1], (plan.k.rhs, plan.n.rhs), dot.rhs)
         out = self.out(frame, split_number).moved(at[2])
         extras = self.extras(frame, at)
         partial = self.partial(frame, out)
@@ -111,24 +111,35 @@ class Macrokernel:
                 last=equal(number.i, plan.k_blocks - 1),
             )
             biased = plan.instruction.lhs_offset != 0 and (part.first if plan.rhs == "shared" else True)
-            b_panel = self.rhs_panels(frame, rhs.moved(at_k[1]), area, k0, part)
-            with for_range(area.m0, area.m1, plan.mc) as rows:
-                begin, end = rows.i, minimum(add(rows.i, plan.mc), area.m1)
-                a_panel = self.lhs_panels(frame, lhs.moved(at_k[0]).block(0, k0), begin, end, part)
+            b_matrix, a_matrix = rhs.moved(at_k[1]), lhs.moved(at_k[0]).block(0, k0)
+            with for_range(area.n0, area.n1, plan.block_columns) as columns:
+                n1 = minimum(add(columns.i, plan.block_columns), area.n1)
+                b_panel = self.rhs_panels(frame, b_matrix, columns.i, n1, k0, part)
+                with for_range(area.m0, area.m1, plan.mc) as rows:
+                    begin, end = rows.i, minimum(add(rows.i, plan.mc), area.m1)
+                    a_panel = self.lhs_panels(frame, a_matrix, begin, end, part)
 
-                def column_panel(j: Index, cols: int, begin=begin, end=end, a_panel=a_panel) -> None:
-                    b, bias = b_panel(j)
+                    def column_panel(j: Index, cols: int, begin=begin, end=end, a_panel=a_panel) -> None:
+                        b, bias = b_panel(j)
 
-                    def row_panel(i: Index, count: int) -> None:
-                        c = out.block(i, j)
-                        where = partial.block(subtract(i, area.m0), subtract(j, area.n0)) if plan.has_partial else c
-                        block = Block(count, cols, self.nano.lanes)
-                        epilogue = self.epilogue(extras, i, j) if plan.splits == 1 else None
-                        self.micro.emit(a_panel(i), b, Result(c, where, bias, biased, epilogue), block, part)
+                        def row_panel(i: Index, count: int) -> None:
+                            c = out.block(i, j)
+                            where = partial.block(subtract(i, area.m0), subtract(j, area.n0)) if plan.has_partial else c
+                            block = Block(count, cols, self.nano.lanes)
+                            epilogue = self.epilogue(extras, i, j) if plan.splits == 1 else None
+                            result = Result(c, where, bias, biased, epilogue)
+                            ahead = self.ahead(b_matrix.block(k0, j), i, area.m0, cols)
+                            self.micro.emit(a_panel(i), b, result, block, part, ahead)
 
-                    along(begin, end, plan.m.size, plan.mr, row_panel)
+                        along(begin, end, plan.m.size, plan.mr, row_panel)
 
-                along(area.n0, area.n1, plan.n.size, plan.nr, column_panel)
+                    along(columns.i, n1, plan.n.size, plan.nr, column_panel)
+
+    def ahead(self, b: View, i: Index, m0: Index, cols: int) -> Ahead | None:
+        """What to ask for while the panel of B that begins at `b` is gone through for the panel of rows at i."""
+        if not self.plan.ahead:
+            return None
+        return Ahead(b.block(*self.plan.ahead), select(equal(i, m0), 1, 0), cols)
 
     def reduce_phase(self, frame: Frame) -> None:
         """One task: a run of C's rows, each element the sum of the splits' in their order."""
@@ -211,7 +222,7 @@ class Macrokernel:
         return lambda j: self.panel(base, mul(subtract(j, begin), plan.panel_rows(plan.k.size)), plan.k.size, k0)
 
     def rhs_panels(
-        self, frame: Frame, rhs: View, area: Area, k0: Index, part: Part
+        self, frame: Frame, rhs: View, begin: Index, end: Index, k0: Index, part: Part
     ) -> RhsPanels:
         """Sees to it that B's block is where microkernels read it; gives the panel that begins at column j."""
         plan = self.plan
@@ -219,12 +230,12 @@ class Macrokernel:
             return lambda j: (rhs.block(k0, j), rhs)
         if plan.rhs == "shared":
             return self.shared_panels(frame, k0)
-        base = scratch(frame.local, plan.local_rhs_at, plan.nt * plan.panel_rows(plan.kc), plan.instruction.rhs)
+        base = scratch(frame.local, plan.local_rhs_at, plan.block_columns * plan.panel_rows(plan.kc), plan.instruction.rhs)
 
         def panel(j: Index) -> tuple[View, View | None]:
-            return self.panel(base, mul(subtract(j, area.n0), plan.panel_rows(plan.kc)), plan.kc)
+            return self.panel(base, mul(subtract(j, begin), plan.panel_rows(plan.kc)), plan.kc)
 
-        self.pack_rhs(rhs.block(k0, 0), panel, area.n0, area.n1, part.depth)
+        self.pack_rhs(rhs.block(k0, 0), panel, begin, end, part.depth)
         return panel
 
     def lhs_panels(self, frame: Frame, lhs: View, begin: Index, end: Index, part: Part) -> Callable[[Index], View]:

@@ -19,9 +19,26 @@ from typing import Protocol
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
-from jax_nano.build import Index, Values, View, add, bitcast, either, for_range, index, load, prefetch, store, when
+from jax_nano.build import (
+    Index,
+    Values,
+    View,
+    add,
+    bitcast,
+    divmod_,
+    either,
+    for_range,
+    index,
+    load,
+    mul,
+    prefetch,
+    store,
+    times,
+    when,
+)
 from jax_nano.kernels.convert import convert
 from jax_nano.kernels.nano import Block, Nanokernel
+from jax_nano.problem import bytes_of
 
 LINE_BYTES = 64
 
@@ -70,6 +87,36 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """What to ask for while a panel of B is gone through: the piece of B that comes in its place, step by step.
+
+    `on` is 1 for the first panel of rows and 0 for the others, which ask for one line over and over instead.
+    """
+
+    source: View  # element (k, j) of B, of what is wanted
+    on: Index
+    width: int  # columns of the panel
+
+    def ask(self, k: Index, group: int) -> None:
+        """Asks for the lines that belong to steps k to k + group - 1."""
+        line = LINE_BYTES // bytes_of(self.source.dtype)
+        begin = times(self.on, self.source.at)
+        stride_k, stride_n = (times(self.on, stride) for stride in self.source.strides)
+        if self.source.strides[1] == 1:
+            for step in range(group):
+                at = add(begin, times(add(k, step), stride_k))
+                for j in range(0, self.width, line):
+                    prefetch(self.source.base, add(at, j))
+        elif self.source.strides[0] == 1:  # a line holds steps of k: each step asks for its share of the columns
+            whole, within = divmod_(k, line)
+            share = -(-self.width * group // line)
+            column = divmod_(mul(within, share), group)[0]
+            at = add(begin, mul(whole, line), times(column, stride_n))
+            for j in range(share):
+                prefetch(self.source.base, add(at, times(j, stride_n)))
+
+
+@dataclass(frozen=True)
 class Microkernel:
     """Writes register blocks of one kind."""
 
@@ -77,13 +124,13 @@ class Microkernel:
     unroll: int  # updates in an iteration
     packed: tuple[bool, bool]  # whether A and B are in panels
 
-    def emit(self, a: View, b: View, result: Result, block: Block, part: Part) -> None:
+    def emit(self, a: View, b: View, result: Result, block: Block, part: Part, ahead: Ahead | None = None) -> None:
         """Emits one block of C."""
         if part.first is not True:
             for i in range(block.rows):
                 for j in range(0, block.cols, LINE_BYTES // 4):
                     prefetch(result.partial.base, result.partial.offset(i, j), write=True)
-        self.finish(self.accumulate(self.start(result, block), a, b, block, part), result, block, part)
+        self.finish(self.accumulate(self.start(result, block), a, b, block, part, ahead), result, block, part)
 
     def finish(self, acc: Values, result: Result, block: Block, part: Part) -> None:
         """Adds what stood in P, and stores."""
@@ -129,7 +176,9 @@ class Microkernel:
         columns = range(len(block.counts))
         return either(result.biased, [accumulator] * len(columns), row, lambda: [self.nano.zero()] * len(columns)) * block.rows
 
-    def accumulate(self, acc: Values, a: View, b: View, block: Block, part: Part) -> Values:
+    def accumulate(
+        self, acc: Values, a: View, b: View, block: Block, part: Part, ahead: Ahead | None = None
+    ) -> Values:
         """The loop over K, with the accumulators in registers throughout."""
         group, step = self.nano.group, self.nano.group * self.unroll
         unrolled, whole = rounded_down(part.depth, part.size, step), rounded_down(part.depth, part.size, group)
@@ -137,6 +186,8 @@ class Microkernel:
             with for_range(0, unrolled, step, carry=acc) as loop:
                 loop.next = loop.carry
                 for k in range(0, step, group):
+                    if ahead:
+                        ahead.ask(add(loop.i, k), group)
                     at_a, at_b = a.block(0, loop.i), b.block(loop.i, 0)
                     loop.next = self.nano.update(loop.next, at_a, at_b, k, block, group, self.packed)
             acc = loop.results
@@ -159,7 +210,7 @@ class InnerMicrokernel(Microkernel):
     Every element of C has an accumulator register to itself, whose lanes are added up after the loop.
     """
 
-    def emit(self, a: View, b: View, result: Result, block: Block, part: Part) -> None:
+    def emit(self, a: View, b: View, result: Result, block: Block, part: Part, ahead: Ahead | None = None) -> None:  # noqa: ARG002
         """Emits one block of C."""
         width = self.nano.lanes * self.nano.group
         acc = [self.nano.zero()] * (block.rows * block.cols)

@@ -24,14 +24,12 @@ from jax_nano.build import (
     interleave,
     load,
     load_scalar,
-    prefetch,
     splat,
     zeros,
 )
 from jax_nano.isa import DotInstruction
 from jax_nano.kernels.convert import convert
-from jax_nano.plan import LINE_BYTES
-from jax_nano.problem import BITS, bytes_of
+from jax_nano.problem import BITS
 
 
 @dataclass(frozen=True)
@@ -155,9 +153,6 @@ class Nanokernel:
     def gather_rhs(self, b: View, k: Index, j: int, count: int, live: int) -> ir.Value:
         """The same out of rows that are contiguous and in B's own type; what is beyond `count` and `live` is zero."""
         kind = element_type(self.instruction.rhs)
-        if b.ahead and j * bytes_of(b.dtype) % LINE_BYTES == 0:
-            for row in range(live):
-                prefetch(b.base, add(b.offset(add(k, row), j), b.ahead))
         rows = [
             self.ready(load(b.base, b.offset(add(k, row), j), self.lanes, count), b.dtype, "rhs")
             if row < live and count > 0
