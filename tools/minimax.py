@@ -4,8 +4,8 @@
 
 It takes some minutes. Remez' exchange, in 400 bits: coefficients such that the weighted error takes its largest value,
 with alternating signs, in one place more than there are coefficients. Source: Muller, "Elementary Functions", 3rd
-edition, section 3. Coefficients are then rounded to the format from the lowest on, the rest being fitted anew after each, where
-that is better than to round them all at once.
+edition, section 3. Coefficients are then rounded to the format from the lowest on, the rest being fitted anew after
+each, where that is better than to round them all at once.
 """
 
 from collections.abc import Callable
