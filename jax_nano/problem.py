@@ -103,8 +103,9 @@ class Dot:
         out: str,
         program: Program | None = None,
         extras: Sequence[Operand] = (),
+        strides: Sequence[int] | None = None,
     ) -> Dot:
-        """Describes lax.dot_general(lhs, rhs, dimension_numbers) with a row-major result of type `out`.
+        """Describes lax.dot_general(lhs, rhs, dimension_numbers) with a result of type `out`.
 
         Args:
           lhs: A.
@@ -113,6 +114,7 @@ class Dot:
           out: the type of the result; with a program, of the program's result.
           program: what to make of the product, element by element: its input 0.
           extras: its further inputs, at C's shape, with strides of 0 where they are broadcast.
+          strides: C's, in elements; row-major where there are none.
 
         Raises:
           UnsupportedDot: no kernel can be made for these types, or there is nothing to compute.
@@ -126,7 +128,7 @@ class Dot:
         product = program.dtype(0) if program else out
         of_c = [
             {"out": stride, "extras": tuple(extra.strides[d] for extra in extras)}
-            for d, stride in enumerate(row_major_strides(shape))
+            for d, stride in enumerate(row_major_strides(shape) if strides is None else strides)
         ]
         c = iter(of_c)
         b = [

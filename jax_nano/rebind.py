@@ -28,10 +28,13 @@ class Rebinding:
 
     Arrays among f's arguments are traced, in any pytree; all else reaches f as it is, and what f returns beside arrays
     is returned as it is.
+
+    `first` may rewrite each jaxpr as a whole before that, into one that takes and gives the same.
     """
 
-    def __init__(self, primitives: Mapping[Primitive, Primitive]):
+    def __init__(self, primitives: Mapping[Primitive, Primitive], first: Callable[[Jaxpr], Jaxpr] | None = None):
         self._primitives = dict(primitives)
+        self._first = first or (lambda jaxpr: jaxpr)
         # A jaxpr used twice stays one jaxpr: JAX then differentiates and lowers it once. None: as it was.
         self._rebound: WeakKeyDictionary[Jaxpr, Jaxpr | None] = WeakKeyDictionary()
         self._rebound_closed: WeakKeyDictionary[ClosedJaxpr, ClosedJaxpr | None] = WeakKeyDictionary()
@@ -64,9 +67,11 @@ class Rebinding:
 
     def _jaxpr(self, jaxpr: Jaxpr) -> Jaxpr:
         if jaxpr not in self._rebound:
-            eqns = [self._eqn(eqn) for eqn in jaxpr.eqns]
-            unchanged = all(new is old for new, old in zip(eqns, jaxpr.eqns, strict=True))
-            self._rebound[jaxpr] = None if unchanged else jaxpr.replace(eqns=eqns)
+            rewritten = self._first(jaxpr)
+            eqns = [self._eqn(eqn) for eqn in rewritten.eqns]
+            if any(new is not old for new, old in zip(eqns, rewritten.eqns, strict=True)):
+                rewritten = rewritten.replace(eqns=eqns)
+            self._rebound[jaxpr] = None if rewritten is jaxpr else rewritten
         return self._rebound[jaxpr] or jaxpr
 
     def _eqn(self, eqn: JaxprEqn) -> JaxprEqn:

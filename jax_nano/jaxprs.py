@@ -1,0 +1,113 @@
+"""Jaxprs as values: calls written out in place, and the structure by which two of them are the same program."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+Atom = Var | Literal
+
+
+def written_out(jaxpr: Jaxpr, body: Callable[[JaxprEqn], Jaxpr | None]) -> Jaxpr:
+    """The jaxpr with bodies in place of the equations that `body` has one for, at any depth of bodies."""
+    values: dict[Var, Atom] = {}
+    eqns = list(_written_out(jaxpr.eqns, body, values))
+    if not values:
+        return jaxpr
+    return jaxpr.replace(eqns=eqns, outvars=[_read(values, x) for x in jaxpr.outvars])
+
+
+def _written_out(eqns: Sequence[JaxprEqn], body, values: dict[Var, Atom]) -> Iterator[JaxprEqn]:
+    for eqn in eqns:
+        eqn = _with_inputs(eqn, values)
+        if (inner := body(eqn)) is None:
+            yield eqn
+            continue
+        own: dict[Var, Atom] = dict(zip(inner.invars, eqn.invars, strict=True))
+        for part in _written_out(_renamed(inner.eqns, eqn, own), body, own):
+            yield part
+        values |= {out: _read(own, x) for out, x in zip(eqn.outvars, inner.outvars, strict=True)}
+
+
+def _renamed(eqns: Sequence[JaxprEqn], call: JaxprEqn, values: dict[Var, Atom]) -> Iterator[JaxprEqn]:
+    """A body's equations with variables of their own and under the call's name."""
+    outer = call.source_info.name_stack
+    for eqn in eqns:
+        fresh = [Var(out.aval) for out in eqn.outvars]
+        values |= dict(zip(eqn.outvars, fresh, strict=True))
+        source_info = eqn.source_info.replace(name_stack=outer + eqn.source_info.name_stack)
+        yield eqn.replace(outvars=fresh, source_info=source_info)
+
+
+def _with_inputs(eqn: JaxprEqn, values: Mapping[Var, Atom]) -> JaxprEqn:
+    inputs = [_read(values, x) for x in eqn.invars]
+    return eqn if all(new is old for new, old in zip(inputs, eqn.invars, strict=True)) else eqn.replace(invars=inputs)
+
+
+def _read(values: Mapping[Var, Atom], x: Atom) -> Atom:
+    while isinstance(x, Var) and x in values:
+        x = values[x]
+    return x
+
+
+def uses(jaxpr: Jaxpr) -> Counter[Var]:
+    """How often each variable is an input of an equation or a result of the jaxpr."""
+    lists = (jaxpr.outvars, *(eqn.invars for eqn in jaxpr.eqns))
+    return Counter(x for atoms in lists for x in atoms if isinstance(x, Var))
+
+
+def structure(jaxpr: Jaxpr) -> Hashable:
+    """What is equal for two jaxprs that compute the same in the same way; functions in parameters are themselves."""
+    numbers: dict[Var, int] = {}
+
+    def number(x: Atom) -> Hashable:
+        if isinstance(x, Literal):
+            return _frozen(x.val), x.aval
+        return numbers.setdefault(x, len(numbers))
+
+    invars = tuple((number(x), x.aval) for x in (*jaxpr.constvars, *jaxpr.invars))
+    eqns = tuple(
+        (
+            eqn.primitive,
+            tuple(number(x) for x in eqn.invars),
+            tuple((number(x), x.aval) for x in eqn.outvars),
+            tuple((name, _frozen(value)) for name, value in sorted(eqn.params.items())),
+        )
+        for eqn in jaxpr.eqns
+    )
+    return invars, eqns, tuple(number(x) for x in jaxpr.outvars)
+
+
+def _frozen(value: Any) -> Hashable:
+    match value:
+        case Jaxpr():
+            return structure(value)
+        case ClosedJaxpr():
+            return structure(value.jaxpr), tuple(map(_frozen, value.consts))
+        case tuple() | list():
+            return tuple(map(_frozen, value))
+        case np.ndarray() | np.generic():
+            return value.tobytes(), value.dtype, value.shape
+    try:
+        hash(value)
+    except TypeError:
+        return Identity(value)
+    return type(value), value
+
+
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """Stands for a value that is equal to itself alone."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identity) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
