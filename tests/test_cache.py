@@ -20,6 +20,7 @@ import jax_nano
 from jax_nano import _native, cache
 from jax_nano.__main__ import main
 from jax_nano.compiler import Processor, kernel_for
+from jax_nano.plan import Plan
 from jax_nano.problem import Dot, Operand
 
 CODE = b"\x7fELF" + bytes(range(256)) * 4
@@ -72,7 +73,7 @@ def altered(value, name):
     return other
 
 
-@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(type(plan())) if f.compare])
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Plan) if f.compare])
 def test_every_field_of_a_plan_enters_its_key(name):
     assert cache.key((plan(),)) != cache.key((altered(plan(), name),))
 
