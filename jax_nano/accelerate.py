@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from jax_nano.primitive import nano
+from jax_nano.fused import accelerated
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,4 +24,4 @@ def accelerate(f: F) -> F:
     Returns:
       The function, to be jitted by its user.
     """
-    return nano(f)
+    return accelerated(f)

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
-from jax_nano.primitive import nano, reports
+from jax_nano.primitive import nano
 from jax_nano.rebind import arrays, merged
-from jax_nano.report import Reports
+from jax_nano.report import Reports, reports
 
 
 def inspect(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Reports:

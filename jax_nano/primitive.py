@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
-from collections.abc import Iterator
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from jax._src.interpreters.partial_eval import Recompute  # no public name
-from jax.extend.core import Primitive, Var
+from jax.extend.core import JaxprEqn, Primitive, Var
 from jax.extend.core.primitives import dot_general_p
 from jax.interpreters import ad, batching, mlir, partial_eval, xla
 from jax.lax import DotAlgorithm, DotAlgorithmPreset
@@ -22,7 +20,7 @@ from jax_nano import _native
 from jax_nano.compiler import kernel_for
 from jax_nano.problem import Dot, Operand, UnsupportedDot
 from jax_nano.rebind import Rebinding
-from jax_nano.report import Report
+from jax_nano.report import Report, tell
 
 TARGET_NAME = "jax_nano"
 jax.ffi.register_ffi_target(
@@ -45,58 +43,44 @@ ad.primitive_jvps[nano_dot_general_p] = nano(ad.primitive_jvps[dot_general_p])
 ad.primitive_transposes[nano_dot_general_p] = nano(ad.primitive_transposes[dot_general_p])
 
 
-def _remat(saveable, unknown, instantiated, eqn):
-    """Asks a policy of jax.checkpoint about the product as the lax.dot_general that policies know.
+def remat_rule(product: Callable[[JaxprEqn], JaxprEqn]) -> Callable:
+    """The rule of jax.checkpoint for an equation whose product, a lax.dot_general, is what policies know.
 
     What a policy would offload stays where it is: on CPUs that is the same memory.
     """
-    missing = [x for x, there in zip(eqn.invars, instantiated, strict=True) if isinstance(x, Var) and not there]
-    if any(unknown):
-        return None, eqn, [True], [True], missing
-    if saveable(dot_general_p, *(x.aval for x in eqn.invars), **eqn.params) in (False, Recompute):
-        return eqn, eqn, [False], [True], missing
-    return eqn, None, [False], [False], []
+
+    def rule(saveable, unknown, instantiated, eqn):
+        missing = [x for x, there in zip(eqn.invars, instantiated, strict=True) if isinstance(x, Var) and not there]
+        if any(unknown):
+            return None, eqn, [True], [True], missing
+        asked = product(eqn)
+        if saveable(dot_general_p, *(x.aval for x in asked.invars), **asked.params) in (False, Recompute):
+            return eqn, eqn, [False], [True], missing
+        return eqn, None, [False], [False], []
+
+    return rule
 
 
-partial_eval.partial_eval_jaxpr_custom_rules[nano_dot_general_p] = _remat
-
-
-_listeners: ContextVar[tuple[list[Report], ...]] = ContextVar("jax_nano_listeners", default=())
-
-
-@contextlib.contextmanager
-def reports() -> Iterator[list[Report]]:
-    """Collects what becomes of each product that this thread lowers inside the block, in order."""
-    collected: list[Report] = []
-    token = _listeners.set((*_listeners.get(), collected))
-    try:
-        yield collected
-    finally:
-        _listeners.reset(token)
+partial_eval.partial_eval_jaxpr_custom_rules[nano_dot_general_p] = remat_rule(lambda eqn: eqn)
 
 
 def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
     """The CPU lowering rule of a dot_general: a custom call of its kernel, or `default` where it has none."""
 
     def lower(ctx: mlir.LoweringRuleContext, lhs: mlir.ir.Value, rhs: mlir.ir.Value, **params: Any):
-        equation = _equation(ctx, params["dimension_numbers"])
+        equation = equation_of((*ctx.avals_in, *ctx.avals_out), params["dimension_numbers"])
         dot = None
         try:
             (lhs_array, a), (rhs_array, b) = map(_source, (lhs, rhs), ctx.avals_in)
             dot = _dot(ctx, a, b, params["dimension_numbers"], params["precision"])
             kernel = kernel_for(dot)
         except UnsupportedDot as reason:
-            _tell(Report(equation=equation, problem=dot, reason=str(reason)))
+            tell(Report(equation=equation, problem=dot, reason=str(reason)))
             return default(ctx, lhs, rhs, **params)
-        _tell(Report(equation=equation, problem=dot, kernel=kernel))
+        tell(Report(equation=equation, problem=dot, kernel=kernel))
         return jax.ffi.ffi_lowering(TARGET_NAME)(ctx, lhs_array, rhs_array, **kernel.attributes())
 
     return lower
-
-
-def _tell(report: Report) -> None:
-    for collected in _listeners.get():
-        collected.append(report)
 
 
 def _source(value: mlir.ir.Value, aval: Any) -> tuple[mlir.ir.Value, Operand]:
@@ -114,15 +98,24 @@ def _source(value: mlir.ir.Value, aval: Any) -> tuple[mlir.ir.Value, Operand]:
 
 def _dot(ctx: mlir.LoweringRuleContext, lhs: Operand, rhs: Operand, dimension_numbers, precision) -> Dot:
     (out,) = ctx.avals_out
+    dot = Dot.of(lhs, rhs, dimension_numbers, dtype_name(out.dtype))
+    check(ctx, dot, precision)
+    return dot
+
+
+def check(ctx: mlir.LoweringRuleContext, dot: Dot, precision) -> None:
+    """Sees to it that a kernel may stand where the context is, and computes what `precision` asks for.
+
+    Raises:
+      UnsupportedDot: it may not, or does not.
+    """
     if (devices := _automatic_devices(ctx.module_context.axis_context)) > 1:
         raise UnsupportedDot(
             f"XLA partitions this program over {devices} devices and would gather both operands on each for a custom "
             "call; under shard_map every device runs a kernel on its shard"
         )
-    dot = Dot.of(lhs, rhs, dimension_numbers, dtype_name(out.dtype))
     if not is_plain(precision, dot):
         raise UnsupportedDot(f"precision {precision} of {dot.lhs} by {dot.rhs} asks for another sum than kernels do")
-    return dot
 
 
 def _automatic_devices(context) -> int:
@@ -172,8 +165,9 @@ def dtype_name(dtype) -> str:
     return {"bfloat": "bf", "float": "f", "uint": "u", "int": "s", "complex": "c"}[kind] + bits + variant
 
 
-def _equation(ctx: mlir.LoweringRuleContext, dimension_numbers) -> str:
-    lhs, rhs, out = (_type(aval) for aval in (*ctx.avals_in, *ctx.avals_out))
+def equation_of(avals: Sequence[Any], dimension_numbers) -> str:
+    """A dot_general of operands and a result of these types, in words."""
+    lhs, rhs, out = map(_type, avals)
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
     text = f"{lhs} x {rhs} -> {out}, contracting {list(lhs_contract)} with {list(rhs_contract)}"
     return f"{text}, batch {list(lhs_batch)} with {list(rhs_batch)}" if lhs_batch else text

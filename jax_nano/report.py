@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from jax_nano.compiler import Kernel
-from jax_nano.problem import Dot
 from jax_nano.plan import Plan
+from jax_nano.problem import Dot
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -18,12 +21,16 @@ class Report:
       problem: the product as jax_nano sees it; None where it has no kernel for such a one.
       kernel: what runs; None for lax.dot_general.
       reason: why it runs as lax.dot_general; empty for a kernel.
+      fused: what the kernel does beside the product, in the order of the program.
+      stopped: in an accelerated program, what comes next and is not fused.
     """
 
     equation: str
     problem: Dot | None = None
     kernel: Kernel | None = None
     reason: str = ""
+    fused: tuple[str, ...] = ()
+    stopped: str = ""
 
     @property
     def ran_as(self) -> str:
@@ -54,6 +61,10 @@ class Report:
         lines = {"runs as": f"kernel {self.kernel.name}" if self.kernel else "lax.dot_general"}
         if self.problem:
             lines["problem"] = describe(self.problem)
+        if self.fused:
+            lines["fused"] = ", ".join(self.fused)
+        if self.stopped:
+            lines["then"] = self.stopped
         if self.kernel:
             lines |= summary(self.kernel.plan) | {"code": f"{len(self.kernel.object):,} bytes"}
         if self.reason:
@@ -72,6 +83,29 @@ class Reports(tuple[Report, ...]):
         return "\n\n".join([heading, *map(str, self)])
 
     __repr__ = __str__
+
+
+_listeners: ContextVar[tuple[list[Report], ...]] = ContextVar("jax_nano_listeners", default=())
+
+
+@contextlib.contextmanager
+def reports(*, alone: bool = False) -> Iterator[list[Report]]:
+    """Collects what becomes of each product that this thread lowers inside the block, in order.
+
+    Who collects outside of the block hears of it too, unless this collector is to be alone.
+    """
+    collected: list[Report] = []
+    token = _listeners.set((collected,) if alone else (*_listeners.get(), collected))
+    try:
+        yield collected
+    finally:
+        _listeners.reset(token)
+
+
+def tell(report: Report) -> None:
+    """Hands a report to who collects them."""
+    for collected in _listeners.get():
+        collected.append(report)
 
 
 def describe(problem: Dot) -> str:

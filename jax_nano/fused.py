@@ -1,0 +1,121 @@
+"""The primitive nano_region: a product and what is fused with it, and to every transformation the program they were."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+from jax import Array
+from jax.extend.core import JaxprEqn
+from jax.extend.core.primitives import dot_general_p
+from jax.interpreters import ad, batching, mlir, partial_eval, xla
+
+from jax_nano.compiler import kernel_for
+from jax_nano.fusion import fused
+from jax_nano.primitive import TARGET_NAME, check, equation_of, nano, nano_dot_general_p, remat_rule
+from jax_nano.problem import UnsupportedDot
+from jax_nano.rebind import Rebinding
+from jax_nano.region import Region, nano_region_p
+from jax_nano.report import Report, reports, tell
+
+accelerated = Rebinding({dot_general_p: nano_dot_general_p}, first=fused)
+"""`accelerated(f)` is f with a kernel for every product in it and what can be fused with it, however deep."""
+
+
+def _abstract(*_: Any, region: Region) -> Any:
+    return region.jaxpr.outvars[0].aval
+
+
+nano_region_p.def_impl(partial(xla.apply_primitive, nano_region_p))
+nano_region_p.def_abstract_eval(_abstract)
+
+
+# Derived programs, fused in their turn. jit remembers them by region; inside of a program they become part of it.
+
+
+@partial(jax.jit, static_argnames="region", inline=True)
+@accelerated
+def _differentiated(region: Region, primals: list[Array], tangents: list[Array | None]) -> tuple[Array, Array]:
+    moving = [i for i, tangent in enumerate(tangents) if tangent is not None]
+
+    def of(*values: Array) -> Array:
+        arrays = dict(enumerate(primals)) | dict(zip(moving, values, strict=True))
+        return region(*arrays.values())
+
+    return jax.jvp(of, [primals[i] for i in moving], [tangents[i] for i in moving])
+
+
+@partial(jax.jit, static_argnames=("region", "linear"), inline=True)
+@accelerated
+def _transposed(region: Region, linear: tuple[bool, ...], arrays: list[Array | None], cotangent: Array) -> list[Array]:
+    def of(*values: Array) -> Array:
+        remaining = iter(values)
+        return region(*(next(remaining) if is_linear else x for is_linear, x in zip(linear, arrays, strict=True)))
+
+    avals = [var.aval for is_linear, var in zip(linear, region.jaxpr.invars, strict=True) if is_linear]
+    return list(jax.linear_transpose(of, *avals)(cotangent))
+
+
+@partial(jax.jit, static_argnames=("region", "axes"), inline=True)
+@accelerated
+def _batched(region: Region, axes: tuple[int | None, ...], arrays: list[Array]) -> Array:
+    return jax.vmap(region, axes)(*arrays)
+
+
+def _jvp(primals, tangents, *, region: Region):
+    known = [None if type(t) is ad.Zero or t.dtype == jax.dtypes.float0 else t for t in tangents]
+    out, tangent = _differentiated(region, list(primals), known)
+    return out, ad.Zero.from_primal_value(out) if tangent.dtype == jax.dtypes.float0 else tangent
+
+
+def _transpose(cotangent, *arrays, region: Region):
+    linear = tuple(map(ad.is_undefined_primal, arrays))
+    known = [None if is_linear else x for is_linear, x in zip(linear, arrays, strict=True)]
+    results = iter(_transposed(region, linear, known, cotangent))
+    return [next(results) if is_linear else None for is_linear in linear]
+
+
+def _batch(arrays, axes, *, region: Region):
+    return _batched(region, tuple(axes), list(arrays)), 0
+
+
+def _product(eqn: JaxprEqn) -> JaxprEqn:
+    return eqn.params["region"].product
+
+
+ad.primitive_jvps[nano_region_p] = _jvp
+ad.primitive_transposes[nano_region_p] = _transpose
+batching.primitive_batchers[nano_region_p] = _batch
+partial_eval.partial_eval_jaxpr_custom_rules[nano_region_p] = remat_rule(_product)
+
+
+def _lower(ctx: mlir.LoweringRuleContext, *arrays: mlir.ir.Value, region: Region):
+    product = region.product
+    equation = equation_of(
+        [x.aval for x in (*product.invars, *product.outvars)], product.params["dimension_numbers"]
+    )
+    try:
+        layout = region.layout
+        dot = layout.dot()
+        check(ctx, dot, layout.precision)
+        kernel = kernel_for(dot)
+    except UnsupportedDot as reason:
+        with reports(alone=True) as collected:
+            result = _unfused(ctx, *arrays, region=region)
+        for report in collected:
+            tell(replace(report, stopped=f"not fused: {reason}"))
+        return result
+    tell(Report(equation=equation, problem=dot, kernel=kernel, fused=region.fused, stopped=region.stopped))
+    operands = ctx.replace(avals_in=[ctx.avals_in[i] for i in layout.sources])
+    return jax.ffi.ffi_lowering(TARGET_NAME)(operands, *(arrays[i] for i in layout.sources), **kernel.attributes())
+
+
+def _evaluated(*arrays: Array, region: Region) -> Array:
+    return region(*arrays)
+
+
+_unfused = mlir.lower_fun(nano(_evaluated), multiple_results=False)
+mlir.register_lowering(nano_region_p, mlir.lower_fun(_evaluated, multiple_results=False), cacheable=False)
+mlir.register_lowering(nano_region_p, _lower, platform="cpu", cacheable=False)

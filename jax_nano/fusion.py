@@ -1,0 +1,242 @@
+"""Fusion: the products of a jaxpr, each with as much of the work around it as one kernel does.
+
+What becomes part of a product's region:
+- of its operands, transposes, reshapes and broadcasts, and conversions without rounding that only products read;
+- of its result, whatever is elementwise and leads to one array: a value inside of the region is used nowhere else, so
+  nothing is computed twice, and a region ends before a value that has uses beside the region;
+- the same views of the other arrays that the elementwise work reads. Work on those arrays themselves stays outside.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from weakref import WeakKeyDictionary
+
+from jax._src.named_sharding import UNSPECIFIED  # no public name
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var, no_effects
+from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p, jit_p
+
+from jax_nano.elementwise import OPERATIONS
+from jax_nano.jaxprs import Atom, written_out
+from jax_nano.layout import LOSSLESS, PRODUCTS, VIEWS, viewed
+from jax_nano.primitive import dtype_name
+from jax_nano.region import Region, called, nano_region_p
+from jax_nano.views import NoView, View
+
+LONGEST_TAIL = 96  # equations
+ELEMENTWISE = frozenset({*OPERATIONS, "add_any", "convert_element_type"})
+
+
+def fused(jaxpr: Jaxpr) -> Jaxpr:
+    """The jaxpr with a nano_region for each product that has a kernel. Jaxprs in its equations stay as they are.
+
+    Calls of jitted functions that hold nothing but products, views and elementwise work are written out.
+    """
+    jaxpr = written_out(jaxpr, _light_call)
+    if not any(eqn.primitive in PRODUCTS for eqn in jaxpr.eqns):
+        return jaxpr
+    program = _Program(jaxpr)
+    for i, eqn in enumerate(jaxpr.eqns):
+        if eqn.primitive in PRODUCTS:
+            program.fuse(i)
+    return jaxpr.replace(eqns=[eqn for _, eqn in sorted(program.eqns.items())])
+
+
+class _Program:
+    """A jaxpr's equations by their places while they are fused, and who makes and uses each value."""
+
+    def __init__(self, jaxpr: Jaxpr):
+        self.jaxpr = jaxpr
+        self.eqns = dict(enumerate(jaxpr.eqns))
+        self.caller = len(jaxpr.eqns)  # uses the results, behind all equations
+        self.makers = {out: i for i, eqn in self.eqns.items() for out in eqn.outvars}
+        self.users: defaultdict[Var, Counter[int]] = defaultdict(Counter)
+        for i, eqn in self.eqns.items():
+            self.use(eqn.invars, i)
+        self.use(jaxpr.outvars, self.caller)
+
+    def use(self, atoms: Iterable[Atom], user: int) -> None:
+        """Notes a user of values."""
+        for x in variables(atoms):
+            self.users[x][user] += 1
+
+    def remove(self, i: int) -> None:
+        """Takes an equation out, and with it what only moved or converted its operands."""
+        for x in variables(self.eqns.pop(i).invars):
+            self.users[x] -= Counter([i])
+            maker = self.maker(x)
+            if not self.users[x] and maker is not None and is_moving(self.eqns[maker]):
+                self.remove(maker)
+
+    def maker(self, x: Var) -> int | None:
+        """The equation that makes a value, unless it is an argument or made inside of a region."""
+        i = self.makers.get(x)
+        return i if i in self.eqns else None
+
+    def fuse(self, product: int) -> None:
+        """Puts a region in the place of a product that has a kernel, and of what can be fused with it."""
+        chosen = next((which for which in CONVERTED if not self.region(product, which).unsupported), None)
+        if chosen is None:
+            return
+        stopped = ""
+        for tail in reversed(self.tails(product)):
+            region = self.region(product, chosen, tail)
+            if not region.unsupported:
+                break
+            stopped = f"{self.eqns[tail[-1]].primitive}: {region.unsupported}"
+        place = tail[-1] if tail else product
+        outvars = self.eqns[place].outvars
+        region = region.until(stopped or self.uses(*outvars))
+        eqn = self.eqns[product].replace(
+            primitive=nano_region_p, params={"region": region}, invars=region.jaxpr.invars, outvars=outvars
+        )
+        self.use(eqn.invars, place)
+        for i in (product, *tail):
+            self.remove(i)
+        self.eqns[place] = eqn
+
+    def uses(self, x: Var) -> str:
+        """Says who uses a value."""
+        names = [str(self.eqns[i].primitive) if i in self.eqns else "the caller" for i in sorted(self.users[x])]
+        return f"used by {' and '.join(names)}"
+
+    def region(self, product: int, converted: tuple[bool, bool], tail: Sequence[int] = ()) -> Region:
+        """The region of a product, of the tail of equations behind it, and of all that only moves what they read."""
+        lhs, rhs = self.eqns[product].invars
+        moving = [*self.behind(lhs, self.is_multiplied, converted[0]), *self.behind(rhs, self.is_multiplied, converted[1])]
+        own = {product, *tail}
+        for i in tail:
+            for x in variables(self.eqns[i].invars):
+                if self.maker(x) not in own:
+                    moving += self.behind(x, self.is_used_once)
+        eqns = [self.eqns[i] for i in sorted({*own, *moving})]
+        made = {out for eqn in eqns for out in eqn.outvars}
+        invars = dict.fromkeys(x for eqn in eqns for x in variables(eqn.invars) if x not in made)
+        outvars = self.eqns[tail[-1] if tail else product].outvars
+        return Region(self.jaxpr.replace(
+            constvars=[], invars=list(invars), outvars=outvars, eqns=eqns, effects=no_effects
+        ))  # fmt: skip
+
+    def behind(self, x: Atom, is_folded: Callable[[JaxprEqn], bool], converted: bool = True) -> list[int]:
+        """The equations, nearest to the array first, through which strides read a value."""
+        chain: list[int] = []
+        while isinstance(x, Var) and (i := self.maker(x)) is not None and is_moving(self.eqns[i]):
+            eqn = self.eqns[i]
+            if eqn.primitive is convert_element_type_p and not (converted and is_folded(eqn)):
+                break
+            chain.insert(0, i)
+            (x,) = eqn.invars
+        starts = range(len(chain) + 1)
+        return next(chain[start:] for start in starts if is_readable([self.eqns[i] for i in chain[start:]]))
+
+    def is_multiplied(self, conversion: JaxprEqn) -> bool:
+        """Whether a conversion rounds nothing, and only products read what it makes."""
+        (x,), (out,) = conversion.invars, conversion.outvars
+        lossless = dtype_name(out.aval.dtype) in LOSSLESS.get(dtype_name(x.aval.dtype), ())
+        return lossless and all(
+            i in self.eqns and (self.eqns[i].primitive in PRODUCTS or is_moving(self.eqns[i])) for i in self.users[out]
+        )
+
+    def is_used_once(self, conversion: JaxprEqn) -> bool:
+        """Whether nothing else uses what a conversion makes."""
+        return self.users[conversion.outvars[0]].total() == 1
+
+    def tails(self, product: int) -> list[tuple[int, ...]]:
+        """Equations behind a product that together make one value of all they make, each tail longer than the last.
+
+        They are taken in the order of the program while they are elementwise. Where one is not, what it uses stays in
+        use, so no longer tail would make one value only.
+        """
+        tails, taken = [()], []
+        alive: Counter[Var] = Counter()  # how many uses each value made so far still has
+        ahead: list[int] = []
+
+        def made(x: Var) -> None:
+            alive[x] = self.users[x].total()
+            for user in self.users[x]:
+                heapq.heappush(ahead, user)
+
+        made(self.eqns[product].outvars[0])
+        while ahead and len(taken) < LONGEST_TAIL:
+            i = heapq.heappop(ahead)
+            if taken and i == taken[-1]:
+                continue
+            if i not in self.eqns or not is_fusable(self.eqns[i]):
+                break
+            taken.append(i)
+            alive -= Counter(x for x in variables(self.eqns[i].invars) if x in alive)
+            (out,) = self.eqns[i].outvars
+            made(out)
+            if alive.keys() == {out}:
+                tails.append(tuple(taken))
+        return tails
+
+
+# For which operands conversions are read through: both where that can be, at best.
+CONVERTED = (True, True), (False, True), (True, False), (False, False)
+
+
+def variables(atoms: Iterable[Atom]) -> list[Var]:
+    """Those that are no numbers."""
+    return [x for x in atoms if not isinstance(x, Literal)]
+
+
+def is_moving(eqn: JaxprEqn) -> bool:
+    """Whether an equation only moves or converts the elements of one array."""
+    moves = eqn.primitive in VIEWS or eqn.primitive is convert_element_type_p
+    return moves and len(eqn.invars) == 1 and eqn.params.get("sharding") is None
+
+
+def is_readable(eqns: Sequence[JaxprEqn]) -> bool:
+    """Whether strides say what equations, each moving what the one before it makes, do with an array."""
+    if not eqns:
+        return True
+    view = View.of(eqns[0].invars[0].aval.shape)
+    try:
+        for eqn in eqns:
+            view = viewed(eqn, view) if eqn.primitive in VIEWS else view
+    except NoView:
+        return False
+    return True
+
+
+def is_fusable(eqn: JaxprEqn) -> bool:
+    """Whether an equation may become part of a product's tail."""
+    if eqn.effects or len(eqn.outvars) != 1:
+        return False
+    if eqn.primitive is custom_jvp_call_p:
+        return _is_light(called(eqn), products=False)
+    return eqn.primitive.name in ELEMENTWISE or is_moving(eqn)
+
+
+_light: dict[bool, WeakKeyDictionary[Jaxpr, bool]] = {True: WeakKeyDictionary(), False: WeakKeyDictionary()}
+
+
+def _is_light(jaxpr: Jaxpr, *, products: bool) -> bool:
+    """Whether a jaxpr holds only what can be fused, and perhaps products."""
+    known = _light[products]
+    if jaxpr not in known:
+        known[jaxpr] = not jaxpr.constvars and all(
+            is_fusable(eqn)
+            or (products and eqn.primitive in PRODUCTS)
+            or (_is_plain_call(eqn) and _is_light(called(eqn), products=products))
+            for eqn in jaxpr.eqns
+        )
+    return known[jaxpr]
+
+
+def _is_plain_call(eqn: JaxprEqn) -> bool:
+    """Whether an equation calls a jitted function and says nothing else."""
+    if eqn.primitive is not jit_p:
+        return False
+    params = eqn.params
+    shardings = (*params["in_shardings"], *params["out_shardings"])
+    layouts = (*params["in_layouts"], *params["out_layouts"])
+    unspecified = all(s is UNSPECIFIED for s in shardings) and all(layout is None for layout in layouts)
+    return unspecified and not any(params["donated_invars"]) and not params["compiler_options_kvs"]
+
+
+def _light_call(eqn: JaxprEqn) -> Jaxpr | None:
+    return called(eqn) if _is_plain_call(eqn) and _is_light(called(eqn), products=True) else None

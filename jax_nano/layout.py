@@ -1,0 +1,353 @@
+"""Layouts: a product and the work around it read by strides, as what a kernel is asked for.
+
+Views of operands (transposes, reshapes, broadcasts) become strides of A and B, views of the product strides of C, and
+the elementwise work on it a program that runs on C while it is in registers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from jax.core import ShapedArray
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core.primitives import (
+    broadcast_in_dim_p,
+    convert_element_type_p,
+    dot_general_p,
+    reshape_p,
+    squeeze_p,
+    transpose_p,
+)
+
+from jax_nano.elementwise import Program
+from jax_nano.jaxprs import Atom
+from jax_nano.primitive import dtype_name, nano_dot_general_p
+from jax_nano.problem import Dot, Operand, UnsupportedDot, accumulator
+from jax_nano.views import Dim, NoView, View, together
+
+PRODUCTS = frozenset({dot_general_p, nano_dot_general_p})
+# What each type can be converted to without rounding.
+LOSSLESS = {
+    "bf16": {"f32"},
+    "f16": {"f32"},
+    "s8": {"s32", "f32", "bf16", "f16"},
+    "u8": {"s32", "f32", "bf16", "f16"},
+}
+VIEWS = frozenset({broadcast_in_dim_p, reshape_p, squeeze_p, transpose_p})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Which arrays a product and its program read, and how.
+
+    Operands, extras and the result have one dimension for each run of steps that all arrays are made of: those of the
+    batch, of m, of n and of k, in this order. Extras have C's shape.
+    """
+
+    sources: tuple[int, ...]  # which of the arrays are A, B and the extras
+    lhs: Operand
+    rhs: Operand
+    result: Operand
+    extras: tuple[Operand, ...]
+    groups: tuple[int, int, int, int]  # how many dimensions there are of the batch, of m, n and k
+    program: Program | None
+    precision: Any
+
+    def dot(self) -> Dot:
+        """The problem.
+
+        Raises:
+          UnsupportedDot: no kernel can be made for these types.
+        """
+        b, m, n, k = self.groups
+        contracting = tuple(range(b + m, b + m + k)), tuple(range(b + n, b + n + k))
+        dimension_numbers = contracting, (tuple(range(b)), tuple(range(b)))
+        out, strides = self.result.dtype, self.result.strides
+        return Dot.of(self.lhs, self.rhs, dimension_numbers, out, self.program, self.extras, strides)
+
+
+def layout(jaxpr: Jaxpr) -> Layout:
+    """Reads a jaxpr that has one product, views and conversions of its operands, and elementwise work on its result.
+
+    Raises:
+      NoView: strides do not say where the elements are.
+      Unfusable: there are no instructions for some of the elementwise work.
+      UnsupportedDot: there is nothing to compute.
+    """
+    reader = _Reader(jaxpr)
+    for eqn in jaxpr.eqns:
+        reader.read(eqn)
+    return reader.layout()
+
+
+@dataclass(frozen=True)
+class Run:
+    """Steps through C, `at` elements apart in a row-major C, `stride` elements apart in another array."""
+
+    size: int
+    at: int
+    stride: int
+
+
+Runs = tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of steps that all arrays have in common, and how far apart they are in each, in elements."""
+
+    size: int
+    lhs: int
+    rhs: int
+    result: int = 0
+    extras: tuple[int, ...] = ()
+
+    def exchanged(self) -> Step:
+        """The step with A and B in each other's place."""
+        return replace(self, lhs=self.rhs, rhs=self.lhs)
+
+
+@dataclass(frozen=True)
+class Array:
+    """One of the arrays that are read, by strides, converted as equations say one after the other."""
+
+    source: int
+    view: View
+    conversions: tuple[JaxprEqn, ...] = ()
+
+
+@dataclass(frozen=True)
+class Element:
+    """A value of the program. `view` says where in a row-major C it belongs; without one, it belongs everywhere."""
+
+    atom: Atom
+    view: View | None = None
+
+
+class _Reader:
+    """Follows equations, one after the other."""
+
+    def __init__(self, jaxpr: Jaxpr):
+        self.jaxpr = jaxpr
+        self.values: dict[Var, Array | Element] = {
+            var: Array(i, View.of(var.aval.shape)) for i, var in enumerate(jaxpr.invars)
+        }
+        self.program: list[JaxprEqn] = []  # of one element of each array
+        self.extras: dict[tuple[int, Runs], Var] = {}
+        self.lhs_runs: list[Run] = []
+        self.rhs_runs: list[Run] = []
+        self.cuts = {1}  # where the runs of any array begin and end, in elements of a row-major C
+
+    def read(self, eqn: JaxprEqn) -> None:
+        (out,) = eqn.outvars
+        values = [Element(x) if isinstance(x, Literal) else self.values[x] for x in eqn.invars]
+        if eqn.primitive in PRODUCTS:
+            self.values[out] = self.product(eqn, *values)
+        elif eqn.primitive in VIEWS:
+            self.values[out] = moved(eqn, values[0])
+        elif eqn.primitive is convert_element_type_p and isinstance(values[0], Array):
+            (array,) = values
+            self.values[out] = Array(array.source, array.view, (*array.conversions, eqn))
+        else:
+            self.values[out] = self.elementwise(eqn, values)
+
+    def product(self, eqn: JaxprEqn, lhs: Array | Element, rhs: Array | Element) -> Element:
+        if not isinstance(lhs, Array) or not isinstance(rhs, Array):
+            raise NoView("an operand is no array")
+        if 0 in lhs.view.shape or 0 in rhs.view.shape:
+            raise UnsupportedDot("a dimension is 0: there is nothing to multiply")
+        self.check_conversions(eqn, lhs, rhs)
+        contracting, batch = eqn.params["dimension_numbers"]
+        m, n = (
+            [part for d, dim in enumerate(array.view.dims) if d not in (*contracting[i], *batch[i]) for part in dim]
+            for i, array in enumerate((lhs, rhs))
+        )
+        groups = {
+            "n": [Step(part.size, 0, part.stride) for part in n],
+            "m": [Step(part.size, part.stride, 0) for part in m],
+            "b": _paired(lhs.view, rhs.view, batch),
+        }
+        self.eqn, self.lhs, self.rhs = eqn, lhs, rhs
+        self.k = _paired(lhs.view, rhs.view, contracting)
+        self.ends = {}  # by how many elements of a row-major C the outermost steps of each group lead on
+        at = 1
+        for group, steps in groups.items():
+            for step in reversed(steps):
+                self.lhs_runs.append(Run(step.size, at, step.lhs))
+                self.rhs_runs.append(Run(step.size, at, step.rhs))
+                at *= step.size
+            self.ends[group] = at
+        self.divide(self.lhs_runs)
+        self.c = self.scalar(eqn.outvars[0])
+        return Element(self.c, View.of(eqn.outvars[0].aval.shape))
+
+    def check_conversions(self, eqn: JaxprEqn, lhs: Array, rhs: Array) -> None:
+        """Sees to it that operands in the types they are read in make the same sums.
+
+        Products of integers are exact, and so are sums of them where the program has them in integers.
+        """
+        if not lhs.conversions and not rhs.conversions:
+            return
+        out = dtype_name(eqn.outvars[0].aval.dtype)
+        read = [self.dtype(array.source) for array in (lhs, rhs)]
+        converted = [dtype_name(x.aval.dtype) for x in eqn.invars]
+        for array, dtype in zip((lhs, rhs), read, strict=True):
+            steps = [dtype_name(conversion.outvars[0].aval.dtype) for conversion in array.conversions]
+            if len(steps) > 1 or any(step not in LOSSLESS.get(dtype, ()) for step in steps):
+                raise NoView(f"{dtype} is rounded on its way to {' to '.join(steps)}")
+        if accumulator(*read, out) != ("s32" if out == "s32" else accumulator(*converted, out)):
+            raise NoView(f"{read[0]} times {read[1]} is summed in another type")
+
+    def elementwise(self, eqn: JaxprEqn, values: Sequence[Array | Element]) -> Element:
+        places = {value.view for value in values if isinstance(value, Element) and value.view is not None}
+        if len(places) > 1:
+            raise NoView("elements from different places of the product meet")
+        place = next(iter(places), None)
+        if place is not None and place.shape != eqn.outvars[0].aval.shape:
+            raise NoView("the product is broadcast")
+        out = self.scalar(eqn.outvars[0])
+        inputs = [value.atom if isinstance(value, Element) else self.extra(value, place) for value in values]
+        self.program.append(eqn.replace(invars=inputs, outvars=[out]))
+        return Element(out, place)
+
+    def extra(self, array: Array, place: View | None) -> Atom:
+        """The element of another array that belongs to C's."""
+        if array.view.dims and place is None:
+            raise NoView("work on other arrays alone")
+        runs: Runs = ()
+        if array.view.dims and place is not None:
+            everywhere = array.view.broadcast(place.shape, range(len(place.dims)))
+            runs = tuple(run for run in _runs(place, everywhere) if run.stride)
+            self.divide(runs)
+        source = self.jaxpr.invars[array.source]
+        value = self.extras.setdefault((array.source, runs), self.scalar(source))
+        for eqn in array.conversions:
+            out = self.scalar(eqn.outvars[0])
+            self.program.append(eqn.replace(invars=[value], outvars=[out]))
+            value = out
+        return value
+
+    def scalar(self, var: Var) -> Var:
+        return Var(ShapedArray((), var.aval.dtype))
+
+    def divide(self, runs: Sequence[Run]) -> None:
+        """Cuts C's steps where these runs begin and end."""
+        for cut in {run.at for run in runs} | {run.at * run.size for run in runs}:
+            if any(cut % other and other % cut for other in self.cuts):
+                raise NoView("reshapes divide the product's dimensions in ways that do not fit into each other")
+            self.cuts.add(cut)
+
+    def layout(self) -> Layout:
+        """What has been read."""
+        (out,) = self.jaxpr.outvars
+        result = self.values[out]
+        if not isinstance(result, Element) or result.view is None:
+            raise NoView("the result does not depend on the product")
+        result_runs = _runs(result.view, View.of(out.aval.shape))
+        self.divide(result_runs)
+        b, m, n = self.steps(self.lhs_runs, self.rhs_runs, result_runs, *(runs for _, runs in self.extras))
+        k, lhs, rhs = self.k, self.lhs, self.rhs
+        if not n or (m and m[-1].result == 1):  # C transposed = B transposed times A transposed
+            b, m, n, k = ([step.exchanged() for step in steps] for steps in (b, n, m, k))
+            lhs, rhs = rhs, lhs
+        if n and n[-1].result != 1:
+            raise NoView("a dimension of the batch is last in the result")
+        if n and not set(n[-1].extras) <= {0, 1}:
+            raise NoView("an array is not contiguous along the result's last dimension")
+        program, dtype = self.written(result.atom)
+        used = [read.argument - 1 for read in program.inputs[1:]] if program else []
+        extras = [list(self.extras)[i][0] for i in used]
+        c = [*b, *m, *n]
+        return Layout(
+            sources=(lhs.source, rhs.source, *extras),
+            lhs=_operand([*b, *m, *k], [step.lhs for step in (*b, *m, *k)], self.dtype(lhs.source)),
+            rhs=_operand([*b, *n, *k], [step.rhs for step in (*b, *n, *k)], self.dtype(rhs.source)),
+            result=_operand(c, [step.result for step in c], dtype),
+            extras=tuple(
+                _operand(c, [step.extras[i] for step in c], self.dtype(source))
+                for i, source in zip(used, extras, strict=True)
+            ),
+            groups=(len(b), len(m), len(n), len(k)),
+            program=program,
+            precision=self.eqn.params["precision"],
+        )
+
+    def steps(self, *arrays: Sequence[Run]) -> list[list[Step]]:
+        """The steps of the batch, of m and of n that A, B, C and the extras have in common; the longest of C's first."""
+        groups: dict[str, list[Step]] = {"b": [], "m": [], "n": []}
+        for low, high in pairwise(sorted(self.cuts)):
+            lhs, rhs, result, *extras = (_stride(runs, low, high) for runs in arrays)
+            group = next(group for group in ("n", "m", "b") if high <= self.ends[group])
+            groups[group].append(Step(high // low, lhs, rhs, result, tuple(extras)))
+        return [sorted(steps, key=lambda step: step.result, reverse=True) for steps in groups.values()]
+
+    def written(self, result: Atom) -> tuple[Program | None, str]:
+        """The program, and the type of what it makes; no program where rounding the sums is all that it does."""
+        summed = dtype_name(self.c.aval.dtype)
+        if not self.program:
+            return None, summed
+        if len(self.program) == 1 and self.program[0].primitive is convert_element_type_p and summed == "f32":
+            if (rounded := dtype_name(result.aval.dtype)) in ("bf16", "f16"):
+                return None, rounded
+        inputs = [self.c, *self.extras.values()]
+        jaxpr = self.jaxpr.replace(invars=inputs, outvars=[result], eqns=self.program)
+        return Program.of(ClosedJaxpr(jaxpr, ())), dtype_name(result.aval.dtype)
+
+    def dtype(self, source: int) -> str:
+        return dtype_name(self.jaxpr.invars[source].aval.dtype)
+
+
+def _operand(steps: Sequence[Step], strides: Sequence[int], dtype: str) -> Operand:
+    return Operand(shape=tuple(step.size for step in steps), strides=tuple(strides), dtype=dtype)
+
+
+def moved(eqn: JaxprEqn, value: Array | Element) -> Array | Element:
+    """What a view makes of a value.
+
+    Raises:
+      NoView: no strides say it.
+    """
+    if value.view is None:
+        return value
+    view = viewed(eqn, value.view)
+    if isinstance(value, Element):
+        if math.prod(view.shape) != math.prod(value.view.shape):
+            raise NoView("the product is broadcast")
+        return Element(value.atom, view)
+    return Array(value.source, view, value.conversions)
+
+
+def viewed(eqn: JaxprEqn, view: View) -> View:
+    """What the equation of a view, one of VIEWS, makes of its operand.
+
+    Raises:
+      NoView: no strides say it.
+    """
+    (out,) = eqn.outvars
+    if eqn.params.get("sharding") is not None or len(eqn.invars) > 1:
+        raise NoView("a sharding or a size that is not known")
+    match eqn.primitive:
+        case p if p is transpose_p:
+            return view.transposed(eqn.params["permutation"])
+        case p if p is broadcast_in_dim_p:
+            return view.broadcast(out.aval.shape, eqn.params["broadcast_dimensions"])
+    return view.reshaped(out.aval.shape)
+
+
+def _paired(lhs: View, rhs: View, dimensions) -> list[Step]:
+    """The steps of dimensions that both operands have."""
+    return [Step(*runs) for i, j in zip(*dimensions, strict=True) for runs in together(lhs.dims[i], rhs.dims[j])]
+
+
+def _runs(place: View, array: View) -> Runs:
+    """An array's strides over the elements of C at a place."""
+    return tuple(Run(*step) for dims in zip(place.dims, array.dims, strict=True) for step in together(*dims))
+
+
+def _stride(runs: Sequence[Run], low: int, high: int) -> int:
+    """How far apart steps of `low` elements of C, up to `high` of them, are in an array; 0 where it repeats itself."""
+    return next((run.stride * (low // run.at) for run in runs if run.at <= low and high <= run.at * run.size), 0)

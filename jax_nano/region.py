@@ -1,0 +1,107 @@
+"""Regions: a product with the work around it that one kernel does."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import jax
+from jax.extend.core import Jaxpr, JaxprEqn, Primitive
+from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p, jit_p
+
+from jax_nano.elementwise import Unfusable
+from jax_nano.jaxprs import structure, written_out
+from jax_nano.layout import PRODUCTS, Layout, layout
+from jax_nano.problem import UnsupportedDot
+from jax_nano.views import NoView
+
+nano_region_p = Primitive("nano_region")
+"""Computes a region, its parameter `region`, of the arrays that are its operands. fused.py has its rules."""
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """One product and what is fused with it; equal to another that computes and differentiates in the same way."""
+
+    jaxpr: Jaxpr  # of the arrays that are read; without constants, with one result
+    stopped: str = ""  # why no more is fused
+
+    @functools.cached_property
+    def _key(self) -> _Key:
+        return _Key(self.jaxpr)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Region) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """What a kernel is asked for.
+
+        Raises:
+          NoView, Unfusable, UnsupportedDot: as layout() does.
+        """
+        return _layout(_Key(written_out(self.jaxpr, called)))
+
+    @functools.cached_property
+    def product(self) -> JaxprEqn:
+        """Its product."""
+        return next(eqn for eqn in self.jaxpr.eqns if eqn.primitive in PRODUCTS)
+
+    @property
+    def fused(self) -> tuple[str, ...]:
+        """The names of what is fused with the product."""
+        return tuple(_name(eqn) for eqn in self.jaxpr.eqns if eqn.primitive not in PRODUCTS)
+
+    @property
+    def unsupported(self) -> str:
+        """Why there is no problem to make a kernel of; empty where there is one."""
+        try:
+            self.layout.dot()
+        except (NoView, Unfusable, UnsupportedDot) as reason:
+            return str(reason)
+        return ""
+
+    def until(self, stopped: str) -> Region:
+        """The region with a reason why it holds no more."""
+        return Region(self.jaxpr, stopped)
+
+    def __call__(self, *arrays: jax.Array) -> jax.Array:
+        """Computes the region, equation by equation."""
+        (result,) = jax.core.eval_jaxpr(self.jaxpr, (), *arrays)
+        return result
+
+
+def called(eqn: JaxprEqn) -> Jaxpr | None:
+    """The jaxpr of an equation that is nothing but a call, as far as values go."""
+    parameter = {jit_p: "jaxpr", custom_jvp_call_p: "call_jaxpr"}.get(eqn.primitive)
+    return eqn.params[parameter].jaxpr if parameter else None
+
+
+def _name(eqn: JaxprEqn) -> str:
+    if eqn.primitive is convert_element_type_p:
+        return f"conversion to {eqn.outvars[0].aval.dtype.name}"
+    return eqn.params["call_jaxpr"].jaxpr.debug_info.func_name if eqn.primitive is custom_jvp_call_p else eqn.primitive.name
+
+
+class _Key:
+    """A jaxpr as a key: by its structure, whose hash is taken once."""
+
+    def __init__(self, jaxpr: Jaxpr):
+        self.jaxpr = jaxpr
+        self.structure: Hashable = structure(jaxpr)
+        self.hash = hash(self.structure)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.structure == other.structure
+
+    def __hash__(self) -> int:
+        return self.hash
+
+
+@functools.lru_cache(maxsize=4096)
+def _layout(key: _Key) -> Layout:
+    return layout(key.jaxpr)
