@@ -9,24 +9,22 @@ from dataclasses import dataclass, field, replace
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, memref, scf, vector
 
+from jax_nano.problem import BITS
+
 Index = int | ir.Value
 Values = list[ir.Value]
 
-TYPES: dict[str, Callable[[], ir.Type]] = {
+FLOATS: dict[str, Callable[[], ir.Type]] = {
     "f64": ir.F64Type.get,
     "f32": ir.F32Type.get,
     "bf16": ir.BF16Type.get,
     "f16": ir.F16Type.get,
-    "s32": lambda: ir.IntegerType.get_signless(32),
-    "s16": lambda: ir.IntegerType.get_signless(16),
-    "s8": lambda: ir.IntegerType.get_signless(8),
-    "u8": lambda: ir.IntegerType.get_signless(8),
 }
 
 
 def element_type(dtype: str) -> ir.Type:
-    """The MLIR type of a short name; signs live in operations, not in types."""
-    return TYPES[dtype]()
+    """The MLIR type of a short name in memory; signs live in operations, not in types."""
+    return FLOATS[dtype]() if dtype in FLOATS else ir.IntegerType.get_signless(BITS[dtype])
 
 
 def index(i: Index) -> ir.Value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
 import threading
 from dataclasses import dataclass
@@ -13,11 +14,14 @@ import numpy as np
 from jax_nano import _native, cache, emit, schedule
 from jax_nano.isa import Isa, Machine
 from jax_nano.plan import Plan
-from jax_nano.problem import Dot, extent
+from jax_nano.problem import Dot
 from jax_nano.targets import host
 
 # XLA_FFI_DataType, from xla/ffi/api/c_api.h.
-FFI_TYPES = {"s8": 2, "s32": 4, "u8": 6, "f16": 10, "f32": 11, "f64": 12, "bf16": 16}
+FFI_TYPES = {
+    "pred": 1, "s8": 2, "s16": 3, "s32": 4, "s64": 5, "u8": 6, "u16": 7, "u32": 8, "u64": 9,
+    "f16": 10, "f32": 11, "f64": 12, "bf16": 16,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,10 @@ class Kernel:
     @functools.cached_property
     def _attributes(self) -> dict[str, object]:
         plan, dot = self.plan, self.dot
-        b, m, n, k = (extent(group) for group in (dot.b, dot.m, dot.n, dot.k))
+        axes = (*dot.b, *dot.m, *dot.n, *dot.k)
+        lhs, rhs, results = (math.prod(axis.size for axis in axes if axis.strides()[array]) for array in range(3))
         extras = dot.epilogue.extras if dot.epilogue else ()
-        operands = ((dot.lhs, b * m * k), (dot.rhs, b * k * n), *extras)
+        operands = ((dot.lhs, lhs), (dot.rhs, rhs), *extras)
         attributes = {
             "object": self.object,
             "features": features(plan, host.machine().isa(plan.isa)),
@@ -79,7 +84,7 @@ class Kernel:
             "operand_types": np.array([FFI_TYPES[dtype] for dtype, _ in operands], np.int64),
             "operand_elements": np.array([elements for _, elements in operands], np.int64),
             "result_types": np.array([FFI_TYPES[dot.out]], np.int64),
-            "result_elements": np.array([b * m * n], np.int64),
+            "result_elements": np.array([results], np.int64),
         }
         digest = hashlib.sha256(repr(sorted(attributes.items())).encode()).digest()
         attributes["key"] = np.frombuffer(digest[:8], np.int64)[0]

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jax_nano.elementwise import Program
 
-BITS = {"f64": 64, "f32": 32, "bf16": 16, "f16": 16, "s32": 32, "s16": 16, "s8": 8, "u8": 8}
+BITS = {
+    "f64": 64, "f32": 32, "bf16": 16, "f16": 16,
+    "s64": 64, "s32": 32, "s16": 16, "s8": 8,
+    "u64": 64, "u32": 32, "u16": 16, "u8": 8,
+    "pred": 8,  # truth values are bytes
+}  # fmt: skip
 
 
 class UnsupportedDot(Exception):
