@@ -15,18 +15,27 @@ BLOCK_OVERHEAD_CYCLES = 20
 UNHIDDEN = 0.3
 # What another kind of block at the ragged end costs, beside its own cycles.
 UNEVEN = 0.01
-# The share of the time in memory that computing does not hide, or the reverse.
-EXPOSED = 0.3
 # The share of a load's time that other work does not hide: of blocks that take the same cycles, fewer loads win.
 LOAD_COLLISIONS = 0.03
 # Handing out one task, where several threads take part.
 TASK_US = 0.2
 # The share of a task that a thread waits for the others at the end, on a machine with other work to do.
-IMBALANCE = 0.05
+IMBALANCE = 0.15
 # The share of a cache that a panel of B may fill and still be there when it is read again.
 PANEL_SHARE = 0.67
-# What one core reads from its second cache.
+# The share of the shorter of computing and memory time that the longer one does not hide.
+EXPOSED = 0.1
+# The share of bandwidth that copying reaches, which waits for what it has not asked for ahead.
+PACKING_RATE = 0.6
+# What a run of bytes that ends before a page does costs beside its own length: prefetchers begin again.
+RUN_BYTES = 64
+FAR_RUN_BYTES = 256  # where runs come from memory
+STREAM_BYTES = 128  # where several rows of B are gone through side by side
+# The share of a core's bandwidth from memory that is left to it while others read too.
+MEMORY_SHARE = 0.75
+# What one core reads from its second cache; and what of a large B it has asked for ahead, at most.
 L2_BYTES_PER_CYCLE = 32
+STREAM_BYTES_PER_CYCLE = 24
 
 
 @dataclass(frozen=True)
@@ -76,21 +85,37 @@ def block_cycles(
     return steps * step_cycles(core, instruction, rows, registers, extra) + stores + BLOCK_OVERHEAD_CYCLES
 
 
-def refetch_cycles(machine: Machine, panel_bytes: int, step_bytes: int) -> float:
-    """Cycles that a step of k takes to bring its piece of B again, for a panel of B that was read before."""
+def fetch_cycles(machine: Machine, held_bytes: int, step_bytes: float) -> float:
+    """Cycles that a step of k takes to bring `step_bytes` of B, out of `held_bytes` that are gone through in turn."""
     for cache, bytes_per_cycle in zip(machine.caches[:-1], (math.inf, L2_BYTES_PER_CYCLE), strict=False):
-        if panel_bytes <= cache.bytes * PANEL_SHARE:
+        if held_bytes <= cache.bytes * PANEL_SHARE:
             return step_bytes / bytes_per_cycle
-    return step_bytes * machine.ghz / machine.l3_gb_per_s
+    far = held_bytes > machine.caches[-1].bytes
+    bandwidth = machine.memory_gb_per_s[0] * MEMORY_SHARE if far else machine.l3_gb_per_s
+    return step_bytes * machine.ghz / bandwidth
+
+
+def stream_cycles(machine: Machine, held_bytes: int, step_bytes: float) -> float:
+    """The same where B is read in place, and asked for ahead."""
+    if held_bytes <= machine.caches[min(1, len(machine.caches) - 1)].bytes:
+        return 0.0
+    return step_bytes / STREAM_BYTES_PER_CYCLE
 
 
 def register_block(
-    isa: Isa, machine: Machine, instruction: DotInstruction, m: int, n: int, k: int, extra: Extra = Extra()
+    isa: Isa,
+    machine: Machine,
+    instruction: DotInstruction,
+    m: int,
+    n: int,
+    k: int,
+    extra: Extra = Extra(),
+    held_bytes: int = 0,
 ) -> RegisterBlock:
     """Chooses how many accumulators stay in registers, for C of m x n: the block whose panels take the fewest cycles.
 
-    Either n registers of B and one of A are live beside the accumulators, or m of A and one of B. Every panel of rows
-    after the first reads a panel of B again, from the cache that holds it.
+    Either n registers of B and one of A are live beside the accumulators, or m of A and one of B. The first panel of
+    rows brings a panel of B from among `held_bytes`; every other one reads it again, from the cache that holds it.
 
     Raises:
       ValueError: the target has fewer than 3 registers.
@@ -107,10 +132,13 @@ def register_block(
                 break
             cycles = 0.0
             for c, c_count in panels(registers_of_n, registers):
-                again = refetch_cycles(machine, steps * c * isa.register_bytes, c * isa.register_bytes)
-                for r, r_count in panels(m, rows):
+                piece = c * isa.register_bytes
+                first = steps * stream_cycles(machine, held_bytes, piece)
+                again = steps * fetch_cycles(machine, steps * piece, piece)
+                for position, (r, r_count) in enumerate(panels(m, rows)):
                     block = block_cycles(core, instruction, r, c, steps, extra)
-                    cycles += r_count * c_count * max(block, steps * again if m > rows else 0.0)
+                    fetching = position == 0
+                    cycles += c_count * (fetching * max(block, first) + (r_count - fetching) * max(block, again))
             cycles *= 1 + UNEVEN * ((m % rows > 0) + (registers_of_n % registers > 0))
             if best is None or cycles < best[0]:
                 best = cycles, rows, registers
@@ -154,9 +182,9 @@ def inner_cycles(
     """Cycles of a microkernel with K along the lanes: its loop, the sums over lanes, and what it reads again."""
     core, register = machine.cores[isa.name], isa.register_bytes
     sums = rows * (3 * cols + 2 * math.log2(instruction.shape[1])) / 2
-    again = refetch_cycles(machine, m * steps * register, rows * register)
+    again = fetch_cycles(machine, m * steps * register, rows * register)
     if m > rows:
-        again += refetch_cycles(machine, cols * steps * register, cols * register)
+        again += fetch_cycles(machine, cols * steps * register, cols * register)
     return max(block_cycles(core, instruction, rows, cols, steps), steps * again) + sums
 
 
@@ -191,7 +219,10 @@ def seconds(plan: Plan, machine: Machine, threads: int | None = None) -> Estimat
     threads = threads or machine.threads
     hertz = machine.ghz * 1e9
     compute = compute_cycles(plan, machine) / hertz
-    packing = packing_cycles(plan, machine) / hertz
+    work, fetching = packing_cycles(plan, machine)
+    if plan.ahead:
+        fetching = max(UNHIDDEN * fetching, fetching - compute * hertz / 2)
+    packing = (work + fetching) / hertz
     tasks = plan.rounds * plan.tasks["compute"]
     workers = min(threads, tasks)
     memory = memory_seconds(plan, machine, workers)
@@ -199,8 +230,7 @@ def seconds(plan: Plan, machine: Machine, threads: int | None = None) -> Estimat
     share = math.ceil(tasks / workers) * task
     if workers > 1:
         share += IMBALANCE * task + 1e-6 * (machine.wake_us * (len(plan.tasks) * plan.rounds) + TASK_US * tasks / workers)
-    total = max(share, memory) + EXPOSED * min(share, memory)
-    return Estimate(compute, packing, memory, total)
+    return Estimate(compute, packing, memory, max(share, memory) + EXPOSED * min(share, memory))
 
 
 def extra_for(plan: Plan) -> Extra:
@@ -241,7 +271,12 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
     for cols, col_count in panels(plan.n.size, plan.nr):
         registers = -(-cols // lanes)
         step_bytes = registers * instruction.shape[1] * bytes_of(instruction.acc)
-        first, again = (steps * refetch_cycles(machine, size, step_bytes) for size in (b_bytes, steps * step_bytes))
+        again = steps * fetch_cycles(machine, steps * step_bytes, step_bytes)
+        if plan.rhs == "direct":
+            first = steps * stream_cycles(machine, b_bytes, step_bytes * bytes_of(plan.dot.rhs) / bytes_of(instruction.rhs))
+            first *= 1 + STREAM_BYTES / bytes_of(plan.dot.rhs, plan.nt)
+        else:
+            first = steps * fetch_cycles(machine, b_bytes, step_bytes)
         column = 0.0
         for rows, row_count in panels(plan.m.size, plan.mr):
             block = block_cycles(core, instruction, rows, registers, steps, extra)
@@ -257,7 +292,9 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
 def rhs_block_bytes(plan: Plan) -> int:
     """Bytes of B that a task goes through for every block of A."""
     dtype = plan.dot.rhs if plan.rhs == "direct" else plan.instruction.rhs
-    columns = {"shared": plan.nc, "private": plan.block_columns, "direct": plan.nt}[plan.rhs]  # what others packed is not in this core's caches
+    if plan.rhs == "direct":
+        return bytes_of(dtype, plan.n.size * plan.k.size)
+    columns = plan.nc if plan.rhs == "shared" else plan.block_columns  # what others packed is not in this core's caches
     return bytes_of(dtype, min(columns, plan.n.size) * plan.kc)
 
 
@@ -266,8 +303,8 @@ def stalls(plan: Plan, machine: Machine, rows: int) -> float:
     waits = 0.0
     lhs_stride, rhs_stride = bytes_of(plan.dot.lhs, plan.m.lhs), bytes_of(plan.dot.rhs, plan.k.rhs)
     l1, l2 = machine.caches[0], machine.caches[min(1, len(machine.caches) - 1)]
-    if plan.lhs == "direct" and rows > 1 and not fits(l1, 2 * rows, LINE_BYTES, lhs_stride):
-        waits += 0.05 * rows
+    if plan.lhs == "direct" and rows > 1 and not fits(l1, rows + 2, LINE_BYTES, lhs_stride):
+        waits += 0.2 * rows
     if plan.rhs == "direct" and plan.m.size > plan.mr:
         piece = bytes_of(plan.dot.rhs, plan.nr)
         if not fits(l2, plan.kc, piece, rhs_stride):
@@ -277,35 +314,40 @@ def stalls(plan: Plan, machine: Machine, rows: int) -> float:
     return waits
 
 
-def packing_cycles(plan: Plan, machine: Machine) -> float:
-    """Cycles of all packing, on one thread."""
+def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
+    """Cycles of all packing on one thread: for the copying itself, and for the wait for what is copied."""
     core = machine.cores[plan.isa]
     m, n, k, outer = plan.m.size, plan.n.size, plan.k.size * extent(plan.k_outer), extent(plan.outer)
-    cycles = 0.0
-    fetch = fetch_cycles(plan, machine)
+    cycles = waiting = 0.0
+    fetch = line_fetch_cycles(plan, machine)
     if plan.rhs != "direct":
         times = outer * (plan.m_tasks if plan.rhs == "private" else 1)  # shared panels have no outer axes
         padded = -(-n // plan.nr) * plan.nr
         cycles += times * lines(k * padded, plan.instruction.rhs) * line_cycles(
             core, plan, plan.n.rhs == 1, plan.k.rhs == 1, plan.dot.rhs != plan.instruction.rhs
         )
-        cycles += times * lines(k * n, plan.dot.rhs) * fetch * (UNHIDDEN if plan.ahead else 1.0)
+        columns = plan.pack_panels * plan.nr if plan.rhs == "shared" else plan.block_columns
+        run = bytes_of(plan.dot.rhs, min(columns, n) if plan.n.rhs == 1 else plan.kc)
+        far = footprint(plan) > machine.caches[-1].bytes
+        waiting += times * lines(k * n, plan.dot.rhs) * fetch * (1 + (FAR_RUN_BYTES if far else RUN_BYTES) / run)
     if plan.lhs != "direct":
         times = outer * plan.n_tasks * plan.rounds
         by_rows = plan.lhs == "rows"
         cycles += times * lines(m * k, plan.instruction.lhs) * line_cycles(
             core, plan, by_rows or plan.m.lhs == 1, plan.k.lhs == 1, plan.dot.lhs != plan.instruction.lhs, plain=by_rows
         )
-        cycles += times * lines(m * k, plan.dot.lhs) * fetch
-    return cycles
+        waiting += times * lines(m * k, plan.dot.lhs) * fetch
+    return cycles, waiting
 
 
-def fetch_cycles(plan: Plan, machine: Machine) -> float:
+def line_fetch_cycles(plan: Plan, machine: Machine) -> float:
     """Cycles until a line of an operand is there, for packing, which does nothing else meanwhile."""
     size = footprint(plan)
     if size <= machine.caches[min(1, len(machine.caches) - 1)].bytes:
         return 0.0
-    bandwidth = machine.l3_gb_per_s if size <= machine.caches[-1].bytes else machine.memory_gb_per_s[0]
+    near = size <= machine.caches[-1].bytes
+    bandwidth = machine.l3_gb_per_s if near else machine.memory_gb_per_s[0] * MEMORY_SHARE
+    bandwidth *= PACKING_RATE
     return LINE_BYTES / bandwidth * machine.ghz
 
 

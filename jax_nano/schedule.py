@@ -17,6 +17,7 @@ SHARED_BYTES = 16 << 20
 SPLIT_STEPS = 2048
 SPLIT_RESULTS = 4096
 SPLITS = 32
+READ_ONCE_ROWS = 16  # with so few rows, B is as good as read once: packing it would only add to that
 STREAMED_ROWS = 16  # registers' worth of rows of B that are read side by side
 UNROLLED_DOTS = 16  # multiply-accumulates in an iteration of the inner loop, at least
 
@@ -53,9 +54,17 @@ def choose(dot: Dot, machine: Machine, isa: Isa) -> Plan:
       UnsupportedDot: the target has no instruction for these types.
     """
     kernels = list(kernel_plans(dot, machine, isa))
-    kernel = min(kernels, key=lambda plan: model.seconds(plan, machine, threads=1).total)
+    kernel = min(kernels, key=lambda plan: min(model.seconds(p, machine, 1).total for p in undivided(plan, machine)))
     plan = min(task_plans(kernel, machine), key=lambda plan: model.seconds(plan, machine).total)
     return replace(plan, why=reason(plan, machine, len(kernels)))
+
+
+def undivided(plan: Plan, machine: Machine) -> Iterator[Plan]:
+    """The plan as one task, with B packed whole or piece by piece."""
+    yield plan
+    room = near(plan, machine)
+    if plan.rhs == "private" and room < plan.nt:
+        yield replace(plan, nb=room, nt=-(-plan.nt // room) * room)
 
 
 def reason(plan: Plan, machine: Machine, candidates: int) -> str:
@@ -88,10 +97,12 @@ def kernel_plans(dot: Dot, machine: Machine, isa: Isa) -> Iterator[Plan]:
         rhs_direct = n.rhs == 1 and not offset
         packed_lhs = "rows" if k.lhs == 1 else "columns"
         for lhs in ("direct", packed_lhs) if lhs_direct else (packed_lhs,):
-            for rhs in ("direct", "private") if rhs_direct else ("private",):
+            once = rhs_direct and m.size <= READ_ONCE_ROWS
+            for rhs in ("direct",) if once else ("direct", "private") if rhs_direct else ("private",):
                 extra = model.extra(work.lhs, work.rhs, instruction, lhs == "direct", rhs == "direct")
                 depth = streamed(machine, instruction, work, m, n, k) if rhs == "direct" else k.size
-                block = model.register_block(isa, machine, instruction, m.size, n.size, depth, extra)
+                held = bytes_of(work.rhs, k.size * n.size) if rhs == "direct" else 0
+                block = model.register_block(isa, machine, instruction, m.size, n.size, depth, extra, held)
                 yield blocked(
                     machine, block, depth, instruction=instruction, lhs=lhs, rhs=rhs, hold_lhs=block.hold_lhs, **common
                 )

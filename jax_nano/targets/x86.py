@@ -102,7 +102,7 @@ MACHINES = (
         caches=caches(48, 12, 1024, 16, 32, 16),
         ghz=4.1,
         memory_gb_per_s=(40, 48),
-        l3_gb_per_s=30,
+        l3_gb_per_s=50,
         source=AMD_ZEN5 + ": 2.9 Load-Store Unit, 2.10 Floating-Point Unit",
     ),
     Machine(
