@@ -24,7 +24,15 @@ def element(x: ir.Value) -> ir.Type:
 
 def like(x: ir.Value, number: float) -> ir.Value:
     """A number in every lane of a vector of x's type."""
-    return splat(number, count(x), element(x))
+    return splat_of(x, element(x), number)
+
+
+def splat_of(x: ir.Value, dtype: ir.Type, number: float) -> ir.Value:
+    """A number in as many lanes as x has, of an element type; an integer modulo 2**width."""
+    if isinstance(dtype, ir.IntegerType):
+        half = 1 << (dtype.width - 1)
+        number = (int(number) + half) % (2 * half) - half
+    return splat(number, count(x), dtype)
 
 
 def of(x: ir.Value, dtype: ir.Type) -> ir.Type:
@@ -121,12 +129,17 @@ def with_sign(x: ir.Value, sign: ir.Value) -> ir.Value:
 
 def bits(x: ir.Value) -> ir.Value:
     """Floats as the integers that have their bits."""
-    return bitcast(x, count(x), ir.IntegerType.get_signless(ir.FloatType(element(x)).width))
+    return as_type(x, ir.IntegerType.get_signless(ir.FloatType(element(x)).width))
+
+
+def as_type(x: ir.Value, dtype: ir.Type) -> ir.Value:
+    """The same bits as elements of another type, of the same width."""
+    return bitcast(x, count(x), dtype)
 
 
 def floats(x: ir.Value) -> ir.Value:
     """Integers as the floats that have their bits."""
-    return bitcast(x, count(x), {32: ir.F32Type, 64: ir.F64Type}[ir.IntegerType(element(x)).width].get())
+    return as_type(x, {32: ir.F32Type, 64: ir.F64Type}[ir.IntegerType(element(x)).width].get())
 
 
 def shift_left(x: ir.Value, places: int) -> ir.Value:
