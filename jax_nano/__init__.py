@@ -3,15 +3,19 @@
 from jax_nano._native import executed_kernels
 from jax_nano.accelerate import accelerate
 from jax_nano.api import dot, dot_general, einsum, inner, matmul, tensordot, vecdot
+from jax_nano.autotune import autotune
 from jax_nano.inspection import inspect
 from jax_nano.installation import install, installed, uninstall
 from jax_nano.memory import release_memory, retain_memory
 from jax_nano.report import Report, Reports
+from jax_nano.tuning import Tuned
 
 __all__ = [
     "Report",
     "Reports",
+    "Tuned",
     "accelerate",
+    "autotune",
     "dot",
     "dot_general",
     "einsum",

@@ -64,6 +64,28 @@ def fetch(symbol: str, parts: tuple[object, ...], compiled: Callable[[], bytes])
     return code
 
 
+def get(symbol: str, parts: tuple[object, ...]) -> bytes | None:
+    """What was put under `parts`, on disk or in this process; None where there is nothing, or nothing to be trusted."""
+    name = f"{symbol}-{key(parts)}.o"
+    found = None
+    if not why_off():
+        with harmless():
+            found = load(name)
+    return _put.get(name) if found is None else found
+
+
+def put(symbol: str, parts: tuple[object, ...], value: bytes) -> None:
+    """Keeps a few bytes under `parts`, which are all that they depend on besides the toolchain."""
+    name = f"{symbol}-{key(parts)}.o"
+    _put[name] = value
+    if not why_off():
+        with harmless():
+            store(name, value)
+
+
+_put: dict[str, bytes] = {}  # what stands for the disk where there is none
+
+
 @contextlib.contextmanager
 def harmless() -> Iterator[None]:
     """Keeps what fails in the cache from failing a product."""

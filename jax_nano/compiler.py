@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from jax_nano.isa import Isa, Machine
 from jax_nano.plan import Plan
 from jax_nano.problem import Dot
 from jax_nano.targets import host
+
+TARGET_NAME = "jax_nano"  # of the custom call
+CANDIDATES = 8  # plans that autotuning measures for a product
 
 # XLA_FFI_DataType, from xla/ffi/api/c_api.h.
 FFI_TYPES = {
@@ -66,13 +69,18 @@ class Kernel:
         """The attributes of the custom call, as handler.cc reads them."""
         return dict(self._attributes)
 
+    @property
+    def arrays(self) -> tuple[tuple[tuple[str, int], ...], tuple[str, int]]:
+        """The operands, in order, and the result: their types and how many elements each has in memory."""
+        dot = self.dot
+        axes = (*dot.b, *dot.m, *dot.n, *dot.k)
+        lhs, rhs, out = (math.prod(axis.size for axis in axes if axis.strides()[array]) for array in range(3))
+        extras = dot.epilogue.extras if dot.epilogue else ()
+        return ((dot.lhs, lhs), (dot.rhs, rhs), *extras), (dot.out, out)
+
     @functools.cached_property
     def _attributes(self) -> dict[str, object]:
-        plan, dot = self.plan, self.dot
-        axes = (*dot.b, *dot.m, *dot.n, *dot.k)
-        lhs, rhs, results = (math.prod(axis.size for axis in axes if axis.strides()[array]) for array in range(3))
-        extras = dot.epilogue.extras if dot.epilogue else ()
-        operands = ((dot.lhs, lhs), (dot.rhs, rhs), *extras)
+        plan, (operands, (out, results)) = self.plan, self.arrays
         attributes = {
             "object": self.object,
             "features": features(plan, host.machine().isa(plan.isa)),
@@ -83,7 +91,7 @@ class Kernel:
             "local_bytes": np.int64(plan.local_bytes),
             "operand_types": np.array([FFI_TYPES[dtype] for dtype, _ in operands], np.int64),
             "operand_elements": np.array([elements for _, elements in operands], np.int64),
-            "result_types": np.array([FFI_TYPES[dot.out]], np.int64),
+            "result_types": np.array([FFI_TYPES[out]], np.int64),
             "result_elements": np.array([results], np.int64),
         }
         digest = hashlib.sha256(repr(sorted(attributes.items())).encode()).digest()
@@ -128,7 +136,26 @@ def kernel_for(dot: Dot, target_name: str | None = None) -> Kernel:
 @functools.cache
 def _plan(dot: Dot, isa: str) -> Plan:
     machine = host.machine()
-    return schedule.choose(dot, machine, machine.isa(isa))
+    return remembered(dot, machine.isa(isa)) or schedule.choose(dot, machine, machine.isa(isa))
+
+
+def remember(dot: Dot, isa: Isa, plan: Plan) -> None:
+    """Has a product computed by this plan from now on, in this process and in later ones on such a processor."""
+    machine = host.machine()
+    named = cache.key((plan,)).encode()
+    cache.put("nano_winner", ("winner", machine.name, machine.threads, isa.name, dot), named)
+    _plan.cache_clear()
+
+
+def remembered(dot: Dot, isa: Isa) -> Plan | None:
+    """The plan that won for a product, if that is known and still a candidate."""
+    machine = host.machine()
+    named = cache.get("nano_winner", ("winner", machine.name, machine.threads, isa.name, dot))
+    if named is None:
+        return None
+    candidates = schedule.candidates(dot, machine, isa, CANDIDATES)
+    winner = next((plan for plan in candidates if cache.key((plan,)).encode() == named), None)
+    return winner and replace(winner, why=f"the fastest of {len(candidates)} plans measured")
 
 
 _locks: dict[object, threading.Lock] = {}

@@ -12,13 +12,13 @@ from jax.extend.core import JaxprEqn
 from jax.extend.core.primitives import dot_general_p
 from jax.interpreters import ad, batching, mlir, partial_eval, xla
 
-from jax_nano.compiler import kernel_for
 from jax_nano.fusion import fused
 from jax_nano.primitive import TARGET_NAME, check, equation_of, nano, nano_dot_general_p, remat_rule
 from jax_nano.problem import UnsupportedDot
 from jax_nano.rebind import Rebinding
 from jax_nano.region import Region, nano_region_p
 from jax_nano.report import Report, reports, tell
+from jax_nano.tuning import kernel_for
 
 accelerated = Rebinding({dot_general_p: nano_dot_general_p}, first=fused)
 """`accelerated(f)` is f with a kernel for every product in it and what can be fused with it, however deep."""

@@ -17,12 +17,12 @@ from jax.interpreters import ad, batching, mlir, partial_eval, xla
 from jax.lax import DotAlgorithm, DotAlgorithmPreset
 
 from jax_nano import _native
-from jax_nano.compiler import kernel_for
+from jax_nano.compiler import TARGET_NAME
 from jax_nano.problem import Dot, Operand, UnsupportedDot
 from jax_nano.rebind import Rebinding
 from jax_nano.report import Report, tell
+from jax_nano.tuning import kernel_for
 
-TARGET_NAME = "jax_nano"
 jax.ffi.register_ffi_target(
     TARGET_NAME,
     {"instantiate": _native.instantiate_handler(), "execute": _native.execute_handler()},

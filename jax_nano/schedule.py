@@ -59,6 +59,19 @@ def choose(dot: Dot, machine: Machine, isa: Isa) -> Plan:
     return replace(plan, why=reason(plan, machine, len(kernels)))
 
 
+def candidates(dot: Dot, machine: Machine, isa: Isa, count: int) -> list[Plan]:
+    """The model's choice and up to `count` - 1 others: of every kernel the cheapest division into tasks, then others."""
+    choice = choose(dot, machine, isa)
+
+    def cost(plan: Plan) -> float:
+        return model.seconds(plan, machine).total
+
+    divided = [sorted(task_plans(kernel, machine), key=cost) for kernel in kernel_plans(dot, machine, isa)]
+    divided.sort(key=lambda plans: cost(plans[0]))
+    best = [plans[0] for plans in divided] + [plan for plans in divided for plan in plans[2:8:2]]
+    return list(dict.fromkeys([choice, *best]))[:count]
+
+
 def undivided(plan: Plan, machine: Machine) -> Iterator[Plan]:
     """The plan as one task, with B packed whole or piece by piece."""
     yield plan

@@ -1,0 +1,65 @@
+"""Autotuning: the winner of a measurement is what later programs run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_nano
+from jax_nano import compiler, schedule
+from jax_nano.problem import Dot, Operand
+from jax_nano.targets import host
+from jax_nano.tuning import tune
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_NANO_CACHE_DIR", str(tmp_path / "cache"))
+    compiler._plan.cache_clear()
+    yield
+    compiler._plan.cache_clear()
+
+
+def product(m, n, k):
+    contract = (((1,), (0,)), ((), ()))
+    return Dot.of(Operand.row_major((m, k), "f32"), Operand.row_major((k, n), "f32"), contract, "f32")
+
+
+def test_candidates_begin_with_the_models_choice():
+    machine = host.machine()
+    dot, isa = product(100, 200, 50), machine.isas[0]
+    plans = schedule.candidates(dot, machine, isa, 5)
+    assert plans[0] == schedule.choose(dot, machine, isa)
+    assert 1 < len(plans) <= 5
+    assert len(set(plans)) == len(plans)
+
+
+def test_the_winner_is_remembered():
+    dot = product(40, 72, 24)
+    tuned = tune(dot)
+    fastest, seconds = tuned.seconds[0]
+    assert seconds <= tuned.chosen
+    assert compiler.kernel_for(dot).plan == fastest
+    assert "measured" in compiler.kernel_for(dot).plan.why
+
+
+def test_a_winner_on_disk_serves_a_process_that_did_not_measure(monkeypatch):
+    dot = product(40, 72, 25)
+    fastest, _ = tune(dot).seconds[0]
+    monkeypatch.setattr(compiler.cache, "_put", {})
+    compiler._plan.cache_clear()
+    assert compiler.remembered(dot, compiler.target(host.machine())) == fastest
+
+
+def test_every_product_of_a_program_is_tuned_once():
+    x = jax.ShapeDtypeStruct((24, 24), jnp.float32)
+    tuned = jax_nano.autotune(lambda a, b: (a @ b) @ b, x, x)
+    assert len(tuned) == 1
+    assert "times as fast as the model's choice" in str(tuned[0])
+
+
+def test_the_environment_asks_for_tuning_at_the_first_compilation(monkeypatch):
+    monkeypatch.setenv("JAX_NANO_AUTOTUNE", "1")
+    a, b = np.ones((9, 33), np.float32), np.ones((33, 20), np.float32)
+    np.testing.assert_array_equal(jax_nano.matmul(a, b), a @ b)
+    assert compiler.remembered(product(9, 20, 33), compiler.target(host.machine())) is not None
