@@ -23,8 +23,11 @@ FLOATS: dict[str, Callable[[], ir.Type]] = {
 
 
 def element_type(dtype: str) -> ir.Type:
-    """The MLIR type of a short name in memory; signs live in operations, not in types."""
-    return FLOATS[dtype]() if dtype in FLOATS else ir.IntegerType.get_signless(BITS[dtype])
+    """The MLIR type that holds elements of a short name's type in memory.
+
+    Signs live in operations, not in types; so do the meanings of 8-bit floats. Two elements of 4 bits share a byte.
+    """
+    return FLOATS[dtype]() if dtype in FLOATS else ir.IntegerType.get_signless(max(8, BITS[dtype]))
 
 
 def index(i: Index) -> ir.Value:
@@ -235,6 +238,26 @@ def load(base: ir.Value, at: Index, lanes: int, count: int | None = None) -> ir.
     if count is None or count >= lanes:
         return vector.load(kind, base, [index(at)])
     return vector.maskedload(kind, base, [index(at)], first_lanes(count, lanes), zeros(lanes, dtype))
+
+
+def load_halves(base: ir.Value, at: Index, lanes: int, count: int) -> ir.Value:
+    """The same of unsigned 4-bit elements, two in a byte with the first in its lower half: each as a byte."""
+    byte, odd = divmod_(at, 2)
+    lower = half_bytes(base, byte, mul(odd, 4), max(1, lanes // 2), (count + 1) // 2)
+    if lanes == 1:
+        return lower
+    upper = half_bytes(base, add(byte, odd), subtract(4, mul(odd, 4)), lanes // 2, count // 2)
+    return interleave([lower, upper])
+
+
+def half_bytes(base: ir.Value, at: Index, shift: Index, lanes: int, count: int) -> ir.Value:
+    """Half of each byte from `at` on: the 4 bits that begin at bit `shift`."""
+    byte, word = ir.IntegerType.get_signless(8), ir.IntegerType.get_signless(16)
+    value = load(base, at, lanes, count) if count else zeros(lanes, byte)
+    unit, units = (word, lanes // 2) if lanes % 2 == 0 else (byte, lanes)  # vector units shift words, not bytes
+    by = broadcast(arith.index_cast(unit, index(shift)), units)
+    moved = bitcast(arith.shrui(bitcast(value, units, unit), by), lanes, byte)
+    return arith.andi(moved, splat(15, lanes, byte))
 
 
 def store(value: ir.Value, base: ir.Value, at: Index, count: int | None = None) -> None:

@@ -22,8 +22,9 @@ CANDIDATES = 8  # plans that autotuning measures for a product
 
 # XLA_FFI_DataType, from xla/ffi/api/c_api.h.
 FFI_TYPES = {
-    "pred": 1, "s8": 2, "s16": 3, "s32": 4, "s64": 5, "u8": 6, "u16": 7, "u32": 8, "u64": 9,
+    "pred": 1, "s4": 21, "s8": 2, "s16": 3, "s32": 4, "s64": 5, "u4": 22, "u8": 6, "u16": 7, "u32": 8, "u64": 9,
     "f16": 10, "f32": 11, "f64": 12, "bf16": 16,
+    "f8e5m2": 19, "f8e5m2fnuz": 24, "f8e4m3": 28, "f8e4m3fn": 20, "f8e4m3fnuz": 25, "f8e4m3b11fnuz": 23, "f8e3m4": 29,
 }  # fmt: skip
 
 

@@ -12,10 +12,13 @@ if TYPE_CHECKING:
 
 BITS = {
     "f64": 64, "f32": 32, "bf16": 16, "f16": 16,
-    "s64": 64, "s32": 32, "s16": 16, "s8": 8,
-    "u64": 64, "u32": 32, "u16": 16, "u8": 8,
+    "f8e5m2": 8, "f8e5m2fnuz": 8, "f8e4m3": 8, "f8e4m3fn": 8, "f8e4m3fnuz": 8, "f8e4m3b11fnuz": 8, "f8e3m4": 8,
+    "s64": 64, "s32": 32, "s16": 16, "s8": 8, "s4": 4,
+    "u64": 64, "u32": 32, "u16": 16, "u8": 8, "u4": 4,
     "pred": 8,  # truth values are bytes
 }  # fmt: skip
+FLOAT8 = frozenset(dtype for dtype in BITS if dtype.startswith("f8"))
+LARGEST = {"s8": 128, "u8": 255, "s4": 8, "u4": 15}  # magnitudes of integers that kernels multiply
 
 
 class UnsupportedDot(Exception):
@@ -151,7 +154,7 @@ class Dot:
         arrays = tuple((extra.dtype, extra.elements) for extra in extras)
         return cls(
             b=merged(b), m=merged(m), n=merged(n), k=merged(k),
-            lhs=lhs.dtype, rhs=rhs.dtype, out=out, acc=accumulator(lhs.dtype, rhs.dtype, product),
+            lhs=lhs.dtype, rhs=rhs.dtype, out=out, acc=accumulator(lhs.dtype, rhs.dtype, product, extent(k)),
             epilogue=Epilogue(program=program, extras=arrays) if program else None,
         )  # fmt: skip
 
@@ -188,8 +191,11 @@ def merged(axes: Sequence[Axis]) -> tuple[Axis, ...]:
     return tuple(result)
 
 
-def accumulator(lhs: str, rhs: str, out: str) -> str:
-    """The type that products of these operands are summed in.
+def accumulator(lhs: str, rhs: str, out: str, terms: int) -> str:
+    """The type that `terms` products of these operands are summed in.
+
+    Integers are summed in s32, which wraps as results of integers do; where the result is a float, only as long as no
+    sum can be too large for it.
 
     Raises:
       UnsupportedDot: there is no kernel for these types.
@@ -197,8 +203,10 @@ def accumulator(lhs: str, rhs: str, out: str) -> str:
     operands = {lhs, rhs}
     if operands == {"f64"} and out == "f64":
         return "f64"
-    if operands <= {"s8", "u8"} and out in ("s32", "f32"):
+    integers, floats = LARGEST.keys(), {"f32", "bf16", "f16"} | FLOAT8
+    if operands <= integers and out in ("s32", "u32", "s16", "u16", "s8", "u8"):
         return "s32"
-    if operands <= {"f32", "bf16", "f16", "s8", "u8"} and operands & {"f32", "bf16", "f16"} and out in ("f32", "bf16", "f16"):
-        return "f32"
+    if operands <= integers | floats and out in ("f32", "bf16", "f16"):
+        exact = operands <= integers and terms * LARGEST[lhs] * LARGEST[rhs] < 1 << 31
+        return "s32" if exact else "f32"
     raise UnsupportedDot(f"no kernel multiplies {lhs} by {rhs} into {out}")

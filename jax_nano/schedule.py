@@ -8,7 +8,7 @@ from dataclasses import replace
 from jax_nano import model
 from jax_nano.isa import DotInstruction, Isa, Machine
 from jax_nano.plan import Plan
-from jax_nano.problem import Axis, Dot, UnsupportedDot, bytes_of, extent
+from jax_nano.problem import FLOAT8, Axis, Dot, UnsupportedDot, bytes_of, extent
 
 # A thread's scratch, and what all share, stay within these.
 LOCAL_BYTES = 12 << 20
@@ -23,12 +23,15 @@ UNROLLED_DOTS = 16  # multiply-accumulates in an iteration of the inner loop, at
 
 # What each type can be turned into without loss, on the way into an instruction.
 WIDENS = {
-    "f32": ("f32",),
     "f64": ("f64",),
+    "f32": ("f32",),
     "bf16": ("bf16", "f32"),
     "f16": ("f32",),
+    **dict.fromkeys(FLOAT8, ("bf16", "f32")),
     "s8": ("s8", "s16", "bf16", "f32"),
     "u8": ("u8", "s16", "bf16", "f32"),
+    "s4": ("s8", "s16", "bf16", "f32"),
+    "u4": ("u8", "s8", "s16", "bf16", "f32"),
 }
 
 

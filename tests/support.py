@@ -40,14 +40,15 @@ def wide(x):
     x = np.asarray(x)
     if np.issubdtype(x.dtype, np.complexfloating):
         return x.astype(np.complex128)
-    return x.astype(np.float64 if x.dtype.kind in "fV" or "float" in x.dtype.name else np.int64)
+    return x.astype(np.float64 if "float" in x.dtype.name else np.int64)
 
 
 def assert_close(actual, subscripts, *operands, promised=True):
     """|actual - exact| <= K eps (|A| @ |B|) + ulp / 2, elementwise: the promise of docs/numerics.md.
 
     K is the number of terms in a sum, eps that of the accumulator, which is f64 for f64 and f32 for narrower floats.
-    What lax.dot_general computes has not been promised so much: eps is the result's there.
+    Near zero ulps are those of subnormal numbers. Integers wrap. What lax.dot_general computes has not been promised so
+    much: eps is the result's there.
     """
     operands = [wide(x) for x in operands]
     exact = np.einsum(subscripts, *operands)
@@ -62,9 +63,10 @@ def assert_close(actual, subscripts, *operands, promised=True):
         sizes |= dict(zip(names, x.shape, strict=True))
     terms = math.prod(size for name, size in sizes.items() if name not in out)
     magnitude = np.einsum(subscripts, *map(np.abs, operands))
-    ulp = float(ml_dtypes.finfo(actual.dtype).eps)
+    finfo = ml_dtypes.finfo(actual.dtype)
+    ulp = float(finfo.eps)
     eps = ulp if not promised or actual.dtype == np.float64 else float(np.finfo(np.float32).eps)
-    bound = terms * eps * magnitude + ulp / 2 * np.abs(exact)
+    bound = terms * eps * magnitude + ulp / 2 * np.abs(exact) + float(finfo.smallest_subnormal) / 2
     assert np.all(np.abs(wide(actual) - exact) <= bound)
 
 

@@ -1,15 +1,48 @@
-"""Conversions between element types, on whole registers: exact where the target holds every value, else to nearest even."""
+"""Conversions between element types, on whole registers: exact where the target holds a value, else to nearest even."""
 
 from __future__ import annotations
 
-from jax.extend.mlir import ir
-from jax.extend.mlir.dialects import arith, vector
+from dataclasses import dataclass
+from typing import Literal
 
-from jax_nano.build import broadcast, element_type
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import arith
+
+from jax_nano.build import bitcast, element_type
+from jax_nano.kernels import lanes
+from jax_nano.problem import BITS
 
 FLOATS = ("f64", "f32", "bf16", "f16")
 SIGNED = ("s4", "s8", "s16", "s32")
-UNSIGNED = ("u4", "u8")
+UNSIGNED = ("u4", "u8", "u16", "u32")
+
+
+@dataclass(frozen=True)
+class Float8:
+    """An 8-bit float: a sign, an exponent, and a mantissa, from the upper end down.
+
+    `special` says which codes are not finite: "ieee", those whose exponent is all ones, as in IEEE 754; "fn", only the
+    two that are all ones behind the sign, which are NaN; "fnuz", only the one that would be -0, which is NaN.
+
+    Source: Micikevicius et al., "FP8 Formats for Deep Learning" (arXiv 2209.05433); "8-bit Numerical Formats for Deep
+    Neural Networks" (arXiv 2206.02915) for fnuz; ml_dtypes for the others.
+    """
+
+    mantissa: int  # bits
+    bias: int  # of the exponent
+    special: Literal["ieee", "fn", "fnuz"]
+
+
+FLOAT8 = {
+    "f8e5m2": Float8(2, 15, "ieee"),
+    "f8e5m2fnuz": Float8(2, 16, "fnuz"),
+    "f8e4m3": Float8(3, 7, "ieee"),
+    "f8e4m3fn": Float8(3, 7, "fn"),
+    "f8e4m3fnuz": Float8(3, 8, "fnuz"),
+    "f8e4m3b11fnuz": Float8(3, 11, "fnuz"),
+    "f8e3m4": Float8(4, 3, "ieee"),
+}
+F16_BIAS, F16_INFINITY, F16_NAN = 15, 0x7C00, 0x7E00
 
 
 def convert(value: ir.Value, source: str, target: str, native_bf16: bool = False) -> ir.Value:
@@ -26,21 +59,19 @@ def convert(value: ir.Value, source: str, target: str, native_bf16: bool = False
     """
     if source == target:
         return value
-    kind = ir.VectorType.get(ir.VectorType(value.type).shape, element_type(target))
+    if source in FLOAT8:
+        return narrowed(from_float8(value, FLOAT8[source]), target, native_bf16)
+    kind = lanes.of(value, element_type(target))
     if source in FLOATS and target in FLOATS:
         if widens(source, target):
             return arith.extf(kind, value)
         if target == "bf16" and not native_bf16:
             return round_to_bf16(convert(value, source, "f32"))
         return arith.truncf(kind, value)
-    if source in SIGNED and target in FLOATS:
-        return from_integer(value, source, target, arith.sitofp)
-    if source in UNSIGNED and target in FLOATS:
-        return from_integer(value, source, target, arith.uitofp)
-    if source in SIGNED and target in SIGNED:
-        return arith.extsi(kind, value)
-    if source in UNSIGNED and target in SIGNED:
-        return arith.extui(kind, value)
+    if source in (*SIGNED, *UNSIGNED) and target in FLOATS:
+        return from_integer(value, source, target, native_bf16)
+    if source in (*SIGNED, *UNSIGNED) and target in (*SIGNED, *UNSIGNED):
+        return resized(value, source, target)
     raise ValueError(f"no conversion from {source} to {target}")
 
 
@@ -49,34 +80,81 @@ def widens(source: str, target: str) -> bool:
     return (source, target) in {("bf16", "f32"), ("f16", "f32"), ("bf16", "f64"), ("f16", "f64"), ("f32", "f64")}
 
 
-def from_integer(value: ir.Value, source: str, target: str, operation) -> ir.Value:
+def resized(value: ir.Value, source: str, target: str) -> ir.Value:
+    """An integer in more or fewer bits; what does not fit wraps."""
+    kind = lanes.of(value, element_type(target))
+    if kind == value.type:
+        return value
+    if BITS[source] > BITS[target]:
+        return arith.trunci(kind, value)
+    return arith.extui(kind, value) if source in UNSIGNED else arith.extsi(kind, value)
+
+
+def from_integer(value: ir.Value, source: str, target: str, native_bf16: bool) -> ir.Value:
     """An integer as a float, through s32 and f32, which all vector units convert between."""
-    shape = ir.VectorType(value.type).shape
-    wide = arith.extui if source in UNSIGNED else arith.extsi
-    if source not in ("s32", "u32"):
-        value = wide(ir.VectorType.get(shape, element_type("s32")), value)
-        operation = arith.sitofp
+    wide = resized(value, source, "s32")
     if target == "f64":
-        return operation(ir.VectorType.get(shape, element_type("f64")), value)
-    return convert(operation(ir.VectorType.get(shape, element_type("f32")), value), "f32", target)
+        return arith.sitofp(lanes.of(wide, element_type("f64")), wide)
+    single = arith.sitofp(lanes.of(wide, element_type("f32")), wide)
+    return narrowed(single, target, native_bf16) if BITS[source] <= 8 else convert(single, "f32", target, native_bf16)
+
+
+def signed_halves(value: ir.Value) -> ir.Value:
+    """4-bit integers, each in the lower half of a byte, with their sign."""
+    return lanes.sub(arith.xori(*lanes.vectors(value, 8)), 8)
+
+
+def from_float8(value: ir.Value, source: Float8) -> ir.Value:
+    """8-bit floats as f32: their fields moved to where f16 has them, and what f16 means by them scaled.
+
+    The conversion of f16 takes denormal numbers as they are, in every mode of the processor.
+    """
+    shift = 10 - source.mantissa
+    wide = arith.extsi(lanes.of(value, ir.IntegerType.get_signless(16)), value)
+    bits = lanes.mask(lanes.shift_left(wide, shift), (0x7F << shift) - 0x8000)
+    magnitude = lanes.mask(bits, 0x7FFF)
+    if source.bias > F16_BIAS:
+        # f16 has infinity in place of the largest exponent. One less halves the number, which is right; where that
+        # leaves no exponent, half of the bits is right, and the greater one.
+        halved = arith.maxsi(lanes.sub(magnitude, 0x400), lanes.shift_right(magnitude, 1))
+        bits = arith.ori(lanes.mask(bits, -0x8000), halved)
+    if source.special == "fnuz":
+        bits = lanes.select(compared("eq", wide, -0x80), F16_NAN, bits)
+    elif source.special == "fn":
+        bits = lanes.select(compared("eq", magnitude, 0x7F << shift), F16_NAN, bits)
+    elif source.bias != F16_BIAS:
+        finite = compared("slt", magnitude, 0x7F >> source.mantissa << 10)
+        bits = lanes.select(finite, bits, arith.ori(*lanes.vectors(bits, F16_INFINITY)))
+    single = arith.extf(lanes.of(bits, element_type("f32")), bitcast(bits, lanes.count(bits), element_type("f16")))
+    return single if source.bias >= F16_BIAS else lanes.mul(single, 2.0 ** (F16_BIAS - source.bias))
+
+
+def compared(how: str, value: ir.Value, number: int) -> ir.Value:
+    """Where integers compare with a number."""
+    return arith.cmpi(arith.CmpIPredicate[how], *lanes.vectors(value, number))
+
+
+def narrowed(value: ir.Value, target: str, native_bf16: bool) -> ir.Value:
+    """f32 as a type that holds these very numbers."""
+    if target != "bf16" or native_bf16:
+        return convert(value, "f32", target, native_bf16)
+    return upper_half(lanes.bits(value))
+
+
+def upper_half(bits: ir.Value) -> ir.Value:
+    """The bf16 numbers whose bits are the upper halves of words."""
+    half = arith.trunci(lanes.of(bits, ir.IntegerType.get_signless(16)), lanes.shift_right(bits, 16))
+    return bitcast(half, lanes.count(bits), element_type("bf16"))
 
 
 def round_to_bf16(value: ir.Value) -> ir.Value:
-    """f32 to bf16 in integer arithmetic, to nearest even: adding half an ulp, less one bit where the result is even, carries.
+    """f32 to bf16 in integer arithmetic, to nearest even: half an ulp is added, less one bit where the result is even.
 
     A NaN stays one: its upper half keeps the sign and is made quiet.
     """
-    lanes = ir.VectorType(value.type).shape[0]
-    i32, i16 = element_type("s32"), ir.IntegerType.get_signless(16)
-
-    def splat(bits: int) -> ir.Value:
-        return broadcast(arith.constant(i32, bits), lanes)
-
-    bits = vector.bitcast(ir.VectorType.get([lanes], i32), value)
-    odd = arith.andi(arith.shrui(bits, splat(16)), splat(1))
-    rounded = arith.addi(bits, arith.addi(odd, splat(0x7FFF)))
+    bits = lanes.bits(value)
+    odd = lanes.mask(lanes.shift_right(bits, 16), 1)
+    rounded = lanes.add(bits, lanes.add(odd, 0x7FFF))
     is_nan = arith.cmpf(arith.CmpFPredicate.UNO, value, value)
-    quiet = arith.ori(bits, splat(0x400000))
-    upper = arith.shrui(arith.select(is_nan, quiet, rounded), splat(16))
-    half = arith.trunci(ir.VectorType.get([lanes], i16), upper)
-    return vector.bitcast(ir.VectorType.get([lanes], element_type("bf16")), half)
+    quiet = arith.ori(*lanes.vectors(bits, 0x400000))
+    return upper_half(arith.select(is_nan, quiet, rounded))

@@ -23,12 +23,13 @@ from jax_nano.build import (
     index,
     interleave,
     load,
+    load_halves,
     load_scalar,
     splat,
     zeros,
 )
 from jax_nano.isa import DotInstruction
-from jax_nano.kernels.convert import convert
+from jax_nano.kernels.convert import convert, signed_halves
 from jax_nano.problem import BITS
 
 
@@ -112,7 +113,7 @@ class Nanokernel:
 
     @property
     def native_bf16(self) -> bool:
-        """Whether what adds up here may be rounded by an instruction that takes denormal numbers for zero: so did this."""
+        """Whether an instruction that takes denormal numbers for zero may round to bf16: the one that multiplies does."""
         return self.instruction.name in ("vdpbf16ps", "tdpbf16ps")
 
     def accumulator(self) -> ir.Type:
@@ -123,10 +124,18 @@ class Nanokernel:
         """A cleared accumulator."""
         return zeros(self.lanes, element_type(self.instruction.acc))
 
+    def read(self, source: View, at: Index, lanes: int, count: int, operand: str) -> ir.Value:
+        """`count` neighbours from `at` on as the instruction wants them of its operand "lhs" or "rhs"; zeros beyond."""
+        if source.dtype == "u4":
+            return self.ready(load_halves(source.base, at, lanes, count), "u8", operand)
+        if source.dtype == "s4":
+            return self.ready(signed_halves(load_halves(source.base, at, lanes, count)), "s8", operand)
+        return self.ready(load(source.base, at, lanes, count), source.dtype, operand)
+
     def ready(self, value: ir.Value, source: str, operand: str) -> ir.Value:
-        """Elements of type `source` as the instruction wants them of its operand "lhs" or "rhs"."""
+        """Elements of type `source` as the instruction wants them."""
         target = getattr(self.instruction, operand)
-        value = convert(value, source, target)
+        value = convert(value, source, target, self.native_bf16)
         if operand == "lhs" and self.instruction.lhs_offset:
             kind = ir.VectorType(value.type)
             value = arith.xori(value, splat(-128, kind.shape[0], kind.element_type))  # adds or takes 128 modulo 256
@@ -136,9 +145,8 @@ class Nanokernel:
         """Elements (i, k) to (i, k + live - 1) of A in every lane, and zeros up to the group."""
         if self.group == 1 and (packed or a.dtype == self.instruction.lhs):
             return broadcast(load_scalar(a.base, a.offset(i, k)), self.lanes)
-        group = load(a.base, a.offset(i, k), self.group, None if packed else live)
-        if not packed:
-            group = self.ready(group, a.dtype, "lhs")
+        at = a.offset(i, k)
+        group = load(a.base, at, self.group) if packed else self.read(a, at, self.group, live, "lhs")
         unit = ir.IntegerType.get_signless(self.group * BITS[self.instruction.lhs])
         scalar = vector.extract(bitcast(group, 1, unit), [], [0])
         kind = element_type(self.instruction.lhs)
@@ -154,7 +162,7 @@ class Nanokernel:
         """The same out of rows that are contiguous and in B's own type; what is beyond `count` and `live` is zero."""
         kind = element_type(self.instruction.rhs)
         rows = [
-            self.ready(load(b.base, b.offset(add(k, row), j), self.lanes, count), b.dtype, "rhs")
+            self.read(b, b.offset(add(k, row), j), self.lanes, count, "rhs")
             if row < live and count > 0
             else zeros(self.lanes, kind)
             for row in range(self.group)
@@ -163,8 +171,7 @@ class Nanokernel:
 
     def load_along_k(self, source: View, at: Index, live: int, operand: str) -> ir.Value:
         """`live` neighbours along k as one register, zeros beyond."""
-        value = load(source.base, at, self.lanes * self.group, live)
-        return self.ready(value, source.dtype, operand)
+        return self.read(source, at, self.lanes * self.group, live, operand)
 
     def plus(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """The sum of two accumulators."""

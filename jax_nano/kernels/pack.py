@@ -86,7 +86,7 @@ class Packer:
         """`count` elements from `at` on as the instruction wants them, zeros beyond."""
         if count <= 0:
             return zeros(lanes, self.kind)
-        return self.nano.ready(load(source.base, at, lanes, count), source.dtype, self.operand)
+        return self.nano.read(source, at, lanes, count, self.operand)
 
     def panels(self, panels: Panels, source: View, depth: Index, size: int, width: int) -> None:
         """Copies `depth` rows of `source`, element (k, j), to panels of `width` columns.
