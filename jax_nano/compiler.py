@@ -131,7 +131,7 @@ def kernel_for(dot: Dot, target_name: str | None = None) -> Kernel:
     """
     machine = host.machine()
     plan = _plan(dot, target(machine, target_name).name)
-    return compiled(dot, plan, processor_for(plan, machine))
+    return replace(compiled(dot, plan, processor_for(plan, machine)), plan=plan)  # equal plans may differ in `why`
 
 
 @functools.cache

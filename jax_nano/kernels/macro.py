@@ -20,6 +20,7 @@ from jax.extend.mlir import ir
 
 from jax_nano.build import Index, View, add, along, divmod_, equal, for_range, load, minimum, mul, scratch, select, store, subtract, when
 from jax_nano.kernels.convert import convert
+from jax_nano.kernels.finish import Finish
 from jax_nano.kernels.micro import Ahead, Epilogue, InnerMicrokernel, Microkernel, Part, Result
 from jax_nano.kernels.nano import Block, Nanokernel
 from jax_nano.kernels.pack import Packer, Panels
@@ -178,8 +179,6 @@ class Macrokernel:
         """The epilogue of the block that begins at (i, j)."""
         if not self.dot.epilogue:
             return None
-        from jax_nano.kernels.finish import Finish
-
         views = [view.block(i, j) for view in extras]
         return Finish(self.dot.epilogue.program, self.nano, tuple(views))
 
