@@ -81,7 +81,8 @@ def product(library: str, a: np.ndarray, b: np.ndarray) -> Callable[[], object]:
 def measure(dtype: str, size: Size, turns: int) -> Timing:
     """Times one product with every library in turn."""
     random = np.random.default_rng(0)
-    probe, threads = roof.fma_probe(dtype, target(host.machine()).name), host.threads()
+    isa = target(host.machine())
+    probe, threads = roof.fma_probe(dtype, (isa.vectors or isa).name), host.threads()
     with jax.enable_x64(dtype == "f64"):
         a = random.standard_normal((size.m, size.k)).astype(DTYPES[dtype])
         b = random.standard_normal((size.k, size.n)).astype(DTYPES[dtype])

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from jax_nano import _native, cache
-from jax_nano.compiler import kernel_for, target
-from jax_nano.isa import Cache
+from jax_nano.compiler import kernel_for, machine_for, target
+from jax_nano.isa import Cache, Machine
 from jax_nano.problem import Dot, Operand, UnsupportedDot
 from jax_nano.report import Report
 from jax_nano.targets import host
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show.add_argument("types", help="element types: f32, f64; lhsxrhs and >out where they differ, as in bf16xf32>f32")
     for size, meaning in (("M", "rows of C"), ("N", "columns of C"), ("K", "terms of each sum")):
         show.add_argument(size, type=int, help=meaning)
-    show.add_argument("--target", help="an instruction set of this machine; see info")
+    show.add_argument("--target", help="an instruction set, of this machine or another; see info")
     show.add_argument("--show", choices=SHOWN, default="plan", help="what to print (default: %(default)s)")
     cache.add_command(commands)
     options = parser.parse_args(arguments)
@@ -70,9 +70,12 @@ def info(_: argparse.Namespace) -> str:
     except UnsupportedDot as reason:
         lines["targets"] = f"none: {reason}; products run as lax.dot_general"
     else:
-        chosen = target(machine).name
-        names = [f"{isa.name} (used)" if isa.name == chosen else isa.name for isa in machine.isas]
-        lines["targets"] = ", ".join(names) + forced()
+        used = machine_for()
+        chosen = target(used)
+        names = [f"{isa.name} (used)" if isa == chosen else isa.name for isa in machine.isas]
+        lines["targets"] = ", ".join(names) + forced(used)
+        if machine.note:
+            lines["without"] = machine.note
         lines["known as"] = f"{machine.name}, {machine.threads} threads"
         lines["caches"] = ", ".join(map(describe, machine.caches))
     held, limit = _native.scratch()
@@ -85,9 +88,13 @@ COMMANDS = {"info": info, "inspect": inspect, "cache": cache.command}
 PACKAGES = {"jax_nano": "jax-nano", "jax": "jax", "jaxlib": "jaxlib", "NumPy": "numpy"}
 
 
-def forced() -> str:
+def forced(machine: Machine) -> str:
     """Says so where the environment chooses the target."""
-    return "; JAX_NANO_TARGET is set" if os.environ.get("JAX_NANO_TARGET") else ""
+    wanted = os.environ.get("JAX_NANO_TARGET")
+    if not wanted:
+        return ""
+    missing = all(isa.name != wanted for isa in host.machine().isas)
+    return f"; JAX_NANO_TARGET is {wanted}" + (f", of {machine.name}, which does not run here" if missing else "")
 
 
 def describe(cache: Cache) -> str:

@@ -84,7 +84,7 @@ class Kernel:
         plan, (operands, (out, results)) = self.plan, self.arrays
         attributes = {
             "object": self.object,
-            "features": features(plan, host.machine().isa(plan.isa)),
+            "features": self.processor.features.replace("+", ""),
             "symbols": ",".join(emit.symbols(plan)),
             "tasks": np.array(list(plan.tasks.values()), np.int64),
             "rounds": np.int64(plan.rounds),
@@ -100,16 +100,26 @@ class Kernel:
         return attributes
 
 
-def features(plan: Plan, isa: Isa) -> str:
-    """LLVM's names of what a plan's code needs of a processor, separated by commas."""
-    return ",".join((*isa.features, *plan.instruction.features))
-
-
 def processor_for(plan: Plan, machine: Machine) -> Processor:
     """What to compile a plan for."""
     isa = machine.isa(plan.isa)
     extra = ",".join(f"+{feature}" for feature in (*isa.features, *plan.instruction.features))
     return Processor(isa.cpu, extra, machine.name)
+
+
+def machine_for(name: str | None = None) -> Machine:
+    """The machine to compose for: this one, or another where this one lacks the instruction set asked for.
+
+    Kernels for another machine can be looked at here, not run.
+
+    Raises:
+      UnsupportedDot: there is no target for this processor.
+      ValueError: no machine has an instruction set of that name.
+    """
+    machine, wanted = host.machine(), name or os.environ.get("JAX_NANO_TARGET")
+    if not wanted or any(isa.name == wanted for isa in machine.isas):
+        return machine
+    return host.elsewhere(wanted)
 
 
 def target(machine: Machine, name: str | None = None) -> Isa:
@@ -123,20 +133,20 @@ def target(machine: Machine, name: str | None = None) -> Isa:
 
 
 def kernel_for(dot: Dot, target_name: str | None = None) -> Kernel:
-    """The kernel of a product on this machine, compiled once per process.
+    """The kernel of a product for a target, by default this machine's, compiled once per process.
 
     Raises:
       UnsupportedDot: jax_nano has no kernel for it.
-      ValueError: the target asked for is not one this machine has.
+      ValueError: no machine has the target asked for.
     """
-    machine = host.machine()
+    machine = machine_for(target_name)
     plan = _plan(dot, target(machine, target_name).name)
     return replace(compiled(dot, plan, processor_for(plan, machine)), plan=plan)  # equal plans may differ in `why`
 
 
 @functools.cache
 def _plan(dot: Dot, isa: str) -> Plan:
-    machine = host.machine()
+    machine = machine_for(isa)
     return remembered(dot, machine.isa(isa)) or schedule.choose(dot, machine, machine.isa(isa))
 
 

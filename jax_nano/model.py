@@ -123,10 +123,10 @@ def register_block(
     core = machine.cores[isa.name]
     if isa.register_count < 3:
         raise ValueError(f"{isa.name} has {isa.register_count} registers; a block needs at least 3")
-    lanes, steps = instruction.shape[1], -(-k // instruction.shape[2])
-    registers_of_n = -(-n // lanes)
+    height, lanes, depth = instruction.shape
+    registers_of_m, registers_of_n, steps = -(-m // height), -(-n // lanes), -(-k // depth)
     best: tuple[float, int, int] | None = None
-    for rows in range(1, min(m, isa.register_count) + 1):
+    for rows in range(1, min(registers_of_m, isa.register_count) + 1):
         for registers in range(1, min(registers_of_n, isa.register_count) + 1):
             if rows * registers + min(rows, registers) + 1 > isa.register_count:
                 break
@@ -135,17 +135,17 @@ def register_block(
                 piece = c * isa.register_bytes
                 first = steps * stream_cycles(machine, held_bytes, piece)
                 again = steps * fetch_cycles(machine, steps * piece, piece)
-                for position, (r, r_count) in enumerate(panels(m, rows)):
+                for position, (r, r_count) in enumerate(panels(registers_of_m, rows)):
                     block = block_cycles(core, instruction, r, c, steps, extra)
                     fetching = position == 0
                     cycles += c_count * (fetching * max(block, first) + (r_count - fetching) * max(block, again))
-            cycles *= 1 + UNEVEN * ((m % rows > 0) + (registers_of_n % registers > 0))
+            cycles *= 1 + UNEVEN * ((registers_of_m % rows > 0) + (registers_of_n % registers > 0))
             if best is None or cycles < best[0]:
                 best = cycles, rows, registers
     if best is None:
         raise ValueError("a block needs at least one row and one column")
     _, rows, registers = best
-    return RegisterBlock(rows, registers * lanes, hold_lhs=rows < registers)
+    return RegisterBlock(rows * height, registers * lanes, hold_lhs=rows < registers)
 
 
 def inner_block(isa: Isa, machine: Machine, instruction: DotInstruction, dot: Dot, m: Axis, n: Axis, k: Axis) -> RegisterBlock:
@@ -241,7 +241,7 @@ def extra_for(plan: Plan) -> Extra:
 def extra(lhs: str, rhs: str, instruction: DotInstruction, lhs_direct: bool, rhs_direct: bool, lanes: str = "n") -> Extra:
     """The same before there is a plan: conversions in registers, and rows of B interleaved there."""
     per_row = (2.0 if lhs != instruction.lhs else 0.0) + (1.0 if instruction.lhs_offset else 0.0) if lhs_direct else 0.0
-    group = instruction.shape[2]
+    group = instruction.group
     per_register = 0.0
     if rhs_direct:
         interleaving = 2.0 * (group - 1) if lanes == "n" else 0.0
@@ -270,7 +270,7 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
     cycles = 0.0
     for cols, col_count in panels(plan.n.size, plan.nr):
         registers = -(-cols // lanes)
-        step_bytes = registers * instruction.shape[1] * bytes_of(instruction.acc)
+        step_bytes = bytes_of(instruction.rhs, registers * lanes * instruction.shape[2])
         again = steps * fetch_cycles(machine, steps * step_bytes, step_bytes)
         if plan.rhs == "direct":
             first = steps * stream_cycles(machine, b_bytes, step_bytes * bytes_of(plan.dot.rhs) / bytes_of(instruction.rhs))
@@ -279,14 +279,34 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
             first = steps * fetch_cycles(machine, b_bytes, step_bytes)
         column = 0.0
         for rows, row_count in panels(plan.m.size, plan.mr):
-            block = block_cycles(core, instruction, rows, registers, steps, extra)
-            block += steps * stalls(plan, machine, rows)
+            tall = -(-rows // instruction.shape[0])
+            block = block_cycles(core, instruction, tall, registers, steps, extra)
+            block += finish_cycles(plan, machine, rows, registers) + steps * stalls(plan, machine, rows)
             if plan.k_blocks > 1:
-                block += 3 * rows * registers / core.stores_per_cycle + BLOCK_OVERHEAD_CYCLES
-            fetching = min(blocks, row_count)
-            column += fetching * max(block, first) + (row_count - fetching) * max(block, again)
+                block += 3 * tall * registers / core.stores_per_cycle + BLOCK_OVERHEAD_CYCLES
+            fetching, rows_again = min(blocks, row_count), steps * lhs_refetch_cycles(plan, machine, tall)
+            column += fetching * max(block, first + rows_again) + (row_count - fetching) * max(block, again + rows_again)
         cycles += col_count * column
-    return cycles * extent(plan.outer) * plan.k_blocks
+    return cycles * extent(plan.outer) * plan.k_blocks + plan.rounds * plan.tasks["compute"] * core.setup_cycles
+
+
+def finish_cycles(plan: Plan, machine: Machine, rows: int, registers: int) -> float:
+    """Cycles of the vectors that take a block from tiles to C, where C does not take tiles as they are."""
+    whole = rows % plan.instruction.shape[0] == 0 and plan.n.size % plan.instruction.shape[1] == 0
+    as_they_are = whole and plan.dot.out == plan.instruction.acc and not plan.dot.epilogue
+    if not plan.instruction.tiles or as_they_are:
+        return 0.0
+    core = machine.vector_core(plan.isa)
+    return rows * registers * (1 / core.loads_per_cycle + 1 / core.stores_per_cycle + 2 / core.vector_per_cycle)
+
+
+def lhs_refetch_cycles(plan: Plan, machine: Machine, tall: int) -> float:
+    """Cycles that a step of k takes to bring its tiles of A again; rows of vectors are too few to count."""
+    if not plan.instruction.tiles:
+        return 0.0
+    rows, _, depth = plan.instruction.shape
+    block = bytes_of(plan.instruction.lhs, min(plan.mc, plan.m.size) * plan.kc)
+    return fetch_cycles(machine, block, bytes_of(plan.instruction.lhs, tall * rows * depth))
 
 
 def rhs_block_bytes(plan: Plan) -> int:
@@ -316,7 +336,7 @@ def stalls(plan: Plan, machine: Machine, rows: int) -> float:
 
 def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
     """Cycles of all packing on one thread: for the copying itself, and for the wait for what is copied."""
-    core = machine.cores[plan.isa]
+    core = machine.vector_core(plan.isa)
     m, n, k, outer = plan.m.size, plan.n.size, plan.k.size * extent(plan.k_outer), extent(plan.outer)
     cycles = waiting = 0.0
     fetch = line_fetch_cycles(plan, machine)
@@ -332,9 +352,10 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
         waiting += times * lines(k * n, plan.dot.rhs) * fetch * (1 + (FAR_RUN_BYTES if far else RUN_BYTES) / run)
     if plan.lhs != "direct":
         times = outer * plan.n_tasks * plan.rounds
-        by_rows = plan.lhs == "rows"
+        by_rows = plan.lhs == "rows" and plan.k.lhs == 1
+        copied, turned = plan.m.lhs == 1 and plan.lhs == "columns", plan.k.lhs == 1 or plan.m.lhs == 1
         cycles += times * lines(m * k, plan.instruction.lhs) * line_cycles(
-            core, plan, by_rows or plan.m.lhs == 1, plan.k.lhs == 1, plan.dot.lhs != plan.instruction.lhs, plain=by_rows
+            core, plan, by_rows or copied, turned, plan.dot.lhs != plan.instruction.lhs, plain=by_rows
         )
         waiting += times * lines(m * k, plan.dot.lhs) * fetch
     return cycles, waiting
@@ -364,7 +385,7 @@ def lines(count: int, dtype: str) -> float:
 
 def line_cycles(core: Core, plan: Plan, copied: bool, transposed: bool, converted: bool, plain: bool = False) -> float:
     """Cycles of packing one line's worth of elements."""
-    lanes, _, group = plan.instruction.shape[1], 0, plan.instruction.shape[2]
+    lanes, group = plan.instruction.shape[1], plan.instruction.group
     registers = LINE_BYTES / (lanes * bytes_of(plan.instruction.acc))
     if copied:
         shuffles = 0.0 if plain else 2.0 * (group - 1)

@@ -26,22 +26,26 @@ WIDENS = {
     "f64": ("f64",),
     "f32": ("f32",),
     "bf16": ("bf16", "f32"),
-    "f16": ("f32",),
+    "f16": ("f16", "f32"),
     **dict.fromkeys(FLOAT8, ("bf16", "f32")),
-    "s8": ("s8", "s16", "bf16", "f32"),
-    "u8": ("u8", "s16", "bf16", "f32"),
-    "s4": ("s8", "s16", "bf16", "f32"),
-    "u4": ("u8", "s8", "s16", "bf16", "f32"),
+    "s8": ("s8", "s16", "bf16", "f16", "f32"),
+    "u8": ("u8", "s16", "bf16", "f16", "f32"),
+    "s4": ("s8", "s16", "bf16", "f16", "f32"),
+    "u4": ("u8", "s8", "s16", "bf16", "f16", "f32"),
 }
 
 
-def instructions_for(isa: Isa, dot: Dot) -> list[DotInstruction]:
-    """The instruction set's instructions that can serve the types of a product.
+def instructions_for(isa: Isa, dot: Dot) -> list[tuple[Isa, DotInstruction]]:
+    """The instructions that can serve the types of a product, of the instruction set and of the vectors beside it.
 
     Raises:
       UnsupportedDot: it has none.
     """
-    found = [i for i in isa.dots if i.lhs in WIDENS[dot.lhs] and i.rhs in WIDENS[dot.rhs] and i.acc == dot.acc]
+
+    def serves(i: DotInstruction) -> bool:
+        return i.lhs in WIDENS[dot.lhs] and i.rhs in WIDENS[dot.rhs] and i.acc == dot.acc
+
+    found = [(level, i) for level in (isa, isa.vectors) if level for i in level.dots if serves(i)]
     if not found:
         raise UnsupportedDot(f"{isa.name} has no instruction that multiplies {dot.lhs} by {dot.rhs} into {dot.acc}")
     return found
@@ -86,9 +90,11 @@ def undivided(plan: Plan, machine: Machine) -> Iterator[Plan]:
 def reason(plan: Plan, machine: Machine, candidates: int) -> str:
     """What the model says of a plan."""
     cost = model.seconds(plan, machine)
+    note = f"; {machine.note}" if machine.note else ""
     return (
         f"cheapest of {candidates} kernels: {1e6 * cost.total:.1f} us expected on {machine.threads} threads "
         f"(one thread: compute {1e6 * cost.compute:.1f}, packing {1e6 * cost.packing:.1f}; memory {1e6 * cost.memory:.1f})"
+        + note
     )
 
 
@@ -104,27 +110,50 @@ def kernel_plans(dot: Dot, machine: Machine, isa: Isa) -> Iterator[Plan]:
         raise UnsupportedDot("an array of the epilogue is neither contiguous along n nor the same for all of n")
     outer = work.b + tuple(a for a in work.m if a is not m) + tuple(a for a in work.n if a is not n)
     k_outer = tuple(a for a in work.k if a is not k)
-    common = dict(dot=work, swapped=swapped, isa=isa.name, m=m, n=n, k=k, outer=outer, k_outer=k_outer)
+    common = dict(dot=work, swapped=swapped, m=m, n=n, k=k, outer=outer, k_outer=k_outer)
 
-    for instruction in instructions_for(isa, work):
-        group = instruction.shape[2]
-        offset = instruction.lhs_offset != 0
-        lhs_direct = group == 1 or k.lhs == 1
-        rhs_direct = n.rhs == 1 and not offset
-        packed_lhs = "rows" if k.lhs == 1 else "columns"
-        for lhs in ("direct", packed_lhs) if lhs_direct else (packed_lhs,):
-            once = rhs_direct and m.size <= READ_ONCE_ROWS
-            for rhs in ("direct",) if once else ("direct", "private") if rhs_direct else ("private",):
-                extra = model.extra(work.lhs, work.rhs, instruction, lhs == "direct", rhs == "direct")
-                depth = streamed(machine, instruction, work, m, n, k) if rhs == "direct" else k.size
-                held = bytes_of(work.rhs, k.size * n.size) if rhs == "direct" else 0
-                block = model.register_block(isa, machine, instruction, m.size, n.size, depth, extra, held)
-                yield blocked(
-                    machine, block, depth, instruction=instruction, lhs=lhs, rhs=rhs, hold_lhs=block.hold_lhs, **common
-                )
-        if k.lhs == 1 and k.rhs == 1 and not offset:
-            block = model.inner_block(isa, machine, instruction, work, m, n, k)
-            yield blocked(machine, block, k.size, instruction=instruction, lanes="k", **common)
+    for level, instruction in instructions_for(isa, work):
+        plans = tile_plans if instruction.tiles else vector_plans
+        yield from plans(machine, level, instruction, common | {"isa": level.name})
+
+
+def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: dict) -> Iterator[Plan]:
+    """Plans of a single task by vectors."""
+    work, m, n, k = (common[name] for name in ("dot", "m", "n", "k"))
+    offset = instruction.lhs_offset != 0
+    lhs_direct = instruction.group == 1 or k.lhs == 1
+    rhs_direct = n.rhs == 1 and not offset
+    packed_lhs = "rows" if k.lhs == 1 else "columns"
+    for lhs in ("direct", packed_lhs) if lhs_direct else (packed_lhs,):
+        once = rhs_direct and m.size <= READ_ONCE_ROWS
+        for rhs in ("direct",) if once else ("direct", "private") if rhs_direct else ("private",):
+            extra = model.extra(work.lhs, work.rhs, instruction, lhs == "direct", rhs == "direct")
+            depth = streamed(machine, instruction, work, m, n, k) if rhs == "direct" else k.size
+            held = bytes_of(work.rhs, k.size * n.size) if rhs == "direct" else 0
+            block = model.register_block(isa, machine, instruction, m.size, n.size, depth, extra, held)
+            yield blocked(
+                machine, block, depth, instruction=instruction, lhs=lhs, rhs=rhs, hold_lhs=block.hold_lhs, **common
+            )
+    if k.lhs == 1 and k.rhs == 1 and not offset:
+        block = model.inner_block(isa, machine, instruction, work, m, n, k)
+        yield blocked(machine, block, k.size, instruction=instruction, lanes="k", **common)
+
+
+def tile_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: dict) -> Iterator[Plan]:
+    """Plans of a single task by tiles. B is packed; A is where tiles would reach beyond it, or not find whole rows.
+
+    The sum is in one part, or in parts short enough for a panel of B to stay in the nearest cache.
+    """
+    work, m, n, k = (common[name] for name in ("dot", "m", "n", "k"))
+    instruction = instruction.fitted(m.size, k.size)
+    rows, lanes, steps = instruction.shape
+    in_place = k.lhs == 1 and work.lhs == instruction.lhs and m.size % rows == 0 and k.size % steps == 0
+    for lhs in ("direct", "rows") if in_place else ("rows",):
+        for depth in {k.size, min(k.size, machine.caches[0].bytes // 2 // bytes_of(instruction.rhs, 2 * lanes))}:
+            block = model.register_block(isa, machine, instruction, m.size, n.size, depth)
+            yield blocked(
+                machine, block, depth, instruction=instruction, lhs=lhs, rhs="private", hold_lhs=block.hold_lhs, **common
+            )
 
 
 def streamed(machine: Machine, instruction: DotInstruction, dot: Dot, m: Axis, n: Axis, k: Axis) -> int:
@@ -145,7 +174,8 @@ def blocked(machine: Machine, block: model.RegisterBlock, depth: int, **plan) ->
     along_k = plan.get("lanes") == "k"
     registers = block.cols if along_k else -(-block.cols // instruction.shape[1])
     step = instruction.shape[2] * (instruction.shape[1] if along_k else 1)
-    unroll = max(1, min(4, UNROLLED_DOTS // (block.rows * registers), k.size // step))
+    dots = UNROLLED_DOTS if instruction.tiles else block.rows * registers
+    unroll = max(1, min(4, UNROLLED_DOTS // dots, k.size // step))
     cols = -(-n.size // block.cols) * block.cols
     mc = min(m.size, 8 * block.rows) if plan.get("lhs", "direct") != "direct" else m.size
     whole = -(-m.size // mc) * mc

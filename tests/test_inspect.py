@@ -143,7 +143,7 @@ def test_the_command_line_says_why_there_is_no_kernel(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["inspect", "f32", "8", "8", "8", "--target", "vax"], "has no vax (it has "),
+        (["inspect", "f32", "8", "8", "8", "--target", "vax"], "there is no target vax (there are "),
         (["inspect", "f32*f32", "8", "8", "8"], "f32*f32 does not name element types; write f32, or lhsxrhs>out"),
     ],
 )

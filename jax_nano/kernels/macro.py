@@ -22,8 +22,9 @@ from jax_nano.build import Index, View, add, along, divmod_, equal, for_range, l
 from jax_nano.kernels.convert import convert
 from jax_nano.kernels.finish import Finish
 from jax_nano.kernels.micro import Ahead, Epilogue, InnerMicrokernel, Microkernel, Part, Result
-from jax_nano.kernels.nano import Block, Nanokernel
+from jax_nano.kernels.nano import Block, Nanokernel, TileNanokernel
 from jax_nano.kernels.pack import Packer, Panels
+from jax_nano.kernels.tiles import TileMicrokernel
 from jax_nano.plan import Plan
 from jax_nano.problem import Axis, extent
 
@@ -61,11 +62,9 @@ class Macrokernel:
         """Takes what the plan says."""
         self.plan, self.dot = plan, plan.dot
         self.arrays = 3 + (len(plan.dot.epilogue.extras) if plan.dot.epilogue else 0)
-        nano = Nanokernel(plan.instruction, hold_lhs=plan.hold_lhs)
-        self.nano = nano
+        self.micro = microkernel(plan)
+        self.nano = nano = self.micro.nano
         self.lhs_packer, self.rhs_packer = Packer(nano, "lhs"), Packer(nano, "rhs")
-        packed = plan.lhs != "direct", plan.rhs != "direct"
-        self.micro = (InnerMicrokernel if plan.lanes == "k" else Microkernel)(nano, plan.unroll, packed)
 
     def pack_phase(self, frame: Frame) -> None:
         """One task: a run of B's panels into shared scratch. Rounds advance along n."""
@@ -97,7 +96,7 @@ class Macrokernel:
         rhs = View(frame.rhs, at[1], (plan.k.rhs, plan.n.rhs), dot.rhs)
         out = self.out(frame, split_number).moved(at[2])
         extras = self.extras(frame, at)
-        partial = self.partial(frame, out)
+        partial, tiles = self.partial(frame, out), self.tiles(frame)
         begin_k = mul(split_number, plan.blocks_per_split)
         end_k = minimum(add(begin_k, plan.blocks_per_split), plan.k_blocks)
 
@@ -128,7 +127,7 @@ class Macrokernel:
                             where = partial.block(subtract(i, area.m0), subtract(j, area.n0)) if plan.has_partial else c
                             block = Block(count, cols, self.nano.lanes)
                             epilogue = self.epilogue(extras, i, j) if plan.splits == 1 else None
-                            result = Result(c, where, bias, biased, epilogue)
+                            result = Result(c, where, bias, biased, epilogue, plan.has_partial, tiles)
                             ahead = self.ahead(b_matrix.block(k0, j), i, area.m0, cols)
                             self.micro.emit(a_panel(i), b, result, block, part, ahead)
 
@@ -199,6 +198,14 @@ class Macrokernel:
         base = scratch(frame.local, plan.local_partial_at, plan.mt * plan.nt, plan.instruction.acc)
         return View(base, 0, (plan.nt, 1), plan.instruction.acc)
 
+    def tiles(self, frame: Frame) -> View | None:
+        """Where tiles stand that neither C nor partial sums take."""
+        plan = self.plan
+        if not plan.instruction.tiles:
+            return None
+        base = scratch(frame.local, plan.local_tiles_at, plan.mr * plan.nr, plan.instruction.acc)
+        return View(base, 0, (plan.nr, 1), plan.instruction.acc)
+
     def pack_rhs(self, source: View, panel: RhsPanels, begin: Index, end: Index, depth: Index) -> None:
         """Packs columns [begin, end) of B, and the starting values that belong to their panels."""
         n, width, k = self.plan.n, self.plan.nr, self.plan.k
@@ -210,7 +217,7 @@ class Macrokernel:
     def panel(self, base: ir.Value, at: Index, depth: int, k0: Index = 0) -> tuple[View, View]:
         """A panel of B of `depth` steps, from its step k0 on; its bias stands behind it."""
         plan = self.plan
-        panel = View(base, at, (plan.nr, plan.instruction.shape[2]), plan.instruction.rhs)
+        panel = View(base, at, (plan.nr, self.nano.group), plan.instruction.rhs)
         return panel.block(k0, 0), panel.block(plan.rounded_up(depth), 0)
 
     def shared_panels(self, frame: Frame, k0: Index = 0) -> RhsPanels:
@@ -245,16 +252,30 @@ class Macrokernel:
         base = scratch(frame.local, 0, plan.local_lhs_rows * plan.lhs_stride, plan.instruction.lhs)
         if plan.lhs == "rows":
             target = View(base, 0, (plan.lhs_stride, 1), plan.instruction.lhs)
-            self.lhs_packer.rows(lhs.block(begin, 0), target, subtract(end, begin), part.depth, plan.k.size)
-            return lambda i: target.block(subtract(i, begin), 0)
+
+            def row(i: Index) -> View:
+                return target.block(subtract(i, begin), 0)
+
+            panels = Panels(begin, end, plan.m.size, plan.instruction.shape[0], row)
+            self.lhs_packer.rows(panels, lhs, part.depth, plan.k.size)
+            return row
 
         def panel(i: Index) -> View:
             at = mul(subtract(i, begin), plan.lhs_stride)
-            return View(base, at, (plan.instruction.shape[2], plan.mr), plan.instruction.lhs)
+            return View(base, at, (self.nano.group, plan.mr), plan.instruction.lhs)
 
         panels = Panels(begin, end, plan.m.size, plan.mr, lambda i: panel(i).transposed)
         self.lhs_packer.panels(panels, lhs.transposed, part.depth, plan.k.size, plan.mr)
         return panel
+
+
+def microkernel(plan: Plan) -> Microkernel:
+    """The kind of microkernel that a plan is made of."""
+    packed = plan.lhs != "direct", plan.rhs != "direct"
+    if plan.instruction.tiles:
+        return TileMicrokernel(TileNanokernel(plan.instruction, hold_lhs=plan.hold_lhs), plan.unroll, packed)
+    kind = InnerMicrokernel if plan.lanes == "k" else Microkernel
+    return kind(Nanokernel(plan.instruction, hold_lhs=plan.hold_lhs), plan.unroll, packed)
 
 
 def split(number: Index, count: int) -> tuple[Index, Index]:

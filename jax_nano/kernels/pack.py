@@ -82,6 +82,11 @@ class Packer:
         """The type of packed elements."""
         return element_type(getattr(self.nano.instruction, self.operand))
 
+    @property
+    def unit(self) -> ir.Type:
+        """A group as one number."""
+        return ir.IntegerType.get_signless(self.group * BITS[getattr(self.nano.instruction, self.operand)])
+
     def read(self, source: View, at: Index, lanes: int, count: int) -> ir.Value:
         """`count` elements from `at` on as the instruction wants them, zeros beyond."""
         if count <= 0:
@@ -104,6 +109,25 @@ class Packer:
             panels.each(lambda j, cols, to: self.copy_transposed(source.block(0, j), to, depth, size, cols, width))
         else:
             panels.each(lambda j, cols, to: self.copy_elements(source.block(0, j), to, depth, size, cols, width))
+        self.clear_rest(panels, depth, size, width)
+
+    def clear_rest(self, panels: Panels, depth: Index, size: int, width: int) -> None:
+        """Zeros from the last group of steps to the end of the last instruction's."""
+        steps = self.nano.instruction.shape[2]
+        rest = size % steps
+        missing = range(-(-rest // self.group) * self.group, steps, self.group)
+        if not rest or not missing:
+            return
+        whole = rounded_down(depth, size, steps)
+        nothing = zeros(self.lanes * self.group, self.kind)
+
+        def clear(_first: Index, _cols: int, target: View) -> None:
+            for k in missing:
+                for j in range(0, width, self.lanes):
+                    self.put(nothing, target, add(whole, k), j, width)
+
+        with when(differ(whole, depth)):
+            panels.each(clear)
 
     def copy_rows(self, panels: Panels, source: View, depth: Index, size: int, width: int) -> None:
         """Rows that are contiguous already: `group` of them interleaved. Reads run along the rows, from panel to panel."""
@@ -132,24 +156,17 @@ class Packer:
     def copy_transposed(self, source: View, target: View, depth: Index, size: int, cols: int, width: int) -> None:
         """Columns that are contiguous: squares of `lanes` x `lanes` groups transposed in registers."""
         step = self.lanes * self.group
-        unit = ir.IntegerType.get_signless(self.group * BITS[getattr(self.nano.instruction, self.operand)])
 
         def square(k: Index, live: int) -> None:
             for j in range(0, width, self.lanes):
                 columns: Values = [
-                    bitcast(self.read(source, source.offset(k, c), step, live if c < cols else 0), self.lanes, unit)
+                    bitcast(self.read(source, source.offset(k, c), step, live if c < cols else 0), self.lanes, self.unit)
                     for c in range(j, j + self.lanes)
                 ]
                 for i, row in enumerate(transpose(columns)[: -(-live // self.group)]):
                     self.put(bitcast(row, step, self.kind), target, add(k, i * self.group), j, width)
 
-        whole = rounded_down(depth, size, step)
-        if whole != 0:
-            with for_range(0, whole, step) as loop:
-                square(loop.i, step)
-        if rest := size % step:
-            with when(differ(whole, depth)):
-                square(whole, rest)
+        self.along_k(depth, size, square)
 
     def copy_elements(self, source: View, target: View, depth: Index, size: int, cols: int, width: int) -> None:
         """Strided both ways: element by element, into a panel cleared before."""
@@ -168,19 +185,61 @@ class Packer:
         """Stores a register of a panel; the last may be cut short by the panel's end."""
         store(register, target.base, target.offset(k, j), (width - j) * self.group)
 
-    def rows(self, source: View, target: View, rows: Index, depth: Index, size: int) -> None:
-        """Copies rows of A, element (i, k), that are contiguous along k; up to a whole register is written behind each."""
+    def rows(self, panels: Panels, source: View, depth: Index, size: int) -> None:
+        """Copies rows of A, element (i, k), so that each is contiguous; up to a whole register is written behind each."""
+        if source.strides[1] == 1:
+            with for_range(panels.begin, panels.end) as row:
+                self.copy_row(source.block(row.i, 0), panels.target(row.i), depth, size)
+        elif source.strides[0] == 1:
+            panels.each(lambda i, count, to: self.copy_columns(source.block(i, 0), to, count, depth, size))
+        else:
+            with for_range(panels.begin, panels.end) as row:
+                self.copy_row_elements(source.block(row.i, 0), panels.target(row.i), depth, size)
+
+    def copy_row(self, source: View, target: View, depth: Index, size: int) -> None:
+        """A row that is contiguous already."""
+
+        def piece(k: Index, live: int) -> None:
+            store(self.read(source, source.offset(0, k), self.lanes * self.group, live), target.base, target.offset(0, k))
+
+        self.along_k(depth, size, piece)
+
+    def copy_columns(self, source: View, target: View, count: int, depth: Index, size: int) -> None:
+        """Columns that are contiguous: groups of them interleaved, and squares of groups transposed in registers."""
+
+        def square(k: Index, live: int) -> None:
+            groups: Values = []
+            for first in range(0, self.lanes * self.group, self.group):
+                columns = [
+                    self.read(source, source.offset(0, add(k, first + v)), self.lanes, count if first + v < live else 0)
+                    for v in range(self.group)
+                ]
+                groups.append(bitcast(interleave(columns), self.lanes, self.unit))
+            for i, row in enumerate(transpose(groups)[:count]):
+                store(bitcast(row, self.lanes * self.group, self.kind), target.base, target.offset(i, k))
+
+        self.along_k(depth, size, square)
+
+    def copy_row_elements(self, source: View, target: View, depth: Index, size: int) -> None:
+        """A row that is neither, element by element."""
+        step = self.lanes * self.group
+        if size % step:
+            whole = rounded_down(depth, size, step)
+            with when(differ(whole, depth)):
+                store(zeros(step, self.kind), target.base, target.offset(0, whole))
+        with for_range(0, depth) as k:
+            store(self.read(source, source.offset(0, k.i), 1, 1), target.base, target.offset(0, k.i))
+
+    def along_k(self, depth: Index, size: int, body: Callable[[Index, int], None]) -> None:
+        """Runs `body(k, live)` for whole registers of steps, and for the rest, where it is live."""
         step = self.lanes * self.group
         whole = rounded_down(depth, size, step)
-        with for_range(0, rows) as row:
-            if whole != 0:
-                with for_range(0, whole, step) as loop:
-                    value = self.read(source, source.offset(row.i, loop.i), step, step)
-                    store(value, target.base, target.offset(row.i, loop.i))
-            if rest := size % step:
-                with when(differ(whole, depth)):
-                    value = self.read(source, source.offset(row.i, whole), step, rest)
-                    store(value, target.base, target.offset(row.i, whole))
+        if whole != 0:
+            with for_range(0, whole, step) as loop:
+                body(loop.i, step)
+        if rest := size % step:
+            with when(differ(whole, depth)):
+                body(whole, rest)
 
     def bias(self, target: View, at: View, depth: Index, width: int) -> None:
         """Writes what accumulators must start from where A is moved by an offset: -offset * sum of B over k.

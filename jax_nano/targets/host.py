@@ -6,6 +6,7 @@ import functools
 import os
 import pathlib
 import platform
+from collections.abc import Callable
 from dataclasses import replace
 
 from jax_nano import _native
@@ -34,9 +35,8 @@ def machine() -> Machine:
     for candidate in candidates:
         isas = tuple(isa for isa in candidate.isas if has(isa.features))
         if isas == candidate.isas or (isas and candidate is candidates[-1]):
-            return replace(
-                candidate, isas=tuple(available(isa) for isa in isas), caches=caches() or candidate.caches, threads=threads()
-            )
+            here = replace(candidate, isas=tuple(available(isa, has) for isa in isas))
+            return granted(replace(here, caches=caches() or candidate.caches, threads=threads()))
     raise UnsupportedDot(f"jax_nano has no target for this processor ({name}): it needs AVX2 and FMA")
 
 
@@ -45,9 +45,34 @@ def has(features: tuple[str, ...]) -> bool:
     return not _native.missing_features(",".join(features))
 
 
-def available(isa: Isa) -> Isa:
-    """The instruction set with those instructions that this processor has."""
-    return replace(isa, dots=tuple(dot for dot in isa.dots if has(dot.features)))
+def available(isa: Isa, has: Callable[[tuple[str, ...]], bool]) -> Isa:
+    """The instruction set with those instructions whose features a processor has."""
+    dots = tuple(dot for dot in isa.dots if has(dot.features))
+    return replace(isa, dots=dots, vectors=isa.vectors and available(isa.vectors, has))
+
+
+def granted(machine: Machine) -> Machine:
+    """The machine without tile registers, where Linux denies them to this process."""
+    denied = _native.tiles_denied() if any(isa.vectors for isa in machine.isas) else ""
+    if not denied:
+        return machine
+    names = ", ".join(isa.name for isa in machine.isas if isa.vectors)
+    return replace(machine, isas=tuple(isa for isa in machine.isas if not isa.vectors), note=f"no {names}: {denied}")
+
+
+@functools.cache
+def elsewhere(name: str) -> Machine:
+    """The first machine of targets/ that has an instruction set of that name, with this one's number of threads.
+
+    Raises:
+      ValueError: none has.
+    """
+    for machine in x86.MACHINES:
+        if any(isa.name == name for isa in machine.isas):
+            isas = tuple(available(isa, lambda features: not set(features) & set(machine.lacks)) for isa in machine.isas)
+            return replace(machine, isas=isas, threads=threads())
+    known = ", ".join(dict.fromkeys(isa.name for machine in x86.MACHINES for isa in machine.isas))
+    raise ValueError(f"there is no target {name} (there are {known}); choose one of these")
 
 
 def threads() -> int:

@@ -53,6 +53,28 @@ AVX512 = Isa(
     source=INTEL_SDM + ": VFMADD231PS, VFMADD231PD (EVEX.512), VDPBF16PS, VPDPBUSD, VPMADDWD (EVEX.512)",
 )
 
+# Every processor with AMX has the conversions of AVX512-BF16, which finish results.
+AMX = Isa(
+    name="amx",
+    register_count=8,
+    register_bytes=1024,
+    cpu="x86-64-v4",
+    features=(*AVX512.features, "amx-tile"),
+    dots=tuple(
+        DotInstruction(name=name, lhs=lhs, rhs=rhs, acc=acc, shape=(16, 16, steps), features=features, tiles=True)
+        for name, lhs, rhs, acc, steps, features in (
+            ("tdpbf16ps", "bf16", "bf16", "f32", 32, ("amx-bf16", "avx512bf16")),
+            ("tdpfp16ps", "f16", "f16", "f32", 32, ("amx-fp16",)),
+            ("tdpbssd", "s8", "s8", "s32", 64, ("amx-int8",)),
+            ("tdpbsud", "s8", "u8", "s32", 64, ("amx-int8",)),
+            ("tdpbusd", "u8", "s8", "s32", 64, ("amx-int8",)),
+            ("tdpbuud", "u8", "u8", "s32", 64, ("amx-int8",)),
+        )
+    ),
+    vectors=AVX512,
+    source=INTEL_SDM + ": TDPBF16PS, TDPFP16PS, TDPBSSD and its like; volume 1, chapter 18: palette 1",
+)
+
 KIB, MIB = 1 << 10, 1 << 20
 
 
@@ -68,6 +90,7 @@ def caches(l1_kib: int, l1_ways: int, l2_kib: int, l2_ways: int, l3_mib: int, l3
 AGNER = "Agner Fog, Instruction tables and The microarchitecture of Intel, AMD and VIA CPUs (agner.org/optimize)"
 AMD_ZEN5 = "Software Optimization Guide for the AMD Zen 5 Microarchitecture, publication 58455"
 AMD_ZEN4 = "Software Optimization Guide for the AMD Zen 4 Microarchitecture, publication 57647"
+INTEL_EXTENSIONS = "Intel Architecture Instruction Set Extensions Programming Reference, 319433"
 INTEL_OPTIMIZATION = "Intel 64 and IA-32 Architectures Optimization Reference Manual, 248966"
 
 WIDE = Core(
@@ -83,6 +106,12 @@ ZEN_256 = Core(
 COVE_512 = Core(
     dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=2, issue_per_cycle=6,
     slower=(("vdpbf16ps", 0.5, 8),),
+)  # fmt: skip
+# Throughput and latency: the TDP* instructions 16 and 52 cycles, TILELOADD 8, TILESTORED 16, LDTILECFG 204 (latency),
+# TILERELEASE 13. They are those of full tiles: none are published for tiles of fewer rows.
+COVE_TILES = Core(
+    dots_per_cycle=1 / 16, dot_latency_cycles=52, loads_per_cycle=1 / 8, stores_per_cycle=1 / 16, vector_per_cycle=2,
+    issue_per_cycle=6, setup_cycles=204 + 13,
 )  # fmt: skip
 COVE_256 = Core(
     dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=3, stores_per_cycle=2, vector_per_cycle=3, issue_per_cycle=6
@@ -137,13 +166,35 @@ MACHINES = (
     ),
     Machine(
         name="sapphirerapids",
-        isas=(AVX512, AVX2),
-        cores={"avx512": COVE_512, "avx2": COVE_256},
+        isas=(AMX, AVX512, AVX2),
+        cores={"amx": COVE_TILES, "avx512": COVE_512, "avx2": COVE_256},
         caches=caches(48, 12, 2048, 16, 32, 15),
         ghz=2.8,
         memory_gb_per_s=(12, 200),
         l3_gb_per_s=15,
-        source=INTEL_OPTIMIZATION + ": 2.1 Golden Cove Microarchitecture",
+        lacks=("amx-fp16",),
+        source=INTEL_OPTIMIZATION + ": 2.1 Golden Cove Microarchitecture; 20 Intel AMX: instruction throughput and latency",
+    ),
+    Machine(
+        name="emeraldrapids",
+        isas=(AMX, AVX512, AVX2),
+        cores={"amx": COVE_TILES, "avx512": COVE_512, "avx2": COVE_256},
+        caches=caches(48, 12, 2048, 16, 160, 20),
+        ghz=2.8,
+        memory_gb_per_s=(12, 240),
+        l3_gb_per_s=15,
+        lacks=("amx-fp16",),
+        source=INTEL_OPTIMIZATION + ": as Sapphire Rapids; caches: Intel Xeon Platinum 8592+ specifications",
+    ),
+    Machine(
+        name="graniterapids",
+        isas=(AMX, AVX512, AVX2),
+        cores={"amx": COVE_TILES, "avx512": COVE_512, "avx2": COVE_256},
+        caches=caches(48, 12, 2048, 16, 432, 16),
+        ghz=2.8,
+        memory_gb_per_s=(12, 400),
+        l3_gb_per_s=15,
+        source=INTEL_OPTIMIZATION + ": as Sapphire Rapids; AMX-FP16: " + INTEL_EXTENSIONS,
     ),
     Machine(
         name="alderlake",
@@ -175,8 +226,7 @@ ALIASES = {
     "icelake-client": "sapphirerapids",
     "tigerlake": "sapphirerapids",
     "rocketlake": "sapphirerapids",
-    "emeraldrapids": "sapphirerapids",
-    "graniterapids": "sapphirerapids",
+    "graniterapids-d": "graniterapids",
     "raptorlake": "alderlake",
     "meteorlake": "alderlake",
     "arrowlake": "alderlake",

@@ -1,0 +1,66 @@
+"""Microkernels on register tiles: the loop over K by tile products, what comes after it by vectors.
+
+Sums go from tiles to vectors through memory: through C where it takes whole tiles as they are, else through P or
+scratch of the thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jax_nano.build import Values, View, either, for_range, load, when
+from jax_nano.kernels.micro import Ahead, Microkernel, Part, Result
+from jax_nano.kernels.nano import Block, TileNanokernel
+
+
+@dataclass(frozen=True)
+class TileMicrokernel(Microkernel):
+    """The contract of micro.py, where A is packed by rows or has no edges in need of it, and B is packed.
+
+    Tiles at an edge may hold rows and columns beyond the block: they are computed, and never leave scratch.
+    """
+
+    nano: TileNanokernel
+
+    def emit(self, a: View, b: View, result: Result, block: Block, part: Part, ahead: Ahead | None = None) -> None:
+        """Emits one block of C."""
+        rows = self.nano.instruction.shape[0]
+        tiles = Block(-(-block.rows // rows), block.cols, block.lanes)
+        whole = block.rows % rows == 0 and block.cols % block.lanes == 0
+        as_sums = result.epilogue is None and result.out.dtype == self.nano.instruction.acc
+        carried = result.padded or (whole and as_sums)
+        target = result.partial if carried else result.tiles
+        places = [(i * rows, j * block.lanes) for i in range(tiles.rows) for j in range(len(block.counts))]
+
+        acc = self.start_tiles(target, places, part.first if carried else True)
+        for tile, (i, j) in zip(self.accumulate(acc, a, b, tiles, part, ahead), places, strict=True):
+            self.nano.store_tile(tile, target, i, j)
+        if not carried:
+            self.finish_rows(target, result, block, part)
+        elif result.padded:
+            with when(part.last):
+                self.finish_rows(target, result, block, Part(part.depth, part.size, first=True, last=True))
+
+    def start_tiles(self, source: View, places: list[tuple[int, int]], first) -> Values:
+        """The accumulators before the loop: zeros for the first part, then the sums so far."""
+        types = [self.nano.accumulator_tile()] * len(places)
+        zeros = lambda: [self.nano.zero_tile() for _ in places]
+        return either(first, types, zeros, lambda: [self.nano.load_accumulator(source, i, j) for i, j in places])
+
+    def accumulate(
+        self, acc: Values, a: View, b: View, block: Block, part: Part, ahead: Ahead | None = None
+    ) -> Values:
+        """The loop over K, with the accumulators in registers throughout; the last step may reach into padding."""
+        depth = self.nano.instruction.shape[2]
+        with for_range(0, part.depth, depth, carry=acc) as loop:
+            if ahead:
+                ahead.ask(loop.i, depth)
+            loop.next = self.nano.update(loop.carry, a, b, loop.i, block, depth, self.packed)
+        return loop.results
+
+    def finish_rows(self, source: View, result: Result, block: Block, part: Part) -> None:
+        """Row by row: adds what stood in P, unless the source is P, and stores."""
+        lanes = block.lanes
+        with for_range(0, block.rows) as row:
+            acc = [load(source.base, source.offset(row.i, j), lanes) for j in range(0, block.cols, lanes)]
+            self.finish(acc, result.row(row.i), Block(1, block.cols, lanes), part)
