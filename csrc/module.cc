@@ -102,7 +102,7 @@ NB_MODULE(_native, m) {
   m.def("tiles_denied", &TilesDenied,
         "Why this process may not use tile registers; empty where it may, and where the processor has none.");
   m.def("_assume_features", &AssumeFeatures, "features"_a,
-        "Makes these features count as present, and tile registers as granted: for tests, which emulate them.");
+        "Makes just these features count as present besides what the processor has: for tests, which emulate them.");
   m.def("host_cpu", [] { return llvm::sys::getHostCPUName().str(); }, "LLVM's name of this processor.");
   m.def("instantiate_handler", [] { return Capsule(InstantiateHandler()); }, "PyCapsule of the instantiate stage.");
   m.def("execute_handler", [] { return Capsule(ExecuteHandler()); }, "PyCapsule of the execute stage.");

@@ -10,6 +10,7 @@
 #include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/SmallVector.h"
 #include "llvm/ADT/StringMap.h"
+#include "llvm/ADT/StringSet.h"
 #include "llvm/TargetParser/Host.h"
 
 namespace jax_nano {
@@ -29,7 +30,7 @@ llvm::SmallVector<llvm::StringRef> Names(std::string_view features) {
 struct Features {
   std::mutex mutex;
   llvm::StringMap<bool> present = llvm::sys::getHostCPUFeatures();
-  bool assumed = false;
+  llvm::StringSet<> assumed;
 };
 
 Features& Known() {
@@ -53,7 +54,7 @@ std::string MissingFeatures(std::string_view features) {
   std::lock_guard lock(known.mutex);
   std::string missing;
   for (llvm::StringRef name : Names(features)) {
-    if (known.present.lookup(name)) continue;
+    if (known.present.lookup(name) || known.assumed.contains(name)) continue;
     if (!missing.empty()) missing += ",";
     missing += name;
   }
@@ -65,7 +66,7 @@ const std::string& TilesDenied() {
   Features& known = Known();
   {
     std::lock_guard lock(known.mutex);
-    if (known.assumed || !known.present.lookup(kTiles)) return granted;
+    if (known.assumed.contains(kTiles) || !known.present.lookup(kTiles)) return granted;
   }
   static const std::string denied = RequestTiles();
   return denied;
@@ -83,8 +84,8 @@ std::string Refusal(std::string_view features) {
 void AssumeFeatures(std::string_view features) {
   Features& known = Known();
   std::lock_guard lock(known.mutex);
-  for (llvm::StringRef name : Names(features)) known.present[name] = true;
-  known.assumed = true;
+  known.assumed.clear();
+  for (llvm::StringRef name : Names(features)) known.assumed.insert(name);
 }
 
 }  // namespace jax_nano

@@ -16,7 +16,8 @@ const std::string& TilesDenied();
 // Why code that uses these features cannot run here, and what to do; empty where it can.
 std::string Refusal(std::string_view features);
 
-// Makes these features count as present, and tile registers as granted: for tests, which emulate them.
+// Makes just these features count as present besides what the processor has, and tile registers among them as granted:
+// for tests, which emulate them.
 void AssumeFeatures(std::string_view features);
 
 }  // namespace jax_nano

@@ -21,7 +21,7 @@ def tiles_denied() -> str:
     """Why this process may not use tile registers; empty where it may, and where the processor has none."""
 
 def _assume_features(features: str) -> None:
-    """Makes these features count as present, and tile registers as granted: for tests, which emulate them."""
+    """Makes just these features count as present besides what the processor has: for tests, which emulate them."""
 
 def host_cpu() -> str:
     """LLVM's name of this processor."""

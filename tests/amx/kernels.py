@@ -1,0 +1,62 @@
+"""Products by tiles: every plan there is for one, and its kernel on memory whose every neighbour is forbidden."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+from kernel_runner import DTYPES, Runner
+from support import assert_dot_general
+
+from jax_nano import schedule
+from jax_nano.problem import Dot, Operand
+from jax_nano.targets import x86
+
+MACHINE = next(machine for machine in x86.MACHINES if machine.name == "graniterapids")
+AMX = MACHINE.isa("amx")
+MATMUL = ((1,), (0,)), ((), ())
+# (lhs, rhs, out) that one instruction multiplies as they are, by the instruction's name.
+PRODUCTS = {i.name: (i.lhs, i.rhs, i.acc) for i in AMX.dots}
+
+
+def numbers(rng, shape, dtype):
+    """Any integers, or normally distributed numbers."""
+    dtype = np.dtype(DTYPES[dtype])
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def tile_plans(lhs, rhs, dimension_numbers, types):
+    """Every plan by tiles that the schedule weighs, before it divides work into tasks."""
+    operands = Operand.row_major(lhs, types[0]), Operand.row_major(rhs, types[1])
+    dot = Dot.of(*operands, dimension_numbers, types[2])
+    return [plan for plan in schedule.kernel_plans(dot, MACHINE, AMX) if plan.instruction.tiles]
+
+
+def blocked(plan, tall, wide, *, panels=None, depth=None):
+    """The plan with accumulators of tall x wide tiles.
+
+    Args:
+      panels: how many panels of rows and of columns a task has; None: all.
+      depth: steps of k in a block, roughly; None: all.
+    """
+    rows, cols, _ = plan.instruction.shape
+    mr, nr = rows * tall, cols * wide
+    m, n = (-(-axis.size // step) * step for axis, step in ((plan.m, mr), (plan.n, nr)))
+    mt, nt = (mr * panels, nr * panels) if panels else (m, n)
+    mc = mr if plan.lhs == "rows" else mt
+    blocks = dict(mr=mr, nr=nr, hold_lhs=tall < wide, mc=mc, mt=mt, nc=n, nt=nt)
+    one = replace(plan, **blocks, kc=plan.k.size)
+    if depth is None:
+        return one
+    return replace(one, kc=min(plan.k.size, -(-depth // one.k_multiple) * one.k_multiple))
+
+
+def check(plans, dimension_numbers, types, lhs, rhs, **run):
+    """Runs plans on an array each, against NumPy."""
+    assert plans
+    for plan in plans:
+        out = Runner(plan, MACHINE)(lhs, rhs, **run)
+        shape = jax.eval_shape(lambda a, b: jax.lax.dot_general(a, b, dimension_numbers), lhs, rhs).shape
+        assert_dot_general(out.reshape(shape), lhs, rhs, dimension_numbers)

@@ -1,0 +1,136 @@
+"""Kernels by tiles, on every edge: bytes exact, floats within the bound, nothing touched beside the arrays."""
+
+import itertools
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from jax_nano import _native, compiler
+
+from . import emulator
+from .build import processor_flags
+from .kernels import AMX, MACHINE, MATMUL, PRODUCTS, blocked, check, numbers, tile_plans
+
+pytestmark = pytest.mark.skipif(
+    not {"avx512f", "avx512bw", "avx512_bf16"} <= processor_flags(),
+    reason="kernels by tiles pack and finish with AVX-512 and AVX512-BF16, which this processor has not",
+)
+
+ROWS, COLS = [1, 2, 15, 16, 17, 31, 48, 65], [1, 15, 16, 17, 32, 33, 70]
+FLOATS, BYTES = ("tdpbf16ps", "tdpfp16ps"), ("tdpbssd", "tdpbsud", "tdpbusd", "tdpbuud")
+BLOCKS = [(t, w) for t, w in itertools.product(range(1, 8), repeat=2) if t * w + min(t, w) + 1 <= AMX.register_count]
+
+
+@pytest.fixture(autouse=True)
+def _tiles(amx, request):
+    if amx == "native" and "tdpfp16ps" in request.node.name and "amx_fp16" not in processor_flags():
+        pytest.skip("this processor has no amx_fp16")
+
+
+def run(types, m, n, k, **options):
+    rng = np.random.default_rng([m, n, k])
+    plans = tile_plans((m, k), (k, n), MATMUL, types)
+    check(plans, MATMUL, types, numbers(rng, (m, k), types[0]), numbers(rng, (k, n), types[1]), **options)
+
+
+@pytest.mark.parametrize("m", ROWS)
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_every_edge_of_c(name, m):
+    for n in COLS:
+        run(PRODUCTS[name], m, n, 37)
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_every_edge_of_the_sum(name, before):
+    step = 64 // np.dtype(np.int8 if name in BYTES else np.float16).itemsize
+    for k in (1, 2, 3, 4, 5, step - 1, step, step + 1, step + 8, 2 * step, 3 * step + 7):
+        run(PRODUCTS[name], 20, 40, k, before=before)
+
+
+LAYOUTS = {
+    "nn": ((21, 45), (45, 35), (((1,), (0,)), ((), ()))),
+    "nt": ((21, 45), (35, 45), (((1,), (1,)), ((), ()))),
+    "tn": ((45, 21), (45, 35), (((0,), (0,)), ((), ()))),
+    "tt": ((45, 21), (35, 45), (((0,), (1,)), ((), ()))),
+    "matrix by vector": ((21, 45), (45,), (((1,), (0,)), ((), ()))),
+    "vector by matrix": ((45,), (45, 35), (((0,), (0,)), ((), ()))),
+    "batch": ((3, 18, 45), (3, 45, 35), (((2,), (1,)), ((0,), (0,)))),
+    "batch inside, two free axes": ((5, 33, 4), (4, 9, 5), (((2,), (0,)), ((0,), (2,)))),
+    "two contracted axes": ((3, 5, 7, 9), (3, 9, 4, 7), (((2, 3), (3, 1)), ((0,), (0,)))),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["tdpbf16ps", "tdpfp16ps", "tdpbsud"])
+def test_every_layout(name, layout):
+    lhs, rhs, dimension_numbers = LAYOUTS[layout]
+    types, rng = PRODUCTS[name], np.random.default_rng(0)
+    plans = tile_plans(lhs, rhs, dimension_numbers, types)
+    check(plans, dimension_numbers, types, numbers(rng, lhs, types[0]), numbers(rng, rhs, types[1]))
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        ("bf16", "bf16", "bf16"), ("f16", "f16", "f16"), ("f16", "f16", "bf16"), ("s8", "s8", "f32"),
+        ("u8", "s8", "f32"), ("bf16", "s8", "f32"), ("u8", "bf16", "bf16"), ("f16", "u8", "f32"), ("s8", "f16", "f16"),
+    ],
+    ids="-".join,
+)  # fmt: skip
+def test_types_are_converted_on_the_way(types):
+    for m, n, k in ((32, 32, 64), (21, 35, 45)):
+        run(types, m, n, k)
+
+
+@pytest.mark.parametrize(("tall", "wide"), BLOCKS)
+@pytest.mark.parametrize("types", [("bf16", "bf16", "f32"), ("bf16", "bf16", "bf16"), ("s8", "u8", "s32")], ids="-".join)
+def test_every_register_block(types, tall, wide):
+    rng = np.random.default_rng(0)
+    for m, n, k in ((16 * (tall + 1), 16 * (wide + 1), 128), (7 * tall, 16 * wide - 3, 10), (33 * tall, 40 * wide, 150)):
+        lhs, rhs = numbers(rng, (m, k), types[0]), numbers(rng, (k, n), types[1])
+        for plan in tile_plans(lhs.shape, rhs.shape, MATMUL, types):
+            plans = [blocked(plan, tall, wide), blocked(plan, tall, wide, panels=1, depth=40)]
+            check(plans, MATMUL, types, lhs, rhs)
+
+
+@pytest.mark.parametrize("types", [("bf16", "bf16", "bf16"), ("s8", "s8", "s32")], ids="-".join)
+def test_every_way_to_share_out_work(types):
+    rng = np.random.default_rng(0)
+    lhs, rhs = numbers(rng, (70, 620), types[0]), numbers(rng, (620, 100), types[1])
+    for plan in tile_plans(lhs.shape, rhs.shape, MATMUL, types):
+        tasks = blocked(plan, 2, 2, panels=1)
+        parts = blocked(plan, 2, 2, panels=1, depth=128)
+        plans = [
+            replace(tasks, rhs="shared"),
+            replace(tasks, rhs="shared", nc=64),
+            replace(parts, rhs="shared"),
+            replace(parts, splits=2),
+            replace(blocked(plan, 2, 2), nb=32),
+        ]
+        check(plans, MATMUL, types, lhs, rhs)
+
+
+@pytest.mark.parametrize("name", BYTES)
+def test_sums_of_bytes_wrap(name):
+    types = PRODUCTS[name]
+    lhs, rhs = (np.full(shape, {"s8": -128, "u8": 255}[t], np.dtype(t.replace("s", "int").replace("u", "uint")))
+                for shape, t in (((17, 140_000), types[0]), ((140_000, 1), types[1])))  # fmt: skip
+    check(tile_plans(lhs.shape, rhs.shape, MATMUL, types)[:1], MATMUL, types, lhs, rhs)
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_nan_and_infinity_stay_in_their_rows_and_columns(name):
+    types, rng = PRODUCTS[name], np.random.default_rng(0)
+    lhs, rhs = numbers(rng, (19, 33), types[0]), numbers(rng, (33, 21), types[1])
+    lhs[16, 32], lhs[3, 0], rhs[32, 17], rhs[5, 20] = np.nan, np.inf, -np.inf, np.nan
+    expected = lhs.astype(np.float64) @ rhs.astype(np.float64)
+    from kernel_runner import Runner
+
+    for plan in tile_plans(lhs.shape, rhs.shape, MATMUL, types):
+        actual = Runner(plan, MACHINE)(lhs, rhs).reshape(expected.shape)
+        np.testing.assert_array_equal(np.isfinite(actual), np.isfinite(expected))
+        np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
+        np.testing.assert_array_equal(actual[np.isinf(expected)], expected[np.isinf(expected)].astype(np.float32))
