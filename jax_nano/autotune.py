@@ -24,5 +24,7 @@ def autotune(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Tuned
     Returns:
       What was measured, for each product that a kernel runs.
     """
-    problems = dict.fromkeys(report.problem for report in inspect(f, *args, **kwargs) if report.kernel and report.problem)
+    problems = dict.fromkeys(
+        report.problem for report in inspect(f, *args, **kwargs) if report.kernel and report.problem
+    )
     return tuple(tune(dot) for dot in problems)

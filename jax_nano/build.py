@@ -49,8 +49,10 @@ def add(*terms: Index) -> Index:
 
 def mul(a: Index, b: int) -> Index:
     """a times a constant."""
-    if isinstance(a, int) or b == 0:
-        return 0 if b == 0 else int(a) * b
+    if b == 0:
+        return 0
+    if isinstance(a, int):
+        return a * b
     return a if b == 1 else arith.muli(a, index(b))
 
 
@@ -116,7 +118,7 @@ def both(a: bool | ir.Value, b: bool | ir.Value) -> bool | ir.Value:
 
 @dataclass
 class Loop:
-    """What the body of a loop sees: the induction variable `i` and `carry`; it sets `next`. Then `results` are there."""
+    """What the body of a loop sees: the variable `i` and `carry`; it sets `next`. Then `results` are there."""
 
     i: Index
     carry: Values
@@ -175,8 +177,8 @@ def either(
     if isinstance(condition, bool):
         return then() if condition else otherwise()
     op = scf.IfOp(condition, list(types), has_else=True)
-    for block, branch in ((op.then_block, then), (op.else_block, otherwise)):
-        with ir.InsertionPoint(block):
+    for region, branch in zip(op.regions, (then, otherwise), strict=True):
+        with ir.InsertionPoint(region.blocks[0]):
             scf.yield_(branch())
     return list(op.results)
 
@@ -272,7 +274,7 @@ def store(value: ir.Value, base: ir.Value, at: Index, count: int | None = None) 
 
 
 def prefetch(base: ir.Value, at: Index, write: bool = False) -> None:
-    """Asks for the line of an element that will be read or written: lines to write nearest, lines to read one cache further.
+    """Asks for the line of an element that will be read or written: to write nearest, to read one cache further.
 
     Nothing happens where there is no such element.
     """

@@ -10,8 +10,8 @@ from jax.interpreters.mlir import make_ir_context
 
 from jax_nano.build import element_type
 from jax_nano.kernels.macro import Frame, Macrokernel
-from jax_nano.problem import Axis, extent
 from jax_nano.plan import Plan
+from jax_nano.problem import Axis, extent
 
 
 def name(plan: Plan) -> str:
@@ -50,7 +50,7 @@ def module(plan: Plan) -> str:
                     phases[phase](frame)
                     func.return_([])
         top.operation.verify()
-        return top.operation.get_asm(print_generic_op_form=True)
+        return str(top.operation.get_asm(print_generic_op_form=True))
 
 
 def argument_types(plan: Plan) -> list[ir.Type]:

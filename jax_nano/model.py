@@ -148,13 +148,15 @@ def register_block(
     return RegisterBlock(rows * height, registers * lanes, hold_lhs=rows < registers)
 
 
-def inner_block(isa: Isa, machine: Machine, instruction: DotInstruction, dot: Dot, m: Axis, n: Axis, k: Axis) -> RegisterBlock:
+def inner_block(
+    isa: Isa, machine: Machine, instruction: DotInstruction, dot: Dot, m: Axis, n: Axis, k: Axis
+) -> RegisterBlock:
     """The same with K along the lanes, where each element of C has a register to itself.
 
     Rows of A and columns of B are read side by side: blocks whose streams push each other out of the nearest cache are
     left out.
     """
-    core, l1 = machine.cores[isa.name], machine.caches[0]
+    l1 = machine.caches[0]
     lanes, steps = instruction.shape[1], -(-k.size // (instruction.shape[1] * instruction.shape[2]))
     best: tuple[float, int, int] | None = None
     for rows in range(1, min(m.size, isa.register_count) + 1):
@@ -229,7 +231,9 @@ def seconds(plan: Plan, machine: Machine, threads: int | None = None) -> Estimat
     task = (compute + packing) / tasks
     share = math.ceil(tasks / workers) * task
     if workers > 1:
-        share += IMBALANCE * task + 1e-6 * (machine.wake_us * (len(plan.tasks) * plan.rounds) + TASK_US * tasks / workers)
+        share += IMBALANCE * task + 1e-6 * (
+            machine.wake_us * (len(plan.tasks) * plan.rounds) + TASK_US * tasks / workers
+        )
     return Estimate(compute, packing, memory, max(share, memory) + EXPOSED * min(share, memory))
 
 
@@ -238,7 +242,9 @@ def extra_for(plan: Plan) -> Extra:
     return extra(plan.dot.lhs, plan.dot.rhs, plan.instruction, plan.lhs == "direct", plan.rhs == "direct", plan.lanes)
 
 
-def extra(lhs: str, rhs: str, instruction: DotInstruction, lhs_direct: bool, rhs_direct: bool, lanes: str = "n") -> Extra:
+def extra(
+    lhs: str, rhs: str, instruction: DotInstruction, lhs_direct: bool, rhs_direct: bool, lanes: str = "n"
+) -> Extra:
     """The same before there is a plan: conversions in registers, and rows of B interleaved there."""
     per_row = (2.0 if lhs != instruction.lhs else 0.0) + (1.0 if instruction.lhs_offset else 0.0) if lhs_direct else 0.0
     group = instruction.group
@@ -273,7 +279,9 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
         step_bytes = bytes_of(instruction.rhs, registers * lanes * instruction.shape[2])
         again = steps * fetch_cycles(machine, steps * step_bytes, step_bytes)
         if plan.rhs == "direct":
-            first = steps * stream_cycles(machine, b_bytes, step_bytes * bytes_of(plan.dot.rhs) / bytes_of(instruction.rhs))
+            first = steps * stream_cycles(
+                machine, b_bytes, step_bytes * bytes_of(plan.dot.rhs) / bytes_of(instruction.rhs)
+            )
             first *= 1 + STREAM_BYTES / bytes_of(plan.dot.rhs, plan.nt)
         else:
             first = steps * fetch_cycles(machine, b_bytes, step_bytes)
@@ -343,8 +351,10 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
     if plan.rhs != "direct":
         times = outer * (plan.m_tasks if plan.rhs == "private" else 1)  # shared panels have no outer axes
         padded = -(-n // plan.nr) * plan.nr
-        cycles += times * lines(k * padded, plan.instruction.rhs) * line_cycles(
-            core, plan, plan.n.rhs == 1, plan.k.rhs == 1, plan.dot.rhs != plan.instruction.rhs
+        cycles += (
+            times
+            * lines(k * padded, plan.instruction.rhs)
+            * line_cycles(core, plan, plan.n.rhs == 1, plan.k.rhs == 1, plan.dot.rhs != plan.instruction.rhs)
         )
         columns = plan.pack_panels * plan.nr if plan.rhs == "shared" else plan.block_columns
         run = bytes_of(plan.dot.rhs, min(columns, n) if plan.n.rhs == 1 else plan.kc)

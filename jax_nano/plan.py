@@ -50,11 +50,14 @@ class Plan:
     def __post_init__(self):
         for name, value, step, size in (
             ("mc", self.mc, self.mr, self.m.size), ("mt", self.mt, self.mc, self.m.size),
-            ("nt", self.nt, self.block_columns, 0), ("nb", self.nb, self.nr, 0), ("nc", self.nc, self.nr, 0), ("kc", self.kc, self.k_multiple, self.k.size),
+            ("nt", self.nt, self.block_columns, 0), ("nb", self.nb, self.nr, 0),
+            ("nc", self.nc, self.nr, 0), ("kc", self.kc, self.k_multiple, self.k.size),
         ):  # fmt: skip
             if value % step and (size == 0 or value < size):
                 raise ValueError(f"{name} = {value} is not a multiple of {step}: panels would overlap")
-        if self.splits > 1 and (self.rhs == "shared" or self.splits * self.blocks_per_split - self.k_blocks >= self.blocks_per_split):
+        if self.splits > 1 and (
+            self.rhs == "shared" or self.splits * self.blocks_per_split - self.k_blocks >= self.blocks_per_split
+        ):
             raise ValueError(f"{self.splits} splits of {self.k_blocks} blocks: one would be empty, or B is shared")
 
     @property
@@ -157,7 +160,7 @@ class Plan:
         return -(-depth // steps) * steps
 
     def panel_rows(self, depth: int) -> int:
-        """Elements of a packed panel of B over its width: its steps, and one group of starting values where A is moved."""
+        """Elements of a packed panel of B over its width: its steps, and a group of starting values if A is moved."""
         return self.rounded_up(depth) + (self.instruction.group if self.instruction.lhs_offset else 0)
 
     @property
@@ -180,7 +183,11 @@ class Plan:
     @property
     def local_partial_at(self) -> int:
         """Where sums stand, bytes: behind B's block."""
-        size = bytes_of(self.instruction.rhs, self.block_columns * self.panel_rows(self.kc)) if self.rhs == "private" else 0
+        size = (
+            bytes_of(self.instruction.rhs, self.block_columns * self.panel_rows(self.kc))
+            if self.rhs == "private"
+            else 0
+        )
         return self.local_rhs_at + lines(size)
 
     @property
@@ -191,7 +198,9 @@ class Plan:
     @property
     def local_bytes(self) -> int:
         """Scratch of a thread."""
-        return self.local_tiles_at + (bytes_of(self.instruction.acc, self.mr * self.nr) if self.instruction.tiles else 0)
+        return self.local_tiles_at + (
+            bytes_of(self.instruction.acc, self.mr * self.nr) if self.instruction.tiles else 0
+        )
 
     @property
     def shared_bytes(self) -> int:

@@ -169,9 +169,7 @@ class Dot:
         def swap(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
             return tuple(replace(axis, lhs=axis.rhs, rhs=axis.lhs) for axis in axes)
 
-        return replace(
-            self, b=swap(self.b), m=swap(self.n), n=swap(self.m), k=swap(self.k), lhs=self.rhs, rhs=self.lhs
-        )
+        return replace(self, b=swap(self.b), m=swap(self.n), n=swap(self.m), k=swap(self.k), lhs=self.rhs, rhs=self.lhs)
 
 
 def extent(axes: Sequence[Axis]) -> int:
@@ -186,8 +184,9 @@ def merged(axes: Sequence[Axis]) -> tuple[Axis, ...]:
         if axis.size == 1:
             continue
         if result and all(o == i * axis.size for o, i in zip(result[-1].strides(), axis.strides(), strict=True)):
-            axis = replace(axis, size=result.pop().size * axis.size)
-        result.append(axis)
+            result.append(replace(axis, size=result.pop().size * axis.size))
+        else:
+            result.append(axis)
     return tuple(result)
 
 

@@ -67,7 +67,7 @@ def choose(dot: Dot, machine: Machine, isa: Isa) -> Plan:
 
 
 def candidates(dot: Dot, machine: Machine, isa: Isa, count: int) -> list[Plan]:
-    """The model's choice and up to `count` - 1 others: of every kernel the cheapest division into tasks, then others."""
+    """The model's choice and up to `count` - 1 others: of every kernel the cheapest tasks, then others."""
     choice = choose(dot, machine, isa)
 
     def cost(plan: Plan) -> float:

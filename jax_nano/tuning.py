@@ -91,6 +91,7 @@ def measured(kernels: list[Kernel]) -> list[float]:
 def timed(run: Callable[[], Any], times: int) -> float:
     """Seconds of a run, the mean of several."""
     start = time.perf_counter()
+    result = None
     for _ in range(times):
         result = run()
     jax.block_until_ready(result)

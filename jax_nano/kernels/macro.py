@@ -18,7 +18,22 @@ from dataclasses import dataclass
 
 from jax.extend.mlir import ir
 
-from jax_nano.build import Index, View, add, along, divmod_, equal, for_range, load, minimum, mul, scratch, select, store, subtract, when
+from jax_nano.build import (
+    Index,
+    View,
+    add,
+    along,
+    divmod_,
+    equal,
+    for_range,
+    load,
+    minimum,
+    mul,
+    scratch,
+    select,
+    store,
+    subtract,
+)
 from jax_nano.kernels.convert import convert
 from jax_nano.kernels.finish import Finish
 from jax_nano.kernels.micro import Ahead, Epilogue, InnerMicrokernel, Microkernel, Part, Result
@@ -227,18 +242,18 @@ class Macrokernel:
         begin = mul(frame.round, plan.nc)
         return lambda j: self.panel(base, mul(subtract(j, begin), plan.panel_rows(plan.k.size)), plan.k.size, k0)
 
-    def rhs_panels(
-        self, frame: Frame, rhs: View, begin: Index, end: Index, k0: Index, part: Part
-    ) -> RhsPanels:
+    def rhs_panels(self, frame: Frame, rhs: View, begin: Index, end: Index, k0: Index, part: Part) -> RhsPanels:
         """Sees to it that B's block is where microkernels read it; gives the panel that begins at column j."""
         plan = self.plan
         if plan.rhs == "direct":
             return lambda j: (rhs.block(k0, j), rhs)
         if plan.rhs == "shared":
             return self.shared_panels(frame, k0)
-        base = scratch(frame.local, plan.local_rhs_at, plan.block_columns * plan.panel_rows(plan.kc), plan.instruction.rhs)
+        base = scratch(
+            frame.local, plan.local_rhs_at, plan.block_columns * plan.panel_rows(plan.kc), plan.instruction.rhs
+        )
 
-        def panel(j: Index) -> tuple[View, View | None]:
+        def panel(j: Index) -> tuple[View, View]:
             return self.panel(base, mul(subtract(j, begin), plan.panel_rows(plan.kc)), plan.kc)
 
         self.pack_rhs(rhs.block(k0, 0), panel, begin, end, part.depth)

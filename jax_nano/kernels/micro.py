@@ -12,7 +12,7 @@ and nothing beyond `depth` where an operand is not packed, is read or written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -53,6 +53,9 @@ class Part:
     last: bool | ir.Value
 
 
+Finishing = Callable[[Values, Sequence[tuple[int, int, int]]], Values]  # as Epilogue is called
+
+
 class Epilogue(Protocol):
     """What is made of sums before they go to C."""
 
@@ -67,7 +70,7 @@ class Epilogue(Protocol):
 
 @dataclass(frozen=True)
 class Result:
-    """Where a block goes: C, and P, which may be C itself; and `bias`, a row of starting values for parts that are `biased`.
+    """Where a block goes: C, and P, which may be C itself; and `bias`, a row of starting values for `biased` parts.
 
     P may be `padded` to whole tiles. Other tiles that C cannot take go to `tiles`.
     """
@@ -144,7 +147,7 @@ class Microkernel:
                 for value, (i, j, count) in zip(acc, places, strict=True)
             ]
 
-        def put(target: View, finish: Epilogue) -> None:
+        def put(target: View, finish: Finishing) -> None:
             for value, (i, j, count) in zip(finish(total, places), places, strict=True):
                 store(value, target.base, target.offset(i, j), count)
 
@@ -160,7 +163,7 @@ class Microkernel:
             return
         with when(part.last):
             put(out, result.epilogue or rounded)
-        if part.last is not True:
+        if not isinstance(part.last, bool):
             true = arith.constant(ir.IntegerType.get_signless(1), 1)
             with when(arith.xori(part.last, true)):
                 put(partial, as_they_are)
@@ -174,11 +177,12 @@ class Microkernel:
             return [bitcast(part, lanes, accumulator.element_type) for part in parts]
 
         columns = range(len(block.counts))
-        return either(result.biased, [accumulator] * len(columns), row, lambda: [self.nano.zero()] * len(columns)) * block.rows
+        return (
+            either(result.biased, [accumulator] * len(columns), row, lambda: [self.nano.zero()] * len(columns))
+            * block.rows
+        )
 
-    def accumulate(
-        self, acc: Values, a: View, b: View, block: Block, part: Part, ahead: Ahead | None = None
-    ) -> Values:
+    def accumulate(self, acc: Values, a: View, b: View, block: Block, part: Part, ahead: Ahead | None = None) -> Values:
         """The loop over K, with the accumulators in registers throughout."""
         group, step = self.nano.group, self.nano.group * self.unroll
         unrolled, whole = rounded_down(part.depth, part.size, step), rounded_down(part.depth, part.size, group)

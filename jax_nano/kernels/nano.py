@@ -113,7 +113,7 @@ class Nanokernel:
 
     @property
     def native_bf16(self) -> bool:
-        """Whether an instruction that takes denormal numbers for zero may round to bf16: the one that multiplies does."""
+        """Whether an instruction that takes denormal numbers for zero may round to bf16: what multiplies does."""
         return self.instruction.name in ("vdpbf16ps", "tdpbf16ps")
 
     def accumulator(self) -> ir.Type:
@@ -261,13 +261,13 @@ class TileNanokernel(Nanokernel):
         """The tile of sums at element (i, j)."""
         return self.load_tile(self.accumulator_tile(), source, source.offset(i, j), source.strides[0])
 
-    def load_lhs(self, a: View, i: int, k: Index, live: int, packed: bool) -> ir.Value:
+    def load_lhs(self, a: View, i: int, k: Index, live: int, packed: bool) -> ir.Value:  # noqa: ARG002
         """The i-th tile of A's rows, from step k on."""
         rows, _, depth = self.instruction.shape
         kind = self.tile(self.instruction.lhs, rows, depth)
         return self.load_tile(kind, a, a.offset(i * rows, k), a.strides[0])
 
-    def load_rhs(self, b: View, k: Index, j: int, count: int, live: int, packed: bool) -> ir.Value:
+    def load_rhs(self, b: View, k: Index, j: int, count: int, live: int, packed: bool) -> ir.Value:  # noqa: ARG002
         """The tile of B's columns j and on, from step k on."""
         kind = self.tile(self.instruction.rhs, self.instruction.shape[2] // self.group, self.lanes * self.group)
         return self.load_tile(kind, b, b.offset(k, j), b.strides[0] * self.group)
@@ -277,7 +277,7 @@ class TileNanokernel(Nanokernel):
         if self.instruction.acc != "s32":
             return ir.Operation.create("amx.tile_mulf", [acc.type], [a, b, acc]).result
         unsigned = {"isZextLhs": self.instruction.lhs == "u8", "isZextRhs": self.instruction.rhs == "u8"}
-        attributes = {name: ir.UnitAttr.get() for name, is_set in unsigned.items() if is_set}
+        attributes: dict[str, ir.Attribute] = {name: ir.UnitAttr.get() for name, is_set in unsigned.items() if is_set}
         return ir.Operation.create("amx.tile_muli", [acc.type], [a, b, acc], attributes).result
 
 

@@ -47,7 +47,7 @@ from jax_nano.problem import BITS
 
 @dataclass(frozen=True)
 class Panels:
-    """The panels that hold columns [begin, end) of `size`, each `step` wide: `target(j)` is the one that begins at j."""
+    """The panels that hold columns [begin, end) of `size`, each `step` wide: `target(j)` begins at j."""
 
     begin: Index
     end: Index
@@ -130,13 +130,15 @@ class Packer:
             panels.each(clear)
 
     def copy_rows(self, panels: Panels, source: View, depth: Index, size: int, width: int) -> None:
-        """Rows that are contiguous already: `group` of them interleaved. Reads run along the rows, from panel to panel."""
+        """Rows that are contiguous already: `group` of them interleaved, read along the rows from panel to panel."""
 
         def rows(k: Index, live: int) -> None:
             def panel(first: Index, cols: int, target: View) -> None:
                 for j in range(0, width, self.lanes):
                     group = [
-                        self.read(source, source.offset(add(k, row), add(first, j)), self.lanes, min(self.lanes, cols - j))
+                        self.read(
+                            source, source.offset(add(k, row), add(first, j)), self.lanes, min(self.lanes, cols - j)
+                        )
                         if row < live
                         else zeros(self.lanes, self.kind)
                         for row in range(self.group)

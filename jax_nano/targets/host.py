@@ -94,7 +94,13 @@ def caches() -> tuple[Cache, ...]:
             size_bytes = int(size[:-1]) * UNITS[size[-1]]
             several = "," in shared or "-" in shared
             found.append(
-                Cache(level=int(level), bytes=size_bytes, ways=int(ways), line_bytes=int(line), shared=several and int(level) > 2)
+                Cache(
+                    level=int(level),
+                    bytes=size_bytes,
+                    ways=int(ways),
+                    line_bytes=int(line),
+                    shared=several and int(level) > 2,
+                )
             )
         except (OSError, ValueError, KeyError):
             return ()

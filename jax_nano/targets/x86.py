@@ -7,7 +7,6 @@ from jax_nano.isa import Cache, Core, DotInstruction, Isa, Machine
 INTEL_SDM = "Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2"
 
 
-
 def integer_dots(lanes: int, features: tuple[str, ...], name: str) -> tuple[DotInstruction, ...]:
     """VPDPBUSD, which multiplies unsigned by signed bytes, for every pair of signs.
 
@@ -15,7 +14,8 @@ def integer_dots(lanes: int, features: tuple[str, ...], name: str) -> tuple[DotI
     """
     shape = (1, lanes, 4)
     return tuple(
-        DotInstruction(name=name + order, lhs=lhs, rhs=rhs, acc="s32", shape=shape, features=features, lhs_offset=offset)
+        DotInstruction(name=name + order, lhs=lhs, rhs=rhs, acc="s32", shape=shape, features=features,
+                       lhs_offset=offset)
         for order, lhs, rhs, offset in (
             ("", "u8", "s8", 0), ("_swapped", "s8", "u8", 0), ("", "s8", "s8", 128), ("_swapped", "u8", "u8", -128),
         )
@@ -98,14 +98,19 @@ WIDE = Core(
 )
 # Two 256-bit halves for one 512-bit operation.
 DOUBLE_PUMPED = Core(
-    dots_per_cycle=1, dot_latency_cycles=4, loads_per_cycle=1, stores_per_cycle=0.5, vector_per_cycle=2, issue_per_cycle=6
+    dots_per_cycle=1,
+    dot_latency_cycles=4,
+    loads_per_cycle=1,
+    stores_per_cycle=0.5,
+    vector_per_cycle=2,
+    issue_per_cycle=6,
 )
 ZEN_256 = Core(
     dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=4, issue_per_cycle=6
 )
 COVE_512 = Core(
-    dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=2, issue_per_cycle=6,
-    slower=(("vdpbf16ps", 0.5, 8),),
+    dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=2,
+    issue_per_cycle=6, slower=(("vdpbf16ps", 0.5, 8),),
 )  # fmt: skip
 # Throughput and latency: the TDP* instructions 16 and 52 cycles, TILELOADD 8, TILESTORED 16, LDTILECFG 204 (latency),
 # TILERELEASE 13. They are those of full tiles: none are published for tiles of fewer rows.
