@@ -49,15 +49,16 @@ class Tuned:
     __repr__ = __str__
 
 
-def tune(dot: Dot) -> Tuned:
-    """Measures the candidates for one product and remembers the fastest."""
+def tune(dot: Dot, *, remember: bool = True) -> Tuned:
+    """Measures the candidates for one product and, unless told otherwise, remembers the fastest."""
     machine = host.machine()
     isa = compiler.target(machine)
     plans = schedule.candidates(dot, machine, isa, compiler.CANDIDATES)
     kernels = [compiler.compiled(dot, plan, compiler.processor_for(plan, machine)) for plan in plans]
     seconds = measured(kernels)
     order = sorted(range(len(plans)), key=seconds.__getitem__)
-    compiler.remember(dot, isa, plans[order[0]])
+    if remember:
+        compiler.remember(dot, isa, plans[order[0]])
     return Tuned(problem=dot, seconds=tuple((plans[i], seconds[i]) for i in order), chosen=seconds[0])
 
 

@@ -1,0 +1,103 @@
+"""Measures the cost model: predicted against measured times, and what trusting it costs.
+
+For each shape the model's choice and its other candidates are timed in turns. Regret is the chosen plan's time over the
+best candidate's, less one.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import pathlib
+import random
+import statistics
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+
+from benchmarks import report
+from jax_nano import compiler, model
+from jax_nano.problem import Dot, Operand
+from jax_nano.targets import host
+from jax_nano.tuning import tune
+
+SIZES = (1, 4, 16, 33, 64, 100, 128, 256, 384, 512, 768, 1000, 1024, 2048, 3072, 4096)
+TYPES = (("f32", "f32"), ("bf16", "bf16"), ("f16", "f16"), ("f64", "f64"), ("s8", "s32"))
+MOST_GFLOP = 4.0
+SMALLEST_SECONDS = 5e-6  # below, a call of a compiled program costs more than the product
+
+
+class Row(NamedTuple):
+    """One shape: its label, predicted and measured seconds of the choice, and the best candidate's."""
+
+    label: str
+    predicted: float
+    chosen: float
+    best: float
+
+    @property
+    def regret(self) -> float:
+        """What trusting the model cost, as a share of the best time."""
+        return self.chosen / self.best - 1
+
+
+def problems(count: int) -> Iterator[tuple[str, Dot]]:
+    """Products of mixed shapes, types and layouts, the same ones every time."""
+    draw = random.Random(0)
+    grid = [c for c in itertools.product(SIZES, repeat=3) if 1e-4 < 2e-9 * math.prod(c) < MOST_GFLOP]
+    for _ in range(count):
+        (m, n, k), (dtype, out), kind = draw.choice(grid), draw.choice(TYPES), draw.choice(("nn", "nt", "tn"))
+        lhs = Operand.row_major((k, m) if kind == "tn" else (m, k), dtype)
+        rhs = Operand.row_major((n, k) if kind == "nt" else (k, n), dtype)
+        contract = (((0,) if kind == "tn" else (1,), (1,) if kind == "nt" else (0,)), ((), ()))
+        yield f"{dtype} {kind} {m}x{n}x{k}", Dot.of(lhs, rhs, contract, out)
+
+
+def measure(label: str, dot: Dot) -> Row:
+    """Times the candidates of one product."""
+    tuned = tune(dot, remember=False)
+    predicted = model.seconds(compiler.kernel_for(dot).plan, host.machine()).total
+    return Row(label, predicted, tuned.chosen, tuned.seconds[0][1])
+
+
+def plot(rows: list[Row], path: pathlib.Path) -> None:
+    """Predicted against measured times, and the regrets in order."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), constrained_layout=True)
+    left.loglog([1e6 * r.predicted for r in rows], [1e6 * r.chosen for r in rows], ".", alpha=0.6)
+    ends = [1e6 * f(r.chosen for r in rows) for f in (min, max)]
+    left.plot(ends, ends, color="gray", linewidth=1)
+    left.set(xlabel="predicted (µs)", ylabel="measured (µs)", title="Plans that the model chose")
+    right.plot([100 * r for r in sorted(row.regret for row in rows)])
+    right.set(xlabel="products, in order", ylabel="regret (%)", title="Slower than the best candidate by")
+    figure.savefig(path, dpi=140)
+
+
+def main() -> None:
+    """Measures, prints a row for each product and a summary, writes a plot and a JSON file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.regret", description=__doc__)
+    parser.add_argument("--count", type=int, default=300, help="how many products")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path(__file__).with_name("results"))
+    arguments = parser.parse_args()
+    found = report.circumstances()
+    report.print_circumstances(found)
+    rows = []
+    for label, dot in problems(arguments.count):
+        rows.append(measure(label, dot))
+        row = rows[-1]
+        print(f"{label:24s} predicted {1e6 * row.predicted:10.1f} us  chosen {1e6 * row.chosen:10.1f}  "
+              f"best {1e6 * row.best:10.1f}  regret {100 * row.regret:5.1f} %", flush=True)  # fmt: skip
+    kept = [row for row in rows if row.best > SMALLEST_SECONDS]
+    regrets = [row.regret for row in kept]
+    print(f"{len(kept)} products: regret {100 * statistics.mean(regrets):.1f} % in the mean, "
+          f"{100 * max(regrets):.1f} % at worst; measured over predicted "
+          f"{statistics.median(row.chosen / row.predicted for row in kept):.2f} in the median")  # fmt: skip
+    arguments.output.mkdir(exist_ok=True)
+    plot(kept, arguments.output / "regret.png")
+    (arguments.output / "regret.json").write_text(
+        json.dumps({**found, "rows": [row._asdict() for row in rows]}, indent=1)
+    )
+
+
+if __name__ == "__main__":
+    main()
