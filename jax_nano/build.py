@@ -93,6 +93,16 @@ def minimum(a: Index, b: Index) -> Index:
     return arith.minsi(index(a), index(b))
 
 
+def one_of(values: Sequence[int], i: Index) -> Index:
+    """values[i]."""
+    if isinstance(i, int):
+        return values[i]
+    chosen = index(values[-1])
+    for number, value in enumerate(values[:-1]):
+        chosen = arith.select(arith.cmpi(arith.CmpIPredicate.eq, i, index(number)), index(value), chosen)
+    return chosen
+
+
 def equal(a: Index, b: Index) -> bool | ir.Value:
     """Whether a = b, decided here where both are constants."""
     if isinstance(a, int) and isinstance(b, int):
@@ -191,6 +201,7 @@ class View:
     at: Index
     strides: tuple[int, int]
     dtype: str
+    component: tuple[str, int] | None = None  # a type, and which of each element's components in it is meant
 
     def offset(self, i: Index = 0, j: Index = 0) -> Index:
         """Where element (i, j) stands in `base`."""

@@ -18,6 +18,8 @@ def name(plan: Plan) -> str:
     """The kernel's symbol, which says what it is."""
     dot = plan.dot
     types = dot.lhs if dot.lhs == dot.rhs == dot.out else f"{dot.lhs}{dot.rhs}_{dot.out}"
+    if dot.algorithm:
+        types += f"_{dot.algorithm.dtype}x{dot.terms}"
     b, m, n, k = dot.sizes
     batch = f"b{b}" if b > 1 else ""
     fused = "_fused" if dot.epilogue else ""

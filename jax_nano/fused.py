@@ -13,7 +13,7 @@ from jax.extend.core.primitives import dot_general_p
 from jax.interpreters import ad, batching, mlir, partial_eval, xla
 
 from jax_nano.fusion import fused
-from jax_nano.primitive import TARGET_NAME, check, equation_of, nano, nano_dot_general_p, remat_rule
+from jax_nano.primitive import TARGET_NAME, equation_of, nano, nano_dot_general_p, remat_rule, settled
 from jax_nano.problem import UnsupportedDot
 from jax_nano.rebind import Rebinding
 from jax_nano.region import Region, nano_region_p
@@ -98,8 +98,7 @@ def _lower(ctx: mlir.LoweringRuleContext, *arrays: mlir.ir.Value, region: Region
     )
     try:
         layout = region.layout
-        dot = layout.dot()
-        check(ctx, dot, layout.precision)
+        dot = settled(ctx, layout.dot(), layout.precision)
         kernel = kernel_for(dot)
     except UnsupportedDot as reason:
         with reports(alone=True) as collected:

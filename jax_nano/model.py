@@ -295,7 +295,8 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
             fetching, rows_again = min(blocks, row_count), steps * lhs_refetch_cycles(plan, machine, tall)
             column += fetching * max(block, first + rows_again) + (row_count - fetching) * max(block, again + rows_again)
         cycles += col_count * column
-    return cycles * extent(plan.outer) * plan.k_blocks + plan.rounds * plan.tasks["compute"] * core.setup_cycles
+    cycles *= extent(plan.outer) * plan.k_blocks * plan.dot.terms
+    return cycles + plan.rounds * plan.tasks["compute"] * core.setup_cycles
 
 
 def finish_cycles(plan: Plan, machine: Machine, rows: int, registers: int) -> float:
@@ -350,7 +351,7 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
     fetch = line_fetch_cycles(plan, machine)
     if plan.rhs != "direct":
         times = outer * (plan.m_tasks if plan.rhs == "private" else 1)  # shared panels have no outer axes
-        padded = -(-n // plan.nr) * plan.nr
+        padded = -(-n // plan.nr) * plan.nr * plan.dot.components[1]
         cycles += (
             times
             * lines(k * padded, plan.instruction.rhs)
@@ -364,7 +365,7 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
         times = outer * plan.n_tasks * plan.rounds
         by_rows = plan.lhs == "rows" and plan.k.lhs == 1
         copied, turned = plan.m.lhs == 1 and plan.lhs == "columns", plan.k.lhs == 1 or plan.m.lhs == 1
-        cycles += times * lines(m * k, plan.instruction.lhs) * line_cycles(
+        cycles += times * lines(m * k * plan.dot.components[0], plan.instruction.lhs) * line_cycles(
             core, plan, by_rows or copied, turned, plan.dot.lhs != plan.instruction.lhs, plain=by_rows
         )
         waiting += times * lines(m * k, plan.dot.lhs) * fetch

@@ -160,15 +160,38 @@ class Plan:
         return -(-depth // steps) * steps
 
     def panel_rows(self, depth: int) -> int:
-        """Elements of a packed panel of B over its width: its steps, and a group of starting values if A is moved."""
-        return self.rounded_up(depth) + (self.instruction.group if self.instruction.lhs_offset else 0)
+        """Elements of a packed panel of B over its width.
+
+        Those are the steps of each component, and one group of starting values where A is moved.
+        """
+        steps = self.dot.components[1] * self.rounded_up(depth)
+        return steps + (self.instruction.group if self.instruction.lhs_offset else 0)
+
+    @property
+    def rhs_component_stride(self) -> int:
+        """Elements between components of B in a packed panel, over its width."""
+        return self.rounded_up(self.k.size if self.rhs == "shared" else self.kc)
+
+    @property
+    def lhs_component_stride(self) -> int:
+        """Elements between components of A, in packed rows; in packed panels, elements over their rows."""
+        line = LINE_BYTES // bytes_of(self.instruction.lhs)
+        depth = self.rounded_up(self.kc)
+        return depth if self.lhs == "columns" else -(-depth // line) * line
 
     @property
     def lhs_stride(self) -> int:
         """Elements between packed rows of A; of packed panels, elements over their rows."""
-        line = LINE_BYTES // bytes_of(self.instruction.lhs)
-        depth = self.rounded_up(self.kc)
-        return depth if self.lhs == "columns" else -(-depth // line) * line + line
+        padding = 0 if self.lhs == "columns" else LINE_BYTES // bytes_of(self.instruction.lhs)
+        return self.dot.components[0] * self.lhs_component_stride + padding
+
+    @property
+    def terms(self) -> tuple[tuple[int, int], ...]:
+        """How far behind component 0, in elements, those of A and B stand whose products are added up, in order."""
+        if not self.dot.algorithm:
+            return ((0, 0),)
+        lhs = self.lhs_component_stride * (self.mr if self.lhs == "columns" else 1)
+        return tuple((i * lhs, j * self.rhs_component_stride * self.nr) for i, j in self.dot.algorithm.terms)
 
     @property
     def local_lhs_rows(self) -> int:

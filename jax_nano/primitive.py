@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 from jax._src.interpreters.partial_eval import Recompute  # no public name
 from jax.extend.core import JaxprEqn, Primitive, Var
 from jax.extend.core.primitives import dot_general_p
 from jax.interpreters import ad, batching, mlir, partial_eval, xla
-from jax.lax import DotAlgorithm, DotAlgorithmPreset
 
 from jax_nano import _native
+from jax_nano.algorithm import followed
 from jax_nano.compiler import TARGET_NAME
+from jax_nano.dtypes import dtype_name
 from jax_nano.problem import Dot, Operand, UnsupportedDot
 from jax_nano.rebind import Rebinding
 from jax_nano.report import Report, tell
@@ -98,24 +97,21 @@ def _source(value: mlir.ir.Value, aval: Any) -> tuple[mlir.ir.Value, Operand]:
 
 def _dot(ctx: mlir.LoweringRuleContext, lhs: Operand, rhs: Operand, dimension_numbers, precision) -> Dot:
     (out,) = ctx.avals_out
-    dot = Dot.of(lhs, rhs, dimension_numbers, dtype_name(out.dtype))
-    check(ctx, dot, precision)
-    return dot
+    return settled(ctx, Dot.of(lhs, rhs, dimension_numbers, dtype_name(out.dtype)), precision)
 
 
-def check(ctx: mlir.LoweringRuleContext, dot: Dot, precision) -> None:
-    """Sees to it that a kernel may stand where the context is, and computes what `precision` asks for.
+def settled(ctx: mlir.LoweringRuleContext, dot: Dot, precision) -> Dot:
+    """The problem with what `precision` asks for.
 
     Raises:
-      UnsupportedDot: it may not, or does not.
+      UnsupportedDot: kernels do not compute that, or may not stand where the context is.
     """
     if (devices := _automatic_devices(ctx.module_context.axis_context)) > 1:
         raise UnsupportedDot(
             f"XLA partitions this program over {devices} devices and would gather both operands on each for a custom "
             "call; under shard_map every device runs a kernel on its shard"
         )
-    if not is_plain(precision, dot):
-        raise UnsupportedDot(f"precision {precision} of {dot.lhs} by {dot.rhs} asks for another sum than kernels do")
+    return followed(precision, dot)
 
 
 def _automatic_devices(context) -> int:
@@ -126,43 +122,6 @@ def _automatic_devices(context) -> int:
         case mlir.SPMDAxisContext():
             return math.prod(n for name, n in context.mesh.shape.items() if name not in context.manual_axes)
     return 1
-
-
-_PRESETS = {
-    DotAlgorithmPreset.F64_F64_F64: ("f64", "f64", "f64"),
-    DotAlgorithmPreset.F32_F32_F32: ("f32", "f32", "f32"),
-    DotAlgorithmPreset.F16_F16_F32: ("f16", "f16", "f32"),
-    DotAlgorithmPreset.BF16_BF16_F32: ("bf16", "bf16", "f32"),
-}
-_EXACT_IN = {"f64": {"f64"}, "f32": {"f32", "f16", "bf16"}, "f16": {"f16"}, "bf16": {"bf16"}}
-
-
-def is_plain(precision, dot: Dot) -> bool:
-    """Whether a `precision` of lax.dot_general means what kernels do: exact products, summed in dot's accumulator.
-
-    An algorithm does that rounds no operand and sums in that type. So does every lax.Precision: it bounds the error
-    from above.
-    """
-    match precision:
-        case DotAlgorithmPreset() if precision is not DotAlgorithmPreset.DEFAULT:
-            algorithm = _PRESETS.get(precision)
-        case DotAlgorithm():
-            algorithm = tuple(map(dtype_name, precision[:3])) if precision[3:6] == (1, 1, 1) else None
-        case _:
-            return True
-    if algorithm is None:
-        return False
-    lhs, rhs, acc = algorithm
-    return dot.lhs in _EXACT_IN.get(lhs, ()) and dot.rhs in _EXACT_IN.get(rhs, ()) and dot.acc == acc
-
-
-def dtype_name(dtype) -> str:
-    """The short name of a type: f32, bf16, s8, u8, f8e4m3fn, c64, pred, ..."""
-    name = np.dtype(dtype).name
-    if not (parts := re.fullmatch(r"(bfloat|float|uint|int|complex)(\d+)_?(\w*)", name)):
-        return {"bool": "pred"}.get(name, name)
-    kind, bits, variant = parts.groups()
-    return {"bfloat": "bf", "float": "f", "uint": "u", "int": "s", "complex": "c"}[kind] + bits + variant
 
 
 def equation_of(avals: Sequence[Any], dimension_numbers) -> str:

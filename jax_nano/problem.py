@@ -18,6 +18,18 @@ BITS = {
     "pred": 8,  # truth values are bytes
 }  # fmt: skip
 FLOAT8 = frozenset(dtype for dtype in BITS if dtype.startswith("f8"))
+# What each type can be turned into without loss, on the way into an instruction.
+WIDENS = {
+    "f64": ("f64",),
+    "f32": ("f32",),
+    "bf16": ("bf16", "f32"),
+    "f16": ("f16", "f32"),
+    **dict.fromkeys(FLOAT8, ("bf16", "f16", "f32")),
+    "s8": ("s8", "s16", "bf16", "f16", "f32"),
+    "u8": ("u8", "s16", "bf16", "f16", "f32"),
+    "s4": ("s8", "s16", "bf16", "f16", "f32"),
+    "u4": ("u8", "s8", "s16", "bf16", "f16", "f32"),
+}
 LARGEST = {"s8": 128, "u8": 255, "s4": 8, "u4": 15}  # magnitudes of integers that kernels multiply
 
 
@@ -86,6 +98,28 @@ class Epilogue:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """Numbers of a narrower type that are multiplied in place of the operands: their components.
+
+    Component 0 is the operand rounded, component 1 what that leaves rounded, and so on. `terms` are the products of
+    components, (of A, of B), that are added up in this order: the last one is that of components 0. Where others come
+    before it, what they add up to counts for nothing if it is not finite.
+    """
+
+    dtype: str
+    terms: tuple[tuple[int, int], ...] = ((0, 0),)
+
+    @property
+    def components(self) -> tuple[int, int]:
+        """How many components A and B have."""
+        return 1 + max(i for i, _ in self.terms), 1 + max(j for _, j in self.terms)
+
+    def swapped(self) -> Algorithm:
+        """The same with the operands' roles exchanged."""
+        return replace(self, terms=tuple((j, i) for i, j in self.terms))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dot:
     """C[b, m, n] = sum over k of A[b, m, k] * B[b, k, n]; every group has as few axes as its strides allow.
 
@@ -100,6 +134,7 @@ class Dot:
     rhs: str
     out: str
     acc: str
+    algorithm: Algorithm | None = None
     epilogue: Epilogue | None = None
 
     @classmethod
@@ -163,13 +198,42 @@ class Dot:
         """(B, M, N, K)."""
         return extent(self.b), extent(self.m), extent(self.n), extent(self.k)
 
+    @property
+    def factors(self) -> tuple[str, str]:
+        """The types of the numbers that are multiplied: the operands', unless an algorithm rounds them."""
+        if not self.algorithm:
+            return self.lhs, self.rhs
+        lhs, rhs = (x if self.algorithm.dtype in WIDENS[x] else self.algorithm.dtype for x in (self.lhs, self.rhs))
+        return lhs, rhs
+
+    @property
+    def components(self) -> tuple[int, int]:
+        """How many components A and B have."""
+        return self.algorithm.components if self.algorithm else (1, 1)
+
+    @property
+    def terms(self) -> int:
+        """How many products of components are added up."""
+        return len(self.algorithm.terms) if self.algorithm else 1
+
+    def following(self, algorithm: Algorithm) -> Dot:
+        """The product of the operands' components, without those that an operand does not have."""
+        whole = [algorithm.dtype in WIDENS[x] for x in (self.lhs, self.rhs)]
+        if all(whole):
+            return replace(self, algorithm=None)
+        terms = tuple((i, j) for i, j in algorithm.terms if not (i and whole[0]) and not (j and whole[1]))
+        return replace(self, algorithm=replace(algorithm, terms=terms))
+
     def swapped(self) -> Dot:
         """The same work with the operands' roles exchanged: C transposed = B transposed times A transposed."""
 
         def swap(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
             return tuple(replace(axis, lhs=axis.rhs, rhs=axis.lhs) for axis in axes)
 
-        return replace(self, b=swap(self.b), m=swap(self.n), n=swap(self.m), k=swap(self.k), lhs=self.rhs, rhs=self.lhs)
+        return replace(
+            self, b=swap(self.b), m=swap(self.n), n=swap(self.m), k=swap(self.k), lhs=self.rhs, rhs=self.lhs,
+            algorithm=self.algorithm and self.algorithm.swapped(),
+        )  # fmt: skip
 
 
 def extent(axes: Sequence[Axis]) -> int:

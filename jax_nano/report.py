@@ -113,6 +113,8 @@ def describe(problem: Dot) -> str:
     b, m, n, k = problem.sizes
     sizes = f"M {m}, N {n}, K {k}" if b == 1 else f"B {b}, M {m}, N {n}, K {k}"
     text = f"{sizes}; {problem.lhs} x {problem.rhs} -> {problem.out}, summed in {problem.acc}"
+    if problem.algorithm:
+        text += f"; {_count(problem.terms, 'product')} of components rounded to {problem.algorithm.dtype}"
     if problem.m and problem.k and problem.k[-1].lhs > problem.m[-1].lhs:
         text += "; A transposed"
     if problem.n and problem.k and problem.n[-1].rhs > problem.k[-1].rhs:

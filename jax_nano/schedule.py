@@ -8,7 +8,7 @@ from dataclasses import replace
 from jax_nano import model
 from jax_nano.isa import DotInstruction, Isa, Machine
 from jax_nano.plan import Plan
-from jax_nano.problem import FLOAT8, Axis, Dot, UnsupportedDot, bytes_of, extent
+from jax_nano.problem import WIDENS, Axis, Dot, UnsupportedDot, bytes_of, extent
 
 # A thread's scratch, and what all share, stay within these.
 LOCAL_BYTES = 12 << 20
@@ -21,19 +21,6 @@ READ_ONCE_ROWS = 16  # with so few rows, B is as good as read once: packing it w
 STREAMED_ROWS = 16  # registers' worth of rows of B that are read side by side
 UNROLLED_DOTS = 16  # multiply-accumulates in an iteration of the inner loop, at least
 
-# What each type can be turned into without loss, on the way into an instruction.
-WIDENS = {
-    "f64": ("f64",),
-    "f32": ("f32",),
-    "bf16": ("bf16", "f32"),
-    "f16": ("f16", "f32"),
-    **dict.fromkeys(FLOAT8, ("bf16", "f32")),
-    "s8": ("s8", "s16", "bf16", "f16", "f32"),
-    "u8": ("u8", "s16", "bf16", "f16", "f32"),
-    "s4": ("s8", "s16", "bf16", "f16", "f32"),
-    "u4": ("u8", "s8", "s16", "bf16", "f16", "f32"),
-}
-
 
 def instructions_for(isa: Isa, dot: Dot) -> list[tuple[Isa, DotInstruction]]:
     """The instructions that can serve the types of a product, of the instruction set and of the vectors beside it.
@@ -41,13 +28,15 @@ def instructions_for(isa: Isa, dot: Dot) -> list[tuple[Isa, DotInstruction]]:
     Raises:
       UnsupportedDot: it has none.
     """
+    lhs, rhs = dot.factors
 
     def serves(i: DotInstruction) -> bool:
-        return i.lhs in WIDENS[dot.lhs] and i.rhs in WIDENS[dot.rhs] and i.acc == dot.acc
+        several = dot.terms > 1 and i.tiles  # sums of theirs cannot be looked at between terms
+        return i.lhs in WIDENS[lhs] and i.rhs in WIDENS[rhs] and i.acc == dot.acc and not several
 
     found = [(level, i) for level in (isa, isa.vectors) if level for i in level.dots if serves(i)]
     if not found:
-        raise UnsupportedDot(f"{isa.name} has no instruction that multiplies {dot.lhs} by {dot.rhs} into {dot.acc}")
+        raise UnsupportedDot(f"{isa.name} has no instruction that multiplies {lhs} by {rhs} into {dot.acc}")
     return found
 
 
@@ -120,9 +109,9 @@ def kernel_plans(dot: Dot, machine: Machine, isa: Isa) -> Iterator[Plan]:
 def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: dict) -> Iterator[Plan]:
     """Plans of a single task by vectors."""
     work, m, n, k = (common[name] for name in ("dot", "m", "n", "k"))
-    offset = instruction.lhs_offset != 0
-    lhs_direct = instruction.group == 1 or k.lhs == 1
-    rhs_direct = n.rhs == 1 and not offset
+    packed = instruction.lhs_offset != 0 or work.terms > 1
+    lhs_direct = work.terms == 1 and (instruction.group == 1 or k.lhs == 1)
+    rhs_direct = n.rhs == 1 and not packed
     packed_lhs = "rows" if k.lhs == 1 else "columns"
     for lhs in ("direct", packed_lhs) if lhs_direct else (packed_lhs,):
         once = rhs_direct and m.size <= READ_ONCE_ROWS
@@ -134,7 +123,7 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
             yield blocked(
                 machine, block, depth, instruction=instruction, lhs=lhs, rhs=rhs, hold_lhs=block.hold_lhs, **common
             )
-    if k.lhs == 1 and k.rhs == 1 and not offset:
+    if k.lhs == 1 and k.rhs == 1 and not packed:
         block = model.inner_block(isa, machine, instruction, work, m, n, k)
         yield blocked(machine, block, k.size, instruction=instruction, lanes="k", **common)
 
@@ -182,14 +171,19 @@ def blocked(machine: Machine, block: model.RegisterBlock, depth: int, **plan) ->
     result = Plan(mr=block.rows, nr=block.cols, unroll=unroll, mc=mc, kc=k.size, nc=cols, mt=whole, nt=cols,
                   outer_per_task=extent(plan["outer"]), **plan)  # fmt: skip
     multiple = result.k_multiple
-    kc = min(k.size, -(-depth // multiple) * multiple, k_block(machine, block, instruction, k.size, multiple))
+    most = k_block(machine, block, instruction, k.size, multiple, result.dot.components)
+    kc = min(k.size, -(-depth // multiple) * multiple, most)
     return split(replace(result, kc=kc))
 
 
-def k_block(machine: Machine, block: model.RegisterBlock, instruction: DotInstruction, k: int, step: int) -> int:
+def k_block(
+    machine: Machine, block: model.RegisterBlock, instruction: DotInstruction, k: int, step: int,
+    components: tuple[int, int],
+) -> int:  # fmt: skip
     """Steps of k in a block: all of them while the panels of a microkernel stay in the second cache together."""
     l2 = machine.caches[min(1, len(machine.caches) - 1)].bytes
-    per_step = bytes_of(instruction.lhs, block.rows) + bytes_of(instruction.rhs, block.cols)
+    lhs, rhs = components
+    per_step = bytes_of(instruction.lhs, lhs * block.rows) + bytes_of(instruction.rhs, rhs * block.cols)
     most = max(step, l2 // per_step)
     parts = -(-k // most)
     return k if parts == 1 else -(-k // parts // step) * step

@@ -14,13 +14,13 @@ ORDER = (
     ("__init__", "__main__"),
     ("accelerate", "api", "inspection", "installation", "memory", "roofline"),
     ("primitive",),
-    ("rebind", "report"),
+    ("algorithm", "rebind", "report"),
     ("compiler",),
     ("emit", "cache"),
     ("kernels",),
     ("schedule",),
     ("targets", "model", "build"),
-    ("plan", "problem", "elementwise", "isa", "_native"),
+    ("plan", "problem", "elementwise", "isa", "dtypes", "_native"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}

@@ -99,6 +99,15 @@ def from_integer(value: ir.Value, source: str, target: str, native_bf16: bool) -
     return narrowed(single, target, native_bf16) if BITS[source] <= 8 else convert(single, "f32", target, native_bf16)
 
 
+def component(value: ir.Value, source: str, target: str, number: int, native_bf16: bool) -> ir.Value:
+    """Component `number` of values in type `target`: rounded from what the components before it leave of them."""
+    rest = convert(value, source, "f32")
+    for _ in range(number):
+        taken = convert(rest, "f32", target, native_bf16)
+        rest = lanes.sub(rest, convert(taken, target, "f32"))
+    return convert(rest, "f32", target, native_bf16)
+
+
 def signed_halves(value: ir.Value) -> ir.Value:
     """4-bit integers, each in the lower half of a byte, with their sign."""
     return lanes.sub(arith.xori(*lanes.vectors(value, 8)), 8)

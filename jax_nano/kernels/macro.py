@@ -14,7 +14,7 @@ A task computes a block of C, `plan.mt` x `plan.nt`, of one element of the outer
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jax.extend.mlir import ir
 
@@ -86,7 +86,7 @@ class Macrokernel:
         plan, n, width = self.plan, self.plan.n, self.plan.nr
         begin = add(mul(frame.round, plan.nc), mul(frame.task, plan.pack_panels * width))
         end = minimum(minimum(add(begin, plan.pack_panels * width), mul(add(frame.round, 1), plan.nc)), n.size)
-        source = View(frame.rhs, 0, (plan.k.rhs, n.rhs), self.dot.rhs)
+        source = View(frame.rhs, 0, (plan.k.rhs, n.rhs), self.dot.rhs, self.component(0))
         self.pack_rhs(source, self.shared_panels(frame), begin, end, plan.k.size)
 
     def compute_phase(self, frame: Frame) -> None:
@@ -107,8 +107,8 @@ class Macrokernel:
         """One block of C, for one element of the outer axes: all of the sum, or one split of it."""
         plan, dot = self.plan, self.dot
         at = offsets(plan.outer, outer, self.arrays)
-        lhs = View(frame.lhs, at[0], (plan.m.lhs, plan.k.lhs), dot.lhs)
-        rhs = View(frame.rhs, at[1], (plan.k.rhs, plan.n.rhs), dot.rhs)
+        lhs = View(frame.lhs, at[0], (plan.m.lhs, plan.k.lhs), dot.lhs, self.component(0))
+        rhs = View(frame.rhs, at[1], (plan.k.rhs, plan.n.rhs), dot.rhs, self.component(0))
         out = self.out(frame, split_number).moved(at[2])
         extras = self.extras(frame, at)
         partial, tiles = self.partial(frame, out), self.tiles(frame)
@@ -224,16 +224,23 @@ class Macrokernel:
     def pack_rhs(self, source: View, panel: RhsPanels, begin: Index, end: Index, depth: Index) -> None:
         """Packs columns [begin, end) of B, and the starting values that belong to their panels."""
         n, width, k = self.plan.n, self.plan.nr, self.plan.k
-        panels = Panels(begin, end, n.size, width, lambda j: panel(j)[0])
-        self.rhs_packer.panels(panels, source, depth, k.size, width)
+        for number in range(self.dot.components[1]):
+            first = number * self.plan.rhs_component_stride
+            panels = Panels(begin, end, n.size, width, lambda j, first=first: panel(j)[0].block(first, 0))
+            self.rhs_packer.panels(panels, replace(source, component=self.component(number)), depth, k.size, width)
         if self.plan.instruction.lhs_offset:
+            panels = Panels(begin, end, n.size, width, lambda j: panel(j)[0])
             panels.each(lambda j, _, target: self.rhs_packer.bias(target, panel(j)[1], depth, width))
+
+    def component(self, number: int) -> tuple[str, int] | None:
+        """What is meant by an operand's elements: a component of them, where the product's algorithm has such."""
+        return (self.dot.algorithm.dtype, number) if self.dot.algorithm else None
 
     def panel(self, base: ir.Value, at: Index, depth: int, k0: Index = 0) -> tuple[View, View]:
         """A panel of B of `depth` steps, from its step k0 on; its bias stands behind it."""
         plan = self.plan
         panel = View(base, at, (plan.nr, self.nano.group), plan.instruction.rhs)
-        return panel.block(k0, 0), panel.block(plan.rounded_up(depth), 0)
+        return panel.block(k0, 0), panel.block(plan.dot.components[1] * plan.rounded_up(depth), 0)
 
     def shared_panels(self, frame: Frame, k0: Index = 0) -> RhsPanels:
         """The panels that all tasks of a round share."""
@@ -271,16 +278,25 @@ class Macrokernel:
             def row(i: Index) -> View:
                 return target.block(subtract(i, begin), 0)
 
-            panels = Panels(begin, end, plan.m.size, plan.instruction.shape[0], row)
-            self.lhs_packer.rows(panels, lhs, part.depth, plan.k.size)
+            for number in range(self.dot.components[0]):
+                source = replace(lhs, component=self.component(number))
+                first = number * plan.lhs_component_stride
+                step = plan.instruction.shape[0]
+                panels = Panels(begin, end, plan.m.size, step, lambda i, first=first: row(i).block(0, first))
+                self.lhs_packer.rows(panels, source, part.depth, plan.k.size)
             return row
 
         def panel(i: Index) -> View:
             at = mul(subtract(i, begin), plan.lhs_stride)
             return View(base, at, (self.nano.group, plan.mr), plan.instruction.lhs)
 
-        panels = Panels(begin, end, plan.m.size, plan.mr, lambda i: panel(i).transposed)
-        self.lhs_packer.panels(panels, lhs.transposed, part.depth, plan.k.size, plan.mr)
+        for number in range(self.dot.components[0]):
+            source = replace(lhs.transposed, component=self.component(number))
+            first = number * plan.lhs_component_stride
+            panels = Panels(
+                begin, end, plan.m.size, plan.mr, lambda i, first=first: panel(i).transposed.block(first, 0)
+            )
+            self.lhs_packer.panels(panels, source, part.depth, plan.k.size, plan.mr)
         return panel
 
 
@@ -290,7 +306,7 @@ def microkernel(plan: Plan) -> Microkernel:
     if plan.instruction.tiles:
         return TileMicrokernel(TileNanokernel(plan.instruction, hold_lhs=plan.hold_lhs), plan.unroll, packed)
     kind = InnerMicrokernel if plan.lanes == "k" else Microkernel
-    return kind(Nanokernel(plan.instruction, hold_lhs=plan.hold_lhs), plan.unroll, packed)
+    return kind(Nanokernel(plan.instruction, hold_lhs=plan.hold_lhs), plan.unroll, packed, plan.terms)
 
 
 def split(number: Index, count: int) -> tuple[Index, Index]:

@@ -31,6 +31,7 @@ from jax_nano.build import (
     index,
     load,
     mul,
+    one_of,
     prefetch,
     store,
     times,
@@ -126,6 +127,7 @@ class Microkernel:
     nano: Nanokernel
     unroll: int  # updates in an iteration
     packed: tuple[bool, bool]  # whether A and B are in panels
+    terms: tuple[tuple[int, int], ...] = ((0, 0),)  # where the components stand whose products are added up, in order
 
     def emit(self, a: View, b: View, result: Result, block: Block, part: Part, ahead: Ahead | None = None) -> None:
         """Emits one block of C."""
@@ -133,7 +135,8 @@ class Microkernel:
             for i in range(block.rows):
                 for j in range(0, block.cols, LINE_BYTES // 4):
                     prefetch(result.partial.base, result.partial.offset(i, j), write=True)
-        self.finish(self.accumulate(self.start(result, block), a, b, block, part, ahead), result, block, part)
+        acc = self.small_terms(self.start(result, block), a, b, block, part)
+        self.finish(self.accumulate(acc, a, b, block, part, ahead), result, block, part)
 
     def finish(self, acc: Values, result: Result, block: Block, part: Part) -> None:
         """Adds what stood in P, and stores."""
@@ -181,6 +184,16 @@ class Microkernel:
             either(result.biased, [accumulator] * len(columns), row, lambda: [self.nano.zero()] * len(columns))
             * block.rows
         )
+
+    def small_terms(self, acc: Values, a: View, b: View, block: Block, part: Part) -> Values:
+        """The products of components before the last, as far as they are finite: 0 * inf may be among the others."""
+        lhs, rhs = ([places[i] for places in self.terms[:-1]] for i in (0, 1))
+        if not lhs:
+            return acc
+        with for_range(0, len(lhs), carry=acc) as term:
+            at_a, at_b = a.moved(one_of(lhs, term.i)), b.moved(one_of(rhs, term.i))
+            term.next = self.accumulate(term.carry, at_a, at_b, block, part)
+        return [self.nano.finite(value) for value in term.results]
 
     def accumulate(self, acc: Values, a: View, b: View, block: Block, part: Part, ahead: Ahead | None = None) -> Values:
         """The loop over K, with the accumulators in registers throughout."""

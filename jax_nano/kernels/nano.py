@@ -29,8 +29,9 @@ from jax_nano.build import (
     zeros,
 )
 from jax_nano.isa import DotInstruction
-from jax_nano.kernels.convert import convert, signed_halves
-from jax_nano.problem import BITS
+from jax_nano.kernels import lanes as v
+from jax_nano.kernels.convert import component, convert, signed_halves
+from jax_nano.problem import BITS, WIDENS
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,15 @@ class Nanokernel:
 
     def read(self, source: View, at: Index, lanes: int, count: int, operand: str) -> ir.Value:
         """`count` neighbours from `at` on as the instruction wants them of its operand "lhs" or "rhs"; zeros beyond."""
-        if source.dtype == "u4":
-            return self.ready(load_halves(source.base, at, lanes, count), "u8", operand)
-        if source.dtype == "s4":
-            return self.ready(signed_halves(load_halves(source.base, at, lanes, count)), "s8", operand)
-        return self.ready(load(source.base, at, lanes, count), source.dtype, operand)
+        if BITS[source.dtype] == 4:
+            value, dtype = load_halves(source.base, at, lanes, count), "u8"
+            if source.dtype == "s4":
+                value, dtype = signed_halves(value), "s8"
+        else:
+            value, dtype = load(source.base, at, lanes, count), source.dtype
+        if source.component and source.component[0] not in WIDENS[source.dtype]:
+            value, dtype = component(value, dtype, *source.component, self.native_bf16), source.component[0]
+        return self.ready(value, dtype, operand)
 
     def ready(self, value: ir.Value, source: str, operand: str) -> ir.Value:
         """Elements of type `source` as the instruction wants them."""
@@ -143,7 +148,7 @@ class Nanokernel:
 
     def load_lhs(self, a: View, i: int, k: Index, live: int, packed: bool) -> ir.Value:
         """Elements (i, k) to (i, k + live - 1) of A in every lane, and zeros up to the group."""
-        if self.group == 1 and (packed or a.dtype == self.instruction.lhs):
+        if self.group == 1 and (packed or (a.dtype == self.instruction.lhs and not a.component)):
             return broadcast(load_scalar(a.base, a.offset(i, k)), self.lanes)
         at = a.offset(i, k)
         group = load(a.base, at, self.group) if packed else self.read(a, at, self.group, live, "lhs")
@@ -172,6 +177,10 @@ class Nanokernel:
     def load_along_k(self, source: View, at: Index, live: int, operand: str) -> ir.Value:
         """`live` neighbours along k as one register, zeros beyond."""
         return self.read(source, at, self.lanes * self.group, live, operand)
+
+    def finite(self, value: ir.Value) -> ir.Value:
+        """A register of floats with zeros in place of infinities and NaN."""
+        return v.select(v.less(v.magnitude(value), float("inf")), value, 0.0)
 
     def plus(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """The sum of two accumulators."""
