@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <new>
 #include <thread>
 
 #include "scratch.h"
@@ -91,7 +92,11 @@ bool Run(const Kernel& kernel, void* const* buffers, int64_t threads, const Sche
     return true;
   }
   auto execution = std::make_shared<Execution>(kernel, buffers, shared.data());
-  for (int64_t i = 0; i < helpers; ++i) schedule([execution] { execution->Help(); });
+  try {
+    for (int64_t i = 0; i < helpers; ++i) schedule([execution] { execution->Help(); });
+  } catch (const std::bad_alloc&) {
+    // Helpers that were found use this call's memory, so it goes on with those, or alone.
+  }
   execution->Work(local.data());
   execution->AwaitAll();
   return true;

@@ -216,7 +216,8 @@ class Plan:
     @property
     def local_tiles_at(self) -> int:
         """Where a block's tiles stand between registers of tiles and of vectors, bytes: behind the sums."""
-        return self.local_partial_at + (bytes_of(self.instruction.acc, self.mt * self.nt) if self.has_partial else 0)
+        rows = -(-self.mt // self.mr) * self.mr  # whole tiles reach beyond the last row
+        return self.local_partial_at + (bytes_of(self.instruction.acc, rows * self.nt) if self.has_partial else 0)
 
     @property
     def local_bytes(self) -> int:

@@ -201,7 +201,30 @@ def split(plan: Plan) -> Plan:
 
 
 def task_plans(plan: Plan, machine: Machine) -> Iterator[Plan]:
-    """The plan divided into tasks in every way worth weighing."""
+    """The plan divided into tasks in every way worth weighing, within a thread's scratch."""
+    fitting = [divided for divided in divisions_of(plan, machine) if divided.local_bytes <= LOCAL_BYTES]
+    yield from fitting or [smallest(plan, machine)]
+
+
+def smallest(plan: Plan, machine: Machine) -> Plan:
+    """The plan in tasks whose scratch is within bounds whatever the product: a third each for A, B and sums."""
+    nt = min(near(plan, machine), plan.nt)
+    mc, mt = plan.mc, plan.mt
+    if plan.lhs != "direct":
+        mc = min(mc, whole_rows(bytes_of(plan.instruction.lhs, plan.lhs_stride), plan.mr))
+        mt = -(-plan.m.size // mc) * mc
+    if plan.has_partial:
+        mt = min(mt, whole_rows(bytes_of(plan.instruction.acc, nt), plan.mr if plan.lhs == "direct" else mc))
+    return replace(plan, mt=mt, mc=mt if plan.lhs == "direct" else mc, nt=nt, outer_per_task=1)
+
+
+def whole_rows(row_bytes: int, step: int) -> int:
+    """How many rows a third of a thread's scratch holds, in whole steps."""
+    return max(1, LOCAL_BYTES // 3 // row_bytes // step) * step
+
+
+def divisions_of(plan: Plan, machine: Machine) -> Iterator[Plan]:
+    """The plan divided into tasks, whatever scratch they take."""
     yield plan
     outer = extent(plan.outer)
     cols = -(-plan.n.size // plan.nr)
@@ -217,9 +240,8 @@ def task_plans(plan: Plan, machine: Machine) -> Iterator[Plan]:
             mt = -(-mt // mc) * mc
             for nb in {0, room if plan.rhs == "private" and room < nt else 0}:
                 candidate = replace(plan, nt=-(-nt // nb) * nb if nb else nt, nb=nb, mt=mt, mc=mc)
-                if candidate.local_bytes <= LOCAL_BYTES or candidate.block_columns == plan.nr:
-                    for outer_parts in divisions(outer, machine.threads) if n_parts * m_parts == 1 else (outer,):
-                        yield replace(candidate, outer_per_task=-(-outer // outer_parts))
+                for outer_parts in divisions(outer, machine.threads) if n_parts * m_parts == 1 else (outer,):
+                    yield replace(candidate, outer_per_task=-(-outer // outer_parts))
             if plan.rhs == "private" and not plan.outer and not plan.k_outer and plan.splits == 1:
                 yield from shared(replace(plan, nt=nt, mt=mt, mc=mc), machine)
 
