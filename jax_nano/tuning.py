@@ -12,18 +12,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jax_nano import compiler, schedule
 from jax_nano.compiler import Kernel
+from jax_nano.elementwise import NUMPY_TYPES
 from jax_nano.plan import Plan
-from jax_nano.problem import Dot
+from jax_nano.problem import FLOAT8, Dot
 from jax_nano.targets import host
 
 TURNS = 5
 TURN_SECONDS = 0.01
-DTYPES = {"f64": np.float64, "f32": np.float32, "bf16": jnp.bfloat16, "f16": np.float16, "s32": np.int32,
-          "s8": np.int8, "u8": np.uint8}  # fmt: skip
+DTYPES = NUMPY_TYPES | {"s4": jnp.int4, "u4": jnp.uint4} | {f8: getattr(jnp, f"float8_{f8[2:]}") for f8 in FLOAT8}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
