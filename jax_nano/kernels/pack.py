@@ -159,16 +159,30 @@ class Packer:
         """Columns that are contiguous: squares of `lanes` x `lanes` groups transposed in registers."""
         step = self.lanes * self.group
 
-        def square(k: Index, live: int) -> None:
-            for j in range(0, width, self.lanes):
-                columns: Values = [
-                    bitcast(self.read(source, source.offset(k, c), step, live if c < cols else 0), self.lanes, self.unit)
-                    for c in range(j, j + self.lanes)
-                ]
-                for i, row in enumerate(transpose(columns)[: -(-live // self.group)]):
-                    self.put(bitcast(row, step, self.kind), target, add(k, i * self.group), j, width)
+        def square(k: Index, j: Index, live: int, count: int) -> Values:
+            first = source.offset(k, j)
+            columns: Values = [
+                bitcast(
+                    self.read(source, add(first, c * source.strides[1]), step, live if c < count else 0),
+                    self.lanes,
+                    self.unit,
+                )
+                for c in range(self.lanes)
+            ]
+            return [bitcast(row, step, self.kind) for row in transpose(columns)[: -(-live // self.group)]]
 
-        self.along_k(depth, size, square)
+        def squares(k: Index, live: int) -> None:
+            whole = cols // self.lanes * self.lanes
+            if whole:
+                with for_range(0, whole, self.lanes) as loop:
+                    for i, row in enumerate(square(k, loop.i, live, self.lanes)):
+                        store(row, target.base, target.offset(add(k, i * self.group), loop.i))
+            for j in range(whole, width, self.lanes):
+                nothing = [zeros(step, self.kind)] * -(-live // self.group)
+                for i, row in enumerate(square(k, j, live, cols - j) if j < cols else nothing):
+                    self.put(row, target, add(k, i * self.group), j, width)
+
+        self.along_k(depth, size, squares)
 
     def copy_elements(self, source: View, target: View, depth: Index, size: int, cols: int, width: int) -> None:
         """Strided both ways: element by element, into a panel cleared before."""
@@ -188,7 +202,7 @@ class Packer:
         store(register, target.base, target.offset(k, j), (width - j) * self.group)
 
     def rows(self, panels: Panels, source: View, depth: Index, size: int) -> None:
-        """Copies rows of A, element (i, k), so that each is contiguous; up to a whole register is written behind each."""
+        """Copies rows of A, element (i, k), so that each is contiguous; up to a register is written behind each."""
         if source.strides[1] == 1:
             with for_range(panels.begin, panels.end) as row:
                 self.copy_row(source.block(row.i, 0), panels.target(row.i), depth, size)
@@ -202,7 +216,8 @@ class Packer:
         """A row that is contiguous already."""
 
         def piece(k: Index, live: int) -> None:
-            store(self.read(source, source.offset(0, k), self.lanes * self.group, live), target.base, target.offset(0, k))
+            value = self.read(source, source.offset(0, k), self.lanes * self.group, live)
+            store(value, target.base, target.offset(0, k))
 
         self.along_k(depth, size, piece)
 
