@@ -95,7 +95,8 @@ class Kernel:
             "result_types": np.array([FFI_TYPES[out]], np.int64),
             "result_elements": np.array([results], np.int64),
         }
-        digest = hashlib.sha256(repr(sorted(attributes.items())).encode()).digest()
+        plain = {name: x.tolist() if isinstance(x, np.ndarray | np.generic) else x for name, x in attributes.items()}
+        digest = hashlib.sha256(repr(sorted(plain.items())).encode()).digest()  # arrays print as NumPy is told to
         attributes["key"] = np.frombuffer(digest[:8], np.int64)[0]
         return attributes
 
