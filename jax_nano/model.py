@@ -293,7 +293,8 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
             if plan.k_blocks > 1:
                 block += 3 * tall * registers / core.stores_per_cycle + BLOCK_OVERHEAD_CYCLES
             fetching, rows_again = min(blocks, row_count), steps * lhs_refetch_cycles(plan, machine, tall)
-            column += fetching * max(block, first + rows_again) + (row_count - fetching) * max(block, again + rows_again)
+            nearer = row_count - fetching
+            column += fetching * max(block, first + rows_again) + nearer * max(block, again + rows_again)
         cycles += col_count * column
     cycles *= extent(plan.outer) * plan.k_blocks * plan.dot.terms
     return cycles + plan.rounds * plan.tasks["compute"] * core.setup_cycles
@@ -365,8 +366,10 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
         times = outer * plan.n_tasks * plan.rounds
         by_rows = plan.lhs == "rows" and plan.k.lhs == 1
         copied, turned = plan.m.lhs == 1 and plan.lhs == "columns", plan.k.lhs == 1 or plan.m.lhs == 1
-        cycles += times * lines(m * k * plan.dot.components[0], plan.instruction.lhs) * line_cycles(
-            core, plan, by_rows or copied, turned, plan.dot.lhs != plan.instruction.lhs, plain=by_rows
+        cycles += (
+            times
+            * lines(m * k * plan.dot.components[0], plan.instruction.lhs)
+            * line_cycles(core, plan, by_rows or copied, turned, plan.dot.lhs != plan.instruction.lhs, plain=by_rows)
         )
         waiting += times * lines(m * k, plan.dot.lhs) * fetch
     return cycles, waiting

@@ -50,7 +50,7 @@ class Plan:
     def __post_init__(self):
         for name, value, step, size in (
             ("mc", self.mc, self.mr, self.m.size), ("mt", self.mt, self.mc, self.m.size),
-            ("nt", self.nt, self.block_columns, 0), ("nb", self.nb, self.nr, 0),
+            ("nt", self.nt, self.nb or self.nr, 0), ("nb", self.nb, self.nr, 0),
             ("nc", self.nc, self.nr, 0), ("kc", self.kc, self.k_multiple, self.k.size),
         ):  # fmt: skip
             if value % step and (size == 0 or value < size):

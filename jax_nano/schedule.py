@@ -82,8 +82,8 @@ def reason(plan: Plan, machine: Machine, candidates: int) -> str:
     note = f"; {machine.note}" if machine.note else ""
     return (
         f"cheapest of {candidates} kernels: {1e6 * cost.total:.1f} us expected on {machine.threads} threads "
-        f"(one thread: compute {1e6 * cost.compute:.1f}, packing {1e6 * cost.packing:.1f}; memory {1e6 * cost.memory:.1f})"
-        + note
+        f"(one thread: compute {1e6 * cost.compute:.1f}, packing {1e6 * cost.packing:.1f}; "
+        f"memory {1e6 * cost.memory:.1f})" + note
     )
 
 
@@ -99,7 +99,7 @@ def kernel_plans(dot: Dot, machine: Machine, isa: Isa) -> Iterator[Plan]:
         raise UnsupportedDot("an array of the epilogue is neither contiguous along n nor the same for all of n")
     outer = work.b + tuple(a for a in work.m if a is not m) + tuple(a for a in work.n if a is not n)
     k_outer = tuple(a for a in work.k if a is not k)
-    common = dict(dot=work, swapped=swapped, m=m, n=n, k=k, outer=outer, k_outer=k_outer)
+    common = {"dot": work, "swapped": swapped, "m": m, "n": n, "k": k, "outer": outer, "k_outer": k_outer}
 
     for level, instruction in instructions_for(isa, work):
         plans = tile_plans if instruction.tiles else vector_plans
@@ -141,7 +141,14 @@ def tile_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: 
         for depth in {k.size, min(k.size, machine.caches[0].bytes // 2 // bytes_of(instruction.rhs, 2 * lanes))}:
             block = model.register_block(isa, machine, instruction, m.size, n.size, depth)
             yield blocked(
-                machine, block, depth, instruction=instruction, lhs=lhs, rhs="private", hold_lhs=block.hold_lhs, **common
+                machine,
+                block,
+                depth,
+                instruction=instruction,
+                lhs=lhs,
+                rhs="private",
+                hold_lhs=block.hold_lhs,
+                **common,
             )
 
 

@@ -29,7 +29,7 @@ class TileMicrokernel(Microkernel):
         whole = block.rows % rows == 0 and block.cols % block.lanes == 0
         as_sums = result.epilogue is None and result.out.dtype == self.nano.instruction.acc
         carried = result.padded or (whole and as_sums)
-        target = result.partial if carried else result.tiles
+        target = result.tiles if result.tiles and not carried else result.partial
         places = [(i * rows, j * block.lanes) for i in range(tiles.rows) for j in range(len(block.counts))]
 
         acc = self.start_tiles(target, places, part.first if carried else True)
@@ -44,12 +44,13 @@ class TileMicrokernel(Microkernel):
     def start_tiles(self, source: View, places: list[tuple[int, int]], first) -> Values:
         """The accumulators before the loop: zeros for the first part, then the sums so far."""
         types = [self.nano.accumulator_tile()] * len(places)
-        zeros = lambda: [self.nano.zero_tile() for _ in places]
+
+        def zeros() -> Values:
+            return [self.nano.zero_tile() for _ in places]
+
         return either(first, types, zeros, lambda: [self.nano.load_accumulator(source, i, j) for i, j in places])
 
-    def accumulate(
-        self, acc: Values, a: View, b: View, block: Block, part: Part, ahead: Ahead | None = None
-    ) -> Values:
+    def accumulate(self, acc: Values, a: View, b: View, block: Block, part: Part, ahead: Ahead | None = None) -> Values:
         """The loop over K, with the accumulators in registers throughout; the last step may reach into padding."""
         depth = self.nano.instruction.shape[2]
         with for_range(0, part.depth, depth, carry=acc) as loop:

@@ -69,7 +69,10 @@ def elsewhere(name: str) -> Machine:
     """
     for machine in x86.MACHINES:
         if any(isa.name == name for isa in machine.isas):
-            isas = tuple(available(isa, lambda features: not set(features) & set(machine.lacks)) for isa in machine.isas)
+            lacks = set(machine.lacks)
+            isas = tuple(
+                available(isa, lambda features, lacks=lacks: not set(features) & lacks) for isa in machine.isas
+            )
             return replace(machine, isas=isas, threads=threads())
     known = ", ".join(dict.fromkeys(isa.name for machine in x86.MACHINES for isa in machine.isas))
     raise ValueError(f"there is no target {name} (there are {known}); choose one of these")

@@ -178,7 +178,7 @@ MACHINES = (
         memory_gb_per_s=(12, 200),
         l3_gb_per_s=15,
         lacks=("amx-fp16",),
-        source=INTEL_OPTIMIZATION + ": 2.1 Golden Cove Microarchitecture; 20 Intel AMX: instruction throughput and latency",
+        source=INTEL_OPTIMIZATION + ": 2.1 Golden Cove Microarchitecture; 20 Intel AMX: throughput and latency",
     ),
     Machine(
         name="emeraldrapids",
