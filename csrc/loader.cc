@@ -28,7 +28,8 @@ Table& Kernels() {
   return *table;
 }
 
-// gdb always learns of loaded kernels; perf does where JAX_NANO_PERF is set, as it writes a file (see docs/performance.md).
+// gdb always learns of loaded kernels; perf does where JAX_NANO_PERF is set, as it writes a file (see
+// docs/performance.md).
 void AddListeners(llvm::orc::RTDyldObjectLinkingLayer& layer) {
   layer.registerJITEventListener(*llvm::JITEventListener::createGDBRegistrationListener());
   if (std::getenv("JAX_NANO_PERF"))
@@ -64,8 +65,8 @@ llvm::Error Link(Kernel& kernel, uint64_t key) {
   auto library = (*linker)->createJITDylib("kernel" + std::to_string(key));
   if (!library) return library.takeError();
   // memcpy and memset, which LLVM may have made of a packing loop.
-  auto process = llvm::orc::DynamicLibrarySearchGenerator::GetForCurrentProcess(
-      (*linker)->getDataLayout().getGlobalPrefix());
+  auto process =
+      llvm::orc::DynamicLibrarySearchGenerator::GetForCurrentProcess((*linker)->getDataLayout().getGlobalPrefix());
   if (!process) return process.takeError();
   library->addGenerator(std::move(*process));
   auto buffer = llvm::MemoryBuffer::getMemBuffer(kernel.object, "jax_nano", /*RequiresNullTerminator=*/false);

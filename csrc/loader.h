@@ -26,13 +26,13 @@ struct Buffer {
 
 // What travels with an object: how its entry points want to be called.
 struct Description {
-  std::vector<Phase> phases;     // follow one another, in every round
-  int64_t rounds;                // follow one another
-  int64_t shared_bytes;          // scratch that all tasks of an execution see
-  int64_t local_bytes;           // scratch of each thread
+  std::vector<Phase> phases;  // follow one another, in every round
+  int64_t rounds;             // follow one another
+  int64_t shared_bytes;       // scratch that all tasks of an execution see
+  int64_t local_bytes;        // scratch of each thread
   std::vector<Buffer> operands;
   std::vector<Buffer> results;
-  std::string features;          // LLVM's names of the instruction sets the object uses, separated by commas
+  std::string features;  // LLVM's names of the instruction sets the object uses, separated by commas
 };
 
 struct Kernel {
@@ -42,7 +42,8 @@ struct Kernel {
 
   // Whether a second thread would find something to do.
   bool parallel() const {
-    return std::any_of(description.phases.begin(), description.phases.end(), [](const Phase& p) { return p.tasks > 1; });
+    return std::any_of(description.phases.begin(), description.phases.end(),
+                       [](const Phase& p) { return p.tasks > 1; });
   }
 };
 

@@ -67,8 +67,8 @@ void ExportEntry(llvm::Function& body) {
   body.setLinkage(llvm::GlobalValue::InternalLinkage);
   body.addFnAttr(llvm::Attribute::AlwaysInline);
 
-  auto* type =
-      llvm::FunctionType::get(llvm::Type::getVoidTy(context), {word, word, pointer, pointer, pointer}, /*isVarArg=*/false);
+  auto* type = llvm::FunctionType::get(llvm::Type::getVoidTy(context), {word, word, pointer, pointer, pointer},
+                                       /*isVarArg=*/false);
   auto* entry = llvm::Function::Create(type, llvm::GlobalValue::ExternalLinkage, name, body.getParent());
   entry->copyAttributesFrom(&body);
   entry->removeFnAttr(llvm::Attribute::AlwaysInline);
@@ -94,9 +94,7 @@ llvm::Expected<std::unique_ptr<llvm::Module>> Lower(std::string_view text, llvm:
     llvm::raw_string_ostream(diagnostics) << diagnostic.getLocation() << ": " << diagnostic << "\n";
     return mlir::success();
   });
-  auto failure = [&](const char* step) {
-    return llvm::createStringError("%s failed:\n%s", step, diagnostics.c_str());
-  };
+  auto failure = [&](const char* step) { return llvm::createStringError("%s failed:\n%s", step, diagnostics.c_str()); };
 
   auto module = mlir::parseSourceString<mlir::ModuleOp>(text, &mlir_context);
   if (!module) return failure("parsing the MLIR module");
