@@ -41,8 +41,7 @@ def _differentiated(region: Region, primals: list[Array], tangents: list[Array |
     moving = [i for i, tangent in enumerate(tangents) if tangent is not None]
 
     def of(*values: Array) -> Array:
-        arrays = dict(enumerate(primals)) | dict(zip(moving, values, strict=True))
-        return region(*arrays.values())
+        return region(*(dict(enumerate(primals)) | dict(zip(moving, values, strict=True))).values())
 
     return jax.jvp(of, [primals[i] for i in moving], [tangents[i] for i in moving])
 
@@ -50,11 +49,12 @@ def _differentiated(region: Region, primals: list[Array], tangents: list[Array |
 @partial(jax.jit, static_argnames=("region", "linear"), inline=True)
 @accelerated
 def _transposed(region: Region, linear: tuple[bool, ...], arrays: list[Array | None], cotangent: Array) -> list[Array]:
-    def of(*values: Array) -> Array:
-        remaining = iter(values)
-        return region(*(next(remaining) if is_linear else x for is_linear, x in zip(linear, arrays, strict=True)))
+    places = [i for i, is_linear in enumerate(linear) if is_linear]
 
-    avals = [var.aval for is_linear, var in zip(linear, region.jaxpr.invars, strict=True) if is_linear]
+    def of(*values: Array) -> Array:
+        return region(*(dict(enumerate(arrays)) | dict(zip(places, values, strict=True))).values())
+
+    avals = [region.jaxpr.invars[i].aval for i in places]
     return list(jax.linear_transpose(of, *avals)(cotangent))
 
 
@@ -67,7 +67,7 @@ def _batched(region: Region, axes: tuple[int | None, ...], arrays: list[Array]) 
 def _jvp(primals, tangents, *, region: Region):
     known = [None if type(t) is ad.Zero or t.dtype == jax.dtypes.float0 else t for t in tangents]
     out, tangent = _differentiated(region, list(primals), known)
-    return out, ad.Zero.from_primal_value(out) if tangent.dtype == jax.dtypes.float0 else tangent
+    return out, ad.Zero(jax.typeof(out).to_tangent_aval()) if tangent.dtype == jax.dtypes.float0 else tangent
 
 
 def _transpose(cotangent, *arrays, region: Region):
@@ -93,9 +93,7 @@ partial_eval.partial_eval_jaxpr_custom_rules[nano_region_p] = remat_rule(_produc
 
 def _lower(ctx: mlir.LoweringRuleContext, *arrays: mlir.ir.Value, region: Region):
     product = region.product
-    equation = equation_of(
-        [x.aval for x in (*product.invars, *product.outvars)], product.params["dimension_numbers"]
-    )
+    equation = equation_of([x.aval for x in (*product.invars, *product.outvars)], product.params["dimension_numbers"])
     try:
         layout = region.layout
         dot = settled(ctx, layout.dot(), layout.precision)

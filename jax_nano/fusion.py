@@ -19,9 +19,8 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var, no_effects
 from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p, jit_p
 
 from jax_nano.elementwise import OPERATIONS
-from jax_nano.jaxprs import Atom, written_out
-from jax_nano.layout import LOSSLESS, PRODUCTS, VIEWS, viewed
-from jax_nano.primitive import dtype_name
+from jax_nano.jaxprs import Atom, type_of, written_out
+from jax_nano.layout import LOSSLESS, PRODUCTS, VIEWS, element_type, viewed
 from jax_nano.region import Region, called, nano_region_p
 from jax_nano.views import NoView, View
 
@@ -32,10 +31,11 @@ ELEMENTWISE = frozenset({*OPERATIONS, "add_any", "convert_element_type"})
 def fused(jaxpr: Jaxpr) -> Jaxpr:
     """The jaxpr with a nano_region for each product that has a kernel. Jaxprs in its equations stay as they are.
 
-    Calls of jitted functions that hold nothing but products, views and elementwise work are written out.
+    Calls of jitted functions that hold nothing but products, views and elementwise work are written out. There are no
+    kernels for sizes that are not known.
     """
-    jaxpr = written_out(jaxpr, _light_call)
-    if not any(eqn.primitive in PRODUCTS for eqn in jaxpr.eqns):
+    jaxpr = written_out(jaxpr, light_call)
+    if not any(eqn.primitive in PRODUCTS for eqn in jaxpr.eqns) or not has_known_sizes(jaxpr):
         return jaxpr
     program = _Program(jaxpr)
     for i, eqn in enumerate(jaxpr.eqns):
@@ -80,22 +80,28 @@ class _Program:
         chosen = next((which for which in CONVERTED if not self.region(product, which).unsupported), None)
         if chosen is None:
             return
-        stopped = ""
-        for tail in reversed(self.tails(product)):
-            region = self.region(product, chosen, tail)
-            if not region.unsupported:
-                break
-            stopped = f"{self.eqns[tail[-1]].primitive}: {region.unsupported}"
+        tail, region = self.longest(product, chosen)
         place = tail[-1] if tail else product
-        outvars = self.eqns[place].outvars
-        region = region.until(stopped or self.uses(*outvars))
         eqn = self.eqns[product].replace(
-            primitive=nano_region_p, params={"region": region}, invars=region.jaxpr.invars, outvars=outvars
+            primitive=nano_region_p,
+            params={"region": region},
+            invars=list[Atom](region.jaxpr.invars),
+            outvars=self.eqns[place].outvars,
         )
         self.use(eqn.invars, place)
         for i in (product, *tail):
             self.remove(i)
         self.eqns[place] = eqn
+
+    def longest(self, product: int, converted: tuple[bool, bool]) -> tuple[tuple[int, ...], Region]:
+        """The longest tail that fits into a region, and the region."""
+        stopped = ""
+        for tail in reversed(self.tails(product)[1:]):
+            region, last = self.region(product, converted, tail), self.eqns[tail[-1]]
+            if not region.unsupported:
+                return tail, region.until(stopped or self.uses(*last.outvars))
+            stopped = f"{last.primitive}: {region.unsupported}"
+        return (), self.region(product, converted).until(stopped or self.uses(*self.eqns[product].outvars))
 
     def uses(self, x: Var) -> str:
         """Says who uses a value."""
@@ -105,7 +111,10 @@ class _Program:
     def region(self, product: int, converted: tuple[bool, bool], tail: Sequence[int] = ()) -> Region:
         """The region of a product, of the tail of equations behind it, and of all that only moves what they read."""
         lhs, rhs = self.eqns[product].invars
-        moving = [*self.behind(lhs, self.is_multiplied, converted[0]), *self.behind(rhs, self.is_multiplied, converted[1])]
+        moving = [
+            *self.behind(lhs, self.is_multiplied, converted[0]),
+            *self.behind(rhs, self.is_multiplied, converted[1]),
+        ]
         own = {product, *tail}
         for i in tail:
             for x in variables(self.eqns[i].invars):
@@ -134,7 +143,7 @@ class _Program:
     def is_multiplied(self, conversion: JaxprEqn) -> bool:
         """Whether a conversion rounds nothing, and only products read what it makes."""
         (x,), (out,) = conversion.invars, conversion.outvars
-        lossless = dtype_name(out.aval.dtype) in LOSSLESS.get(dtype_name(x.aval.dtype), ())
+        lossless = element_type(out) in LOSSLESS.get(element_type(x), ())
         return lossless and all(
             i in self.eqns and (self.eqns[i].primitive in PRODUCTS or is_moving(self.eqns[i])) for i in self.users[out]
         )
@@ -183,6 +192,13 @@ def variables(atoms: Iterable[Atom]) -> list[Var]:
     return [x for x in atoms if not isinstance(x, Literal)]
 
 
+def has_known_sizes(jaxpr: Jaxpr) -> bool:
+    """Whether every size is a number."""
+    made = (out for eqn in jaxpr.eqns for out in eqn.outvars)
+    shapes = (getattr(x.aval, "shape", ()) for x in (*jaxpr.constvars, *jaxpr.invars, *made))
+    return all(isinstance(size, int) for shape in shapes for size in shape)
+
+
 def is_moving(eqn: JaxprEqn) -> bool:
     """Whether an equation only moves or converts the elements of one array."""
     moves = eqn.primitive in VIEWS or eqn.primitive is convert_element_type_p
@@ -193,7 +209,7 @@ def is_readable(eqns: Sequence[JaxprEqn]) -> bool:
     """Whether strides say what equations, each moving what the one before it makes, do with an array."""
     if not eqns:
         return True
-    view = View.of(eqns[0].invars[0].aval.shape)
+    view = View.of(type_of(eqns[0].invars[0]).shape)
     try:
         for eqn in eqns:
             view = viewed(eqn, view) if eqn.primitive in VIEWS else view
@@ -207,36 +223,31 @@ def is_fusable(eqn: JaxprEqn) -> bool:
     if eqn.effects or len(eqn.outvars) != 1:
         return False
     if eqn.primitive is custom_jvp_call_p:
-        return _is_light(called(eqn), products=False)
+        return is_light(called(eqn), products=False)
     return eqn.primitive.name in ELEMENTWISE or is_moving(eqn)
 
 
 _light: dict[bool, WeakKeyDictionary[Jaxpr, bool]] = {True: WeakKeyDictionary(), False: WeakKeyDictionary()}
 
 
-def _is_light(jaxpr: Jaxpr, *, products: bool) -> bool:
+def is_light(jaxpr: Jaxpr, *, products: bool) -> bool:
     """Whether a jaxpr holds only what can be fused, and perhaps products."""
     known = _light[products]
     if jaxpr not in known:
         known[jaxpr] = not jaxpr.constvars and all(
-            is_fusable(eqn)
-            or (products and eqn.primitive in PRODUCTS)
-            or (_is_plain_call(eqn) and _is_light(called(eqn), products=products))
+            is_fusable(eqn) or (products and eqn.primitive in PRODUCTS) or light_call(eqn, products=products)
             for eqn in jaxpr.eqns
         )
     return known[jaxpr]
 
 
-def _is_plain_call(eqn: JaxprEqn) -> bool:
-    """Whether an equation calls a jitted function and says nothing else."""
+def light_call(eqn: JaxprEqn, *, products: bool = True) -> Jaxpr | None:
+    """What an equation calls, if that is light and the call says nothing else."""
     if eqn.primitive is not jit_p:
-        return False
+        return None
     params = eqn.params
     shardings = (*params["in_shardings"], *params["out_shardings"])
     layouts = (*params["in_layouts"], *params["out_layouts"])
     unspecified = all(s is UNSPECIFIED for s in shardings) and all(layout is None for layout in layouts)
-    return unspecified and not any(params["donated_invars"]) and not params["compiler_options_kvs"]
-
-
-def _light_call(eqn: JaxprEqn) -> Jaxpr | None:
-    return called(eqn) if _is_plain_call(eqn) and _is_light(called(eqn), products=True) else None
+    plain = unspecified and not any(params["donated_invars"]) and not params["compiler_options_kvs"]
+    return called(eqn) if plain and is_light(called(eqn), products=products) else None

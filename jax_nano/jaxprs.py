@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 Atom = Var | Literal
+
+
+def type_of(x: Atom) -> ShapedArray:
+    """The shape and element type of a value; every value that is fused is an array."""
+    return cast(ShapedArray, x.aval)
 
 
 def written_out(jaxpr: Jaxpr, body: Callable[[JaxprEqn], Jaxpr | None]) -> Jaxpr:
@@ -22,15 +27,13 @@ def written_out(jaxpr: Jaxpr, body: Callable[[JaxprEqn], Jaxpr | None]) -> Jaxpr
     return jaxpr.replace(eqns=eqns, outvars=[_read(values, x) for x in jaxpr.outvars])
 
 
-def _written_out(eqns: Sequence[JaxprEqn], body, values: dict[Var, Atom]) -> Iterator[JaxprEqn]:
-    for eqn in eqns:
-        eqn = _with_inputs(eqn, values)
+def _written_out(eqns: Iterable[JaxprEqn], body, values: dict[Var, Atom]) -> Iterator[JaxprEqn]:
+    for eqn in (_with_inputs(eqn, values) for eqn in eqns):
         if (inner := body(eqn)) is None:
             yield eqn
             continue
         own: dict[Var, Atom] = dict(zip(inner.invars, eqn.invars, strict=True))
-        for part in _written_out(_renamed(inner.eqns, eqn, own), body, own):
-            yield part
+        yield from _written_out(_renamed(inner.eqns, eqn, own), body, own)
         values |= {out: _read(own, x) for out, x in zip(eqn.outvars, inner.outvars, strict=True)}
 
 
@@ -53,12 +56,6 @@ def _read(values: Mapping[Var, Atom], x: Atom) -> Atom:
     while isinstance(x, Var) and x in values:
         x = values[x]
     return x
-
-
-def uses(jaxpr: Jaxpr) -> Counter[Var]:
-    """How often each variable is an input of an equation or a result of the jaxpr."""
-    lists = (jaxpr.outvars, *(eqn.invars for eqn in jaxpr.eqns))
-    return Counter(x for atoms in lists for x in atoms if isinstance(x, Var))
 
 
 def structure(jaxpr: Jaxpr) -> Hashable:

@@ -24,18 +24,17 @@ from jax.extend.core.primitives import (
 )
 
 from jax_nano.elementwise import Program
-from jax_nano.jaxprs import Atom
+from jax_nano.jaxprs import Atom, type_of
 from jax_nano.primitive import dtype_name, nano_dot_general_p
-from jax_nano.problem import Dot, Operand, UnsupportedDot, accumulator
-from jax_nano.views import Dim, NoView, View, together
+from jax_nano.problem import FLOAT8, Dot, Operand, UnsupportedDot, accumulator
+from jax_nano.views import NoView, View, together
 
 PRODUCTS = frozenset({dot_general_p, nano_dot_general_p})
 # What each type can be converted to without rounding.
 LOSSLESS = {
-    "bf16": {"f32"},
-    "f16": {"f32"},
-    "s8": {"s32", "f32", "bf16", "f16"},
-    "u8": {"s32", "f32", "bf16", "f16"},
+    **dict.fromkeys(("bf16", "f16"), ("f32",)),
+    **dict.fromkeys(("s8", "u8"), ("s32", "s16", "f32", "bf16", "f16")),
+    **dict.fromkeys(FLOAT8, ("f32", "bf16", "f16")),
 }
 VIEWS = frozenset({broadcast_in_dim_p, reshape_p, squeeze_p, transpose_p})
 
@@ -134,7 +133,7 @@ class _Reader:
     def __init__(self, jaxpr: Jaxpr):
         self.jaxpr = jaxpr
         self.values: dict[Var, Array | Element] = {
-            var: Array(i, View.of(var.aval.shape)) for i, var in enumerate(jaxpr.invars)
+            var: Array(i, View.of(type_of(var).shape)) for i, var in enumerate(jaxpr.invars)
         }
         self.program: list[JaxprEqn] = []  # of one element of each array
         self.extras: dict[tuple[int, Runs], Var] = {}
@@ -149,9 +148,8 @@ class _Reader:
             self.values[out] = self.product(eqn, *values)
         elif eqn.primitive in VIEWS:
             self.values[out] = moved(eqn, values[0])
-        elif eqn.primitive is convert_element_type_p and isinstance(values[0], Array):
-            (array,) = values
-            self.values[out] = Array(array.source, array.view, (*array.conversions, eqn))
+        elif eqn.primitive is convert_element_type_p and isinstance(array := values[0], Array):
+            self.values[out] = replace(array, conversions=(*array.conversions, eqn))
         else:
             self.values[out] = self.elementwise(eqn, values)
 
@@ -160,7 +158,6 @@ class _Reader:
             raise NoView("an operand is no array")
         if 0 in lhs.view.shape or 0 in rhs.view.shape:
             raise UnsupportedDot("a dimension is 0: there is nothing to multiply")
-        self.check_conversions(eqn, lhs, rhs)
         contracting, batch = eqn.params["dimension_numbers"]
         m, n = (
             [part for d, dim in enumerate(array.view.dims) if d not in (*contracting[i], *batch[i]) for part in dim]
@@ -173,6 +170,7 @@ class _Reader:
         }
         self.eqn, self.lhs, self.rhs = eqn, lhs, rhs
         self.k = _paired(lhs.view, rhs.view, contracting)
+        self.check_conversions(eqn, lhs, rhs)
         self.ends = {}  # by how many elements of a row-major C the outermost steps of each group lead on
         at = 1
         for group, steps in groups.items():
@@ -183,31 +181,30 @@ class _Reader:
             self.ends[group] = at
         self.divide(self.lhs_runs)
         self.c = self.scalar(eqn.outvars[0])
-        return Element(self.c, View.of(eqn.outvars[0].aval.shape))
+        return Element(self.c, View.of(type_of(eqn.outvars[0]).shape))
 
     def check_conversions(self, eqn: JaxprEqn, lhs: Array, rhs: Array) -> None:
-        """Sees to it that operands in the types they are read in make the same sums.
-
-        Products of integers are exact, and so are sums of them where the program has them in integers.
-        """
+        """Sees to it that operands make the same sums in the types they are read in. Sums of integers are exact."""
         if not lhs.conversions and not rhs.conversions:
             return
-        out = dtype_name(eqn.outvars[0].aval.dtype)
-        read = [self.dtype(array.source) for array in (lhs, rhs)]
-        converted = [dtype_name(x.aval.dtype) for x in eqn.invars]
+        out = element_type(eqn.outvars[0])
+        read = self.dtype(lhs.source), self.dtype(rhs.source)
+        converted = element_type(eqn.invars[0]), element_type(eqn.invars[1])
         for array, dtype in zip((lhs, rhs), read, strict=True):
-            steps = [dtype_name(conversion.outvars[0].aval.dtype) for conversion in array.conversions]
+            steps = [element_type(conversion.outvars[0]) for conversion in array.conversions]
             if len(steps) > 1 or any(step not in LOSSLESS.get(dtype, ()) for step in steps):
                 raise NoView(f"{dtype} is rounded on its way to {' to '.join(steps)}")
-        if accumulator(*read, out) != ("s32" if out == "s32" else accumulator(*converted, out)):
-            raise NoView(f"{read[0]} times {read[1]} is summed in another type")
+        terms = math.prod(step.size for step in self.k)
+        summed = accumulator(*read, out, terms)
+        if summed != "s32" and summed != accumulator(*converted, out, terms):
+            raise NoView(f"{read[0]} times {read[1]} is summed in {summed}")
 
     def elementwise(self, eqn: JaxprEqn, values: Sequence[Array | Element]) -> Element:
         places = {value.view for value in values if isinstance(value, Element) and value.view is not None}
         if len(places) > 1:
             raise NoView("elements from different places of the product meet")
         place = next(iter(places), None)
-        if place is not None and place.shape != eqn.outvars[0].aval.shape:
+        if place is not None and place.shape != type_of(eqn.outvars[0]).shape:
             raise NoView("the product is broadcast")
         out = self.scalar(eqn.outvars[0])
         inputs = [value.atom if isinstance(value, Element) else self.extra(value, place) for value in values]
@@ -224,7 +221,7 @@ class _Reader:
             runs = tuple(run for run in _runs(place, everywhere) if run.stride)
             self.divide(runs)
         source = self.jaxpr.invars[array.source]
-        value = self.extras.setdefault((array.source, runs), self.scalar(source))
+        value: Var = self.extras.setdefault((array.source, runs), self.scalar(source))
         for eqn in array.conversions:
             out = self.scalar(eqn.outvars[0])
             self.program.append(eqn.replace(invars=[value], outvars=[out]))
@@ -232,7 +229,7 @@ class _Reader:
         return value
 
     def scalar(self, var: Var) -> Var:
-        return Var(ShapedArray((), var.aval.dtype))
+        return Var(ShapedArray((), type_of(var).dtype))
 
     def divide(self, runs: Sequence[Run]) -> None:
         """Cuts C's steps where these runs begin and end."""
@@ -244,10 +241,10 @@ class _Reader:
     def layout(self) -> Layout:
         """What has been read."""
         (out,) = self.jaxpr.outvars
-        result = self.values[out]
+        result = self.values.get(out) if isinstance(out, Var) else None
         if not isinstance(result, Element) or result.view is None:
             raise NoView("the result does not depend on the product")
-        result_runs = _runs(result.view, View.of(out.aval.shape))
+        result_runs = _runs(result.view, View.of(type_of(out).shape))
         self.divide(result_runs)
         b, m, n = self.steps(self.lhs_runs, self.rhs_runs, result_runs, *(runs for _, runs in self.extras))
         k, lhs, rhs = self.k, self.lhs, self.rhs
@@ -277,7 +274,7 @@ class _Reader:
         )
 
     def steps(self, *arrays: Sequence[Run]) -> list[list[Step]]:
-        """The steps of the batch, of m and of n that A, B, C and the extras have in common; the longest of C's first."""
+        """The steps of the batch, of m and of n that A, B, C and the extras have in common, C's longest first."""
         groups: dict[str, list[Step]] = {"b": [], "m": [], "n": []}
         for low, high in pairwise(sorted(self.cuts)):
             lhs, rhs, result, *extras = (_stride(runs, low, high) for runs in arrays)
@@ -287,18 +284,19 @@ class _Reader:
 
     def written(self, result: Atom) -> tuple[Program | None, str]:
         """The program, and the type of what it makes; no program where rounding the sums is all that it does."""
-        summed = dtype_name(self.c.aval.dtype)
+        summed = element_type(self.c)
         if not self.program:
             return None, summed
-        if len(self.program) == 1 and self.program[0].primitive is convert_element_type_p and summed == "f32":
-            if (rounded := dtype_name(result.aval.dtype)) in ("bf16", "f16"):
-                return None, rounded
+        made = element_type(result)
+        is_conversion = len(self.program) == 1 and self.program[0].primitive is convert_element_type_p
+        if is_conversion and summed == "f32" and made in ("bf16", "f16"):
+            return None, made
         inputs = [self.c, *self.extras.values()]
         jaxpr = self.jaxpr.replace(invars=inputs, outvars=[result], eqns=self.program)
-        return Program.of(ClosedJaxpr(jaxpr, ())), dtype_name(result.aval.dtype)
+        return Program.of(ClosedJaxpr(jaxpr, ())), made
 
     def dtype(self, source: int) -> str:
-        return dtype_name(self.jaxpr.invars[source].aval.dtype)
+        return element_type(self.jaxpr.invars[source])
 
 
 def _operand(steps: Sequence[Step], strides: Sequence[int], dtype: str) -> Operand:
@@ -321,6 +319,11 @@ def moved(eqn: JaxprEqn, value: Array | Element) -> Array | Element:
     return Array(value.source, view, value.conversions)
 
 
+def element_type(x: Atom) -> str:
+    """The short name of the type of an array's elements."""
+    return dtype_name(type_of(x).dtype)
+
+
 def viewed(eqn: JaxprEqn, view: View) -> View:
     """What the equation of a view, one of VIEWS, makes of its operand.
 
@@ -334,8 +337,8 @@ def viewed(eqn: JaxprEqn, view: View) -> View:
         case p if p is transpose_p:
             return view.transposed(eqn.params["permutation"])
         case p if p is broadcast_in_dim_p:
-            return view.broadcast(out.aval.shape, eqn.params["broadcast_dimensions"])
-    return view.reshaped(out.aval.shape)
+            return view.broadcast(type_of(out).shape, eqn.params["broadcast_dimensions"])
+    return view.reshaped(type_of(out).shape)
 
 
 def _paired(lhs: View, rhs: View, dimensions) -> list[Step]:

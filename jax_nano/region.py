@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
-from jax.extend.core import Jaxpr, JaxprEqn, Primitive
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive, jaxpr_as_fun
 from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p, jit_p
 
 from jax_nano.elementwise import Unfusable
-from jax_nano.jaxprs import structure, written_out
+from jax_nano.jaxprs import structure, type_of, written_out
 from jax_nano.layout import PRODUCTS, Layout, layout
 from jax_nano.problem import UnsupportedDot
 from jax_nano.views import NoView
@@ -44,7 +45,7 @@ class Region:
         Raises:
           NoView, Unfusable, UnsupportedDot: as layout() does.
         """
-        return _layout(_Key(written_out(self.jaxpr, called)))
+        return _layout(_Key(written_out(self.jaxpr, _body)))
 
     @functools.cached_property
     def product(self) -> JaxprEqn:
@@ -69,22 +70,28 @@ class Region:
         """The region with a reason why it holds no more."""
         return Region(self.jaxpr, stopped)
 
-    def __call__(self, *arrays: jax.Array) -> jax.Array:
+    def __call__(self, *arrays: Any) -> jax.Array:
         """Computes the region, equation by equation."""
-        (result,) = jax.core.eval_jaxpr(self.jaxpr, (), *arrays)
+        (result,) = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, ()))(*arrays)
         return result
 
 
-def called(eqn: JaxprEqn) -> Jaxpr | None:
-    """The jaxpr of an equation that is nothing but a call, as far as values go."""
-    parameter = {jit_p: "jaxpr", custom_jvp_call_p: "call_jaxpr"}.get(eqn.primitive)
-    return eqn.params[parameter].jaxpr if parameter else None
+CALLS = {jit_p: "jaxpr", custom_jvp_call_p: "call_jaxpr"}
+
+
+def called(eqn: JaxprEqn) -> Jaxpr:
+    """The jaxpr of an equation that calls it, one of CALLS."""
+    return eqn.params[CALLS[eqn.primitive]].jaxpr
+
+
+def _body(eqn: JaxprEqn) -> Jaxpr | None:
+    return called(eqn) if eqn.primitive in CALLS else None
 
 
 def _name(eqn: JaxprEqn) -> str:
     if eqn.primitive is convert_element_type_p:
-        return f"conversion to {eqn.outvars[0].aval.dtype.name}"
-    return eqn.params["call_jaxpr"].jaxpr.debug_info.func_name if eqn.primitive is custom_jvp_call_p else eqn.primitive.name
+        return f"conversion to {type_of(eqn.outvars[0]).dtype.name}"
+    return called(eqn).debug_info.func_name if eqn.primitive is custom_jvp_call_p else eqn.primitive.name
 
 
 class _Key:

@@ -95,14 +95,14 @@ def joined(parts: Sequence[Part]) -> Dim:
     result: list[Part] = []
     for part in parts:
         if result and result[-1].stride == part.size * part.stride:
-            part = Part(part.size * result.pop().size, part.stride)
-        if part.size != 1:
+            result.append(Part(part.size * result.pop().size, part.stride))
+        elif part.size != 1:
             result.append(part)
     return tuple(result)
 
 
 def together(a: Dim, b: Dim) -> list[tuple[int, int, int]]:
-    """Two dimensions of the same extent as runs that both are made of: (size, stride of a, stride of b), outermost first.
+    """Two dimensions of the same extent as runs that both are made of: (size, stride of a, stride of b).
 
     Raises:
       NoView: their parts do not divide each other.

@@ -13,8 +13,12 @@ PACKAGE = pathlib.Path(jax_nano.__file__).parent
 ORDER = (
     ("__init__", "__main__"),
     ("accelerate", "api", "inspection", "installation", "memory", "roofline"),
+    ("fused",),
+    ("fusion",),
+    ("region",),
+    ("layout",),
     ("primitive",),
-    ("algorithm", "rebind", "report"),
+    ("algorithm", "rebind", "report", "jaxprs", "views"),
     ("compiler",),
     ("emit", "cache"),
     ("kernels",),

@@ -68,6 +68,6 @@ def test_runs_of_two_arrays():
     a, b = View.of((6,)), View.of((2, 3)).transposed((1, 0)).reshaped((6,))
     assert together(a.dims[0], b.dims[0]) == [(3, 2, 1), (2, 1, 3)]
     assert together(b.dims[0], b.dims[0]) == [(3, 1, 1), (2, 3, 3)]
+    c = View.of((3, 2)).transposed((1, 0)).reshaped((6,))
     with pytest.raises(NoView, match="runs of 2 and of 3 elements do not divide each other"):
-        c = View.of((3, 2)).transposed((1, 0)).reshaped((6,))
         together(b.dims[0], c.dims[0])
