@@ -104,7 +104,8 @@ class Kernel:
 def processor_for(plan: Plan, machine: Machine) -> Processor:
     """What to compile a plan for."""
     isa = machine.isa(plan.isa)
-    extra = ",".join(f"+{feature}" for feature in (*isa.features, *plan.instruction.features))
+    conversions = isa.conversions if "f16" in (plan.dot.lhs, plan.dot.rhs, plan.dot.out) else ()
+    extra = ",".join(f"+{feature}" for feature in (*isa.features, *conversions, *plan.instruction.features))
     return Processor(isa.cpu, extra, machine.name)
 
 

@@ -51,6 +51,7 @@ class Isa:
     features: tuple[str, ...]  # LLVM's names of what the baseline needs of a processor
     dots: tuple[DotInstruction, ...]
     source: str  # where to check these numbers
+    conversions: tuple[str, ...] = ()  # features by which LLVM converts f16 in fewer instructions
     vectors: Isa | None = None  # what packs operands and finishes results where these registers are tiles
 
     def __post_init__(self):

@@ -2,6 +2,8 @@
 
 import functools
 import itertools
+import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +14,12 @@ from jax import lax
 from support import assert_close, assert_dot_general, equation, kernels
 
 import jax_nano
-from jax_nano.compiler import kernel_for
-from jax_nano.primitive import TARGET_NAME, dtype_name
+from jax_nano import _native
+from jax_nano.compiler import TARGET_NAME, compiled, kernel_for, processor_for
+from jax_nano.dtypes import dtype_name
 from jax_nano.problem import Dot, Operand, UnsupportedDot
-from jax_nano.targets import host
+from jax_nano.schedule import choose
+from jax_nano.targets import host, x86
 
 TARGETS = [isa.name for isa in host.machine().isas]
 FLOAT8 = [f"float8_{name}" for name in "e5m2 e5m2fnuz e4m3 e4m3fn e4m3fnuz e4m3b11fnuz e3m4".split()]
@@ -158,6 +162,55 @@ def test_sums_of_integers_wrap_where_the_result_does(name, target):
     assert_dot_general(product(a, b, MATRICES, "float32", target), a, b, MATRICES)
 
 
+# Rounding, and the smallest numbers
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("operand", "out"), [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "bfloat16")])
+def test_results_are_rounded_once_to_nearest_even(operand, out, target):
+    """Sums in the middle between two neighbours, and one place beside it; what is too large is infinite."""
+    numbers = np.arange(1 << 16, dtype=np.uint16).view(dtype(out)).astype(np.float32)
+    numbers = numbers[np.isfinite(numbers) & (np.abs(numbers) >= 2.0**-100)]
+    half = np.ldexp(1.0, np.frexp(numbers)[1] - ml_dtypes.finfo(out).nmant - 2).astype(np.float32)
+    for aside in (0.0, 2.0**-6, -(2.0**-6)):
+        terms = np.stack([numbers, half, half * np.float32(aside)], axis=1)
+        a = terms.astype(dtype(operand))
+        exact = a.astype(np.float64).sum(1)
+        with np.errstate(over="ignore"):
+            expected = exact.astype(np.float32).astype(dtype(out))
+        actual = product(a, np.ones((3, 1), dtype(operand)), MATRICES, out, target)[:, 0]
+        np.testing.assert_array_equal(actual.view(np.uint16), expected.view(np.uint16))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("out", ["float32", "bfloat16"])
+def test_subnormal_bf16_counts_as_zero(out, target):
+    """In operands, as VDPBF16PS has it and XLA's threads have all f32; the smallest normal number does not."""
+    codes = np.array([1, 0x7F, 0x8001, 0x80], np.uint16).view(dtype("bfloat16"))
+    actual = product(codes[:, None], np.array([[2.0**30]], dtype("bfloat16")), MATRICES, out, target)[:, 0]
+    np.testing.assert_array_equal(actual.astype(np.float64), [0, 0, 0, 2.0**-96])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("out", ["float32", "bfloat16"])
+def test_results_below_the_smallest_normal_number_are_zero(out, target):
+    a = np.array([[2.0**-100], [-(2.0**-100)]], dtype("bfloat16"))
+    b = np.array([[2.0**-26, 2.0**-27, 2.0**-60]], dtype("bfloat16"))
+    actual = product(a, b, MATRICES, out, target).astype(np.float64)
+    np.testing.assert_array_equal(actual, [[2.0**-126, 0, 0], [-(2.0**-126), 0, 0]])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("other", ["float16", "float32", "bfloat16"])
+def test_subnormal_f16_counts(other, target):
+    """In operands and in results: f32 has these numbers, and conversions take and give them in every mode."""
+    codes = np.arange(1, 1 << 10, dtype=np.uint16).view(np.float16)
+    one = np.ones((1, 1), dtype(other))
+    for out in ("float32", "float16"):
+        actual = product(codes[:, None], one, MATRICES, out, target)[:, 0]
+        np.testing.assert_array_equal(actual.astype(np.float64), codes.astype(np.float64))
+
+
 # What JAX sees
 
 
@@ -170,7 +223,7 @@ def test_every_result_type_has_a_kernel_or_a_reason(lhs, rhs):
         name = dtype_name(dtype(out))
         expected = narrow and (out in floats or (out in integers and lhs in INTEGERS and rhs in INTEGERS))
         if expected:
-            assert all(kernel_for(Dot.of(a, b, MATRICES, name), target) for target in TARGETS[-1:])
+            assert choose(Dot.of(a, b, MATRICES, name), host.machine(), host.machine().isas[-1])
         else:
             reason = f"no kernel multiplies {a.dtype} by {b.dtype} into {name}"
             with pytest.raises(UnsupportedDot, match=f"^{reason}$"):
@@ -248,3 +301,51 @@ def test_batches_of_narrow_types():
     with kernels(1):
         actual = jax.vmap(dot)(a, b)
     assert_close(actual, equation(3, 3, (((2,), (2,)), ((0,), (0,)))), a, b)
+
+
+# Instructions that this machine may lack: composed for one that has them, to be read
+
+
+def composed(lhs, rhs, out, isa, features, machine):
+    """The kernel of a product on a machine that has these features."""
+    (described,) = (m for m in x86.MACHINES if m.name == machine)
+    described = replace(described, lacks=())
+    (level,) = (level for level in described.isas if level.name == isa)
+    operands = Operand.row_major((64, 64), lhs), Operand.row_major((64, 64), rhs)
+    plan = choose(Dot.of(*operands, MATRICES, out), described, level)
+    kernel = compiled(plan.dot, plan, processor_for(plan, described))
+    assert set(features) <= set(kernel.attributes()["features"].split(","))
+    return kernel
+
+
+@pytest.mark.parametrize(
+    ("lhs", "rhs", "instruction"),
+    [("s8", "s8", "vpdpbssd"), ("u8", "u8", "vpdpbuud"), ("s4", "s8", "vpdpbssd"), ("u8", "s8", "vpdpbusd")],
+)
+def test_bytes_of_one_sign_need_no_offset_where_instructions_take_them(lhs, rhs, instruction):
+    features = ("avxvnniint8",) if instruction != "vpdpbusd" else ("avxvnni",)
+    kernel = composed(lhs, rhs, "s32", "avx2", features, "alderlake")
+    assert kernel.plan.instruction.lhs_offset == 0
+    assert f"\t{instruction}\t" in kernel.assembly
+    assert "%ymm" in kernel.assembly
+    assert "%zmm" not in kernel.assembly
+
+
+def test_code_with_instructions_that_this_machine_lacks_does_not_run():
+    kernel = composed("s8", "s8", "s32", "avx2", ("avxvnniint8",), "alderlake")
+    if not _native.missing_features("avxvnniint8"):
+        pytest.skip("this machine has them")
+    call = jax.ffi.ffi_call(TARGET_NAME, jax.ShapeDtypeStruct((64, 64), np.int32))
+    x = np.zeros((64, 64), np.int8)
+    with pytest.raises(Exception, match="avxvnniint8"):
+        jax.jit(lambda a, b: call(a, b, **kernel.attributes()))(x, x)
+
+
+def test_f16_is_converted_by_instructions_of_its_own_where_they_are():
+    """They read an element in every lane at once. No other arithmetic of f16 is used."""
+    kernel = composed("f16", "f16", "f16", "avx512", ("avx512fp16",), "sapphirerapids")
+    assert "\tvcvtph2psx\t" in kernel.assembly
+    assert "{1to16}" in kernel.assembly or kernel.plan.lhs != "direct"
+    assert not re.search(r"\tv(fmadd|mul|add)\w*[ps]h\t", kernel.assembly)
+    without = composed("f32", "f32", "f32", "avx512", (), "sapphirerapids")
+    assert "avx512fp16" not in without.attributes()["features"]

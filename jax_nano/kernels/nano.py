@@ -69,7 +69,7 @@ def dot_bf16(acc: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
 
 
 def dot_bytes(name: str, swapped: bool, acc: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
-    """acc plus four products of an unsigned and a signed byte in every lane; `swapped`: B is the unsigned one."""
+    """acc plus four products of bytes in every lane; those of B come first where `swapped`: unsigned before signed."""
     return intrinsic(name, acc.type, acc, *((b, a) if swapped else (a, b)))
 
 
@@ -86,6 +86,8 @@ MULTIPLY_ADD: dict[str, Callable[[ir.Value, ir.Value, ir.Value], ir.Value]] = {
     "vpdpbusd_512_swapped": partial(dot_bytes, "llvm.x86.avx512.vpdpbusd.512", True),
     "vpdpbusd_256": partial(dot_bytes, "llvm.x86.avx512.vpdpbusd.256", False),
     "vpdpbusd_256_swapped": partial(dot_bytes, "llvm.x86.avx512.vpdpbusd.256", True),
+    "vpdpbssd_256": partial(dot_bytes, "llvm.x86.avx2.vpdpbssd.256", False),
+    "vpdpbuud_256": partial(dot_bytes, "llvm.x86.avx2.vpdpbuud.256", False),
     "vpmaddwd_512": partial(dot_words, "llvm.x86.avx512.pmaddw.d.512"),
     "vpmaddwd_256": partial(dot_words, "llvm.x86.avx2.pmadd.wd"),
 }
@@ -151,6 +153,8 @@ class Nanokernel:
         if self.group == 1 and (packed or (a.dtype == self.instruction.lhs and not a.component)):
             return broadcast(load_scalar(a.base, a.offset(i, k)), self.lanes)
         at = a.offset(i, k)
+        if self.group == 1 and a.dtype == "f16" and not a.component:  # memory repeats an element for nothing
+            return self.ready(broadcast(load_scalar(a.base, at), self.lanes), a.dtype, "lhs")
         group = load(a.base, at, self.group) if packed else self.read(a, at, self.group, live, "lhs")
         unit = ir.IntegerType.get_signless(self.group * BITS[self.instruction.lhs])
         scalar = vector.extract(bitcast(group, 1, unit), [], [0])

@@ -46,9 +46,10 @@ def has(features: tuple[str, ...]) -> bool:
 
 
 def available(isa: Isa, has: Callable[[tuple[str, ...]], bool]) -> Isa:
-    """The instruction set with those instructions whose features a processor has."""
+    """The instruction set with those instructions and conversions whose features a processor has."""
     dots = tuple(dot for dot in isa.dots if has(dot.features))
-    return replace(isa, dots=dots, vectors=isa.vectors and available(isa.vectors, has))
+    conversions = tuple(feature for feature in isa.conversions if has((feature,)))
+    return replace(isa, dots=dots, conversions=conversions, vectors=isa.vectors and available(isa.vectors, has))
 
 
 def granted(machine: Machine) -> Machine:

@@ -32,9 +32,13 @@ AVX2 = Isa(
         DotInstruction(name="fma_f32", lhs="f32", rhs="f32", acc="f32", shape=(1, 8, 1)),
         DotInstruction(name="fma_f64", lhs="f64", rhs="f64", acc="f64", shape=(1, 4, 1)),
         *integer_dots(8, ("avxvnni",), "vpdpbusd_256"),
+        *(
+            DotInstruction(name=name, lhs=byte, rhs=byte, acc="s32", shape=(1, 8, 4), features=("avxvnniint8",))
+            for name, byte in (("vpdpbssd_256", "s8"), ("vpdpbuud_256", "u8"))
+        ),
         DotInstruction(name="vpmaddwd_256", lhs="s16", rhs="s16", acc="s32", shape=(1, 8, 2)),
     ),
-    source=INTEL_SDM + ": VFMADD231PS, VFMADD231PD (VEX.256), VPMADDWD, VPDPBUSD (VEX.256)",
+    source=INTEL_SDM + ": VFMADD231PS, VFMADD231PD (VEX.256), VPMADDWD, VPDPBUSD, VPDPBSSD, VPDPBUUD (VEX.256)",
 )
 
 AVX512 = Isa(
@@ -50,6 +54,7 @@ AVX512 = Isa(
         *integer_dots(16, ("avx512vnni",), "vpdpbusd_512"),
         DotInstruction(name="vpmaddwd_512", lhs="s16", rhs="s16", acc="s32", shape=(1, 16, 2)),
     ),
+    conversions=("avx512fp16",),
     source=INTEL_SDM + ": VFMADD231PS, VFMADD231PD (EVEX.512), VDPBF16PS, VPDPBUSD, VPMADDWD (EVEX.512)",
 )
 
@@ -137,6 +142,7 @@ MACHINES = (
         ghz=4.1,
         memory_gb_per_s=(40, 48),
         l3_gb_per_s=50,
+        lacks=("avx512fp16", "avxvnniint8"),
         source=AMD_ZEN5 + ": 2.9 Load-Store Unit, 2.10 Floating-Point Unit",
     ),
     Machine(
@@ -147,6 +153,7 @@ MACHINES = (
         ghz=3.7,
         memory_gb_per_s=(30, 200),
         l3_gb_per_s=50,
+        lacks=("avx512fp16", "avxvnni", "avxvnniint8"),
         source=AMD_ZEN4,
     ),
     Machine(
@@ -157,6 +164,7 @@ MACHINES = (
         ghz=3.4,
         memory_gb_per_s=(22, 150),
         l3_gb_per_s=40,
+        lacks=("avxvnni", "avxvnniint8"),
         source=AGNER,
     ),
     Machine(
@@ -167,6 +175,7 @@ MACHINES = (
         ghz=2.6,
         memory_gb_per_s=(12, 100),
         l3_gb_per_s=15,
+        lacks=("avx512fp16", "avx512bf16", "avx512vnni", "avxvnni", "avxvnniint8"),
         source=INTEL_OPTIMIZATION + ": 2.6 Skylake Server Microarchitecture",
     ),
     Machine(
@@ -177,7 +186,7 @@ MACHINES = (
         ghz=2.8,
         memory_gb_per_s=(12, 200),
         l3_gb_per_s=15,
-        lacks=("amx-fp16",),
+        lacks=("amx-fp16", "avxvnniint8"),
         source=INTEL_OPTIMIZATION + ": 2.1 Golden Cove Microarchitecture; 20 Intel AMX: throughput and latency",
     ),
     Machine(
@@ -188,7 +197,7 @@ MACHINES = (
         ghz=2.8,
         memory_gb_per_s=(12, 240),
         l3_gb_per_s=15,
-        lacks=("amx-fp16",),
+        lacks=("amx-fp16", "avxvnniint8"),
         source=INTEL_OPTIMIZATION + ": as Sapphire Rapids; caches: Intel Xeon Platinum 8592+ specifications",
     ),
     Machine(
@@ -199,6 +208,7 @@ MACHINES = (
         ghz=2.8,
         memory_gb_per_s=(12, 400),
         l3_gb_per_s=15,
+        lacks=("avxvnniint8",),
         source=INTEL_OPTIMIZATION + ": as Sapphire Rapids; AMX-FP16: " + INTEL_EXTENSIONS,
     ),
     Machine(
@@ -209,6 +219,7 @@ MACHINES = (
         ghz=4.0,
         memory_gb_per_s=(30, 60),
         l3_gb_per_s=40,
+        lacks=("avxvnniint8",),
         source=INTEL_OPTIMIZATION + ": 2.1 Golden Cove Microarchitecture",
     ),
     Machine(
@@ -219,6 +230,7 @@ MACHINES = (
         ghz=3.0,
         memory_gb_per_s=(12, 25),
         l3_gb_per_s=25,
+        lacks=("avxvnni", "avxvnniint8"),
         source=AGNER,
     ),
 )
