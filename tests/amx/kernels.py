@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import jax
 import numpy as np
-from kernel_runner import DTYPES, Runner
+from kernel_runner import DTYPES, Runner, linked
 from support import assert_dot_general
 
-from jax_nano import schedule
+from jax_nano import _native, emit, schedule
+from jax_nano.compiler import Kernel, processor_for
 from jax_nano.problem import Dot, Operand
 from jax_nano.targets import x86
 
@@ -53,10 +54,25 @@ def blocked(plan, tall, wide, *, panels=None, depth=None):
     return replace(one, kc=min(plan.k.size, -(-depth // one.k_multiple) * one.k_multiple))
 
 
+def kernel_of(plan):
+    """The kernel of a plan, past the caches."""
+    processor = processor_for(plan, MACHINE)
+    code = _native.compile(emit.module(plan), processor.cpu, processor.features, processor.tune)
+    return Kernel(plan.dot.swapped() if plan.swapped else plan.dot, plan, processor, code)
+
+
+class TileRunner(Runner):
+    """Runs a plan for MACHINE."""
+
+    def __init__(self, plan):
+        self.kernel, self.plan = kernel_of(plan), plan
+        self.entries = linked(self.kernel.object, emit.symbols(plan))
+
+
 def check(plans, dimension_numbers, types, lhs, rhs, **run):
     """Runs plans on an array each, against NumPy."""
     assert plans
     for plan in plans:
-        out = Runner(plan, MACHINE)(lhs, rhs, **run)
+        out = TileRunner(plan)(lhs, rhs, **run)
         shape = jax.eval_shape(lambda a, b: jax.lax.dot_general(a, b, dimension_numbers), lhs, rhs).shape
         assert_dot_general(out.reshape(shape), lhs, rhs, dimension_numbers)

@@ -7,11 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from jax_nano import _native, compiler
+import jax_nano
+from jax_nano import _native
+
+from support import assert_dot_general
 
 from . import emulator
 from .build import processor_flags
-from .kernels import AMX, MACHINE, MATMUL, PRODUCTS, blocked, check, numbers, tile_plans
+from .kernels import AMX, MATMUL, PRODUCTS, TileRunner, blocked, check, kernel_of, numbers, tile_plans
 
 pytestmark = pytest.mark.skipif(
     not {"avx512f", "avx512bw", "avx512_bf16"} <= processor_flags(),
@@ -127,10 +130,101 @@ def test_nan_and_infinity_stay_in_their_rows_and_columns(name):
     lhs, rhs = numbers(rng, (19, 33), types[0]), numbers(rng, (33, 21), types[1])
     lhs[16, 32], lhs[3, 0], rhs[32, 17], rhs[5, 20] = np.nan, np.inf, -np.inf, np.nan
     expected = lhs.astype(np.float64) @ rhs.astype(np.float64)
-    from kernel_runner import Runner
-
     for plan in tile_plans(lhs.shape, rhs.shape, MATMUL, types):
-        actual = Runner(plan, MACHINE)(lhs, rhs).reshape(expected.shape)
+        actual = TileRunner(plan)(lhs, rhs).reshape(expected.shape)
         np.testing.assert_array_equal(np.isfinite(actual), np.isfinite(expected))
         np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
         np.testing.assert_array_equal(actual[np.isinf(expected)], expected[np.isinf(expected)].astype(np.float32))
+
+
+def counts(plan, lhs, rhs):
+    """How often each instruction ran in one execution."""
+    run, before = TileRunner(plan), emulator.executed()
+    run(lhs, rhs)
+    return {name: count - before[name] for name, count in emulator.executed().items() if count != before[name]}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_task_configures_tiles_once_and_loads_no_more_than_it_multiplies(amx, name):
+    if amx == "native":
+        pytest.skip("only the emulator counts")
+    types, rng = PRODUCTS[name], np.random.default_rng(0)
+    k = 640
+    lhs, rhs = numbers(rng, (64, k), types[0]), numbers(rng, (k, 96), types[1])
+    for plan in tile_plans(lhs.shape, rhs.shape, MATMUL, types):
+        plan = blocked(plan, 2, 2, panels=1)
+        blocks, steps = 6, k // plan.instruction.shape[2]
+        assert plan.tasks == {"compute": blocks}
+        once = dict.fromkeys(["ldtilecfg", "tilerelease"], blocks)
+        tiles = dict.fromkeys(["tilezero", "tilestored"], 4 * blocks)
+        loop = {"tileloadd": 4 * steps * blocks, name: 4 * steps * blocks}
+        assert counts(plan, lhs, rhs) == {**once, **tiles, **loop}
+
+
+@pytest.mark.parametrize("shape", [(50, 70, 90), (9, 40, 33)])
+def test_ragged_edges_configure_tiles_once(amx, shape):
+    if amx == "native":
+        pytest.skip("only the emulator counts")
+    m, n, k = shape
+    types, rng = PRODUCTS["tdpbf16ps"], np.random.default_rng(0)
+    lhs, rhs = numbers(rng, (m, k), types[0]), numbers(rng, (k, n), types[1])
+    for plan in tile_plans(lhs.shape, rhs.shape, MATMUL, types):
+        ran = counts(plan, lhs, rhs)
+        assert ran["ldtilecfg"] == ran["tilerelease"] == 1
+
+
+FEATURES = sorted({feature for i in AMX.dots for feature in (*AMX.features, *i.features)})
+
+
+@pytest.fixture
+def here(amx, monkeypatch):
+    """Programs take AMX kernels, and run them."""
+    monkeypatch.setenv("JAX_NANO_TARGET", "amx")
+    if amx == "native":
+        yield
+        return
+    _native._assume_features(",".join(FEATURES))
+    yield
+    _native._assume_features("")
+
+
+def test_a_program_runs_kernels_by_tiles(here):
+    rng = np.random.default_rng(0)
+    x, w = numbers(rng, (100, 64), "bf16"), numbers(rng, (64, 90), "bf16")
+    (report,) = jax_nano.inspect(jax_nano.matmul, x, w)
+    assert report.plan.instruction.name == "tdpbf16ps"
+    before = jax_nano.executed_kernels()
+    result = np.asarray(jax_nano.matmul(x, w))
+    assert jax_nano.executed_kernels() == before + 1
+    assert_dot_general(result, x, w, MATMUL)
+
+
+def test_tasks_on_many_threads_give_the_same_bits(here):
+    """XLA's pool takes the tasks; each thread has tiles of its own."""
+    types, rng = PRODUCTS["tdpbf16ps"], np.random.default_rng(0)
+    lhs, rhs = numbers(rng, (190, 70), types[0]), numbers(rng, (70, 150), types[1])
+    for plan in tile_plans(lhs.shape, rhs.shape, MATMUL, types):
+        results = []
+        for shared_out in (blocked(plan, 2, 2), blocked(plan, 2, 2, panels=1)):
+            shape = jax.ShapeDtypeStruct((190, 150), np.float32)
+            call = jax.jit(
+                lambda a, b, kernel=kernel_of(shared_out): jax.ffi.ffi_call("jax_nano", shape)(a, b, **kernel.attributes())
+            )
+            results += [np.asarray(call(lhs, rhs)) for _ in range(5)]
+        for result in results:
+            np.testing.assert_array_equal(result.view(np.uint32), results[0].view(np.uint32))
+
+
+def test_an_epilogue_follows_the_tiles(here):
+    rng = np.random.default_rng(0)
+    x, w = numbers(rng, (50, 64), "bf16"), numbers(rng, (64, 40), "bf16")
+    bias, scale = numbers(rng, (40,), "f32"), numbers(rng, (50, 1), "f32")
+
+    def layer(x, w, bias, scale):
+        return jax.numpy.maximum(jax.numpy.dot(x, w, preferred_element_type=np.float32) * scale + bias, 0)
+
+    (report,) = jax_nano.inspect(jax_nano.accelerate(layer), x, w, bias, scale)
+    assert report.plan.instruction.name == "tdpbf16ps"
+    assert report.problem.epilogue
+    exact = np.maximum(x.astype(np.float64) @ w.astype(np.float64) * scale + bias, 0)
+    np.testing.assert_allclose(jax_nano.accelerate(layer)(x, w, bias, scale), exact, rtol=1e-5, atol=1e-4)

@@ -1,0 +1,53 @@
+"""What LLVM makes of kernels by tiles: read in the assembly, which needs no AMX."""
+
+import re
+
+import pytest
+
+from jax_nano.compiler import Kernel, processor_for
+
+from .kernels import AMX, MACHINE, MATMUL, PRODUCTS, blocked, tile_plans
+
+BLOCKS = [(t, w) for t in range(1, 8) for w in range(1, 8) if t * w + min(t, w) + 1 <= AMX.register_count]
+ADDRESSES = {"addq", "leaq", "cmpq", "jb", "jne", "jl", "movq", "subq", "incq", "decq"}
+
+
+def assembly(plan):
+    return Kernel(plan.dot, plan, processor_for(plan, MACHINE), b"").assembly
+
+
+def loops(text, mnemonic):
+    """The instructions of each innermost loop that contains one of that name."""
+    found = []
+    for label, body in re.findall(r"^(\.LBB\S+):(.*?)(?=^\.LBB|^\.Lfunc_end)", text, re.M | re.S):
+        instructions = re.findall(r"^\t([a-z]\w*)", body.split(f"\t{label}\n")[0], re.M)
+        if re.search(rf"^\tj\w+\t{re.escape(label)}$", body, re.M) and mnemonic in instructions:
+            found.append(instructions)
+    return found
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_the_main_loop_multiplies_four_times_for_four_loads(name):
+    types = PRODUCTS[name]
+    for plan in tile_plans((512, 1024), (1024, 512), MATMUL, types):
+        (loop,) = loops(assembly(blocked(plan, 2, 2)), name)
+        assert loop.count(name) == 4
+        assert loop.count("tileloadd") == 4
+        assert set(loop) <= {name, "tileloadd", *ADDRESSES}
+        assert len(loop) <= 8 + 8
+
+
+@pytest.mark.parametrize(("tall", "wide"), BLOCKS)
+@pytest.mark.parametrize("size", [(7, 100, 50), (130, 150, 70), (256, 256, 4096)])
+def test_no_block_spills_tiles_and_all_share_one_configuration(tall, wide, size):
+    m, n, k = size
+    for types in (("bf16", "bf16", "bf16"), ("s8", "u8", "s32")):
+        for plan in tile_plans((m, k), (k, n), MATMUL, types):
+            for depth in (None, 256):
+                text = assembly(blocked(plan, tall, wide, depth=depth))
+                assert "Folded Spill" not in "".join(line for line in text.splitlines() if "tile" in line)
+                assert text.count("ldtilecfg") == text.count("tilerelease") == 1
+                for loop in loops(text, plan.instruction.name):
+                    products, loads = loop.count(plan.instruction.name), loop.count("tileloadd")
+                    shapes = {(t * w, t + w) for t in range(1, tall + 1) for w in range(1, wide + 1)}
+                    assert (products, loads) in shapes

@@ -1,0 +1,105 @@
+"""What is composed where AMX is, where it is denied, and where it is only asked for. None of this needs AMX."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+import jax_nano
+from jax_nano import schedule
+from jax_nano.problem import Dot, Operand
+from jax_nano.targets import host, x86
+
+from .kernels import MATMUL
+
+NAMES = ("sapphirerapids", "emeraldrapids", "graniterapids")
+
+
+def chosen(machine, types, m, n, k, threads=1):
+    machine = replace(machine, threads=threads)
+    lhs, rhs = Operand.row_major((m, k), types[0]), Operand.row_major((k, n), types[1])
+    return schedule.choose(Dot.of(lhs, rhs, MATMUL, types[2]), machine, machine.isas[0])
+
+
+@pytest.fixture(params=NAMES)
+def machine(request):
+    return host.elsewhere("amx") if request.param == NAMES[0] else composed(request.param)
+
+
+def composed(name):
+    machine = next(machine for machine in x86.MACHINES if machine.name == name)
+    isas = tuple(host.available(isa, lambda features: not set(features) & set(machine.lacks)) for isa in machine.isas)
+    return replace(machine, isas=isas)
+
+
+@pytest.mark.parametrize("types", [("bf16", "bf16", "f32"), ("bf16", "bf16", "bf16"), ("s8", "s8", "s32"), ("u8", "s8", "s32")],
+                         ids="-".join)  # fmt: skip
+@pytest.mark.parametrize("threads", [1, 8])
+def test_large_products_go_by_two_by_two_tiles(machine, types, threads):
+    plan = chosen(machine, types, 1024, 1024, 1024, threads)
+    assert plan.instruction.tiles
+    assert (plan.mr, plan.nr) == (32, 32)
+
+
+@pytest.mark.parametrize(("m", "block"), [(16, (16, 64)), (64, (32, 32))])
+def test_few_rows_go_by_wide_blocks(machine, m, block):
+    plan = chosen(machine, ("bf16", "bf16", "f32"), m, 512, 512)
+    assert plan.instruction.tiles
+    assert (plan.mr, plan.nr) == block
+
+
+@pytest.mark.parametrize("m", [1, 2])
+@pytest.mark.parametrize("types", [("bf16", "bf16", "f32"), ("u8", "s8", "s32")], ids="-".join)
+def test_vectors_multiply_a_row_or_two(machine, types, m):
+    assert not chosen(machine, types, m, 1024, 1024).instruction.tiles
+
+
+@pytest.mark.parametrize("types", [("f32", "f32", "f32"), ("f64", "f64", "f64"), ("f32", "bf16", "f32")], ids="-".join)
+def test_vectors_multiply_what_tiles_cannot(machine, types):
+    plan = chosen(machine, types, 256, 256, 256)
+    assert plan.isa == "avx512"
+
+
+def test_half_floats_go_by_tiles_where_there_are_products_of_them():
+    instructions = {name: chosen(composed(name), ("f16", "f16", "f32"), 256, 256, 256).instruction.name for name in NAMES}
+    assert instructions == {"sapphirerapids": "fma_f32", "emeraldrapids": "fma_f32", "graniterapids": "tdpfp16ps"}
+
+
+def test_denied_tiles_leave_vectors_and_a_reason(machine, monkeypatch):
+    monkeypatch.setattr(host._native, "tiles_denied", lambda: "Linux denies this process tile data: Operation not permitted")
+    without = host.granted(machine)
+    assert [isa.name for isa in without.isas] == ["avx512", "avx2"]
+    plan = chosen(without, ("bf16", "bf16", "f32"), 256, 256, 256)
+    assert plan.isa == "avx512"
+    assert plan.why.endswith("; no amx: Linux denies this process tile data: Operation not permitted")
+
+
+def test_granted_tiles_stay(machine):
+    assert host.granted(machine) is machine
+
+
+needs_none = pytest.mark.skipif("amx" in [isa.name for isa in host.machine().isas], reason="this machine has AMX")
+
+
+@needs_none
+def test_another_machines_kernels_can_be_looked_at(monkeypatch):
+    monkeypatch.setenv("JAX_NANO_TARGET", "amx")
+    x = jax.ShapeDtypeStruct((128, 128), jax.numpy.bfloat16)
+    (report,) = jax_nano.inspect(jax_nano.matmul, x, x)
+    assert "target   amx, tdpbf16ps" in str(report)
+    assert '"amx.tile_mulf"' in report.mlir
+    assert "llvm.x86.tdpbf16ps.internal" in report.llvm_ir
+    assert "tdpbf16ps" in report.assembly
+
+
+@needs_none
+def test_another_machines_kernels_do_not_run(monkeypatch):
+    monkeypatch.setenv("JAX_NANO_TARGET", "amx")
+    x = np.ones((128, 128), jax.numpy.bfloat16)
+    message = (
+        "this kernel was compiled for a processor with amx-tile,amx-bf16, which this one lacks; "
+        "compile the program on this machine, with JAX_NANO_TARGET unset"
+    )
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+        jax_nano.matmul(x, x)
