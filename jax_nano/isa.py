@@ -117,6 +117,7 @@ class Machine:
     l3_gb_per_s: float  # read bandwidth of one core from the last level of cache
     source: str
     threads: int = 1
+    l2_bytes_per_cycle: int = 32  # what one core reads from its second cache
     wake_us: float = 2.0  # from handing out a task until another thread begins it
     lacks: tuple[str, ...] = ()  # features that instructions of its instruction sets need, and that it does not have
     note: str = ""  # which of its instruction sets are left out, and why

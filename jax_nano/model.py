@@ -33,8 +33,7 @@ FAR_RUN_BYTES = 256  # where runs come from memory
 STREAM_BYTES = 128  # where several rows of B are gone through side by side
 # The share of a core's bandwidth from memory that is left to it while others read too.
 MEMORY_SHARE = 0.75
-# What one core reads from its second cache; and what of a large B it has asked for ahead, at most.
-L2_BYTES_PER_CYCLE = 32
+# What one core reads of a large B that it has asked for ahead, at most.
 STREAM_BYTES_PER_CYCLE = 24
 
 
@@ -87,7 +86,7 @@ def block_cycles(
 
 def fetch_cycles(machine: Machine, held_bytes: int, step_bytes: float) -> float:
     """Cycles that a step of k takes to bring `step_bytes` of B, out of `held_bytes` that are gone through in turn."""
-    for cache, bytes_per_cycle in zip(machine.caches[:-1], (math.inf, L2_BYTES_PER_CYCLE), strict=False):
+    for cache, bytes_per_cycle in zip(machine.caches[:-1], (math.inf, machine.l2_bytes_per_cycle), strict=False):
         if held_bytes <= cache.bytes * PANEL_SHARE:
             return step_bytes / bytes_per_cycle
     far = held_bytes > machine.caches[-1].bytes
@@ -123,10 +122,10 @@ def register_block(
     core = machine.cores[isa.name]
     if isa.register_count < 3:
         raise ValueError(f"{isa.name} has {isa.register_count} registers; a block needs at least 3")
-    height, lanes, depth = instruction.shape
-    registers_of_m, registers_of_n, steps = -(-m // height), -(-n // lanes), -(-k // depth)
+    lanes, steps = instruction.shape[1], -(-k // instruction.shape[2])
+    registers_of_n = -(-n // lanes)
     best: tuple[float, int, int] | None = None
-    for rows in range(1, min(registers_of_m, isa.register_count) + 1):
+    for rows in range(1, min(m, isa.register_count) + 1):
         for registers in range(1, min(registers_of_n, isa.register_count) + 1):
             if rows * registers + min(rows, registers) + 1 > isa.register_count:
                 break
@@ -135,17 +134,37 @@ def register_block(
                 piece = c * isa.register_bytes
                 first = steps * stream_cycles(machine, held_bytes, piece)
                 again = steps * fetch_cycles(machine, steps * piece, piece)
-                for position, (r, r_count) in enumerate(panels(registers_of_m, rows)):
+                for position, (r, r_count) in enumerate(panels(m, rows)):
                     block = block_cycles(core, instruction, r, c, steps, extra)
                     fetching = position == 0
                     cycles += c_count * (fetching * max(block, first) + (r_count - fetching) * max(block, again))
-            cycles *= 1 + UNEVEN * ((registers_of_m % rows > 0) + (registers_of_n % registers > 0))
+            cycles *= 1 + UNEVEN * ((m % rows > 0) + (registers_of_n % registers > 0))
             if best is None or cycles < best[0]:
                 best = cycles, rows, registers
     if best is None:
         raise ValueError("a block needs at least one row and one column")
     _, rows, registers = best
-    return RegisterBlock(rows * height, registers * lanes, hold_lhs=rows < registers)
+    return RegisterBlock(rows, registers * lanes, hold_lhs=rows < registers)
+
+
+def tile_blocks(isa: Isa, instruction: DotInstruction, m: int, n: int) -> list[RegisterBlock]:
+    """The blocks of tiles worth weighing for C of m x n: those that can grow in one direction at most.
+
+    The same registers are live as in a block of vectors, where a row is a row of tiles.
+    """
+    height, lanes, _ = instruction.shape
+
+    def allowed(tall: int, wide: int) -> bool:
+        fits = tall * wide + min(tall, wide) + 1 <= isa.register_count
+        return fits and tall <= -(-m // height) and wide <= -(-n // lanes)
+
+    sizes = range(1, isa.register_count)
+    return [
+        RegisterBlock(tall * height, wide * lanes, hold_lhs=tall < wide)
+        for tall in sizes
+        for wide in sizes
+        if allowed(tall, wide) and not (allowed(tall + 1, wide) and allowed(tall, wide + 1))
+    ]
 
 
 def inner_block(

@@ -135,21 +135,22 @@ def tile_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: 
     """
     work, m, n, k = (common[name] for name in ("dot", "m", "n", "k"))
     instruction = instruction.fitted(m.size, k.size)
-    rows, lanes, steps = instruction.shape
+    rows, _, steps = instruction.shape
     in_place = k.lhs == 1 and work.lhs == instruction.lhs and m.size % rows == 0 and k.size % steps == 0
     for lhs in ("direct", "rows") if in_place else ("rows",):
-        for depth in {k.size, min(k.size, machine.caches[0].bytes // 2 // bytes_of(instruction.rhs, 2 * lanes))}:
-            block = model.register_block(isa, machine, instruction, m.size, n.size, depth)
-            yield blocked(
-                machine,
-                block,
-                depth,
-                instruction=instruction,
-                lhs=lhs,
-                rhs="private",
-                hold_lhs=block.hold_lhs,
-                **common,
-            )
+        for block in model.tile_blocks(isa, instruction, m.size, n.size):
+            near = machine.caches[0].bytes // 2 // bytes_of(instruction.rhs, block.cols)
+            for depth in {k.size, min(k.size, near)}:
+                yield blocked(
+                    machine,
+                    block,
+                    depth,
+                    instruction=instruction,
+                    lhs=lhs,
+                    rhs="private",
+                    hold_lhs=block.hold_lhs,
+                    **common,
+                )
 
 
 def streamed(machine: Machine, instruction: DotInstruction, dot: Dot, m: Axis, n: Axis, k: Axis) -> int:

@@ -61,6 +61,20 @@ def granted(machine: Machine) -> Machine:
     return replace(machine, isas=tuple(isa for isa in machine.isas if not isa.vectors), note=f"no {names}: {denied}")
 
 
+def known(name: str) -> Machine:
+    """The machine of targets/ of that name, with those instructions that it has.
+
+    Raises:
+      ValueError: there is none.
+    """
+    machines = {machine.name: machine for machine in x86.MACHINES}
+    if name not in machines:
+        raise ValueError(f"there is no machine {name} (there are {', '.join(machines)})")
+    machine = machines[name]
+    lacks = set(machine.lacks)
+    return replace(machine, isas=tuple(available(isa, lacks.isdisjoint) for isa in machine.isas))
+
+
 @functools.cache
 def elsewhere(name: str) -> Machine:
     """The first machine of targets/ that has an instruction set of that name, with this one's number of threads.
@@ -70,13 +84,9 @@ def elsewhere(name: str) -> Machine:
     """
     for machine in x86.MACHINES:
         if any(isa.name == name for isa in machine.isas):
-            lacks = set(machine.lacks)
-            isas = tuple(
-                available(isa, lambda features, lacks=lacks: not set(features) & lacks) for isa in machine.isas
-            )
-            return replace(machine, isas=isas, threads=threads())
-    known = ", ".join(dict.fromkeys(isa.name for machine in x86.MACHINES for isa in machine.isas))
-    raise ValueError(f"there is no target {name} (there are {known}); choose one of these")
+            return replace(known(machine.name), threads=threads())
+    names = ", ".join(dict.fromkeys(isa.name for machine in x86.MACHINES for isa in machine.isas))
+    raise ValueError(f"there is no target {name} (there are {names}); choose one of these")
 
 
 def threads() -> int:

@@ -47,8 +47,7 @@ def blocked(plan, tall, wide, *, panels=None, depth=None):
     m, n = (-(-axis.size // step) * step for axis, step in ((plan.m, mr), (plan.n, nr)))
     mt, nt = (mr * panels, nr * panels) if panels else (m, n)
     mc = mr if plan.lhs == "rows" else mt
-    blocks = dict(mr=mr, nr=nr, hold_lhs=tall < wide, mc=mc, mt=mt, nc=n, nt=nt)
-    one = replace(plan, **blocks, kc=plan.k.size)
+    one = replace(plan, mr=mr, nr=nr, hold_lhs=tall < wide, mc=mc, mt=mt, nc=n, nt=nt, kc=plan.k.size)
     if depth is None:
         return one
     return replace(one, kc=min(plan.k.size, -(-depth // one.k_multiple) * one.k_multiple))

@@ -6,11 +6,10 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from support import assert_dot_general
 
 import jax_nano
 from jax_nano import _native
-
-from support import assert_dot_general
 
 from . import emulator
 from .build import processor_flags
@@ -89,10 +88,16 @@ def test_types_are_converted_on_the_way(types):
 
 
 @pytest.mark.parametrize(("tall", "wide"), BLOCKS)
-@pytest.mark.parametrize("types", [("bf16", "bf16", "f32"), ("bf16", "bf16", "bf16"), ("s8", "u8", "s32")], ids="-".join)
+@pytest.mark.parametrize(
+    "types", [("bf16", "bf16", "f32"), ("bf16", "bf16", "bf16"), ("s8", "u8", "s32")], ids="-".join
+)
 def test_every_register_block(types, tall, wide):
     rng = np.random.default_rng(0)
-    for m, n, k in ((16 * (tall + 1), 16 * (wide + 1), 128), (7 * tall, 16 * wide - 3, 10), (33 * tall, 40 * wide, 150)):
+    for m, n, k in (
+        (16 * (tall + 1), 16 * (wide + 1), 128),
+        (7 * tall, 16 * wide - 3, 10),
+        (33 * tall, 40 * wide, 150),
+    ):
         lhs, rhs = numbers(rng, (m, k), types[0]), numbers(rng, (k, n), types[1])
         for plan in tile_plans(lhs.shape, rhs.shape, MATMUL, types):
             plans = [blocked(plan, tall, wide), blocked(plan, tall, wide, panels=1, depth=40)]
@@ -152,13 +157,13 @@ def test_a_task_configures_tiles_once_and_loads_no_more_than_it_multiplies(amx, 
     k = 640
     lhs, rhs = numbers(rng, (64, k), types[0]), numbers(rng, (k, 96), types[1])
     for plan in tile_plans(lhs.shape, rhs.shape, MATMUL, types):
-        plan = blocked(plan, 2, 2, panels=1)
+        shared = blocked(plan, 2, 2, panels=1)
         blocks, steps = 6, k // plan.instruction.shape[2]
-        assert plan.tasks == {"compute": blocks}
+        assert shared.tasks == {"compute": blocks}
         once = dict.fromkeys(["ldtilecfg", "tilerelease"], blocks)
         tiles = dict.fromkeys(["tilezero", "tilestored"], 4 * blocks)
         loop = {"tileloadd": 4 * steps * blocks, name: 4 * steps * blocks}
-        assert counts(plan, lhs, rhs) == {**once, **tiles, **loop}
+        assert counts(shared, lhs, rhs) == {**once, **tiles, **loop}
 
 
 @pytest.mark.parametrize("shape", [(50, 70, 90), (9, 40, 33)])
@@ -204,15 +209,16 @@ def test_tasks_on_many_threads_give_the_same_bits(here):
     types, rng = PRODUCTS["tdpbf16ps"], np.random.default_rng(0)
     lhs, rhs = numbers(rng, (190, 70), types[0]), numbers(rng, (70, 150), types[1])
     for plan in tile_plans(lhs.shape, rhs.shape, MATMUL, types):
-        results = []
-        for shared_out in (blocked(plan, 2, 2), blocked(plan, 2, 2, panels=1)):
-            shape = jax.ShapeDtypeStruct((190, 150), np.float32)
-            call = jax.jit(
-                lambda a, b, kernel=kernel_of(shared_out): jax.ffi.ffi_call("jax_nano", shape)(a, b, **kernel.attributes())
-            )
-            results += [np.asarray(call(lhs, rhs)) for _ in range(5)]
+        kernels = [kernel_of(blocked(plan, 2, 2)), kernel_of(blocked(plan, 2, 2, panels=1))]
+        results = [run_by_xla(kernel, lhs, rhs) for kernel in kernels for _ in range(5)]
         for result in results:
             np.testing.assert_array_equal(result.view(np.uint32), results[0].view(np.uint32))
+
+
+def run_by_xla(kernel, lhs, rhs):
+    shape = jax.ShapeDtypeStruct((lhs.shape[0], rhs.shape[1]), np.float32)
+    call = jax.jit(lambda a, b: jax.ffi.ffi_call("jax_nano", shape)(a, b, **kernel.attributes()))
+    return np.asarray(call(lhs, rhs))
 
 
 def test_an_epilogue_follows_the_tiles(here):

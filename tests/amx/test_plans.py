@@ -9,7 +9,7 @@ import pytest
 import jax_nano
 from jax_nano import schedule
 from jax_nano.problem import Dot, Operand
-from jax_nano.targets import host, x86
+from jax_nano.targets import host
 
 from .kernels import MATMUL
 
@@ -24,17 +24,13 @@ def chosen(machine, types, m, n, k, threads=1):
 
 @pytest.fixture(params=NAMES)
 def machine(request):
-    return host.elsewhere("amx") if request.param == NAMES[0] else composed(request.param)
+    return host.known(request.param)
 
 
-def composed(name):
-    machine = next(machine for machine in x86.MACHINES if machine.name == name)
-    isas = tuple(host.available(isa, lambda features: not set(features) & set(machine.lacks)) for isa in machine.isas)
-    return replace(machine, isas=isas)
+BY_TILES = [("bf16", "bf16", "f32"), ("bf16", "bf16", "bf16"), ("s8", "s8", "s32"), ("u8", "s8", "s32")]
 
 
-@pytest.mark.parametrize("types", [("bf16", "bf16", "f32"), ("bf16", "bf16", "bf16"), ("s8", "s8", "s32"), ("u8", "s8", "s32")],
-                         ids="-".join)  # fmt: skip
+@pytest.mark.parametrize("types", BY_TILES, ids="-".join)
 @pytest.mark.parametrize("threads", [1, 8])
 def test_large_products_go_by_two_by_two_tiles(machine, types, threads):
     plan = chosen(machine, types, 1024, 1024, 1024, threads)
@@ -62,17 +58,25 @@ def test_vectors_multiply_what_tiles_cannot(machine, types):
 
 
 def test_half_floats_go_by_tiles_where_there_are_products_of_them():
-    instructions = {name: chosen(composed(name), ("f16", "f16", "f32"), 256, 256, 256).instruction.name for name in NAMES}
+    instructions = {
+        name: chosen(host.known(name), ("f16", "f16", "f32"), 256, 256, 256).instruction.name for name in NAMES
+    }
     assert instructions == {"sapphirerapids": "fma_f32", "emeraldrapids": "fma_f32", "graniterapids": "tdpfp16ps"}
 
 
 def test_denied_tiles_leave_vectors_and_a_reason(machine, monkeypatch):
-    monkeypatch.setattr(host._native, "tiles_denied", lambda: "Linux denies this process tile data: Operation not permitted")
+    monkeypatch.setattr(
+        host._native, "tiles_denied", lambda: "Linux denies this process tile data: Operation not permitted"
+    )
     without = host.granted(machine)
     assert [isa.name for isa in without.isas] == ["avx512", "avx2"]
     plan = chosen(without, ("bf16", "bf16", "f32"), 256, 256, 256)
     assert plan.isa == "avx512"
     assert plan.why.endswith("; no amx: Linux denies this process tile data: Operation not permitted")
+
+
+def test_the_first_machine_with_an_instruction_set_stands_for_it():
+    assert host.elsewhere("amx").name == "sapphirerapids"
 
 
 def test_granted_tiles_stay(machine):

@@ -1,0 +1,140 @@
+"""Estimates the main loop of every kernel for processors that are not at hand: python -m benchmarks.static
+
+Loops of vectors run through llvm-mca, which knows how each processor schedules them, all loads being in the nearest
+cache. Their cycles stand beside those of the multiply-accumulates alone in the same simulation: where the two agree,
+nothing else holds the loop up. LLVM has no throughputs of tile instructions, so loops of tiles are counted, and weighed
+with what jax_nano/targets holds of the unit.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from jax_nano import _native, model, schedule
+from jax_nano.compiler import Kernel, processor_for
+from jax_nano.isa import DotInstruction, Machine
+from jax_nano.plan import Plan
+from jax_nano.problem import Dot, Operand
+from jax_nano.targets import host
+
+PROCESSORS = ("znver4", "znver5", "skylake-avx512", "alderlake", "sapphirerapids", "graniterapids")
+WITH_VECTORS = PROCESSORS[:-1]
+SIZE = 1024
+ITERATIONS = 200
+WIDENED = {"s16": "s8"}  # operands that instructions of wider types are there for
+# What an instruction of targets/ becomes in assembly.
+MNEMONICS = {
+    "fma_f32": r"vfmadd\d+ps", "fma_f64": r"vfmadd\d+pd", "vdpbf16ps": "vdpbf16ps", "vpdpbusd": "vpdpbusd",
+    "vpmaddwd": "vpmaddwd|vpaddd",
+}  # fmt: skip
+
+
+class Loop(NamedTuple):
+    """A main loop, by iteration."""
+
+    plan: Plan
+    products: int
+    loads: int
+    cycles: float
+    alone: float  # cycles that the unit takes for the products, were nothing else there
+
+
+def main() -> None:
+    """Prints a table in Markdown."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=__doc__)
+    parser.add_argument("processors", nargs="*", metavar="PROCESSOR", help=f"of {', '.join(PROCESSORS)} (default: all)")
+    print("| processor | product | instruction | block | products, loads | cycles | of them products |")
+    print("|---|---|---|---|---|---|---|")
+    for name in parser.parse_args().processors or PROCESSORS:
+        machine = host.known(name)
+        for loop in loops(machine):
+            dot, instruction = loop.plan.dot, loop.plan.instruction
+            print(
+                f"| {name} | {dot.lhs} x {dot.rhs} | {instruction.name} | {loop.plan.mr} x {loop.plan.nr} | "
+                f"{loop.products}, {loop.loads} | {loop.cycles:.1f} | {loop.alone / loop.cycles:.0%} |"
+            )
+
+
+def loops(machine: Machine) -> Iterator[Loop]:
+    """The loops of a processor's kernels: by tiles, where it has them, and by vectors."""
+    for isa in machine.isas[: 1 + bool(machine.isas[0].vectors)]:
+        if not isa.vectors and machine.name not in WITH_VECTORS:
+            continue
+        for instruction in isa.dots:
+            if instruction.lhs_offset == 0 and not instruction.name.endswith("_swapped"):
+                yield loop_of(plan_of(machine, isa.name, instruction), machine)
+
+
+def plan_of(machine: Machine, isa: str, instruction: DotInstruction) -> Plan:
+    """The best plan by an instruction, for a cube on one thread."""
+    lhs, rhs = (WIDENED.get(dtype, dtype) for dtype in (instruction.lhs, instruction.rhs))
+    operands = (Operand.row_major((SIZE, SIZE), dtype) for dtype in (lhs, rhs))
+    dot = Dot.of(*operands, (((1,), (0,)), ((), ())), instruction.acc)
+    plans = schedule.kernel_plans(dot, machine, machine.isa(isa))
+    return min(
+        (plan for plan in plans if plan.instruction.name == instruction.name),
+        key=lambda plan: model.seconds(plan, machine, 1).total,
+    )
+
+
+def loop_of(plan: Plan, machine: Machine) -> Loop:
+    """The main loop of a plan's kernel, and its cycles."""
+    assembly = Kernel(plan.dot, plan, processor_for(plan, machine), b"").assembly
+    name = plan.instruction.name
+    mnemonic = name if plan.instruction.tiles else next(m for start, m in MNEMONICS.items() if name.startswith(start))
+    product = re.compile(rf"\t(?:\{{vex\}}\t)?(?:{mnemonic})\t")
+    body = main_loop(assembly, product)
+    products = [line for line in body if product.match(line)]
+    loads = [line for line in body if "(" in line and not re.match(r"\t(?:lea|prefetch)", line)]
+    if plan.instruction.tiles:
+        core = machine.cores[plan.isa]
+        alone, fed = len(products) / core.dots_per_cycle, len(loads) / core.loads_per_cycle
+        return Loop(plan, len(products), len(loads), max(alone, fed), alone)
+    count = plan.mr * plan.nr // plan.instruction.shape[1] * plan.unroll
+    cycles = simulated(body, machine, r"Total Cycles:\s+(\d+)") / ITERATIONS
+    return Loop(
+        plan, count, len(loads), cycles, simulated(on_registers(products), machine, r"Block RThroughput:\s+(.+)")
+    )
+
+
+def on_registers(products: list[str]) -> list[str]:
+    """The instructions with registers in the place of memory."""
+    return [re.sub(r"-?\w*\([^)]*\)(\{1to\d+\})?", f"%{line.rsplit('%', 1)[1]}", line) for line in products]
+
+
+def main_loop(assembly: str, product: re.Pattern) -> list[str]:
+    """The instructions of the innermost loop that multiplies most."""
+    found = []
+    for label, body in re.findall(r"^(\.LBB\w+):(.*?)(?=^\.L)", assembly, re.M | re.S):
+        lines = [line for line in body.splitlines() if re.match(r"\t[a-z{]", line)]
+        ends = [i for i, line in enumerate(lines) if re.match(rf"\tj\w+\t{re.escape(label)}\b", line)]
+        if ends:
+            found.append(lines[: ends[-1] + 1])
+    return max(found, key=lambda lines: sum(bool(product.match(line)) for line in lines))
+
+
+def simulated(lines: list[str], machine: Machine, wanted: str) -> float:
+    """A number that llvm-mca prints for a loop."""
+    command = [llvm_mca(), f"-mcpu={machine.name}", f"-iterations={ITERATIONS}", "-"]
+    done = subprocess.run(command, input="\n".join(lines) + "\n", capture_output=True, text=True, check=False)
+    found = re.search(wanted, done.stdout)
+    if not found:
+        raise ValueError(f"llvm-mca does not take this loop:\n{done.stderr}")
+    return float(found[1])
+
+
+def llvm_mca() -> str:
+    """The program, of the LLVM that compiles kernels."""
+    beside = Path(_native.libraries[1]).resolve().parent.parent / "bin" / "llvm-mca"
+    found = str(beside) if beside.exists() else shutil.which("llvm-mca-22")
+    if not found:
+        raise FileNotFoundError("no llvm-mca: install LLVM 22's tools (on Debian, llvm-22)")
+    return found
+
+
+if __name__ == "__main__":
+    main()
