@@ -166,7 +166,9 @@ def test_sums_of_integers_wrap_where_the_result_does(name, target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("operand", "out"), [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "bfloat16")])
+@pytest.mark.parametrize(
+    ("operand", "out"), [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "bfloat16")]
+)
 def test_results_are_rounded_once_to_nearest_even(operand, out, target):
     """Sums in the middle between two neighbours, and one place beside it; what is too large is infinite."""
     numbers = np.arange(1 << 16, dtype=np.uint16).view(dtype(out)).astype(np.float32)
