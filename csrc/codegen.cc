@@ -45,6 +45,8 @@ llvm::Error Optimize(llvm::Module& module, const Processor& processor) {
     function.addFnAttr("tune-cpu", processor.tune);
     function.addFnAttr("prefer-vector-width", "512");
     function.addFnAttr(llvm::Attribute::NoUnwind);
+    // Else loops that fill or copy become calls of memset and memcpy, which are beyond the reach of 32-bit offsets.
+    function.addFnAttr("no-builtins");
   }
   // Kernels come with their loops already blocked, unrolled and vectorized: LLVM schedules and allocates registers.
   llvm::PipelineTuningOptions tuning;

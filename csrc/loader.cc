@@ -7,7 +7,6 @@
 #include <unordered_map>
 
 #include "llvm/ExecutionEngine/JITEventListener.h"
-#include "llvm/ExecutionEngine/Orc/ExecutionUtils.h"
 #include "llvm/ExecutionEngine/Orc/LLJIT.h"
 #include "llvm/ExecutionEngine/Orc/RTDyldObjectLinkingLayer.h"
 #include "llvm/ExecutionEngine/SectionMemoryManager.h"
@@ -62,17 +61,12 @@ llvm::Expected<llvm::orc::LLJIT*> Linker() {
 llvm::Error Link(Kernel& kernel, uint64_t key) {
   auto linker = Linker();
   if (!linker) return linker.takeError();
-  auto library = (*linker)->createJITDylib("kernel" + std::to_string(key));
-  if (!library) return library.takeError();
-  // memcpy and memset, which LLVM may have made of a packing loop.
-  auto process =
-      llvm::orc::DynamicLibrarySearchGenerator::GetForCurrentProcess((*linker)->getDataLayout().getGlobalPrefix());
-  if (!process) return process.takeError();
-  library->addGenerator(std::move(*process));
+  // Bare: a kernel calls nothing, and one that did would be refused here.
+  auto& library = (*linker)->getExecutionSession().createBareJITDylib("kernel" + std::to_string(key));
   auto buffer = llvm::MemoryBuffer::getMemBuffer(kernel.object, "jax_nano", /*RequiresNullTerminator=*/false);
-  if (auto error = (*linker)->addObjectFile(*library, std::move(buffer))) return error;
+  if (auto error = (*linker)->addObjectFile(library, std::move(buffer))) return error;
   for (const Phase& phase : kernel.description.phases) {
-    auto address = (*linker)->lookup(*library, phase.symbol);
+    auto address = (*linker)->lookup(library, phase.symbol);
     if (!address) return address.takeError();
     kernel.entries.push_back(address->toPtr<Entry>());
   }
@@ -86,7 +80,8 @@ llvm::Error Load(uint64_t key, std::string_view object, Description description)
   Table& table = Kernels();
   std::unique_lock lock(table.mutex);
   if (auto found = table.kernels.find(key); found != table.kernels.end()) {
-    if (found->second->object == object) return llvm::Error::success();
+    if (found->second->object == object && found->second->description == description)
+      return llvm::Error::success();
     return llvm::createStringError("two kernels share the content key %llx", static_cast<unsigned long long>(key));
   }
   auto kernel = std::make_unique<Kernel>(Kernel{std::move(description), {}, std::string(object)});

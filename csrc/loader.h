@@ -17,11 +17,15 @@ using Entry = void (*)(int64_t round, int64_t task, void* shared, void* local, v
 struct Phase {
   std::string symbol;
   int64_t tasks;  // may run at once
+
+  bool operator==(const Phase&) const = default;
 };
 
 struct Buffer {
   int64_t type;  // XLA_FFI_DataType
   int64_t elements;
+
+  bool operator==(const Buffer&) const = default;
 };
 
 // What travels with an object: how its entry points want to be called.
@@ -33,6 +37,8 @@ struct Description {
   std::vector<Buffer> operands;
   std::vector<Buffer> results;
   std::string features;  // LLVM's names of the instruction sets the object uses, separated by commas
+
+  bool operator==(const Description&) const = default;
 };
 
 struct Kernel {
