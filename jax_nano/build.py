@@ -330,3 +330,35 @@ def interleave(rows: Values) -> ir.Value:
     even, odd = interleave(rows[0::2]), interleave(rows[1::2])
     n = ir.VectorType(even.type).shape[0]
     return vector.shuffle(even, odd, [i // 2 + i % 2 * n for i in range(2 * n)])
+
+
+def interleave_registers(rows: Values) -> Values:
+    """The same of rows that each fill a register: as many registers as rows.
+
+    Elements are interleaved within 128 bits, which vector units do at once, then pieces of 128 bits are.
+    """
+    kind = ir.VectorType(rows[0].type)
+    piece = 128 // kind.element_type.width
+    return weave(weave(rows, 1, piece), piece, kind.shape[0])
+
+
+def weave(rows: Values, unit: int, span: int) -> Values:
+    """Interleaves rows by units of elements within each span of them; a power of two of rows, and of all numbers.
+
+    Of two rows, the first result has what the first halves of spans give, the second what the second halves do.
+    """
+    if len(rows) == 1:
+        return rows
+    elements = ir.VectorType(rows[0].type).shape[0]
+    halves = [
+        [
+            row * elements + begin + at * unit + i
+            for begin in range(half * span // 2, elements, span)
+            for at in range(span // 2 // unit)
+            for row in (0, 1)
+            for i in range(unit)
+        ]
+        for half in (0, 1)
+    ]
+    pairs = zip(weave(rows[0::2], unit, span), weave(rows[1::2], unit, span), strict=True)
+    return [vector.shuffle(a, b, half) for a, b in pairs for half in halves]

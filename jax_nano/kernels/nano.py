@@ -5,7 +5,7 @@ This file owns every operation name that belongs to one target.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +22,7 @@ from jax_nano.build import (
     element_type,
     index,
     interleave,
+    interleave_registers,
     load,
     load_halves,
     load_scalar,
@@ -161,22 +162,36 @@ class Nanokernel:
         kind = element_type(self.instruction.lhs)
         return bitcast(broadcast(scalar, self.lanes), self.lanes * self.group, kind)
 
-    def load_rhs(self, b: View, k: Index, j: int, count: int, live: int, packed: bool) -> ir.Value:
-        """Rows k to k + live - 1 of B, columns j to j + count - 1, as one register."""
-        if packed:
-            return load(b.base, b.offset(k, j), self.lanes * self.group)
-        return self.gather_rhs(b, k, j, count, live)
+    def load_rhs(self, b: View, k: Index, block: Block, live: int, packed: bool) -> Iterator[ir.Value]:
+        """Rows k to k + live - 1 of B, register by register of the block's columns."""
+        width = self.lanes * len(block.counts)
+        if not packed:
+            yield from self.interleaved(b, k, width, block.cols, live, "rhs")
+            return
+        for j in range(0, width, self.lanes):
+            yield load(b.base, b.offset(k, j), self.lanes * self.group)
 
-    def gather_rhs(self, b: View, k: Index, j: int, count: int, live: int) -> ir.Value:
-        """The same out of rows that are contiguous and in B's own type; what is beyond `count` and `live` is zero."""
-        kind = element_type(self.instruction.rhs)
-        rows = [
-            self.read(b, b.offset(add(k, row), j), self.lanes, count, "rhs")
-            if row < live and count > 0
-            else zeros(self.lanes, kind)
-            for row in range(self.group)
-        ]
-        return interleave(rows)
+    def interleaved(self, source: View, k: Index, width: int, cols: int, live: int, operand: str) -> Iterator[ir.Value]:
+        """The same, of `width` columns, out of rows that are contiguous; what is beyond `cols` and `live` is zero.
+
+        Rows are read by whole registers as long as there are as many columns.
+        """
+        kind, whole = element_type(getattr(self.instruction, operand)), self.lanes * self.group
+
+        def rows(j: int, lanes: int) -> Values:
+            count = min(lanes, cols - j)
+            return [
+                self.read(source, source.offset(add(k, row), j), lanes, count, operand)
+                if row < live and count > 0
+                else zeros(lanes, kind)
+                for row in range(self.group)
+            ]
+
+        first = width // whole * whole
+        for j in range(0, first, whole):
+            yield from interleave_registers(rows(j, whole))
+        for j in range(first, width, self.lanes):
+            yield interleave(rows(j, self.lanes))
 
     def load_along_k(self, source: View, at: Index, live: int, operand: str) -> ir.Value:
         """`live` neighbours along k as one register, zeros beyond."""
@@ -222,17 +237,13 @@ class Nanokernel:
         def lhs(i: int) -> ir.Value:
             return self.load_lhs(a, i, k, live, packed[0])
 
-        def rhs(j: int) -> ir.Value:
-            return self.load_rhs(b, k, j * self.lanes, block.counts[j], live, packed[1])
-
         if self.hold_lhs:
             held = [lhs(i) for i in range(block.rows)]
-            for j in range(width):
-                streamed = rhs(j)
+            for j, streamed in enumerate(self.load_rhs(b, k, block, live, packed[1])):
                 for i in range(block.rows):
                     result[i * width + j] = self.multiply_add(result[i * width + j], held[i], streamed)
         else:
-            held = [rhs(j) for j in range(width)]
+            held = list(self.load_rhs(b, k, block, live, packed[1]))
             for i in range(block.rows):
                 streamed = lhs(i)
                 for j in range(width):
@@ -280,10 +291,11 @@ class TileNanokernel(Nanokernel):
         kind = self.tile(self.instruction.lhs, rows, depth)
         return self.load_tile(kind, a, a.offset(i * rows, k), a.strides[0])
 
-    def load_rhs(self, b: View, k: Index, j: int, count: int, live: int, packed: bool) -> ir.Value:  # noqa: ARG002
-        """The tile of B's columns j and on, from step k on."""
+    def load_rhs(self, b: View, k: Index, block: Block, live: int, packed: bool) -> Iterator[ir.Value]:  # noqa: ARG002
+        """B from step k on, tile by tile of the block's columns."""
         kind = self.tile(self.instruction.rhs, self.instruction.shape[2] // self.group, self.lanes * self.group)
-        return self.load_tile(kind, b, b.offset(k, j), b.strides[0] * self.group)
+        for j in range(0, self.lanes * len(block.counts), self.lanes):
+            yield self.load_tile(kind, b, b.offset(k, j), b.strides[0] * self.group)
 
     def multiply_add(self, acc: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
         """One instruction."""

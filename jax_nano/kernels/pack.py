@@ -134,16 +134,10 @@ class Packer:
 
         def rows(k: Index, live: int) -> None:
             def panel(first: Index, cols: int, target: View) -> None:
-                for j in range(0, width, self.lanes):
-                    group = [
-                        self.read(
-                            source, source.offset(add(k, row), add(first, j)), self.lanes, min(self.lanes, cols - j)
-                        )
-                        if row < live
-                        else zeros(self.lanes, self.kind)
-                        for row in range(self.group)
-                    ]
-                    self.put(interleave(group), target, k, j, width)
+                padded = -(-width // self.lanes) * self.lanes
+                registers = self.nano.interleaved(source.block(0, first), k, padded, cols, live, self.operand)
+                for i, register in enumerate(registers):
+                    self.put(register, target, k, i * self.lanes, width)
 
             panels.each(panel)
 
