@@ -1,0 +1,137 @@
+"""The table of kernels: types, targets, and ways for the operands to reach the microkernel.
+
+A row makes plans of any size. Numerics, memory safety and assembly are tested row by row: what is added here brings its
+tests with it.
+"""
+
+import contextlib
+import functools
+from dataclasses import dataclass
+
+import pytest
+from products import Product, matrix
+
+from jax_nano import schedule
+from jax_nano.isa import DotInstruction
+from jax_nano.plan import Plan
+from jax_nano.problem import Axis, UnsupportedDot
+from jax_nano.targets import host
+
+TYPES = (
+    ("f32", "f32", "f32"),
+    ("f64", "f64", "f64"),
+    ("bf16", "bf16", "f32"),
+    ("bf16", "bf16", "bf16"),
+    ("f16", "f16", "f16"),
+    ("s8", "s8", "s32"),
+    ("u8", "s8", "s32"),
+    ("s8", "u8", "s32"),
+    ("u8", "u8", "s32"),
+    ("s8", "s8", "f32"),
+    ("s4", "u8", "s16"),
+    ("u4", "bf16", "f32"),
+    ("f32", "u8", "bf16"),
+    ("f16", "bf16", "f16"),
+    ("f8e4m3fn", "f8e5m2", "bf16"),
+)
+TARGETS = tuple(isa.name for isa in host.machine().isas)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How A and B lie in memory, and how the plan brings them to the microkernel."""
+
+    name: str
+    a: str  # what A is contiguous along: "rows", "columns", or neither ("apart")
+    lhs: str
+    b: str
+    rhs: str
+    lanes: str = "n"
+
+    def serves(self, instruction: DotInstruction) -> bool:
+        """Whether the instruction can have its operands so."""
+        lhs = self.lhs != "direct" or self.a == "rows" or instruction.group == 1
+        rhs = self.rhs != "direct" or instruction.lhs_offset == 0
+        return lhs and rhs
+
+
+KINDS = (
+    Kind("direct", "rows", "direct", "rows", "direct"),
+    Kind("direct_from_columns", "columns", "direct", "rows", "direct"),
+    Kind("direct_from_apart", "apart", "direct", "rows", "direct"),
+    Kind("a_by_rows", "rows", "rows", "rows", "direct"),
+    Kind("a_by_columns", "columns", "columns", "rows", "direct"),
+    Kind("a_by_columns_from_rows", "rows", "columns", "rows", "private"),
+    Kind("b_private", "rows", "direct", "rows", "private"),
+    Kind("b_private_from_columns", "rows", "rows", "columns", "private"),
+    Kind("b_private_from_apart", "apart", "columns", "apart", "private"),
+    Kind("b_shared", "rows", "rows", "rows", "shared"),
+    Kind("b_shared_from_columns", "columns", "columns", "columns", "shared"),
+    Kind("b_shared_from_apart", "rows", "direct", "apart", "shared"),
+    Kind("along_k", "rows", "direct", "columns", "direct", lanes="k"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel: types, the instruction of a target that multiplies them, and a kind."""
+
+    types: tuple[str, str, str]
+    target: str
+    instruction: DotInstruction
+    kind: Kind
+
+    def __str__(self):
+        return "-".join((*self.types, self.target, self.instruction.name, self.kind.name))
+
+    def product(self, m, n, k) -> Product:
+        """C of m x n, as the sum of k products."""
+        lhs, rhs, out = self.types
+        return Product(lhs=matrix(m, k, self.kind.a, lhs), rhs=matrix(k, n, self.kind.b, rhs), out=out)
+
+    def plan(self, m, n, k, **changes) -> Plan:
+        """A plan of this kind: one task, one block of k and small register blocks, but for the `changes`."""
+        dot, kind, lanes = self.product(m, n, k).dot, self.kind, self.instruction.shape[1]
+        fields = {"mr": 3, "nr": 2 if kind.lanes == "k" else 2 * lanes} | changes
+        rows, columns = (-(-size // block) * block for size, block in ((m, fields["mr"]), (n, fields["nr"])))
+        whole = {"mc": fields.get("mt", rows), "mt": fields.get("mc", rows), "kc": k, "nc": columns, "nt": columns}
+        axes = {
+            "m": Axis(size=1, out=n), "n": Axis(size=1, rhs=1, out=1), "k": Axis(size=1, lhs=1, rhs=1),
+        } | {name: axis for name in "mnk" for axis in getattr(dot, name)}  # fmt: skip
+        return Plan(
+            dot=dot, swapped=False, isa=self.target, instruction=self.instruction,
+            lhs=kind.lhs, rhs=kind.rhs, lanes=kind.lanes, **axes, **(whole | fields),
+        )  # fmt: skip
+
+    @functools.cached_property
+    def planned(self) -> dict[str, object]:
+        """The register block that the schedule gives large products of this row, or of the kind nearest to it."""
+        machine = host.machine()
+        plans = [
+            plan
+            for plan in schedule.kernel_plans(self.product(512, 512, 512).dot, machine, machine.isa(self.target))
+            if plan.instruction == self.instruction and plan.lanes == self.kind.lanes
+        ]
+        plan = min(plans, key=lambda plan: (plan.lhs != self.kind.lhs) + (plan.rhs != self.kind.rhs))
+        return {"mr": plan.mr, "nr": plan.nr, "unroll": plan.unroll, "hold_lhs": plan.hold_lhs}
+
+
+def rows() -> list[Row]:
+    """All kernels that vectors of this machine run. Those of tiles are tested in tests/amx."""
+    found = []
+    for types in TYPES:
+        for isa in host.machine().isas:
+            dot = Row(types, isa.name, isa.dots[0], KINDS[0]).product(2, 2, 2).dot
+            with contextlib.suppress(UnsupportedDot):
+                for level, instruction in schedule.instructions_for(isa, dot):
+                    if level is isa and not instruction.tiles:
+                        found += [Row(types, isa.name, instruction, kind) for kind in KINDS if kind.serves(instruction)]
+    return found
+
+
+ROWS = rows()
+
+
+def every_row(function):
+    """Runs a test for each row of the table."""
+    return pytest.mark.parametrize("row", ROWS, ids=str)(function)

@@ -1,0 +1,121 @@
+"""The arithmetic of the cost model: plain numbers in, plain numbers out."""
+
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jax_nano import model
+from jax_nano.isa import Cache, Core
+from jax_nano.targets import x86
+
+CORE = Core(
+    dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=4, issue_per_cycle=8
+)
+(FMA,) = (dot for dot in x86.AVX512.dots if dot.name == "fma_f32")
+PROCESSORS = [(machine, isa) for machine in x86.MACHINES for isa in machine.isas]
+every_processor = pytest.mark.parametrize("machine, isa", PROCESSORS, ids=[f"{m.name}-{i.name}" for m, i in PROCESSORS])
+
+
+# A step of k
+
+
+def nearly(cycles):
+    """Of blocks that take the same time otherwise, those with fewer loads are a little cheaper."""
+    return pytest.approx(cycles, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "rows, registers, cycles, limit",
+    [
+        (14, 2, 14, "28 multiply-accumulates, 2 in a cycle"),
+        (12, 1, 6.5, "13 loads, 2 in a cycle"),
+        (1, 3, 4, "the latency of an accumulator's own last update"),
+    ],
+)
+def test_a_step_takes_as_long_as_what_limits_it(rows, registers, cycles, limit):
+    assert model.step_cycles(CORE, FMA, rows, registers) == nearly(cycles), limit
+
+
+def test_a_step_waits_for_other_vector_instructions_and_for_issue():
+    assert model.step_cycles(CORE, FMA, 8, 2, model.Extra(per_register=12)) == nearly((16 + 24) / 4)
+    assert model.step_cycles(replace(CORE, issue_per_cycle=1), FMA, 8, 2) == nearly(16 + 10 + 1)
+
+
+def test_a_slower_instruction_has_its_own_throughput():
+    core = replace(CORE, slower=((FMA.name, 0.5, 8),))
+    assert model.step_cycles(core, FMA, 4, 4) == nearly(32)
+    assert model.step_cycles(core, FMA, 1, 1) == nearly(8)
+
+
+def test_longer_sums_take_longer():
+    times = [model.block_cycles(CORE, FMA, 14, 2, steps) for steps in (1, 10, 100)]
+    assert times == sorted(set(times))
+    assert times[2] - times[1] == pytest.approx(90 * model.step_cycles(CORE, FMA, 14, 2))
+
+
+# Register blocks
+
+
+def sizes():
+    return st.integers(1, 3000)
+
+
+@given(st.sampled_from(PROCESSORS), st.data(), sizes(), sizes(), sizes())
+def test_a_register_block_fits_the_registers_and_the_matrix(processor, data, m, n, k):
+    machine, isa = processor
+    instruction = data.draw(st.sampled_from(isa.dots))
+    rows, lanes, _ = instruction.shape
+    block = model.register_block(isa, machine, instruction, m, n, k)
+    a, b = -(-block.rows // rows), -(-block.cols // lanes)
+    assert a * b + min(a, b) + 1 <= isa.register_count
+    assert block.hold_lhs == (a < b)
+    assert block.rows % rows == 0
+    assert 0 < block.rows < m + rows
+    assert block.cols % lanes == 0
+    assert 0 < block.cols < n + lanes
+
+
+def test_too_few_registers():
+    isa = replace(x86.AVX512, register_count=2)
+    with pytest.raises(ValueError, match=f"^{re.escape('avx512 has 2 registers; a block needs at least 3')}$"):
+        model.register_block(isa, x86.MACHINES[0], FMA, 8, 8, 8)
+
+
+@pytest.mark.parametrize("m, n", [(0, 8), (8, 0)])
+def test_an_empty_block(m, n):
+    with pytest.raises(ValueError, match=r"^a block needs at least one row and one column$"):
+        model.register_block(x86.AVX512, x86.MACHINES[0], FMA, m, n, 8)
+
+
+# Panels and caches
+
+
+@given(st.integers(1, 10_000), st.integers(1, 100))
+def test_panels_cover_what_there_is(size, step):
+    panels = model.panels(size, step)
+    assert sum(extent * count for extent, count in panels) == size
+    assert all(0 < extent <= step and count > 0 for extent, count in panels)
+
+
+L1 = Cache(level=1, bytes=32 << 10, ways=8)
+
+
+@pytest.mark.parametrize(
+    "pieces, piece_bytes, stride_bytes, fits",
+    [
+        (512, 64, 64, True),
+        (513, 64, 64, False),
+        (8, 64, 4096, True),  # one set of eight ways
+        (9, 64, 4096, False),
+        (16, 64, 2048, True),  # two sets
+        (17, 64, 2048, False),
+        (512, 64, 4096 + 64, True),
+        (4, 8192, 8192, True),
+        (1, 1, 1, True),
+    ],
+)
+def test_strides_that_share_a_way_leave_sets_unused(pieces, piece_bytes, stride_bytes, fits):
+    assert model.fits(L1, pieces, piece_bytes, stride_bytes) == fits
