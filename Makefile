@@ -5,6 +5,7 @@
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 SOURCES := $(wildcard csrc/*.cc csrc/*.h)
+TEST_SOURCES := $(wildcard tests/amx/*.cc tests/amx/csrc/*)
 # `make test PYTEST_ARGS="-k matmul"`
 PYTEST_ARGS ?= -n 2
 
@@ -20,13 +21,13 @@ bench: $(INSTALLED)
 lint: $(INSTALLED)
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/clang-format --dry-run --Werror $(SOURCES)
+	.venv/bin/clang-format --dry-run --Werror $(SOURCES) $(TEST_SOURCES)
 	.venv/bin/pyright
 
 format: $(INSTALLED)
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
-	.venv/bin/clang-format -i $(SOURCES)
+	.venv/bin/clang-format -i $(SOURCES) $(TEST_SOURCES)
 
 clean:
 	rm -rf .venv build

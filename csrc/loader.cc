@@ -80,8 +80,7 @@ llvm::Error Load(uint64_t key, std::string_view object, Description description)
   Table& table = Kernels();
   std::unique_lock lock(table.mutex);
   if (auto found = table.kernels.find(key); found != table.kernels.end()) {
-    if (found->second->object == object && found->second->description == description)
-      return llvm::Error::success();
+    if (found->second->object == object && found->second->description == description) return llvm::Error::success();
     return llvm::createStringError("two kernels share the content key %llx", static_cast<unsigned long long>(key));
   }
   auto kernel = std::make_unique<Kernel>(Kernel{std::move(description), {}, std::string(object)});

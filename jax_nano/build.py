@@ -338,7 +338,8 @@ def interleave_registers(rows: Values) -> Values:
     Elements are interleaved within 128 bits, which vector units do at once, then pieces of 128 bits are.
     """
     kind = ir.VectorType(rows[0].type)
-    piece = 128 // kind.element_type.width
+    element = kind.element_type
+    piece = 128 // (element.width if isinstance(element, ir.IntegerType) else ir.FloatType(element).width)
     return weave(weave(rows, 1, piece), piece, kind.shape[0])
 
 

@@ -1,15 +1,6 @@
 """What the compiler made of kernels, read from their assembly."""
 
-import itertools
 import re
-from dataclasses import replace
-
-import pytest
-from kernel_runner import compiled
-from kernel_table import ROWS, TARGETS, Row
-
-from jax_nano import schedule
-from jax_nano.targets import host
 
 MULTIPLY_ADDS = re.compile(r"vfmadd\w+p[sd]|vdpbf16ps|vpdp\w+|vpmaddwd")
 SCALARS = re.compile(r"vfmadd\w+s[sd]|v?(add|mul)s[sd]|vpinsr\w|vpextr\w|vinsertps|vextractps")

@@ -63,19 +63,35 @@ def sizes():
     return st.integers(1, 3000)
 
 
-@given(st.sampled_from(PROCESSORS), st.data(), sizes(), sizes(), sizes())
-def test_a_register_block_fits_the_registers_and_the_matrix(processor, data, m, n, k):
-    machine, isa = processor
-    instruction = data.draw(st.sampled_from(isa.dots))
-    rows, lanes, _ = instruction.shape
+VECTORS = [(machine, isa, dot) for machine, isa in PROCESSORS for dot in isa.dots if not dot.tiles]
+TILES = [(isa, dot) for _, isa in PROCESSORS for dot in isa.dots if dot.tiles]
+
+
+@given(st.sampled_from(VECTORS), sizes(), sizes(), sizes())
+def test_a_register_block_fits_the_registers_and_the_matrix(row, m, n, k):
+    machine, isa, instruction = row
+    lanes = instruction.shape[1]
     block = model.register_block(isa, machine, instruction, m, n, k)
-    a, b = -(-block.rows // rows), -(-block.cols // lanes)
-    assert a * b + min(a, b) + 1 <= isa.register_count
-    assert block.hold_lhs == (a < b)
-    assert block.rows % rows == 0
-    assert 0 < block.rows < m + rows
+    registers = -(-block.cols // lanes)
+    assert block.rows * registers + min(block.rows, registers) + 1 <= isa.register_count
+    assert block.hold_lhs == (block.rows < registers)
+    assert 0 < block.rows <= m
     assert block.cols % lanes == 0
     assert 0 < block.cols < n + lanes
+
+
+@given(st.sampled_from(TILES), sizes(), sizes())
+def test_blocks_of_tiles_fit_the_registers_and_the_matrix(row, m, n):
+    isa, instruction = row
+    rows, lanes, _ = instruction.shape
+    blocks = model.tile_blocks(isa, instruction, m, n)
+    assert blocks
+    for block in blocks:
+        tall, wide = block.rows // rows, block.cols // lanes
+        assert tall * wide + min(tall, wide) + 1 <= isa.register_count
+        assert block.hold_lhs == (tall < wide)
+        assert 0 < block.rows < m + rows
+        assert 0 < block.cols < n + lanes
 
 
 def test_too_few_registers():
