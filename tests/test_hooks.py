@@ -1,0 +1,186 @@
+"""Other libraries on jax_nano's products: through the parameters they have for one, accelerate and install."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from support import kernels, normal
+
+import jax_nano
+
+X = normal(4, 6, 16)
+KEY = jax.random.key(0)
+
+
+def assert_same(actual, wanted):
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(wanted), strict=True):
+        assert x.dtype == y.dtype
+        tolerance = 2e-2 if x.dtype == jnp.bfloat16 else 1e-5
+        np.testing.assert_allclose(np.float32(x), np.float32(y), rtol=10 * tolerance, atol=tolerance)
+
+
+# Parameters that take a product.
+
+
+def einsum(*operands, **options):
+    return jnp.einsum(*operands, _dot_general=jax_nano.dot_general, **options)
+
+
+def test_jnp_einsum_takes_a_product():
+    y = normal(4, 6, 16, seed=1)
+    with kernels(1):
+        assert_same(einsum("bqd,bkd->bqk", X, y), jnp.einsum("bqd,bkd->bqk", X, y))
+
+
+def test_flax_dense_takes_a_product():
+    plain, ours = nn.Dense(24), nn.Dense(24, dot_general=jax_nano.dot_general)
+    variables = jax.jit(plain.init)(KEY, X)
+    with kernels(1):
+        assert_same(jax.jit(ours.apply)(variables, X), plain.apply(variables, X))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_flax_attention_takes_products(dtype):
+    plain = nn.MultiHeadDotProductAttention(num_heads=2, dtype=dtype)
+    ours = plain.copy(
+        qkv_dot_general=jax_nano.dot_general,
+        out_dot_general=jax_nano.dot_general,
+        qk_attn_weights_einsum_cls=lambda: einsum,
+        attn_weights_value_einsum_cls=lambda: einsum,
+    )
+    variables = jax.jit(plain.init)(KEY, X)
+    with kernels(6):
+        assert_same(jax.jit(ours.apply)(variables, X), jax.jit(plain.apply)(variables, X))
+
+
+def test_nnx_linear_takes_a_product():
+    plain = nnx.Linear(16, 24, rngs=nnx.Rngs(0))
+    ours = nnx.Linear(16, 24, rngs=nnx.Rngs(0), dot_general=jax_nano.dot_general)
+    gradient = nnx.jit(nnx.grad(lambda layer: (layer(X) ** 2).mean()))
+    with kernels(1):
+        assert_same(nnx.jit(lambda layer: layer(X))(ours), plain(X))
+    with kernels(2):
+        assert_same(gradient(ours), gradient(plain))
+
+
+# Models through accelerate and install.
+
+
+class Model(NamedTuple):
+    apply: Callable[[Any, Any], jax.Array]
+    params: Any
+    biased: int  # layers whose bias is added by the kernel of their product
+
+
+class Transformer(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = x + nn.MultiHeadDotProductAttention(num_heads=2)(nn.LayerNorm()(x))
+        return x + nn.Dense(16)(nn.gelu(nn.Dense(64)(nn.LayerNorm()(x))))
+
+
+def flax_model():
+    model = Transformer()
+    return Model(model.apply, jax.jit(model.init)(KEY, X), biased=6)
+
+
+def nnx_model():
+    layers = nnx.Sequential(nnx.Linear(16, 64, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(64, 16, rngs=nnx.Rngs(1)))
+    definition, state = nnx.split(layers)
+    return Model(lambda state, x: nnx.merge(definition, state)(x), state, biased=2)
+
+
+def equinox_model():
+    arrays, static = eqx.partition(eqx.nn.MLP(16, 16, 64, 2, key=KEY), eqx.is_array)
+    return Model(lambda arrays, x: jax.vmap(jax.vmap(eqx.combine(arrays, static)))(x), arrays, biased=3)
+
+
+def haiku_model():
+    def network(x):
+        return hk.nets.MLP([64, 64, 16])(x)
+
+    model = hk.without_apply_rng(hk.transform(network))
+    return Model(model.apply, jax.jit(model.init)(KEY, X), biased=3)
+
+
+@functools.cache
+def model_of(library):
+    return {"flax": flax_model, "nnx": nnx_model, "equinox": equinox_model, "haiku": haiku_model}[library]()
+
+
+@pytest.mark.parametrize("library", ["flax", "nnx", "equinox", "haiku"])
+def test_models_run_on_kernels(library):
+    apply, params, biased = model_of(library)
+    fast = jax_nano.accelerate(apply)
+    wanted = jax.jit(apply)(params, X)
+    reports = jax_nano.inspect(fast, params, X)
+    assert all(report.ran_as == "kernel" for report in reports)
+    assert sum("add" in report.fused for report in reports) == biased
+    with kernels(len(reports)):
+        assert_same(jax.jit(fast)(params, X), wanted)
+    with kernels(len(reports)), jax_nano.installed():
+        assert_same(jax.jit(apply)(params, X), wanted)
+
+
+def test_an_equinox_model_is_an_argument():
+    model = eqx.nn.Linear(16, 8, key=KEY)
+
+    def loss(model, x):
+        return (jax.vmap(model)(x) ** 2).mean()
+
+    gradient = eqx.filter_jit(eqx.filter_grad(jax_nano.accelerate(loss)))
+    with kernels():
+        assert_same(gradient(model, X[0]), eqx.filter_grad(loss)(model, X[0]))
+
+
+def test_optax_trains_a_model():
+    apply, params, _ = model_of("nnx")
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
+
+    def step(carry, _):
+        params, state = carry
+        loss, gradients = jax.value_and_grad(lambda params: ((apply(params, X) - jnp.sin(X)) ** 2).mean())(params)
+        updates, state = optimizer.update(gradients, state, params)
+        return (optax.apply_updates(params, updates), state), loss
+
+    def train(params):
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=5)[1]
+
+    losses = jax.jit(train)(params)
+    assert losses[-1] < losses[0]
+    with kernels():
+        assert_same(jax.jit(jax_nano.accelerate(train))(params), losses)
+    with kernels(), jax_nano.installed():
+        assert_same(jax.jit(train)(params), losses)
+
+
+@pytest.fixture
+def keras(tmp_path, monkeypatch):
+    """Keras on JAX, which writes its settings to KERAS_HOME when it is imported."""
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    import keras
+
+    return keras
+
+
+def test_keras_predicts_and_trains_when_installed(keras):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.layers.Dense(32, activation="relu"), keras.layers.Dense(1)])
+    x = normal(64, 16)
+    wanted = model.predict(x, verbose=0)
+    with kernels(), jax_nano.installed():
+        assert_same(model.predict(x, verbose=0), wanted)
+    model.compile(optimizer="adam", loss="mse")
+    with kernels(), jax_nano.installed():
+        losses = model.fit(x, x.sum(-1, keepdims=True), epochs=3, batch_size=16, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
