@@ -4,6 +4,7 @@ from jax_nano._native import executed_kernels
 from jax_nano.accelerate import accelerate
 from jax_nano.api import dot, dot_general, einsum, inner, matmul, tensordot, vecdot
 from jax_nano.autotune import autotune
+from jax_nano.fused_matmul import fused_matmul
 from jax_nano.inspection import inspect
 from jax_nano.installation import install, installed, uninstall
 from jax_nano.memory import release_memory, retain_memory
@@ -20,6 +21,7 @@ __all__ = [
     "dot_general",
     "einsum",
     "executed_kernels",
+    "fused_matmul",
     "inner",
     "inspect",
     "install",

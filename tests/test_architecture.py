@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(jax_nano.__file__).parent
 ORDER = (
     ("__init__", "__main__"),
     ("autotune",),
-    ("accelerate", "api", "inspection", "installation", "memory", "roofline"),
+    ("accelerate", "api", "fused_matmul", "inspection", "installation", "memory", "roofline"),
     ("fused",),
     ("fusion",),
     ("region",),
