@@ -9,8 +9,9 @@ import shutil
 import pytest
 
 import jax_nano
-from benchmarks import products, report, roof
+from benchmarks import products, report, roof, static
 from benchmarks.products import Size
+from jax_nano.targets import host
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -55,3 +56,12 @@ def test_benchmarks_measure_and_report(dtype, tmp_path, monkeypatch):
     assert product["seconds"].keys() >= {"jax_nano", "XLA", "NumPy"}
     assert timing.gflops("jax_nano") > 0 and timing.peak_gflops > 0
     assert plot.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("processor, name", [("alderlake", "fma_f32"), ("sapphirerapids", "tdpbf16ps")])
+def test_main_loops_are_bound_by_their_products_on_processors_elsewhere(processor, name):
+    machine = host.known(processor)
+    (instruction,) = (dot for dot in machine.isas[0].dots if dot.name == name)
+    loop = static.loop_of(static.plan_of(machine, machine.isas[0].name, instruction), machine)
+    assert loop.products >= loop.loads
+    assert loop.cycles < 1.05 * loop.alone == pytest.approx(1.05 * loop.published, rel=0.01)
