@@ -22,6 +22,7 @@ from jax_nano.elementwise import OPERATIONS
 from jax_nano.jaxprs import Atom, type_of, written_out
 from jax_nano.layout import LOSSLESS, PRODUCTS, VIEWS, element_type, viewed
 from jax_nano.region import Region, called, nano_region_p
+from jax_nano.scatters import scattered
 from jax_nano.views import NoView, View
 
 LONGEST_TAIL = 96  # equations
@@ -34,7 +35,7 @@ def fused(jaxpr: Jaxpr) -> Jaxpr:
     Calls of jitted functions that hold nothing but products, views and elementwise work are written out. There are no
     kernels for sizes that are not known.
     """
-    jaxpr = written_out(jaxpr, light_call)
+    jaxpr = scattered(written_out(jaxpr, light_call))
     if not any(eqn.primitive in PRODUCTS for eqn in jaxpr.eqns) or not has_known_sizes(jaxpr):
         return jaxpr
     program = _Program(jaxpr)

@@ -17,7 +17,7 @@ ORDER = (
     ("fused",),
     ("fusion",),
     ("region",),
-    ("layout",),
+    ("layout", "scatters"),
     ("primitive",),
     ("algorithm", "rebind", "report", "jaxprs", "views", "tuning"),
     ("compiler",),
