@@ -1,12 +1,17 @@
 """What a newcomer runs: the example, the benchmarks, and the code in README."""
 
+import functools
+import itertools
 import json
 import pathlib
 import re
 import runpy
 import shutil
+import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import jax_nano
 from benchmarks import products, report, roof, static
@@ -25,6 +30,36 @@ def test_the_example_learns_the_same_through_jax_nano_as_through_xla(tmp_path, c
     difference = re.search(r"largest difference of the loss curves: (\S+)", printed)
     assert difference and float(difference[1]) < 1e-3
     assert (tmp_path / "digits.png").stat().st_size > 10_000
+
+
+def run_example(name, folder, monkeypatch, *arguments):
+    """Runs a copy of an example in a folder, where its pictures stay; gives what it defines."""
+    example = shutil.copy(ROOT / "examples" / name, folder)
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    return runpy.run_path(str(example), run_name="__main__")
+
+
+def test_the_gpt_example_writes_the_same_in_f32_through_jax_nano_as_through_xla(tmp_path, capsys, monkeypatch):
+    model = "--layers", 2, "--width", 128, "--vocabulary", 300
+    defined = run_example("gpt.py", tmp_path, monkeypatch, *model, "--count", 5)
+    printed = capsys.readouterr().out
+    rows = re.findall(r"│ (\w+) +│ (\w+) +│ [\d.]+ s +│ +([\d,]+) +│ +([\d.,]+) +│ first (\d)", printed)
+    assert [row[:2] for row in rows] == list(itertools.product(defined["TYPES"], ("jax_nano", "XLA")))
+    assert rows[0][-1] == rows[1][-1] == "5"
+    assert (tmp_path / "gpt.png").stat().st_size > 10_000
+
+
+def test_the_gpt_example_reads_checkpoints(tmp_path, capsys, monkeypatch):
+    model = "--layers", 2, "--width", 64, "--vocabulary", 300
+    run = functools.partial(run_example, "gpt.py", tmp_path, monkeypatch)
+    common = "--types", "f32", "--count", 4, "--prompt", 7, 8, 9
+    params = run(*model, *common)["random_params"](2, 64, 300)
+    mask = {"transformer.h.0.attn.bias": np.ones((1, 1, 8, 8), np.float32)}
+    saved = {f"transformer.{name}": np.asarray(x) for name, x in params.items()} | mask
+    save_file(saved, tmp_path / "model.safetensors")
+    run("--checkpoint", tmp_path / "model.safetensors", *common)
+    one, other = re.findall("tokens of the first: (.*)", capsys.readouterr().out)
+    assert one == other and len(one.split()) == 4
 
 
 def test_code_in_the_readme_runs(capsys):
