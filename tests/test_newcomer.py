@@ -62,6 +62,16 @@ def test_the_gpt_example_reads_checkpoints(tmp_path, capsys, monkeypatch):
     assert one == other and len(one.split()) == 4
 
 
+def test_the_characters_example_learns(capsys, monkeypatch):
+    arguments = ["--steps", "60", "--hidden", "256", "--count", "5"]
+    monkeypatch.setattr(sys, "argv", ["characters.py", *arguments])
+    runpy.run_path(str(ROOT / "examples" / "characters.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    bits = [float(number) for number in re.findall(r"^step +\d+ +([\d.]+) bits", printed, re.M)]
+    assert len(bits) == 10 and bits[-1] < 4 < 5 < bits[0]
+    assert re.search(r"^I\n\nFrom fairest creatures we desire increase,\n", printed, re.M)
+
+
 def test_code_in_the_readme_runs(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     before = jax_nano.executed_kernels()
