@@ -17,13 +17,18 @@ UNHIDDEN = 0.3
 UNEVEN = 0.01
 # The share of a load's time that other work does not hide: of blocks that take the same cycles, fewer loads win.
 LOAD_COLLISIONS = 0.03
+# From a row of C that is stored to the next, and where all of them compete for the same lines.
+RUN_CYCLES = 6
+CONFLICT_CYCLES = 60
+# In place of how many other vector instructions a shuffle goes: fewer units have it.
+SHUFFLE = 2.0
 # Handing out one task, where several threads take part.
 TASK_US = 0.2
 # The share of a task that a thread waits for the others at the end, on a machine with other work to do.
 IMBALANCE = 0.15
 # The share of a cache that a panel of B may fill and still be there when it is read again.
 PANEL_SHARE = 0.67
-# The share of the shorter of computing and memory time that the longer one does not hide.
+# The share of the shorter of computing and fetching that the longer one does not hide.
 EXPOSED = 0.1
 # The share of bandwidth that copying reaches, which waits for what it has not asked for ahead.
 PACKING_RATE = 0.6
@@ -35,6 +40,8 @@ STREAM_BYTES = 128  # where several rows of B are gone through side by side
 MEMORY_SHARE = 0.75
 # What one core reads of a large B that it has asked for ahead, at most.
 STREAM_BYTES_PER_CYCLE = 24
+# What going over to the next of these rows costs in a microkernel, in bytes that would have been read meanwhile.
+STREAM_TURN_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,15 @@ class Extra:
     per_row: float = 0  # of A's elements, as broadcast
     per_register: float = 0  # of B
     loads: int = 1  # that a register of B takes
+    per_run: float = 0  # cycles from a row of C that is stored to the next
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """B that is read where it stands."""
+
+    bytes: int = 0
+    element_bytes: float = 0
 
 
 @dataclass(frozen=True)
@@ -81,7 +97,13 @@ def block_cycles(
 ) -> float:
     """Cycles of a microkernel: its loop, and the accumulators cleared before and stored after."""
     stores = rows * registers / core.stores_per_cycle
-    return steps * step_cycles(core, instruction, rows, registers, extra) + stores + BLOCK_OVERHEAD_CYCLES
+    cycles = steps * step_cycles(core, instruction, rows, registers, extra) + stores + BLOCK_OVERHEAD_CYCLES
+    return beside(cycles, rows * extra.per_run)
+
+
+def beside(computing: float, fetching: float) -> float:
+    """The time of both, where each goes on while the other waits."""
+    return max(computing, fetching) + EXPOSED * min(computing, fetching)
 
 
 def fetch_cycles(machine: Machine, held_bytes: int, step_bytes: float) -> float:
@@ -94,11 +116,11 @@ def fetch_cycles(machine: Machine, held_bytes: int, step_bytes: float) -> float:
     return step_bytes * machine.ghz / bandwidth
 
 
-def stream_cycles(machine: Machine, held_bytes: int, step_bytes: float) -> float:
-    """The same where B is read in place, and asked for ahead."""
+def stream_cycles(machine: Machine, held_bytes: int, row_bytes: float, rows: int) -> float:
+    """The same where B is read in place, and asked for ahead: pieces of `rows` of its rows in a step of k."""
     if held_bytes <= machine.caches[min(1, len(machine.caches) - 1)].bytes:
         return 0.0
-    return step_bytes / STREAM_BYTES_PER_CYCLE
+    return rows * (row_bytes + STREAM_TURN_BYTES) / STREAM_BYTES_PER_CYCLE
 
 
 def register_block(
@@ -109,12 +131,12 @@ def register_block(
     n: int,
     k: int,
     extra: Extra = Extra(),
-    held_bytes: int = 0,
+    rhs: InPlace = InPlace(),
 ) -> RegisterBlock:
     """Chooses how many accumulators stay in registers, for C of m x n: the block whose panels take the fewest cycles.
 
     Either n registers of B and one of A are live beside the accumulators, or m of A and one of B. The first panel of
-    rows brings a panel of B from among `held_bytes`; every other one reads it again, from the cache that holds it.
+    rows brings a panel of B from where it stands; every other one reads it again, from the cache that holds it.
 
     Raises:
       ValueError: the target has fewer than 3 registers.
@@ -132,12 +154,13 @@ def register_block(
             cycles = 0.0
             for c, c_count in panels(registers_of_n, registers):
                 piece = c * isa.register_bytes
-                first = steps * stream_cycles(machine, held_bytes, piece)
+                row_bytes = c * lanes * rhs.element_bytes
+                first = steps * stream_cycles(machine, rhs.bytes, row_bytes, instruction.shape[2])
                 again = steps * fetch_cycles(machine, steps * piece, piece)
                 for position, (r, r_count) in enumerate(panels(m, rows)):
                     block = block_cycles(core, instruction, r, c, steps, extra)
                     fetching = position == 0
-                    cycles += c_count * (fetching * max(block, first) + (r_count - fetching) * max(block, again))
+                    cycles += c_count * (fetching * beside(block, first) + (r_count - fetching) * max(block, again))
             cycles *= 1 + UNEVEN * ((m % rows > 0) + (registers_of_n % registers > 0))
             if best is None or cycles < best[0]:
                 best = cycles, rows, registers
@@ -247,31 +270,57 @@ def seconds(plan: Plan, machine: Machine, threads: int | None = None) -> Estimat
     tasks = plan.rounds * plan.tasks["compute"]
     workers = min(threads, tasks)
     memory = memory_seconds(plan, machine, workers)
-    task = (compute + packing) / tasks
-    share = math.ceil(tasks / workers) * task
+    share = min(1.0, math.ceil(tasks / workers) * largest_task(plan)) * (compute + packing)
+    total = beside(share, memory)
     if workers > 1:
-        share += IMBALANCE * task + 1e-6 * (
-            machine.wake_us * (len(plan.tasks) * plan.rounds) + TASK_US * tasks / workers
-        )
-    return Estimate(compute, packing, memory, max(share, memory) + EXPOSED * min(share, memory))
+        total += IMBALANCE * total * workers / tasks
+        total += 1e-6 * (machine.wake_us * (len(plan.tasks) * plan.rounds) + TASK_US * tasks / workers)
+    return Estimate(compute, packing, memory, total)
 
 
-def extra_for(plan: Plan) -> Extra:
+def largest_task(plan: Plan) -> float:
+    """The share of all work that the largest task has: the others may be ragged."""
+    parts = (
+        (plan.mt, plan.m.size),
+        (min(plan.nt, plan.nc), plan.n.size),
+        (plan.outer_per_task, extent(plan.outer)),
+        (plan.blocks_per_split, plan.k_blocks),
+    )
+    return math.prod(min(1.0, part / max(whole, 1)) for part, whole in parts)
+
+
+def extra_for(plan: Plan, machine: Machine) -> Extra:
     """What a plan's steps need beside loads and multiply-accumulates."""
-    return extra(plan.dot.lhs, plan.dot.rhs, plan.instruction, plan.lhs == "direct", plan.rhs == "direct", plan.lanes)
+    in_place = plan.lhs == "direct", plan.rhs == "direct"
+    return extra(machine, plan.dot, plan.m, plan.instruction, *in_place, plan.lanes)
 
 
 def extra(
-    lhs: str, rhs: str, instruction: DotInstruction, lhs_direct: bool, rhs_direct: bool, lanes: str = "n"
-) -> Extra:
-    """The same before there is a plan: conversions in registers, and rows of B interleaved there."""
-    per_row = (2.0 if lhs != instruction.lhs else 0.0) + (1.0 if instruction.lhs_offset else 0.0) if lhs_direct else 0.0
+    machine: Machine, dot: Dot, m: Axis, instruction: DotInstruction, lhs_direct: bool, rhs_direct: bool,
+    lanes: str = "n",
+) -> Extra:  # fmt: skip
+    """The same before there is a plan: conversions in registers, rows of B interleaved there, and rows of C."""
+    per_row = per_register = 0.0
     group = instruction.group
-    per_register = 0.0
+    if lhs_direct:
+        per_row = (2.0 if dot.lhs != instruction.lhs else 0.0) + (1.0 if instruction.lhs_offset else 0.0)
     if rhs_direct:
-        interleaving = 2.0 * (group - 1) if lanes == "n" else 0.0
-        per_register = interleaving + (2.0 * group if rhs != instruction.rhs else 0.0)
-    return Extra(per_row, per_register, group if rhs_direct and lanes == "n" else 1)
+        interleaving = 2.0 * SHUFFLE * math.log2(group) if lanes == "n" else 0.0
+        per_register = interleaving + (2.0 * group if dot.rhs != instruction.rhs else 0.0)
+    return Extra(per_row, per_register, group if rhs_direct and lanes == "n" else 1, run_cycles(machine, dot, m))
+
+
+def run_cycles(machine: Machine, dot: Dot, m: Axis) -> float:
+    """Cycles from a row of C that is stored to the next.
+
+    Rows whose stride shares a large power of two with the size of a way push each other out of the caches.
+    """
+    _, rows, cols, _ = dot.sizes
+    l1 = machine.caches[0]
+    if m.size == 1 or bytes_of(dot.out, rows * cols) <= l1.bytes:
+        return 0.0
+    places = l1.way_bytes // math.gcd(bytes_of(dot.out, m.out), l1.way_bytes)
+    return max(RUN_CYCLES, CONFLICT_CYCLES / places)
 
 
 def compute_cycles(plan: Plan, machine: Machine) -> float:
@@ -291,16 +340,15 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
     lanes, steps = instruction.shape[1], -(-plan.kc // instruction.shape[2])
     blocks = -(-plan.m.size // plan.mc)
     b_bytes = rhs_block_bytes(plan)
-    extra = extra_for(plan)
+    extra = extra_for(plan, machine)
     cycles = 0.0
     for cols, col_count in panels(plan.n.size, plan.nr):
         registers = -(-cols // lanes)
         step_bytes = bytes_of(instruction.rhs, registers * lanes * instruction.shape[2])
         again = steps * fetch_cycles(machine, steps * step_bytes, step_bytes)
         if plan.rhs == "direct":
-            first = steps * stream_cycles(
-                machine, b_bytes, step_bytes * bytes_of(plan.dot.rhs) / bytes_of(instruction.rhs)
-            )
+            row_bytes = bytes_of(plan.dot.rhs, registers * lanes)
+            first = steps * stream_cycles(machine, b_bytes, row_bytes, instruction.shape[2])
             first *= 1 + STREAM_BYTES / bytes_of(plan.dot.rhs, plan.nt)
         else:
             first = steps * fetch_cycles(machine, b_bytes, step_bytes)
@@ -313,7 +361,7 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
                 block += 3 * tall * registers / core.stores_per_cycle + BLOCK_OVERHEAD_CYCLES
             fetching, rows_again = min(blocks, row_count), steps * lhs_refetch_cycles(plan, machine, tall)
             nearer = row_count - fetching
-            column += fetching * max(block, first + rows_again) + nearer * max(block, again + rows_again)
+            column += fetching * beside(block, first + rows_again) + nearer * max(block, again + rows_again)
         cycles += col_count * column
     cycles *= extent(plan.outer) * plan.k_blocks * plan.dot.terms
     return cycles + plan.rounds * plan.tasks["compute"] * core.setup_cycles
@@ -357,9 +405,9 @@ def stalls(plan: Plan, machine: Machine, rows: int) -> float:
     if plan.rhs == "direct" and plan.m.size > plan.mr:
         piece = bytes_of(plan.dot.rhs, plan.nr)
         if not fits(l2, plan.kc, piece, rhs_stride):
-            waits += 2.0
+            waits += piece / LINE_BYTES
         elif not fits(l1, plan.kc, piece, rhs_stride):
-            waits += 0.7
+            waits += 0.5 * piece / LINE_BYTES
     return waits
 
 
@@ -385,12 +433,16 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
         times = outer * plan.n_tasks * plan.rounds
         by_rows = plan.lhs == "rows" and plan.k.lhs == 1
         copied, turned = plan.m.lhs == 1 and plan.lhs == "columns", plan.k.lhs == 1 or plan.m.lhs == 1
+        panel = bytes_of(plan.instruction.lhs, plan.lhs_panel * plan.instruction.group)
+        stores = max(1.0, LINE_BYTES / panel) if plan.lhs == "columns" else 1.0
         cycles += (
             times
             * lines(m * k * plan.dot.components[0], plan.instruction.lhs)
+            * stores
             * line_cycles(core, plan, by_rows or copied, turned, plan.dot.lhs != plan.instruction.lhs, plain=by_rows)
         )
-        waiting += times * lines(m * k, plan.dot.lhs) * fetch
+        run = bytes_of(plan.dot.lhs, min(plan.mc, m) if plan.m.lhs == 1 else plan.kc)
+        waiting += times * lines(m * k, plan.dot.lhs) * fetch * (1 + RUN_BYTES / run)
     return cycles, waiting
 
 

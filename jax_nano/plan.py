@@ -49,7 +49,7 @@ class Plan:
 
     def __post_init__(self):
         for name, value, step, size in (
-            ("mc", self.mc, self.mr, self.m.size), ("mt", self.mt, self.mc, self.m.size),
+            ("mc", self.mc, self.lhs_panel, self.m.size), ("mt", self.mt, self.mc, self.m.size),
             ("nt", self.nt, self.nb or self.nr, 0), ("nb", self.nb, self.nr, 0),
             ("nc", self.nc, self.nr, 0), ("kc", self.kc, self.k_multiple, self.k.size),
         ):  # fmt: skip
@@ -70,6 +70,12 @@ class Plan:
     def block_columns(self) -> int:
         """Columns that a task goes through with one packed block of B."""
         return self.nb or self.nt
+
+    @property
+    def lhs_panel(self) -> int:
+        """Rows of a packed panel of A: by columns, those of as many microkernels as a register has lanes for."""
+        wide = max(1, self.instruction.shape[1] // self.mr) if self.lhs == "columns" else 1
+        return wide * self.mr
 
     @property
     def k_multiple(self) -> int:
@@ -190,13 +196,13 @@ class Plan:
         """How far behind component 0, in elements, those of A and B stand whose products are added up, in order."""
         if not self.dot.algorithm:
             return ((0, 0),)
-        lhs = self.lhs_component_stride * (self.mr if self.lhs == "columns" else 1)
+        lhs = self.lhs_component_stride * (self.lhs_panel if self.lhs == "columns" else 1)
         return tuple((i * lhs, j * self.rhs_component_stride * self.nr) for i, j in self.dot.algorithm.terms)
 
     @property
     def local_lhs_rows(self) -> int:
         """Rows of a packed block of A, in whole panels."""
-        return 0 if self.lhs == "direct" else -(-self.mc // self.mr) * self.mr
+        return 0 if self.lhs == "direct" else -(-self.mc // self.lhs_panel) * self.lhs_panel
 
     @property
     def local_rhs_at(self) -> int:

@@ -51,8 +51,15 @@ def choose(dot: Dot, machine: Machine, isa: Isa) -> Plan:
     """
     kernels = list(kernel_plans(dot, machine, isa))
     kernel = min(kernels, key=lambda plan: min(model.seconds(p, machine, 1).total for p in undivided(plan, machine)))
-    plan = min(task_plans(kernel, machine), key=lambda plan: model.seconds(plan, machine).total)
+    alike = [plan for plan in kernels if order_of_sums(plan) == order_of_sums(kernel)]
+    divided = [plan for kernel in alike for plan in task_plans(kernel, machine)]
+    plan = min(divided, key=lambda plan: model.seconds(plan, machine).total)
     return replace(plan, why=reason(plan, machine, len(kernels)))
+
+
+def order_of_sums(plan: Plan) -> tuple:
+    """What decides about the bits of the result."""
+    return plan.swapped, plan.instruction, plan.lanes, plan.k, plan.k_outer, plan.kc, plan.splits
 
 
 def candidates(dot: Dot, machine: Machine, isa: Isa, count: int) -> list[Plan]:
@@ -116,10 +123,11 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
     for lhs in ("direct", packed_lhs) if lhs_direct else (packed_lhs,):
         once = rhs_direct and m.size <= READ_ONCE_ROWS
         for rhs in ("direct",) if once else ("direct", "private") if rhs_direct else ("private",):
-            extra = model.extra(work.lhs, work.rhs, instruction, lhs == "direct", rhs == "direct")
+            extra = model.extra(machine, work, m, instruction, lhs == "direct", rhs == "direct")
             depth = streamed(machine, instruction, work, m, n, k) if rhs == "direct" else k.size
             held = bytes_of(work.rhs, k.size * n.size) if rhs == "direct" else 0
-            block = model.register_block(isa, machine, instruction, m.size, n.size, depth, extra, held)
+            in_place = model.InPlace(held, bytes_of(work.rhs, 8) / 8)
+            block = model.register_block(isa, machine, instruction, m.size, n.size, depth, extra, in_place)
             yield blocked(
                 machine, block, depth, instruction=instruction, lhs=lhs, rhs=rhs, hold_lhs=block.hold_lhs, **common
             )
@@ -174,10 +182,11 @@ def blocked(machine: Machine, block: model.RegisterBlock, depth: int, **plan) ->
     dots = UNROLLED_DOTS if instruction.tiles else block.rows * registers
     unroll = max(1, min(4, UNROLLED_DOTS // dots, k.size // step))
     cols = -(-n.size // block.cols) * block.cols
-    mc = min(m.size, 8 * block.rows) if plan.get("lhs", "direct") != "direct" else m.size
-    whole = -(-m.size // mc) * mc
-    result = Plan(mr=block.rows, nr=block.cols, unroll=unroll, mc=mc, kc=k.size, nc=cols, mt=whole, nt=cols,
+    result = Plan(mr=block.rows, nr=block.cols, unroll=unroll, mc=m.size, kc=k.size, nc=cols, mt=m.size, nt=cols,
                   outer_per_task=extent(plan["outer"]), **plan)  # fmt: skip
+    if result.lhs != "direct":
+        mc = min(m.size, -(-8 * block.rows // result.lhs_panel) * result.lhs_panel)
+        result = replace(result, mc=mc, mt=-(-m.size // mc) * mc)
     multiple = result.k_multiple
     most = k_block(machine, block, instruction, k.size, multiple, result.dot.components)
     kc = min(k.size, -(-depth // multiple) * multiple, most)
@@ -219,7 +228,7 @@ def smallest(plan: Plan, machine: Machine) -> Plan:
     nt = min(near(plan, machine), plan.nt)
     mc, mt = plan.mc, plan.mt
     if plan.lhs != "direct":
-        mc = min(mc, whole_rows(bytes_of(plan.instruction.lhs, plan.lhs_stride), plan.mr))
+        mc = min(mc, whole_rows(bytes_of(plan.instruction.lhs, plan.lhs_stride), plan.lhs_panel))
         mt = -(-plan.m.size // mc) * mc
     if plan.has_partial:
         mt = min(mt, whole_rows(bytes_of(plan.instruction.acc, nt), plan.mr if plan.lhs == "direct" else mc))
@@ -244,7 +253,7 @@ def divisions_of(plan: Plan, machine: Machine) -> Iterator[Plan]:
             mt = -(-rows // m_parts) * plan.mr
             if m_parts > 1 and n_parts > 1 and m_parts * n_parts > 16 * machine.threads:
                 continue
-            mc = min(plan.mc, mt) if plan.lhs != "direct" else mt
+            mc = min(plan.mc, -(-mt // plan.lhs_panel) * plan.lhs_panel) if plan.lhs != "direct" else mt
             mt = -(-mt // mc) * mc
             for nb in {0, room if plan.rhs == "private" and room < nt else 0}:
                 candidate = replace(plan, nt=-(-nt // nb) * nb if nb else nt, nb=nb, mt=mt, mc=mc)

@@ -71,7 +71,7 @@ def plans(draw, product):
         unroll=draw(FEW), hold_lhs=draw(st.booleans()), outer_per_task=draw(FEW), pack_panels=draw(FEW),
     )  # fmt: skip
     mr, nr = draw(FEW), draw(st.integers(1, 3)) * (1 if inner else lanes)
-    mc = mr * draw(FEW)
+    mc = replace(plan, mr=mr, mc=plan.m.size, mt=plan.m.size).lhs_panel * draw(FEW)
     nb = nr * draw(st.integers(0, 2))
     mt, nt, nc = mc * draw(FEW), (nb or nr) * draw(FEW), nr * draw(FEW)
     plan = replace(plan, mr=mr, nr=nr, mc=mc, mt=mt, nb=nb, nt=nt, nc=nc)

@@ -47,7 +47,7 @@ def test_edges_of_the_planned_register_block(row):
 def divisions(row):
     """Ways to divide the work, as changes of a plan with blocks of `mr` x `nr`."""
     plan = row.plan(1, 1, 1)
-    mr, nr, steps = plan.mr, plan.nr, plan.k_multiple
+    mr, nr, steps = plan.lhs_panel, plan.nr, plan.k_multiple
     yield {"mt": 2 * mr, "nt": nr}
     yield {"mc": mr, "mt": 3 * mr, "nt": 2 * nr, "nc": 3 * nr, "pack_panels": 2}
     yield {"kc": row.plan(1, 1, 1, unroll=2).k_multiple, "unroll": 2, "hold_lhs": True}
@@ -64,7 +64,7 @@ def divisions(row):
 def test_divided_work(row):
     """Three divisions of each row; which ones differs from row to row."""
     plan = row.plan(1, 1, 1)
-    sizes = 4 * plan.mr + 2, 4 * plan.nr + 5, 5 * plan.k_multiple + plan.step + 1
+    sizes = 4 * plan.lhs_panel + 2, 4 * plan.nr + 5, 5 * plan.k_multiple + plan.step + 1
     product = row.product(*sizes)
     operands = product.operands()
     turns = itertools.cycle(divisions(row))

@@ -287,16 +287,16 @@ class Macrokernel:
             return row
 
         def panel(i: Index) -> View:
-            at = mul(subtract(i, begin), plan.lhs_stride)
-            return View(base, at, (self.nano.group, plan.mr), plan.instruction.lhs)
+            number, row = divmod_(subtract(i, begin), plan.lhs_panel)
+            at = add(mul(number, plan.lhs_panel * plan.lhs_stride), mul(row, self.nano.group))
+            return View(base, at, (self.nano.group, plan.lhs_panel), plan.instruction.lhs)
 
         for number in range(self.dot.components[0]):
             source = replace(lhs.transposed, component=self.component(number))
             first = number * plan.lhs_component_stride
-            panels = Panels(
-                begin, end, plan.m.size, plan.mr, lambda i, first=first: panel(i).transposed.block(first, 0)
-            )
-            self.lhs_packer.panels(panels, source, part.depth, plan.k.size, plan.mr)
+            step = plan.lhs_panel
+            panels = Panels(begin, end, plan.m.size, step, lambda i, first=first: panel(i).transposed.block(first, 0))
+            self.lhs_packer.panels(panels, source, part.depth, plan.k.size, step)
         return panel
 
 

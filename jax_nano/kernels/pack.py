@@ -1,6 +1,6 @@
 """Packing: operands copied into panels that microkernels read from end to end.
 
-B, a panel of `width` columns (NR):         A by rows:                    A by columns, a panel of MR rows:
+B, a panel of `width` columns (NR):         A by rows:                    A by columns, a panel of a few times MR rows:
 
     k=0   b00 b01 ... b0w                     i=0  a00 a01 ... a0k | pad     k=0   a00 a10 ... am0
     k=1   b10 b11 ... b1w                     i=1  a10 a11 ... a1k | pad     k=1   a01 a11 ... am1
