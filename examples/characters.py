@@ -5,7 +5,7 @@ et al., "A Neural Probabilistic Language Model", JMLR 3, 2003. The network, its 
 one function of plain JAX and optax, which jax_nano.accelerate gives its products. Prints the loss as it falls, in bits
 for each character, and what the network writes in the end.
 
-The text, examples/sonnets.txt, is 31 of the 154 sonnets of 1609, in modern spelling; it is in the public domain.
+The text, examples/sonnets.txt, is 32 of the 154 sonnets of 1609, in modern spelling; it is in the public domain.
 
 usage: python examples/characters.py [--steps 400]
 """

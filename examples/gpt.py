@@ -1,16 +1,20 @@
 """Greedy text generation by a decoder of GPT-2's shape, in several types, on jax_nano's products and on XLA's.
 
 The model is plain JAX; jax_nano.accelerate gives it its products, fused with biases, gelu and residual sums. Weights
-are random, or those of a checkpoint of GPT-2 (a file model.safetensors, as Hugging Face has them). Prints how many
-tokens per second it reads of a prompt, and writes after it, and draws both into examples/gpt.png.
+are random, or those of a checkpoint of GPT-2: a file model.safetensors, as Hugging Face has them, with vocab.json and
+merges.txt beside it. Prints how many tokens per second it reads of a prompt, and writes after it, and draws both into
+examples/gpt.png.
 
-usage: python examples/gpt.py [--checkpoint model.safetensors] [--prompt 15496 11 314 716] [--types f32 bf16]
+usage: python examples/gpt.py [--checkpoint model.safetensors --prompt "Once upon a time"] [--types f32 bf16]
 """
 
 import argparse
 import functools
+import itertools
+import json
 import math
 import pathlib
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -117,6 +121,56 @@ def in_type(params: Params, name: str) -> Params:
     return params | {"head.weight": params["wte.weight"].T}
 
 
+# Its text
+
+WORDS = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
+
+
+class Tokenizer:
+    """GPT-2's: a word's bytes, written as printable characters, are joined pair by pair, in the order of merges.txt."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.numbers: dict[str, int] = json.loads((folder / "vocab.json").read_text())
+        merges = (line for line in (folder / "merges.txt").read_text().splitlines() if not line.startswith("#version"))
+        self.ranks = {tuple(merge.split()): rank for rank, merge in enumerate(merges)}
+        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        others = sorted(set(range(256)) - set(printable))
+        self.characters = {byte: chr(byte) for byte in printable} | {x: chr(256 + i) for i, x in enumerate(others)}
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text."""
+        return [self.numbers[part] for word in WORDS.findall(text) for part in self.joined(word)]
+
+    def joined(self, word: str) -> list[str]:
+        """The parts of a word that are tokens."""
+        parts = [self.characters[byte] for byte in word.encode()]
+        while known := [pair for pair in itertools.pairwise(parts) if pair in self.ranks]:
+            first, i = min(known, key=self.ranks.__getitem__), 0
+            while i < len(parts) - 1:
+                if (parts[i], parts[i + 1]) == first:
+                    parts[i : i + 2] = ["".join(first)]
+                i += 1
+        return parts
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens."""
+        parts = {number: part for part, number in self.numbers.items()}
+        byte_of = {character: byte for byte, character in self.characters.items()}
+        return bytes(byte_of[x] for token in tokens for x in parts[token]).decode(errors="replace")
+
+
+class Numbers:
+    """Tokens written as their numbers, where there is no vocabulary."""
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text."""
+        return [int(number) for number in text.split()]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens."""
+        return " ".join(map(str, tokens))
+
+
 # Generating, and how long it takes
 
 
@@ -199,7 +253,7 @@ def arguments() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=pathlib.Path, help="a file of GPT-2's weights")
-    parser.add_argument("--prompt", type=int, nargs="+", help="numbers of tokens (default: 128 at random)")
+    parser.add_argument("--prompt", help="a text, or numbers of tokens without a vocabulary (default: 128 at random)")
     parser.add_argument("--count", type=int, default=32, help="how many tokens to write, two or more")
     parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES)
     parser.add_argument("--layers", type=int, default=12, help="of random weights")
@@ -211,6 +265,11 @@ def arguments() -> argparse.Namespace:
 TYPES = ("f32", "bf16")
 
 
+def has_vocabulary(checkpoint: pathlib.Path | None) -> bool:
+    """Whether what makes tokens of text stands beside a checkpoint."""
+    return checkpoint is not None and all((checkpoint.parent / name).exists() for name in ("vocab.json", "merges.txt"))
+
+
 def main() -> None:
     """Generates and reports."""
     args = arguments()
@@ -219,13 +278,14 @@ def main() -> None:
     else:
         params = random_params(args.layers, args.width, args.vocabulary)
     vocabulary, positions = len(params["wte.weight"]), len(params["wpe.weight"])
-    prompt = args.prompt or np.random.default_rng(1).integers(vocabulary, size=128).tolist()
+    tokenizer = Tokenizer(args.checkpoint.parent) if has_vocabulary(args.checkpoint) else Numbers()
+    prompt = tokenizer.encode(args.prompt or "") or np.random.default_rng(1).integers(vocabulary, size=128).tolist()
     if not 0 <= min(prompt) <= max(prompt) < vocabulary or len(prompt) + args.count > positions:
         raise SystemExit(f"tokens are numbers below {vocabulary}, at most {positions} with those to write")
     print(f"{sum(x.size for x in params.values()):,} weights; {len(prompt)} tokens to read, {args.count} to write\n")
     runs = compare(params, args.types, prompt, args.count)
     rich.print(table(runs))
-    print("tokens of the first:", *next(iter(runs.values())).tokens)
+    print(f"written by the first: {tokenizer.decode(next(iter(runs.values())).tokens)}")
     print(f"products that ran as jax_nano's kernels: {jax_nano.executed_kernels():,}")
     path = pathlib.Path(__file__).with_name("gpt.png")
     draw(runs, path)

@@ -52,14 +52,18 @@ def test_the_gpt_example_writes_the_same_in_f32_through_jax_nano_as_through_xla(
 def test_the_gpt_example_reads_checkpoints(tmp_path, capsys, monkeypatch):
     model = "--layers", 2, "--width", 64, "--vocabulary", 300
     run = functools.partial(run_example, "gpt.py", tmp_path, monkeypatch)
-    common = "--types", "f32", "--count", 4, "--prompt", 7, 8, 9
-    params = run(*model, *common)["random_params"](2, 64, 300)
+    common = "--types", "f32", "--count", 4, "--prompt"
+    params = run(*model, *common, "1 2 3")["random_params"](2, 64, 300)
     mask = {"transformer.h.0.attn.bias": np.ones((1, 1, 8, 8), np.float32)}
     saved = {f"transformer.{name}": np.asarray(x) for name, x in params.items()} | mask
     save_file(saved, tmp_path / "model.safetensors")
-    run("--checkpoint", tmp_path / "model.safetensors", *common)
-    one, other = re.findall("tokens of the first: (.*)", capsys.readouterr().out)
-    assert one == other and len(one.split()) == 4
+    run("--checkpoint", tmp_path / "model.safetensors", *common, "1 2 3")
+    vocabulary = ["t", "th", "the", "Ġthe", *(f"<{i}>" for i in range(4, 300))]
+    (tmp_path / "vocab.json").write_text(json.dumps({part: i for i, part in enumerate(vocabulary)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nt h\nth e\nĠ the\n")
+    run("--checkpoint", tmp_path / "model.safetensors", *common, "ththe the")
+    printed = re.findall("written by the first: (.*)", capsys.readouterr().out)
+    assert printed[0] == printed[1] == " ".join(re.findall(r"\d+", printed[2]))
 
 
 def test_the_characters_example_learns(capsys, monkeypatch):
