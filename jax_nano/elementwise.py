@@ -148,7 +148,7 @@ class Program:
                 return builder.convert(builder.add(replace(value, dtype=dtype)), value.dtype)
             return builder.moved(value, operands)
 
-        builder, numbers = self._rebuilt(write)
+        builder, numbers = self.rebuilt(write)
         return builder.program([numbers[i] for i in self.results])
 
     def widened(self) -> Program:
@@ -163,10 +163,10 @@ class Program:
                     return builder.moved(replace(value, dtype=dtype), operands)
             return builder.convert(builder.add(value), dtype)
 
-        builder, numbers = self._rebuilt(write)
+        builder, numbers = self.rebuilt(write)
         return builder.program([builder.convert(numbers[i], self.dtype(i)) for i in self.results])
 
-    def _rebuilt(self, write: Callable[[Builder, Value, list[int]], int]) -> tuple[Builder, list[int]]:
+    def rebuilt(self, write: Callable[[Builder, Value, list[int]], int]) -> tuple[Builder, list[int]]:
         """Every value written anew, its operands being there, and their numbers."""
         builder, numbers = Builder(), []
         for value in self.values:

@@ -293,7 +293,7 @@ class _Reader:
             return None, made
         inputs = [self.c, *self.extras.values()]
         jaxpr = self.jaxpr.replace(invars=inputs, outvars=[result], eqns=self.program)
-        return Program.of(ClosedJaxpr(jaxpr, ())), made
+        return Program.of(ClosedJaxpr(jaxpr, ())).widened(), made
 
     def dtype(self, source: int) -> str:
         return element_type(self.jaxpr.invars[source])

@@ -19,6 +19,7 @@ from jax_nano.kernels import vmath
 from jax_nano.kernels.cast import cast, integer_to_integer, is_signed, narrowed, register_type, widened, width
 from jax_nano.kernels.formats import INFINITY
 from jax_nano.kernels.power import power
+from jax_nano.kernels.simplify import simplified
 
 Function = Callable[..., ir.Value]
 
@@ -39,7 +40,9 @@ def evaluate(program: Program, inputs: Sequence[ir.Value], native_bf16: bool = F
     Returns:
       A vector for each result.
     """
-    values = [loaded(x, source.dtype) for x, source in zip(inputs, program.inputs, strict=True)]
+    given = dict(zip(program.inputs, inputs, strict=True))
+    program = simplified(program)
+    values = [loaded(given[source], source.dtype) for source in program.inputs]
     values += [constant(inputs[0], number) for number in program.constants]
     for operation in program.operations:
         types = [program.dtype(i) for i in operation.operands]

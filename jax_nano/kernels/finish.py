@@ -46,6 +46,6 @@ class Finish:
         for value, (i, j, count) in zip(acc, places, strict=True):
             product = convert(value, self.nano.instruction.acc, self.program.dtype(0), self.nano.native_bf16)
             inputs = [product, *(extra(number, i, j, count) for number in range(len(self.extras)))]
-            (made,) = evaluate(self.program, inputs)
+            (made,) = evaluate(self.program, inputs, self.nano.native_bf16)
             result.append(made)
         return result
