@@ -8,10 +8,12 @@ from jax_nano.fused_matmul import fused_matmul
 from jax_nano.inspection import inspect
 from jax_nano.installation import install, installed, uninstall
 from jax_nano.memory import release_memory, retain_memory
+from jax_nano.packed import PackedWeight, pack
 from jax_nano.report import Report, Reports
 from jax_nano.tuning import Tuned
 
 __all__ = [
+    "PackedWeight",
     "Report",
     "Reports",
     "Tuned",
@@ -27,6 +29,7 @@ __all__ = [
     "install",
     "installed",
     "matmul",
+    "pack",
     "release_memory",
     "retain_memory",
     "tensordot",

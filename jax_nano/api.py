@@ -7,6 +7,7 @@ says which do, and why. `precision`, `preferred_element_type` and `out_sharding`
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,14 +17,32 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
+from jax_nano.fused import accelerated
 from jax_nano.primitive import nano
+from jax_nano.weights import Weight
 
 Sharding = jax.sharding.NamedSharding | jax.sharding.PartitionSpec | None
 
 
 def _compiled(f: Callable[..., Array], *static: str) -> Callable[..., Array]:
     """Gives f jax_nano's products. Outside of a program it is compiled; inside one it becomes part of it."""
-    return jax.jit(nano(f), static_argnames=static, inline=True)
+
+    @functools.wraps(f)
+    def unpacking(*operands: Any, **params: Any) -> Array:
+        return f(*(x.__jax_array__() if isinstance(x, Weight) else x for x in operands), **params)
+
+    of_arrays, of_weights = (
+        jax.jit(product, static_argnames=static, inline=True) for product in (nano(f), accelerated(unpacking))
+    )
+
+    def compiled(*operands: Any, **params: Any) -> Array:
+        return (of_weights if _has_weights(operands) else of_arrays)(*operands, **params)
+
+    return compiled
+
+
+def _has_weights(operands: Sequence[Any]) -> bool:
+    return any(isinstance(x, Weight) for x in operands)
 
 
 _dot_general = _compiled(lax.dot_general, "dimension_numbers", "precision", "preferred_element_type", "out_sharding")
@@ -241,7 +260,8 @@ def einsum(
     Raises:
       ValueError: the subscripts do not fit the operands.
     """
-    return jnp.einsum(
+    product = accelerated(jnp.einsum) if _has_weights((subscripts, *operands)) else jnp.einsum
+    return product(
         subscripts, *operands, out=out, optimize=optimize, precision=precision,
         preferred_element_type=preferred_element_type, _dot_general=_dot_general, out_sharding=out_sharding,
     )  # fmt: skip

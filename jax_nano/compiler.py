@@ -76,6 +76,7 @@ class Kernel:
         dot = self.dot
         axes = (*dot.b, *dot.m, *dot.n, *dot.k)
         lhs, rhs, out = (math.prod(axis.size for axis in axes if axis.strides()[array]) for array in range(3))
+        rhs = dot.panels.elements if dot.panels else rhs
         extras = dot.epilogue.extras if dot.epilogue else ()
         return ((dot.lhs, lhs), (dot.rhs, rhs), *extras), (dot.out, out)
 

@@ -22,7 +22,7 @@ def name(plan: Plan) -> str:
         types += f"_{dot.algorithm.dtype}x{dot.terms}"
     b, m, n, k = dot.sizes
     batch = f"b{b}" if b > 1 else ""
-    fused = "_fused" if dot.epilogue else ""
+    fused = ("_panels" if dot.panels else "") + ("_fused" if dot.epilogue else "")
     return f"nano_{types}_{batch}m{m}n{n}k{k}_{plan.isa}_{plan.mr}x{plan.nr}{fused}"
 
 
@@ -64,6 +64,8 @@ def argument_types(plan: Plan) -> list[ir.Type]:
     axes = [axis for group in groups for axis in group]
     extras = [dtype for dtype, _ in dot.epilogue.extras] if dot.epilogue else []
     lhs, rhs, out, *rest = (span(axes, array) for array in range(3 + len(extras)))
+    if dot.panels:
+        rhs = dot.panels.elements
     sizes = ((lhs, dot.lhs), (rhs, dot.rhs), *zip(rest, extras, strict=True), (out, dot.out))
     arrays = [ir.MemRefType.get([size], element_type(dtype)) for size, dtype in sizes]
     scratch = [ir.MemRefType.get([max(1, size)], byte) for size in (plan.shared_bytes, plan.local_bytes)]

@@ -99,20 +99,26 @@ def _lower(ctx: mlir.LoweringRuleContext, *arrays: mlir.ir.Value, region: Region
         dot = settled(ctx, layout.dot(), layout.precision)
         kernel = kernel_for(dot)
     except UnsupportedDot as reason:
+        lower, text = (_unpacked, "unpacked") if region.unpacks else (_unfused, "not fused")
         with reports(alone=True) as collected:
-            result = _unfused(ctx, *arrays, region=region)
+            result = lower(ctx, *arrays, region=region)
         for report in collected:
-            tell(replace(report, stopped=f"not fused: {reason}"))
+            tell(replace(report, stopped=f"{text}: {reason}"))
         return result
     tell(Report(equation=equation, problem=dot, kernel=kernel, fused=region.fused, stopped=region.stopped))
     operands = ctx.replace(avals_in=[ctx.avals_in[i] for i in layout.sources])
     return jax.ffi.ffi_lowering(TARGET_NAME)(operands, *(arrays[i] for i in layout.sources), **kernel.attributes())
 
 
+def _with_unpacked(*arrays: Array, region: Region) -> Array:
+    return region.unpacked(*arrays)
+
+
 def _evaluated(*arrays: Array, region: Region) -> Array:
     return region(*arrays)
 
 
+_unpacked = mlir.lower_fun(_with_unpacked, multiple_results=False)
 _unfused = mlir.lower_fun(nano(_evaluated), multiple_results=False)
 mlir.register_lowering(nano_region_p, mlir.lower_fun(_evaluated, multiple_results=False), cacheable=False)
 mlir.register_lowering(nano_region_p, _lower, platform="cpu", cacheable=False)

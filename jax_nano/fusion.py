@@ -1,7 +1,8 @@
 """Fusion: the products of a jaxpr, each with as much of the work around it as one kernel does.
 
 What becomes part of a product's region:
-- of its operands, transposes, reshapes and broadcasts, and conversions without rounding that only products read;
+- of its operands, transposes, reshapes and broadcasts, and, where only products read them, conversions without rounding
+  and packed weights;
 - of its result, whatever is elementwise and leads to one array: a value inside of the region is used nowhere else, so
   nothing is computed twice, and a region ends before a value that has uses beside the region;
 - the same views of the other arrays that the elementwise work reads. Work on those arrays themselves stays outside.
@@ -20,12 +21,14 @@ from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p
 
 from jax_nano.elementwise import OPERATIONS
 from jax_nano.jaxprs import Atom, type_of, written_out
-from jax_nano.layout import LOSSLESS, PRODUCTS, VIEWS, element_type, viewed
+from jax_nano.layout import LOSSLESS, PRODUCTS, VIEWS, element_type, unpacked_view, viewed
+from jax_nano.packed import nano_unpack_p
 from jax_nano.region import Region, called, nano_region_p
 from jax_nano.scatters import scattered
 from jax_nano.views import NoView, View
 
 LONGEST_TAIL = 96  # equations
+WEIGHTS = frozenset({nano_unpack_p})  # what makes arrays of the forms that weights are kept in
 ELEMENTWISE = frozenset({*OPERATIONS, "add_any", "convert_element_type"})
 
 
@@ -68,7 +71,7 @@ class _Program:
         for x in variables(self.eqns.pop(i).invars):
             self.users[x] -= Counter([i])
             maker = self.maker(x)
-            if not self.users[x] and maker is not None and is_moving(self.eqns[maker]):
+            if not self.users[x] and maker is not None and is_source(self.eqns[maker]):
                 self.remove(maker)
 
     def maker(self, x: Var) -> int | None:
@@ -78,7 +81,9 @@ class _Program:
 
     def fuse(self, product: int) -> None:
         """Puts a region in the place of a product that has a kernel, and of what can be fused with it."""
-        chosen = next((which for which in CONVERTED if not self.region(product, which).unsupported), None)
+        starts = self.tails(product)[:2]  # what comes next may be what makes C's last dimension one that can be read
+        choices = ((which, tail) for which in CONVERTED for tail in starts)
+        chosen = next((which for which, tail in choices if not self.region(product, which, tail).unsupported), None)
         if chosen is None:
             return
         tail, region = self.longest(product, chosen)
@@ -138,15 +143,24 @@ class _Program:
                 break
             chain.insert(0, i)
             (x,) = eqn.invars
+        if isinstance(x, Var) and converted and (i := self.maker(x)) is not None and self.is_weight(self.eqns[i]):
+            chain.insert(0, i)
         starts = range(len(chain) + 1)
         return next(chain[start:] for start in starts if is_readable([self.eqns[i] for i in chain[start:]]))
+
+    def is_weight(self, eqn: JaxprEqn) -> bool:
+        """Whether an equation makes the array that a weight stands for, and only products read it."""
+        return eqn.primitive in WEIGHTS and self.is_for_products(eqn.outvars[0])
 
     def is_multiplied(self, conversion: JaxprEqn) -> bool:
         """Whether a conversion rounds nothing, and only products read what it makes."""
         (x,), (out,) = conversion.invars, conversion.outvars
-        lossless = element_type(out) in LOSSLESS.get(element_type(x), ())
-        return lossless and all(
-            i in self.eqns and (self.eqns[i].primitive in PRODUCTS or is_moving(self.eqns[i])) for i in self.users[out]
+        return element_type(out) in LOSSLESS.get(element_type(x), ()) and self.is_for_products(out)
+
+    def is_for_products(self, x: Var) -> bool:
+        """Whether only products read a value, perhaps moved."""
+        return all(
+            i in self.eqns and (self.eqns[i].primitive in PRODUCTS or is_moving(self.eqns[i])) for i in self.users[x]
         )
 
     def is_used_once(self, conversion: JaxprEqn) -> bool:
@@ -206,6 +220,11 @@ def is_moving(eqn: JaxprEqn) -> bool:
     return moves and len(eqn.invars) == 1 and eqn.params.get("sharding") is None
 
 
+def is_source(eqn: JaxprEqn) -> bool:
+    """Whether an equation may be read through on the way to a product, which leaves it without use."""
+    return is_moving(eqn) or eqn.primitive in WEIGHTS
+
+
 def is_readable(eqns: Sequence[JaxprEqn]) -> bool:
     """Whether strides say what equations, each moving what the one before it makes, do with an array."""
     if not eqns:
@@ -213,6 +232,7 @@ def is_readable(eqns: Sequence[JaxprEqn]) -> bool:
     view = View.of(type_of(eqns[0].invars[0]).shape)
     try:
         for eqn in eqns:
+            view = unpacked_view(eqn) if eqn.primitive is nano_unpack_p else view
             view = viewed(eqn, view) if eqn.primitive in VIEWS else view
     except NoView:
         return False

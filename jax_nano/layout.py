@@ -25,8 +25,9 @@ from jax.extend.core.primitives import (
 
 from jax_nano.elementwise import Program
 from jax_nano.jaxprs import Atom, type_of
+from jax_nano.packed import nano_unpack_p, panels_of
 from jax_nano.primitive import dtype_name, nano_dot_general_p
-from jax_nano.problem import FLOAT8, Dot, Operand, UnsupportedDot, accumulator
+from jax_nano.problem import FLOAT8, Dot, Operand, Panels, UnsupportedDot, accumulator, row_major_strides
 from jax_nano.views import NoView, View, together
 
 PRODUCTS = frozenset({dot_general_p, nano_dot_general_p})
@@ -117,6 +118,7 @@ class Array:
     source: int
     view: View
     conversions: tuple[JaxprEqn, ...] = ()
+    panels: Panels | None = None  # what the view's strides mean, where they do not count elements
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ class _Reader:
         values = [Element(x) if isinstance(x, Literal) else self.values[x] for x in eqn.invars]
         if eqn.primitive in PRODUCTS:
             self.values[out] = self.product(eqn, *values)
+        elif eqn.primitive is nano_unpack_p:
+            self.values[out] = unpacked(eqn, values[0])
         elif eqn.primitive in VIEWS:
             self.values[out] = moved(eqn, values[0])
         elif eqn.primitive is convert_element_type_p and isinstance(array := values[0], Array):
@@ -213,6 +217,8 @@ class _Reader:
 
     def extra(self, array: Array, place: View | None) -> Atom:
         """The element of another array that belongs to C's."""
+        if array.panels:
+            raise NoView("packed weights are read by products alone")
         if array.view.dims and place is None:
             raise NoView("work on other arrays alone")
         runs: Runs = ()
@@ -261,8 +267,8 @@ class _Reader:
         c = [*b, *m, *n]
         return Layout(
             sources=(lhs.source, rhs.source, *extras),
-            lhs=_operand([*b, *m, *k], [step.lhs for step in (*b, *m, *k)], self.dtype(lhs.source)),
-            rhs=_operand([*b, *n, *k], [step.rhs for step in (*b, *n, *k)], self.dtype(rhs.source)),
+            lhs=_operand([*b, *m, *k], [step.lhs for step in (*b, *m, *k)], self.dtype(lhs.source), lhs.panels),
+            rhs=_operand([*b, *n, *k], [step.rhs for step in (*b, *n, *k)], self.dtype(rhs.source), rhs.panels),
             result=_operand(c, [step.result for step in c], dtype),
             extras=tuple(
                 _operand(c, [step.extras[i] for step in c], self.dtype(source))
@@ -299,8 +305,27 @@ class _Reader:
         return element_type(self.jaxpr.invars[source])
 
 
-def _operand(steps: Sequence[Step], strides: Sequence[int], dtype: str) -> Operand:
-    return Operand(shape=tuple(step.size for step in steps), strides=tuple(strides), dtype=dtype)
+def _operand(steps: Sequence[Step], strides: Sequence[int], dtype: str, panels: Panels | None = None) -> Operand:
+    return Operand(shape=tuple(step.size for step in steps), strides=tuple(strides), dtype=dtype, panels=panels)
+
+
+def unpacked(eqn: JaxprEqn, value: Array | Element) -> Array:
+    """The matrices in an array of panels.
+
+    Raises:
+      NoView: the panels have been moved.
+    """
+    (x,) = eqn.invars
+    if not isinstance(value, Array) or value.conversions or value.view != View.of(type_of(x).shape):
+        raise NoView("a packed weight is moved or converted before it is unpacked")
+    return Array(value.source, unpacked_view(eqn), panels=panels_of(type_of(x)))
+
+
+def unpacked_view(eqn: JaxprEqn) -> View:
+    """The matrices in an array of panels, by what strides mean there."""
+    panels, shape = panels_of(type_of(eqn.invars[0])), type_of(eqn.outvars[0]).shape
+    batch = [panels.rows * panels.columns * stride for stride in row_major_strides(shape[:-2])]
+    return View.of(shape, (*batch, 1, panels.rows))
 
 
 def moved(eqn: JaxprEqn, value: Array | Element) -> Array | Element:
@@ -316,7 +341,7 @@ def moved(eqn: JaxprEqn, value: Array | Element) -> Array | Element:
         if math.prod(view.shape) != math.prod(value.view.shape):
             raise NoView("the product is broadcast")
         return Element(value.atom, view)
-    return Array(value.source, view, value.conversions)
+    return replace(value, view=view)
 
 
 def element_type(x: Atom) -> str:

@@ -291,7 +291,7 @@ def largest_task(plan: Plan) -> float:
 
 def extra_for(plan: Plan, machine: Machine) -> Extra:
     """What a plan's steps need beside loads and multiply-accumulates."""
-    in_place = plan.lhs == "direct", plan.rhs == "direct"
+    in_place = plan.lhs == "direct", not plan.reads_panels
     return extra(machine, plan.dot, plan.m, plan.instruction, *in_place, plan.lanes)
 
 
@@ -346,10 +346,12 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
         registers = -(-cols // lanes)
         step_bytes = bytes_of(instruction.rhs, registers * lanes * instruction.shape[2])
         again = steps * fetch_cycles(machine, steps * step_bytes, step_bytes)
+        row_bytes, rows_in_step = bytes_of(plan.dot.rhs, registers * lanes), instruction.shape[2]
         if plan.rhs == "direct":
-            row_bytes = bytes_of(plan.dot.rhs, registers * lanes)
-            first = steps * stream_cycles(machine, b_bytes, row_bytes, instruction.shape[2])
+            first = steps * stream_cycles(machine, b_bytes, row_bytes, rows_in_step)
             first *= 1 + STREAM_BYTES / bytes_of(plan.dot.rhs, plan.nt)
+        elif plan.rhs == "panels":
+            first = steps * stream_cycles(machine, b_bytes, row_bytes * rows_in_step, 1)
         else:
             first = steps * fetch_cycles(machine, b_bytes, step_bytes)
         column = 0.0
@@ -388,8 +390,8 @@ def lhs_refetch_cycles(plan: Plan, machine: Machine, tall: int) -> float:
 
 def rhs_block_bytes(plan: Plan) -> int:
     """Bytes of B that a task goes through for every block of A."""
-    dtype = plan.dot.rhs if plan.rhs == "direct" else plan.instruction.rhs
-    if plan.rhs == "direct":
+    dtype = plan.instruction.rhs if plan.packs_rhs else plan.dot.rhs
+    if not plan.packs_rhs:
         return bytes_of(dtype, plan.n.size * plan.k.size)
     columns = plan.nc if plan.rhs == "shared" else plan.block_columns  # what others packed is not in this core's caches
     return bytes_of(dtype, min(columns, plan.n.size) * plan.kc)
@@ -417,7 +419,7 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
     m, n, k, outer = plan.m.size, plan.n.size, plan.k.size * extent(plan.k_outer), extent(plan.outer)
     cycles = waiting = 0.0
     fetch = line_fetch_cycles(plan, machine)
-    if plan.rhs != "direct":
+    if plan.packs_rhs:
         times = outer * (plan.m_tasks if plan.rhs == "private" else 1)  # shared panels have no outer axes
         padded = -(-n // plan.nr) * plan.nr * plan.dot.components[1]
         cycles += (

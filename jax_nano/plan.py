@@ -41,7 +41,9 @@ class Plan:
     nt: int  # columns in a task
     nb: int = 0  # columns of B that a task packs at a time; 0: all of its own
     lhs: str = "direct"  # or "rows", "columns": packed per task
-    rhs: str = "direct"  # or "private": packed per task; or "shared": packed in a phase before
+    rhs: str = (
+        "direct"  # or "private": packed per task; "shared": packed in a phase before; "panels": as dot.panels says
+    )
     lanes: str = "n"  # what stands in the lanes of an accumulator: columns of C, or "k": parts of one sum
     splits: int = 1  # parts of the sum that different tasks make, and a phase of its own adds up in order
     pack_panels: int = 1  # panels in a task of the packing phase
@@ -148,7 +150,7 @@ class Plan:
 
         What comes next is the next block of k where B is read in place, the next columns where a task packs them.
         """
-        if self.lanes == "k" or self.rhs == "shared":
+        if self.lanes == "k" or self.rhs in ("shared", "panels"):
             return None
         if self.rhs == "direct":
             return (self.kc, 0) if self.kc < self.k.size else None
@@ -164,6 +166,16 @@ class Plan:
         """Steps of k in whole instructions."""
         steps = self.instruction.shape[2]
         return -(-depth // steps) * steps
+
+    @property
+    def packs_rhs(self) -> bool:
+        """Whether tasks pack B."""
+        return self.rhs in ("private", "shared")
+
+    @property
+    def reads_panels(self) -> bool:
+        """Whether microkernels find B as the instruction wants it: in panels of its type."""
+        return self.packs_rhs or (self.rhs == "panels" and self.instruction.rhs == self.dot.rhs)
 
     def panel_rows(self, depth: int) -> int:
         """Elements of a packed panel of B over its width.

@@ -58,12 +58,36 @@ class Axis:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Panels:
+    """How matrices of K x N lie in memory that microkernels read from end to end.
+
+    A matrix is cut into panels of `width` columns, which follow one another. In each, `group` rows are interleaved
+    (the VNNI layout): element (k, j) stands at k // group * width * group + j * group + k % group. What panels hold
+    beyond the matrix is zero.
+
+    Strides say which matrix, column and row is meant: a step along K counts 1, one along N `rows`.
+    """
+
+    matrices: int
+    rows: int  # of a panel: K in whole steps of an instruction
+    columns: int  # of a matrix: N in whole panels
+    width: int
+    group: int
+
+    @property
+    def elements(self) -> int:
+        """How many elements there are in memory."""
+        return self.matrices * self.rows * self.columns
+
+
+@dataclass(frozen=True, kw_only=True)
 class Operand:
     """An array in memory: shape and strides in elements, element type by its short name."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: str
+    panels: Panels | None = None  # what strides mean, where they do not count elements
 
     @classmethod
     def row_major(cls, shape: Sequence[int], dtype: str) -> Operand:
@@ -136,6 +160,7 @@ class Dot:
     acc: str
     algorithm: Algorithm | None = None
     epilogue: Epilogue | None = None
+    panels: Panels | None = None  # how B lies in memory, if not by strides
 
     @classmethod
     def of(
@@ -187,8 +212,11 @@ class Dot:
         ]
         k.sort(key=lambda axis: (axis.lhs, axis.rhs), reverse=True)
         arrays = tuple((extra.dtype, extra.elements) for extra in extras)
+        b, m, n, k = map(merged, (b, m, n, k))
+        if lhs.panels or rhs.panels:
+            check_panels(lhs.panels, rhs.panels, b, n, k)
         return cls(
-            b=merged(b), m=merged(m), n=merged(n), k=merged(k),
+            b=b, m=m, n=n, k=k, panels=rhs.panels,
             lhs=lhs.dtype, rhs=rhs.dtype, out=out, acc=accumulator(lhs.dtype, rhs.dtype, product, extent(k)),
             epilogue=Epilogue(program=program, extras=arrays) if program else None,
         )  # fmt: skip
@@ -234,6 +262,28 @@ class Dot:
             self, b=swap(self.b), m=swap(self.n), n=swap(self.m), k=swap(self.k), lhs=self.rhs, rhs=self.lhs,
             algorithm=self.algorithm and self.algorithm.swapped(),
         )  # fmt: skip
+
+
+def check_panels(
+    lhs: Panels | None, rhs: Panels | None, b: Sequence[Axis], n: Sequence[Axis], k: Sequence[Axis]
+) -> None:
+    """Sees to it that only B lies in panels, and that they are gone through along their columns and rows.
+
+    Raises:
+      UnsupportedDot: a kernel would have to read panels in another order.
+    """
+    if lhs or not rhs:
+        raise UnsupportedDot("panels are read as B alone: columns of the packed matrix have to be C's last dimension")
+    matrix, panel = rhs.rows * rhs.columns, rhs.rows * rhs.width
+    if [axis.rhs for axis in k] not in ([], [1]):
+        raise UnsupportedDot("panels are summed along the rows of the packed matrix, all in one run")
+    if (
+        any(axis.rhs % matrix for axis in b)
+        or any(axis.rhs % panel for axis in n[:-1])
+        or not n
+        or n[-1].rhs != rhs.rows
+    ):
+        raise UnsupportedDot(f"columns of the packed matrix are not gone through by whole panels of {rhs.width}")
 
 
 def extent(axes: Sequence[Axis]) -> int:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive, Var, jaxpr_as_fun
 from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p, jit_p
 
 from jax_nano.elementwise import Unfusable
-from jax_nano.jaxprs import structure, type_of, written_out
+from jax_nano.jaxprs import Atom, structure, type_of, written_out
 from jax_nano.layout import PRODUCTS, Layout, layout
+from jax_nano.packed import nano_unpack_p
 from jax_nano.problem import UnsupportedDot
 from jax_nano.views import NoView
 
@@ -65,6 +66,21 @@ class Region:
         except (NoView, Unfusable, UnsupportedDot) as reason:
             return str(reason)
         return ""
+
+    @property
+    def unpacks(self) -> list[JaxprEqn]:
+        """The equations that unpack weights."""
+        return [eqn for eqn in self.jaxpr.eqns if eqn.primitive is nano_unpack_p]
+
+    def unpacked(self, *arrays: Any) -> jax.Array:
+        """Computes the region as one of the arrays that packed weights stand for."""
+        values: dict[Atom, Any] = dict(zip(self.jaxpr.invars, arrays, strict=True))
+        for eqn in self.unpacks:
+            (panels,), (array,) = eqn.invars, eqn.outvars
+            values[array] = nano_unpack_p.bind(values.pop(panels), **eqn.params)
+        eqns = [eqn for eqn in self.jaxpr.eqns if eqn.primitive is not nano_unpack_p]
+        jaxpr = self.jaxpr.replace(invars=[x for x in values if isinstance(x, Var)], eqns=eqns)
+        return nano_region_p.bind(*values.values(), region=Region(jaxpr, self.stopped))
 
     def until(self, stopped: str) -> Region:
         """The region with a reason why it holds no more."""

@@ -117,7 +117,9 @@ def describe(problem: Dot) -> str:
         text += f"; {_count(problem.terms, 'product')} of components rounded to {problem.algorithm.dtype}"
     if problem.m and problem.k and problem.k[-1].lhs > problem.m[-1].lhs:
         text += "; A transposed"
-    if problem.n and problem.k and problem.n[-1].rhs > problem.k[-1].rhs:
+    if problem.panels:
+        text += f"; B in panels of {problem.panels.width}"
+    elif problem.n and problem.k and problem.n[-1].rhs > problem.k[-1].rhs:
         text += "; B transposed"
     return text
 

@@ -32,12 +32,28 @@ def instructions_for(isa: Isa, dot: Dot) -> list[tuple[Isa, DotInstruction]]:
 
     def serves(i: DotInstruction) -> bool:
         several = dot.terms > 1 and i.tiles  # sums of theirs cannot be looked at between terms
-        return i.lhs in WIDENS[lhs] and i.rhs in WIDENS[rhs] and i.acc == dot.acc and not several
+        return i.lhs in WIDENS[lhs] and i.rhs in WIDENS[rhs] and i.acc == dot.acc and not several and reads(i, dot)
 
     found = [(level, i) for level in (isa, isa.vectors) if level for i in level.dots if serves(i)]
     if not found:
-        raise UnsupportedDot(f"{isa.name} has no instruction that multiplies {lhs} by {rhs} into {dot.acc}")
+        text = f"{isa.name} has no instruction that multiplies {lhs} by {rhs} into {dot.acc}"
+        if dot.panels:
+            text += f" where B lies in panels of {dot.panels.width} columns, {dot.panels.group} rows interleaved"
+        raise UnsupportedDot(text)
     return found
+
+
+def reads(instruction: DotInstruction, dot: Dot) -> bool:
+    """Whether B lies as the instruction can have it: by strides, in panels of its own, or of rows that stand alone."""
+    if not dot.panels:
+        return True
+    if dot.panels.width % instruction.shape[1] or instruction.lhs_offset:
+        return False
+    if dot.panels.group == 1 and not instruction.tiles:
+        return True
+    whole = dot.panels.rows >= -(-extent(dot.k) // instruction.shape[2]) * instruction.shape[2]
+    own = instruction.rhs == dot.rhs and instruction.group == dot.panels.group
+    return own and whole
 
 
 def choose(dot: Dot, machine: Machine, isa: Isa) -> Plan:
@@ -97,6 +113,8 @@ def reason(plan: Plan, machine: Machine, candidates: int) -> str:
 def kernel_plans(dot: Dot, machine: Machine, isa: Isa) -> Iterator[Plan]:
     """Plans of a single task, one for each way to compute a block of C."""
     swapped = not dot.n and bool(dot.m)
+    if dot.panels and (swapped or dot.algorithm):
+        raise UnsupportedDot("panels hold numbers as they are, of a matrix of several columns")
     work = dot.swapped() if swapped else dot
     nothing = (0,) * (len(work.epilogue.extras) if work.epilogue else 0)
     m = max(work.m, key=lambda axis: axis.size, default=Axis(size=1, extras=nothing))
@@ -109,7 +127,7 @@ def kernel_plans(dot: Dot, machine: Machine, isa: Isa) -> Iterator[Plan]:
     common = {"dot": work, "swapped": swapped, "m": m, "n": n, "k": k, "outer": outer, "k_outer": k_outer}
 
     for level, instruction in instructions_for(isa, work):
-        plans = tile_plans if instruction.tiles else vector_plans
+        plans = panel_plans if dot.panels else tile_plans if instruction.tiles else vector_plans
         yield from plans(machine, level, instruction, common | {"isa": level.name})
 
 
@@ -159,6 +177,39 @@ def tile_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: 
                     hold_lhs=block.hold_lhs,
                     **common,
                 )
+
+
+def panel_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: dict) -> Iterator[Plan]:
+    """Plans of a single task where B lies in panels: their width is a multiple of the register block's."""
+    work, m, k = (common[name] for name in ("dot", "m", "k"))
+    width, as_it_is = work.panels.width, instruction.rhs == work.rhs
+    packed_lhs = "rows" if k.lhs == 1 or instruction.tiles else "columns"
+    if instruction.tiles:
+        instruction = instruction.fitted(m.size, k.size)
+        rows, _, steps = instruction.shape
+        lhs_direct = k.lhs == 1 and work.lhs == instruction.lhs and m.size % rows == 0 and k.size % steps == 0
+    else:
+        lhs_direct = instruction.group == 1 or k.lhs == 1
+    for lhs in ("direct", packed_lhs) if lhs_direct else (packed_lhs,):
+        if instruction.tiles:
+            blocks = model.tile_blocks(isa, instruction, m.size, width)
+        else:
+            extra = model.extra(machine, work, m, instruction, lhs == "direct", not as_it_is)
+            blocks = [
+                model.register_block(isa, machine, instruction, m.size, cols, k.size, extra)
+                for cols in range(instruction.shape[1], width + 1, instruction.shape[1])
+            ]
+        for block in dict.fromkeys(block for block in blocks if width % block.cols == 0):
+            yield blocked(
+                machine,
+                block,
+                k.size,
+                instruction=instruction,
+                lhs=lhs,
+                rhs="panels",
+                hold_lhs=block.hold_lhs,
+                **common,
+            )
 
 
 def streamed(machine: Machine, instruction: DotInstruction, dot: Dot, m: Axis, n: Axis, k: Axis) -> int:

@@ -18,14 +18,15 @@ ORDER = (
     ("fusion",),
     ("region",),
     ("layout", "scatters"),
-    ("primitive",),
+    ("primitive", "packed"),
     ("algorithm", "rebind", "report", "jaxprs", "views", "tuning"),
     ("compiler",),
     ("emit", "cache"),
     ("kernels",),
+    ("panels",),
     ("schedule",),
     ("targets", "model", "build"),
-    ("plan", "problem", "elementwise", "elementwise_jaxpr", "isa", "dtypes", "_native"),
+    ("plan", "problem", "elementwise", "elementwise_jaxpr", "isa", "dtypes", "weights", "_native"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}

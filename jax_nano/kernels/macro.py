@@ -242,6 +242,14 @@ class Macrokernel:
         panel = View(base, at, (plan.nr, self.nano.group), plan.instruction.rhs)
         return panel.block(k0, 0), panel.block(plan.dot.components[1] * plan.rounded_up(depth), 0)
 
+    def stored_panel(self, rhs: View, j: Index, k0: Index) -> View:
+        """The part of a panel of B, as the caller has them, that begins at column j, from its step k0 on."""
+        plan, panels = self.plan, self.dot.panels
+        assert panels
+        panel, column = divmod_(j, panels.width) if plan.nr < panels.width else (j, 0)
+        at = add(mul(panel, panels.rows * (panels.width if plan.nr < panels.width else 1)), mul(column, panels.group))
+        return View(rhs.base, add(rhs.at, at), (panels.width, panels.group), rhs.dtype).block(k0, 0)
+
     def shared_panels(self, frame: Frame, k0: Index = 0) -> RhsPanels:
         """The panels that all tasks of a round share."""
         plan = self.plan
@@ -256,6 +264,8 @@ class Macrokernel:
             return lambda j: (rhs.block(k0, j), rhs)
         if plan.rhs == "shared":
             return self.shared_panels(frame, k0)
+        if plan.rhs == "panels":
+            return lambda j: (self.stored_panel(rhs, j, k0), rhs)
         base = scratch(
             frame.local, plan.local_rhs_at, plan.block_columns * plan.panel_rows(plan.kc), plan.instruction.rhs
         )
@@ -302,7 +312,7 @@ class Macrokernel:
 
 def microkernel(plan: Plan) -> Microkernel:
     """The kind of microkernel that a plan is made of."""
-    packed = plan.lhs != "direct", plan.rhs != "direct"
+    packed = plan.lhs != "direct", plan.reads_panels
     if plan.instruction.tiles:
         return TileMicrokernel(TileNanokernel(plan.instruction, hold_lhs=plan.hold_lhs), plan.unroll, packed)
     kind = InnerMicrokernel if plan.lanes == "k" else Microkernel
