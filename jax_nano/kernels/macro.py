@@ -143,7 +143,7 @@ class Macrokernel:
                             block = Block(count, cols, self.nano.lanes)
                             epilogue = self.epilogue(extras, i, j) if plan.splits == 1 else None
                             result = Result(c, where, bias, biased, epilogue, plan.has_partial, tiles)
-                            ahead = self.ahead(b_matrix.block(k0, j), i, area.m0, cols)
+                            ahead = self.ahead(b if plan.dot.panels else b_matrix.block(k0, j), i, area.m0, cols)
                             self.micro.emit(a_panel(i), b, result, block, part, ahead)
 
                         along(begin, end, plan.m.size, plan.mr, row_panel)
@@ -154,7 +154,8 @@ class Macrokernel:
         """What to ask for while the panel of B that begins at `b` is gone through for the panel of rows at i."""
         if not self.plan.ahead:
             return None
-        return Ahead(b.block(*self.plan.ahead), select(equal(i, m0), 1, 0), cols)
+        interleaved = self.dot.panels.group if self.dot.panels else 1
+        return Ahead(b.block(*self.plan.ahead), select(equal(i, m0), 1, 0), cols, interleaved)
 
     def reduce_phase(self, frame: Frame) -> None:
         """One task: a run of C's rows, each element the sum of the splits' in their order."""

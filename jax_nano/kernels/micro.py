@@ -100,16 +100,17 @@ class Ahead:
     source: View  # element (k, j) of B, of what is wanted
     on: Index
     width: int  # columns of the panel
+    interleaved: int = 1  # rows of B that stand together
 
     def ask(self, k: Index, group: int) -> None:
         """Asks for the lines that belong to steps k to k + group - 1."""
         line = LINE_BYTES // bytes_of(self.source.dtype)
         begin = times(self.on, self.source.at)
         stride_k, stride_n = (times(self.on, stride) for stride in self.source.strides)
-        if self.source.strides[1] == 1:
-            for step in range(group):
+        if self.source.strides[1] == self.interleaved:
+            for step in range(0, group, self.interleaved):
                 at = add(begin, times(add(k, step), stride_k))
-                for j in range(0, self.width, line):
+                for j in range(0, self.width * self.interleaved, line):
                     prefetch(self.source.base, add(at, j))
         elif self.source.strides[0] == 1:  # a line holds steps of k: each step asks for its share of the columns
             whole, within = divmod_(k, line)
