@@ -277,12 +277,8 @@ def check_panels(
     matrix, panel = rhs.rows * rhs.columns, rhs.rows * rhs.width
     if [axis.rhs for axis in k] not in ([], [1]):
         raise UnsupportedDot("panels are summed along the rows of the packed matrix, all in one run")
-    if (
-        any(axis.rhs % matrix for axis in b)
-        or any(axis.rhs % panel for axis in n[:-1])
-        or not n
-        or n[-1].rhs != rhs.rows
-    ):
+    whole = not any(axis.rhs % matrix for axis in b) and not any(axis.rhs % panel for axis in n[:-1])
+    if not whole or (n and n[-1].rhs != rhs.rows):
         raise UnsupportedDot(f"columns of the packed matrix are not gone through by whole panels of {rhs.width}")
 
 

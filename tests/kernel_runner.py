@@ -71,6 +71,13 @@ def stored(array):
     return memory
 
 
+def in_panels(matrix, panels):
+    """A matrix in panels, with zeros around it."""
+    padded = np.zeros((panels.rows, panels.columns), matrix.dtype)
+    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return padded.reshape(-1, panels.group, panels.columns // panels.width, panels.width).transpose(2, 0, 3, 1).copy()
+
+
 def guarded_copy(array, *, before):
     """An array as it is stored, in guarded memory."""
     content = stored(array)
@@ -157,6 +164,7 @@ class Runner:
           seed: of the order of tasks.
         """
         plan = self.plan
+        rhs = in_panels(rhs, plan.dot.panels) if plan.dot.panels else rhs
         operands = [guarded_copy(x, before=before) for x in (lhs, rhs)]
         dtype = np.dtype(DTYPES[plan.dot.out])
         out = Guarded(plan.results * dtype.itemsize, before=before)

@@ -14,7 +14,7 @@ from products import Product, matrix
 from jax_nano import schedule
 from jax_nano.isa import DotInstruction
 from jax_nano.plan import Plan
-from jax_nano.problem import Axis, UnsupportedDot
+from jax_nano.problem import Axis, Operand, Panels, UnsupportedDot
 from jax_nano.targets import host
 
 TYPES = (
@@ -44,12 +44,14 @@ class Kind:
     name: str
     a: str  # what A is contiguous along: "rows", "columns", or neither ("apart")
     lhs: str
-    b: str
+    b: str  # likewise; or "panels"
     rhs: str
     lanes: str = "n"
 
-    def serves(self, instruction: DotInstruction) -> bool:
-        """Whether the instruction can have its operands so."""
+    def serves(self, instruction: DotInstruction, types: tuple[str, str, str]) -> bool:
+        """Whether the instruction can have operands of these types so."""
+        if self.b == "panels" and types[1] not in ("f64", "f32", "bf16", "f16"):
+            return False
         lhs = self.lhs != "direct" or self.a == "rows" or instruction.group == 1
         rhs = self.rhs != "direct" or instruction.lhs_offset == 0
         return lhs and rhs
@@ -68,6 +70,8 @@ KINDS = (
     Kind("b_shared", "rows", "rows", "rows", "shared"),
     Kind("b_shared_from_columns", "columns", "columns", "columns", "shared"),
     Kind("b_shared_from_apart", "rows", "direct", "apart", "shared"),
+    Kind("b_panels", "rows", "direct", "panels", "panels"),
+    Kind("b_panels_a_by_columns", "columns", "columns", "panels", "panels"),
     Kind("along_k", "rows", "direct", "columns", "direct", lanes="k"),
 )
 
@@ -87,7 +91,15 @@ class Row:
     def product(self, m, n, k) -> Product:
         """C of m x n, as the sum of k products."""
         lhs, rhs, out = self.types
-        return Product(lhs=matrix(m, k, self.kind.a, lhs), rhs=matrix(k, n, self.kind.b, rhs), out=out)
+        b = self.panels(k, n) if self.kind.b == "panels" else matrix(k, n, self.kind.b, rhs)
+        return Product(lhs=matrix(m, k, self.kind.a, lhs), rhs=b, out=out)
+
+    def panels(self, k, n) -> Operand:
+        """B in panels of two of the plan's register blocks."""
+        group = self.instruction.group if self.instruction.rhs == self.types[1] else 1
+        rows, width = max(2, -(-k // group) * group), 4 * self.instruction.shape[1]
+        panels = Panels(matrices=1, rows=rows, columns=-(-n // width) * width, width=width, group=group)
+        return Operand(shape=(k, n), strides=(1, rows), dtype=self.types[1], panels=panels)
 
     def plan(self, m, n, k, **changes) -> Plan:
         """A plan of this kind: one task, one block of k and small register blocks, but for the `changes`."""
@@ -125,7 +137,9 @@ def rows() -> list[Row]:
             with contextlib.suppress(UnsupportedDot):
                 for level, instruction in schedule.instructions_for(isa, dot):
                     if level is isa and not instruction.tiles:
-                        found += [Row(types, isa.name, instruction, kind) for kind in KINDS if kind.serves(instruction)]
+                        found += [
+                            Row(types, isa.name, instruction, kind) for kind in KINDS if kind.serves(instruction, types)
+                        ]
     return found
 
 
