@@ -107,6 +107,8 @@ def _body(eqn: JaxprEqn) -> Jaxpr | None:
 def _name(eqn: JaxprEqn) -> str:
     if eqn.primitive is convert_element_type_p:
         return f"conversion to {type_of(eqn.outvars[0]).dtype.name}"
+    if eqn.primitive is nano_unpack_p:
+        return "packed weight"
     return called(eqn).debug_info.func_name if eqn.primitive is custom_jvp_call_p else eqn.primitive.name
 
 

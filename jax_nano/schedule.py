@@ -51,7 +51,9 @@ def reads(instruction: DotInstruction, dot: Dot) -> bool:
         return False
     if dot.panels.group == 1 and not instruction.tiles:
         return True
-    whole = dot.panels.rows >= -(-extent(dot.k) // instruction.shape[2]) * instruction.shape[2]
+    k = extent(dot.k)
+    steps = instruction.fitted(1, k).shape[2] if instruction.tiles else instruction.shape[2]
+    whole = dot.panels.rows >= -(-k // steps) * steps
     own = instruction.rhs == dot.rhs and instruction.group == dot.panels.group
     return own and whole
 

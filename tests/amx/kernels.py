@@ -9,6 +9,7 @@ from support import assert_dot_general
 
 from jax_nano import _native, emit, schedule
 from jax_nano.compiler import Kernel, processor_for
+from jax_nano.panels import panels_for
 from jax_nano.problem import Dot, Operand
 from jax_nano.targets import x86
 
@@ -28,10 +29,21 @@ def numbers(rng, shape, dtype):
     return rng.standard_normal(shape).astype(dtype)
 
 
-def tile_plans(lhs, rhs, dimension_numbers, types):
-    """Every plan by tiles that the schedule weighs, before it divides work into tasks."""
-    operands = Operand.row_major(lhs, types[0]), Operand.row_major(rhs, types[1])
-    dot = Dot.of(*operands, dimension_numbers, types[2])
+def tile_plans(lhs, rhs, dimension_numbers, types, packed=False):
+    """Every plan by tiles that the schedule weighs, before it divides work into tasks.
+
+    Args:
+      lhs: the shape of A.
+      rhs: the shape of B.
+      dimension_numbers: as lax.dot_general has them.
+      types: of A, B and C.
+      packed: whether B lies in panels.
+    """
+    a, b = Operand.row_major(lhs, types[0]), Operand.row_major(rhs, types[1])
+    if packed:
+        panels = panels_for(types[1], *rhs, MACHINE, AMX)
+        b = replace(b, strides=(1, panels.rows), panels=panels)
+    dot = Dot.of(a, b, dimension_numbers, types[2])
     return [plan for plan in schedule.kernel_plans(dot, MACHINE, AMX) if plan.instruction.tiles]
 
 

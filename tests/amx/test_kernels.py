@@ -52,6 +52,15 @@ def test_every_edge_of_the_sum(name, before):
         run(PRODUCTS[name], 20, 40, k, before=before)
 
 
+@pytest.mark.parametrize("m", ROWS)
+def test_packed_weights(m):
+    types, rng = PRODUCTS["tdpbf16ps"], np.random.default_rng(m)
+    for n, k in ((32, 64), (33, 37), (70, 100)):
+        plans = tile_plans((m, k), (k, n), MATMUL, types, packed=True)
+        assert all(plan.rhs == "panels" for plan in plans)
+        check(plans, MATMUL, types, numbers(rng, (m, k), types[0]), numbers(rng, (k, n), types[1]))
+
+
 LAYOUTS = {
     "nn": ((21, 45), (45, 35), (((1,), (0,)), ((), ()))),
     "nt": ((21, 45), (35, 45), (((1,), (1,)), ((), ()))),
