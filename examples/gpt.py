@@ -35,8 +35,10 @@ HEAD = 64  # elements of a head, in GPT-2 of every size
 CONTEXT = 1024
 PREFILLS = 3  # times that the prompt is read; the fastest counts
 
+TYPES = ("f32", "bf16")
+
 Params = dict[str, Array]  # by the names of GPT-2's checkpoints
-Cache = list[tuple[Array, Array]]  # of each layer the keys and values so far, (context, heads, HEAD)
+Cache = list[tuple[Array, Array]]  # of each layer the keys and values so far, (tokens, heads, HEAD)
 Step = Callable[[Params, Cache, Array, Array], tuple[Array, Cache]]
 
 
@@ -83,10 +85,10 @@ def norm(params: Params, name: str, x: Array) -> Array:
     return unit.astype(x.dtype) * params[f"{name}.weight"] + params[f"{name}.bias"]
 
 
-def empty_cache(params: Params) -> Cache:
-    """A cache for as many tokens as the model has positions."""
+def empty_cache(params: Params, tokens: int) -> Cache:
+    """A cache for that many tokens."""
     embedding = params["wpe.weight"]
-    memory = jnp.zeros((embedding.shape[0], embedding.shape[1] // HEAD, HEAD), embedding.dtype)
+    memory = jnp.zeros((tokens, embedding.shape[1] // HEAD, HEAD), embedding.dtype)
     layers = sum(name.endswith(".attn.c_attn.bias") for name in params)
     return [(memory.copy(), memory.copy()) for _ in range(layers)]
 
@@ -186,7 +188,8 @@ class Run(NamedTuple):
 def generate(step: Step, params: Params, prompt: Sequence[int], count: int, advance: Callable[[], None]) -> Run:
     """Reads the prompt and writes `count` tokens, each the likeliest; `advance` is told of each."""
     start = time.perf_counter()
-    tokens, cache, at = jnp.array(prompt, jnp.int32), empty_cache(params), jnp.int32(0)
+    fresh = functools.partial(empty_cache, params, len(prompt) + count)
+    tokens, cache, at = jnp.array(prompt, jnp.int32), fresh(), jnp.int32(0)
     jitted = jax.jit(step, donate_argnames="cache")
     read = jitted.lower(params, cache, tokens, at).compile()
     write = jitted.lower(params, cache, tokens[:1], at).compile()
@@ -194,7 +197,7 @@ def generate(step: Step, params: Params, prompt: Sequence[int], count: int, adva
 
     reading = math.inf
     for _ in range(PREFILLS):
-        cache = jax.block_until_ready(empty_cache(params))
+        cache = jax.block_until_ready(fresh())
         start = time.perf_counter()
         token, cache = jax.block_until_ready(read(params, cache, tokens, at))
         reading = min(reading, time.perf_counter() - start)
@@ -260,9 +263,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=768, help="of random weights, a multiple of 64")
     parser.add_argument("--vocabulary", type=int, default=50257, help="of random weights")
     return parser.parse_args()
-
-
-TYPES = ("f32", "bf16")
 
 
 def has_vocabulary(checkpoint: pathlib.Path | None) -> bool:
