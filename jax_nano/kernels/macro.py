@@ -30,7 +30,6 @@ from jax_nano.build import (
     minimum,
     mul,
     scratch,
-    select,
     store,
     subtract,
 )
@@ -152,10 +151,13 @@ class Macrokernel:
 
     def ahead(self, b: View, i: Index, m0: Index, cols: int) -> Ahead | None:
         """What to ask for while the panel of B that begins at `b` is gone through for the panel of rows at i."""
-        if not self.plan.ahead:
+        plan = self.plan
+        if not plan.ahead:
             return None
+        panels = -(-min(plan.mt, plan.m.size) // plan.mr)
+        number = divmod_(subtract(i, m0), plan.mr)[0]
         interleaved = self.dot.panels.group if self.dot.panels else 1
-        return Ahead(b.block(*self.plan.ahead), select(equal(i, m0), 1, 0), cols, interleaved)
+        return Ahead(b.block(*plan.ahead), number, panels, plan.kc, cols, interleaved)
 
     def reduce_phase(self, frame: Frame) -> None:
         """One task: a run of C's rows, each element the sum of the splits' in their order."""

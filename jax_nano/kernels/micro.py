@@ -92,33 +92,37 @@ class Result:
 
 @dataclass(frozen=True)
 class Ahead:
-    """What to ask for while a panel of B is gone through: the piece of B that comes in its place, step by step.
+    """What to ask for while a panel of B is gone through: the piece of B that comes in its place.
 
-    `on` is 1 for the first panel of rows and 0 for the others, which ask for one line over and over instead.
+    The panel is gone through once for each panel of rows. Its lines are asked for one after the other, evenly over all
+    steps of all of them: what is asked for faster than memory gives it would hold up the loop.
     """
 
     source: View  # element (k, j) of B, of what is wanted
-    on: Index
+    number: Index  # of the panel of rows
+    panels: int  # of rows
+    depth: int  # steps of k
     width: int  # columns of the panel
     interleaved: int = 1  # rows of B that stand together
 
     def ask(self, k: Index, group: int) -> None:
-        """Asks for the lines that belong to steps k to k + group - 1."""
-        line = LINE_BYTES // bytes_of(self.source.dtype)
-        begin = times(self.on, self.source.at)
-        stride_k, stride_n = (times(self.on, stride) for stride in self.source.strides)
-        if self.source.strides[1] == self.interleaved:
-            for step in range(0, group, self.interleaved):
-                at = add(begin, times(add(k, step), stride_k))
-                for j in range(0, self.width * self.interleaved, line):
-                    prefetch(self.source.base, add(at, j))
-        elif self.source.strides[0] == 1:  # a line holds steps of k: each step asks for its share of the columns
-            whole, within = divmod_(k, line)
-            share = -(-self.width * group // line)
-            column = divmod_(mul(within, share), group)[0]
-            at = add(begin, mul(whole, line), times(column, stride_n))
-            for j in range(share):
-                prefetch(self.source.base, add(at, times(j, stride_n)))
+        """Asks for the lines whose turn is at steps k to k + group - 1."""
+        source, line = self.source, LINE_BYTES // bytes_of(self.source.dtype)
+        by_rows = source.strides[1] == self.interleaved
+        if not by_rows and source.strides[0] != 1:
+            return
+        steps = -(-self.depth // group)
+        together = self.interleaved if by_rows else 1
+        runs = -(-self.depth // together) if by_rows else self.width
+        in_a_run = -(-(self.width * together if by_rows else self.depth) // line)
+        lines, turns = runs * in_a_run, steps * self.panels
+        turn = add(times(self.number, steps), divmod_(k, group)[0])
+        at_once = -(-lines // turns)
+        first = mul(turn, at_once) if lines >= turns else divmod_(turn, turns // lines)[0]
+        for i in range(at_once):
+            run, within = divmod_(add(first, i), in_a_run)
+            begin = source.offset(mul(run, together), 0) if by_rows else source.offset(0, run)
+            prefetch(source.base, add(begin, mul(within, line)))
 
 
 @dataclass(frozen=True)

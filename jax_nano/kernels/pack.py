@@ -34,6 +34,7 @@ from jax_nano.build import (
     interleave,
     load,
     mul,
+    prefetch,
     splat,
     store,
     transpose,
@@ -42,7 +43,10 @@ from jax_nano.build import (
 )
 from jax_nano.kernels.micro import rounded_down
 from jax_nano.kernels.nano import Nanokernel
-from jax_nano.problem import BITS
+from jax_nano.plan import LINE_BYTES
+from jax_nano.problem import BITS, bytes_of
+
+ROWS_AHEAD = 32  # how much further on rows are asked for while they are copied: many lie on a page of their own
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,9 @@ class Packer:
         def rows(k: Index, live: int) -> None:
             def panel(first: Index, cols: int, target: View) -> None:
                 padded = -(-width // self.lanes) * self.lanes
+                for step in range(self.group):
+                    for j in range(0, cols, LINE_BYTES // bytes_of(source.dtype)):
+                        prefetch(source.base, source.offset(add(k, ROWS_AHEAD + step), add(first, j)))
                 registers = self.nano.interleaved(source.block(0, first), k, padded, cols, live, self.operand)
                 for i, register in enumerate(registers):
                     self.put(register, target, k, i * self.lanes, width)
