@@ -9,6 +9,7 @@ from jax_nano.isa import DotInstruction
 from jax_nano.problem import Axis, Dot, bytes_of, extent
 
 LINE_BYTES = 64
+ACCUMULATORS = 8  # that are enough for none to wait: two of four cycles are begun in each
 # How far ahead panels of packed weights are asked for: on Zen 5, that takes 4 to 10 % off products of few rows.
 PANEL_AHEAD_BYTES = 16 << 10
 REDUCED_PER_TASK = 1 << 14  # elements of C: enough to outweigh the handing out of a task
@@ -69,6 +70,16 @@ class Plan:
         """Steps of k in an iteration of the microkernel."""
         _, lanes, group = self.instruction.shape
         return self.unroll * group * (lanes if self.lanes == "k" else 1)
+
+    @property
+    def chains(self) -> int:
+        """Sums that a microkernel makes side by side for an element of C, of every so many-th step, and adds up.
+
+        Panels of packed weights are narrow: with few rows, one sum would wait for itself.
+        """
+        if self.rhs != "panels" or self.instruction.tiles:
+            return 1
+        return max(1, min(self.unroll, ACCUMULATORS // (self.mr * -(-self.nr // self.instruction.shape[1]))))
 
     @property
     def block_columns(self) -> int:

@@ -319,7 +319,7 @@ def microkernel(plan: Plan) -> Microkernel:
     if plan.instruction.tiles:
         return TileMicrokernel(TileNanokernel(plan.instruction, hold_lhs=plan.hold_lhs), plan.unroll, packed)
     kind = InnerMicrokernel if plan.lanes == "k" else Microkernel
-    return kind(Nanokernel(plan.instruction, hold_lhs=plan.hold_lhs), plan.unroll, packed, plan.terms)
+    return kind(Nanokernel(plan.instruction, hold_lhs=plan.hold_lhs), plan.unroll, packed, plan.terms, plan.chains)
 
 
 def split(number: Index, count: int) -> tuple[Index, Index]:

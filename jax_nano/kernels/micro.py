@@ -12,6 +12,7 @@ and nothing beyond `depth` where an operand is not packed, is read or written.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -133,6 +134,7 @@ class Microkernel:
     unroll: int  # updates in an iteration
     packed: tuple[bool, bool]  # whether A and B are in panels
     terms: tuple[tuple[int, int], ...] = ((0, 0),)  # where the components stand whose products are added up, in order
+    chains: int = 1  # sums side by side, one for each of as many updates, that are added up after the loop
 
     def emit(self, a: View, b: View, result: Result, block: Block, part: Part, ahead: Ahead | None = None) -> None:
         """Emits one block of C."""
@@ -205,14 +207,18 @@ class Microkernel:
         group, step = self.nano.group, self.nano.group * self.unroll
         unrolled, whole = rounded_down(part.depth, part.size, step), rounded_down(part.depth, part.size, group)
         if unrolled != 0:
-            with for_range(0, unrolled, step, carry=acc) as loop:
-                loop.next = loop.carry
-                for k in range(0, step, group):
+            others = [self.nano.zero()] * (len(acc) * (self.chains - 1))
+            with for_range(0, unrolled, step, carry=[*acc, *others]) as loop:
+                chains = chunks(loop.carry, self.chains)
+                for number, k in enumerate(range(0, step, group)):
                     if ahead:
                         ahead.ask(add(loop.i, k), group)
                     at_a, at_b = a.block(0, loop.i), b.block(loop.i, 0)
-                    loop.next = self.nano.update(loop.next, at_a, at_b, k, block, group, self.packed)
-            acc = loop.results
+                    chain = number % self.chains
+                    chains[chain] = self.nano.update(chains[chain], at_a, at_b, k, block, group, self.packed)
+                loop.next = [value for chain in chains for value in chain]
+            chains = chunks(loop.results, self.chains)
+            acc = [functools.reduce(self.nano.plus, sums) for sums in zip(*chains, strict=True)]
         if part.size % step >= group:
             with for_range(unrolled, whole, group, carry=acc) as loop:
                 loop.next = self.nano.update(loop.carry, a, b, loop.i, block, group, self.packed)
@@ -274,6 +280,12 @@ class InnerMicrokernel(Microkernel):
             acc = loop.results
         rows = [acc[i * block.cols : (i + 1) * block.cols] for i in range(block.rows)]
         self.finish([self.nano.sums(row) for row in rows], result, block, part)
+
+
+def chunks(values: Sequence[ir.Value], count: int) -> list[Values]:
+    """The values in `count` parts of the same length."""
+    size = len(values) // count
+    return [list(values[i * size : (i + 1) * size]) for i in range(count)]
 
 
 def rounded_down(depth: Index, size: int, step: int) -> Index:
