@@ -161,13 +161,15 @@ class Plan:
     def ahead(self) -> tuple[int, int] | None:
         """How many steps of k and columns further on B is asked for while a block of it is gone through, if at all.
 
-        What comes next is the next block of k where B is read in place, the next columns where a task packs them, and
-        in panels what is so far away that it is there in time: behind the panel's end, the next one follows.
+        What comes next is the next block of k where B is read in place, the next columns where a task packs them. Of
+        the panels of packed weights, which follow one another, it is the next panel while several panels of rows go
+        through this one, and else what is so far away that it is there in time.
         """
         if self.lanes == "k" or self.rhs == "shared":
             return None
         if self.dot.panels:
-            return PANEL_AHEAD_BYTES // bytes_of(self.dot.rhs, self.dot.panels.width), 0
+            near = PANEL_AHEAD_BYTES // bytes_of(self.dot.rhs, self.dot.panels.width)
+            return near if self.mt <= self.mr else self.dot.panels.rows, 0
         if self.rhs == "direct":
             return (self.kc, 0) if self.kc < self.k.size else None
         return (0, self.nb) if self.block_columns < self.nt else None
