@@ -7,6 +7,8 @@ import hashlib
 import math
 import os
 import threading
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -143,8 +145,31 @@ def kernel_for(dot: Dot, target_name: str | None = None) -> Kernel:
       ValueError: no machine has the target asked for.
     """
     machine = machine_for(target_name)
-    plan = _plan(dot, target(machine, target_name).name)
+    isa = target(machine, target_name).name
+    if (dot, isa) in _begun:
+        wait([_begun[dot, isa]])
+    plan = _plan(dot, isa)
     return replace(compiled(dot, plan, processor_for(plan, machine)), plan=plan)  # equal plans may differ in `why`
+
+
+_begun: dict[tuple[Dot, str], Future[None]] = {}
+
+
+def begin(dots: Iterable[Dot]) -> None:
+    """Begins to compile the kernels of several products on threads of their own. `kernel_for` waits for them."""
+    machine = machine_for()
+    isa = target(machine).name
+    dots = [dot for dot in dict.fromkeys(dots) if (dot, isa) not in _begun]
+    if len(dots) < 2 or machine.threads < 2:
+        return
+
+    def compose(dot: Dot) -> None:
+        plan = _plan(dot, isa)
+        compiled(dot, plan, processor_for(plan, machine))
+
+    pool = ThreadPoolExecutor(machine.threads)
+    _begun.update({(dot, isa): pool.submit(compose, dot) for dot in dots})
+    pool.shutdown(wait=False)  # its threads end when nothing is left to do
 
 
 @functools.cache

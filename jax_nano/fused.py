@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,11 +16,11 @@ from jax.interpreters import ad, batching, mlir, partial_eval, xla
 
 from jax_nano.fusion import fused
 from jax_nano.primitive import TARGET_NAME, equation_of, nano, nano_dot_general_p, remat_rule, settled
-from jax_nano.problem import UnsupportedDot
+from jax_nano.problem import Dot, UnsupportedDot
 from jax_nano.rebind import Rebinding
 from jax_nano.region import Region, nano_region_p
 from jax_nano.report import Report, reports, tell
-from jax_nano.tuning import kernel_for
+from jax_nano.tuning import begin, kernel_for
 
 accelerated = Rebinding({dot_general_p: nano_dot_general_p}, first=fused)
 """`accelerated(f)` is f with a kernel for every product in it and what can be fused with it, however deep."""
@@ -97,6 +99,7 @@ def _lower(ctx: mlir.LoweringRuleContext, *arrays: mlir.ir.Value, region: Region
     try:
         layout = region.layout
         dot = settled(ctx, layout.dot(), layout.precision)
+        begin(_first_of(region.beside, ctx))
         kernel = kernel_for(dot)
     except UnsupportedDot as reason:
         lower, text = (_unpacked, "unpacked") if region.unpacks else (_unfused, "not fused")
@@ -108,6 +111,15 @@ def _lower(ctx: mlir.LoweringRuleContext, *arrays: mlir.ir.Value, region: Region
     tell(Report(equation=equation, problem=dot, kernel=kernel, fused=region.fused, stopped=region.stopped))
     operands = ctx.replace(avals_in=[ctx.avals_in[i] for i in layout.sources])
     return jax.ffi.ffi_lowering(TARGET_NAME)(operands, *(arrays[i] for i in layout.sources), **kernel.attributes())
+
+
+def _first_of(beside: list[Region], ctx: mlir.LoweringRuleContext) -> Iterator[Dot]:
+    """The problems of all regions of a program, for the first of them that is lowered; none for the others."""
+    regions = beside[:]
+    beside.clear()
+    for region in regions:
+        with suppress(UnsupportedDot):
+            yield settled(ctx, region.layout.dot(), region.layout.precision)
 
 
 def _with_unpacked(*arrays: Array, region: Region) -> Array:

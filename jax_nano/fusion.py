@@ -53,6 +53,7 @@ class _Program:
 
     def __init__(self, jaxpr: Jaxpr):
         self.jaxpr = jaxpr
+        self.regions: list[Region] = []
         self.eqns = dict(enumerate(jaxpr.eqns))
         self.caller = len(jaxpr.eqns)  # uses the results, behind all equations
         self.makers = {out: i for i, eqn in self.eqns.items() for out in eqn.outvars}
@@ -87,6 +88,7 @@ class _Program:
         if chosen is None:
             return
         tail, region = self.longest(product, chosen)
+        self.regions.append(region)
         place = tail[-1] if tail else product
         eqn = self.eqns[product].replace(
             primitive=nano_region_p,
@@ -105,9 +107,11 @@ class _Program:
         for tail in reversed(self.tails(product)[1:]):
             region, last = self.region(product, converted, tail), self.eqns[tail[-1]]
             if not region.unsupported:
-                return tail, region.until(stopped or self.uses(*last.outvars))
+                return tail, region.until(stopped or self.uses(*last.outvars), self.regions)
             stopped = f"{last.primitive}: {region.unsupported}"
-        return (), self.region(product, converted).until(stopped or self.uses(*self.eqns[product].outvars))
+        return (), self.region(product, converted).until(
+            stopped or self.uses(*self.eqns[product].outvars), self.regions
+        )
 
     def uses(self, x: Var) -> str:
         """Says who uses a value."""

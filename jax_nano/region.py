@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ class Region:
 
     jaxpr: Jaxpr  # of the arrays that are read; without constants, with one result
     stopped: str = ""  # why no more is fused
+    beside: list[Region] = field(default_factory=list)  # all of its program, until the first of them is lowered
 
     @functools.cached_property
     def _key(self) -> _Key:
@@ -82,9 +83,9 @@ class Region:
         jaxpr = self.jaxpr.replace(invars=[x for x in values if isinstance(x, Var)], eqns=eqns)
         return nano_region_p.bind(*values.values(), region=Region(jaxpr, self.stopped))
 
-    def until(self, stopped: str) -> Region:
-        """The region with a reason why it holds no more."""
-        return Region(self.jaxpr, stopped)
+    def until(self, stopped: str, beside: list[Region]) -> Region:
+        """The region with a reason why it holds no more, in a program that has others."""
+        return Region(self.jaxpr, stopped, beside)
 
     def __call__(self, *arrays: Any) -> jax.Array:
         """Computes the region, equation by equation."""

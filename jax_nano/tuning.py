@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +73,12 @@ def kernel_for(dot: Dot) -> Kernel:
         with ThreadPoolExecutor(max_workers=1) as worker:
             worker.submit(tune, dot).result()
     return compiler.kernel_for(dot)
+
+
+def begin(dots: Iterable[Dot]) -> None:
+    """Begins to compile the kernels of products, unless they are measured one by one when they are wanted."""
+    if os.environ.get("JAX_NANO_AUTOTUNE") != "1":
+        compiler.begin(dots)
 
 
 def measured(kernels: list[Kernel]) -> list[float]:

@@ -1,6 +1,7 @@
 """Accelerated programs: the same results, derivatives and transformations, with kernels that do more than products."""
 
 import functools
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from programs import FORWARD_ONLY, PROGRAMS, REVERSE_ONLY
 from support import kernels, normal, primitives
 
 import jax_nano
+from jax_nano import compiler
+from jax_nano.targets import host
 
 X, W, V = normal(6, 8), normal(8, 8, seed=1), normal(8, 8, seed=2)
 B, S = normal(8, seed=3), normal(8, 8, seed=4)
@@ -318,3 +321,34 @@ def test_gradients_of_shards():
         jax_nano.accelerate(jax.grad(loss(f), (0, 1, 2))),
     ):
         assert_same(jax.jit(accelerated)(x, W, B), wanted)
+
+
+def test_equal_products_share_a_kernel_and_others_are_compiled_beside_each_other(monkeypatch):
+    threads = []
+
+    def compose(plan, module=compiler.emit.module):
+        threads.append(threading.current_thread())
+        return module(plan)
+
+    monkeypatch.setenv("JAX_NANO_CACHE", "0")
+    monkeypatch.setattr(compiler.emit, "module", compose)
+    x, w, v = normal(5, 11), normal(11, 11), normal(11, 7)
+
+    def f(x):
+        for _ in range(3):
+            x = jnp.tanh(x @ w)
+        return x @ v
+
+    jax.jit(jax_nano.accelerate(f)).lower(x)
+    assert len(threads) == 2
+    if host.machine().threads > 1:
+        assert threading.current_thread() not in threads
+    assert_same(jax.jit(jax_nano.accelerate(f))(x), exact(f, x))
+
+
+def test_what_has_no_kernel_does_not_hold_up_the_others():
+    def f(x):
+        return jnp.real((x + 1j) @ (x.T + 1j)) + x @ x.T
+
+    with kernels(1):
+        np.testing.assert_allclose(jax.jit(jax_nano.accelerate(f))(X), f(X), rtol=1e-5, atol=1e-5)
