@@ -1,8 +1,8 @@
 """Measures the cost model: predicted against measured times, and what trusting it costs.
 
 For each shape the model's choice and its other candidates are timed in turns, and the fastest of these once more beside
-the choice, since the best of several noisy times is partly luck. Regret is the chosen plan's time over the fastest one's
-in these turns, less one, and not below zero. Memory is retained: page faults would cost more than plans differ.
+the choice, since the best of several noisy times is partly luck. Regret is the chosen plan's time over the fastest
+one's in these turns, less one, and not below zero. Memory is retained: page faults would cost more than plans differ.
 """
 
 import argparse

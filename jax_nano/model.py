@@ -31,14 +31,19 @@ PANEL_SHARE = 0.67
 # The share of the shorter of computing and fetching that the longer one does not hide.
 EXPOSED = 0.1
 # The share of bandwidth that copying reaches, which waits for what it has not asked for ahead.
-PACKING_RATE = 0.6
+PACKING_RATE = 0.72
+# How much longer the wait for A is where it is read in place than where it is copied.
+IN_PLACE = 1.3
+# The share of this wait that is left where strides are short or runs are not, which prefetchers follow.
+FOLLOWED = 0.3
+PAGE_BYTES = 4096
 # What a run of bytes that ends before a page does costs beside its own length: prefetchers begin again.
 RUN_BYTES = 64
 FAR_RUN_BYTES = 256  # where runs come from memory
 STREAM_BYTES = 128  # where several rows of B are gone through side by side
 # The share of a core's bandwidth from memory that is left to it while others read too.
 MEMORY_SHARE = 0.75
-# What one core reads of a large B that it has asked for ahead, at most.
+# What one core reads of a large B from the last cache where it has asked for it ahead, at most.
 STREAM_BYTES_PER_CYCLE = 24
 # What going over to the next of these rows costs in a microkernel, in bytes that would have been read meanwhile.
 STREAM_TURN_BYTES = 32
@@ -120,7 +125,9 @@ def stream_cycles(machine: Machine, held_bytes: int, row_bytes: float, rows: int
     """The same where B is read in place, and asked for ahead: pieces of `rows` of its rows in a step of k."""
     if held_bytes <= machine.caches[min(1, len(machine.caches) - 1)].bytes:
         return 0.0
-    return rows * (row_bytes + STREAM_TURN_BYTES) / STREAM_BYTES_PER_CYCLE
+    far = held_bytes > machine.caches[-1].bytes * PANEL_SHARE
+    rate = machine.memory_gb_per_s[0] / machine.ghz if far else STREAM_BYTES_PER_CYCLE
+    return rows * (row_bytes + STREAM_TURN_BYTES) / rate
 
 
 def register_block(
@@ -265,7 +272,7 @@ def seconds(plan: Plan, machine: Machine, threads: int | None = None) -> Estimat
     compute = compute_cycles(plan, machine) / hertz
     work, fetching = packing_cycles(plan, machine)
     if plan.ahead:
-        fetching = max(UNHIDDEN * fetching, fetching - compute * hertz / 2)
+        fetching = max(UNHIDDEN * fetching, fetching - compute * hertz)
     packing = (work + fetching) / hertz
     tasks = plan.rounds * plan.tasks["compute"]
     workers = min(threads, tasks)
@@ -366,6 +373,8 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
             column += fetching * beside(block, first + rows_again) + nearer * max(block, again + rows_again)
         cycles += col_count * column
     cycles *= extent(plan.outer) * plan.k_blocks * plan.dot.terms
+    cycles += direct_lhs_cycles(plan, machine)
+    cycles += extent(plan.outer) * plan.m.size * (plan.n_tasks * plan.rounds - 1) * RUN_CYCLES
     return cycles + plan.rounds * plan.tasks["compute"] * core.setup_cycles
 
 
@@ -406,46 +415,55 @@ def stalls(plan: Plan, machine: Machine, rows: int) -> float:
         waits += 0.2 * rows
     if plan.rhs == "direct" and plan.m.size > plan.mr:
         piece = bytes_of(plan.dot.rhs, plan.nr)
+        lines = plan.instruction.shape[2] * piece / LINE_BYTES
         if not fits(l2, plan.kc, piece, rhs_stride):
-            waits += piece / LINE_BYTES
+            waits += 2 * lines
         elif not fits(l1, plan.kc, piece, rhs_stride):
-            waits += 0.5 * piece / LINE_BYTES
+            waits += lines
     return waits
 
 
 def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
-    """Cycles of all packing on one thread: for the copying itself, and for the wait for what is copied."""
+    """Cycles of all packing on one thread: the work, and the wait for B, shorter where B is asked for ahead."""
     core = machine.vector_core(plan.isa)
     m, n, k, outer = plan.m.size, plan.n.size, plan.k.size * extent(plan.k_outer), extent(plan.outer)
     cycles = waiting = 0.0
     fetch = line_fetch_cycles(plan, machine)
-    if plan.packs_rhs:
+    if plan.rhs != "direct":
         times = outer * (plan.m_tasks if plan.rhs == "private" else 1)  # shared panels have no outer axes
         padded = -(-n // plan.nr) * plan.nr * plan.dot.components[1]
-        cycles += (
-            times
-            * lines(k * padded, plan.instruction.rhs)
-            * line_cycles(core, plan, plan.n.rhs == 1, plan.k.rhs == 1, plan.dot.rhs != plan.instruction.rhs)
-        )
+        copying = line_cycles(core, plan, plan.n.rhs == 1, plan.k.rhs == 1, plan.dot.rhs != plan.instruction.rhs)
+        cycles += times * lines(k * padded, plan.instruction.rhs) * copying
         columns = plan.pack_panels * plan.nr if plan.rhs == "shared" else plan.block_columns
         run = bytes_of(plan.dot.rhs, min(columns, n) if plan.n.rhs == 1 else plan.kc)
         far = footprint(plan) > machine.caches[-1].bytes
-        waiting += times * lines(k * n, plan.dot.rhs) * fetch * (1 + (FAR_RUN_BYTES if far else RUN_BYTES) / run)
+        waiting += times * lines(k * n, plan.dot.rhs) * fetch
+        cycles += waiting * (FAR_RUN_BYTES if far else RUN_BYTES) / run
     if plan.lhs != "direct":
         times = outer * plan.n_tasks * plan.rounds
         by_rows = plan.lhs == "rows" and plan.k.lhs == 1
         copied, turned = plan.m.lhs == 1 and plan.lhs == "columns", plan.k.lhs == 1 or plan.m.lhs == 1
         panel = bytes_of(plan.instruction.lhs, plan.lhs_panel * plan.instruction.group)
         stores = max(1.0, LINE_BYTES / panel) if plan.lhs == "columns" else 1.0
-        cycles += (
-            times
-            * lines(m * k * plan.dot.components[0], plan.instruction.lhs)
-            * stores
-            * line_cycles(core, plan, by_rows or copied, turned, plan.dot.lhs != plan.instruction.lhs, plain=by_rows)
-        )
+        converted = plan.dot.lhs != plan.instruction.lhs
+        copying = stores * line_cycles(core, plan, by_rows or copied, turned, converted, plain=by_rows)
+        cycles += times * lines(m * k * plan.dot.components[0], plan.instruction.lhs) * copying
         run = bytes_of(plan.dot.lhs, min(plan.mc, m) if plan.m.lhs == 1 else plan.kc)
-        waiting += times * lines(m * k, plan.dot.lhs) * fetch * (1 + RUN_BYTES / run)
+        cycles += times * lines(m * k, plan.dot.lhs) * fetch * (1 + RUN_BYTES / run)
     return cycles, waiting
+
+
+def direct_lhs_cycles(plan: Plan, machine: Machine) -> float:
+    """Cycles of waiting for A where it is read in place, by as many runs side by side as a block has rows."""
+    if plan.lhs != "direct":
+        return 0.0
+    size = plan.m.size * plan.k.size * extent(plan.k_outer) * extent(plan.outer)
+    waiting = IN_PLACE * lines(size, plan.dot.lhs) * line_fetch_cycles(plan, machine)
+    if plan.k.lhs == 1:
+        return waiting
+    stride, run = bytes_of(plan.dot.lhs, plan.k.lhs), bytes_of(plan.dot.lhs, plan.mr)
+    followed = stride < PAGE_BYTES or run >= 2 * LINE_BYTES
+    return waiting * (FOLLOWED if followed else 1 + RUN_BYTES / run)
 
 
 def line_fetch_cycles(plan: Plan, machine: Machine) -> float:

@@ -17,7 +17,8 @@ SHARED_BYTES = 16 << 20
 SPLIT_STEPS = 2048
 SPLIT_RESULTS = 4096
 SPLITS = 32
-READ_ONCE_ROWS = 16  # with so few rows, B is as good as read once: packing it would only add to that
+READ_ONCE_ROWS = 8  # with so few rows, B is as good as read once: packing it would only add to that
+PACKED_STEPS = 512  # steps of k in a block of a large packed B, at most: its rows then are long enough for prefetchers
 STREAMED_ROWS = 16  # registers' worth of rows of B that are read side by side
 UNROLLED_DOTS = 16  # multiply-accumulates in an iteration of the inner loop, at least
 
@@ -76,7 +77,9 @@ def choose(dot: Dot, machine: Machine, isa: Isa) -> Plan:
 
 
 def order_of_sums(plan: Plan) -> tuple:
-    """What decides about the bits of the result."""
+    """What decides about the bits of the result. Sums of integers are exact in any order."""
+    if plan.instruction.acc == "s32":
+        return ()
     return plan.swapped, plan.instruction, plan.lanes, plan.k, plan.k_outer, plan.kc, plan.splits
 
 
@@ -144,13 +147,13 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
         once = rhs_direct and m.size <= READ_ONCE_ROWS
         for rhs in ("direct",) if once else ("direct", "private") if rhs_direct else ("private",):
             extra = model.extra(machine, work, m, instruction, lhs == "direct", rhs == "direct")
-            depth = streamed(machine, instruction, work, m, n, k) if rhs == "direct" else k.size
             held = bytes_of(work.rhs, k.size * n.size) if rhs == "direct" else 0
             in_place = model.InPlace(held, bytes_of(work.rhs, 8) / 8)
-            block = model.register_block(isa, machine, instruction, m.size, n.size, depth, extra, in_place)
-            yield blocked(
-                machine, block, depth, instruction=instruction, lhs=lhs, rhs=rhs, hold_lhs=block.hold_lhs, **common
-            )
+            for depth in depths(machine, instruction, rhs, work, m, n, k):
+                block = model.register_block(isa, machine, instruction, m.size, n.size, depth, extra, in_place)
+                yield blocked(
+                    machine, block, depth, instruction=instruction, lhs=lhs, rhs=rhs, hold_lhs=block.hold_lhs, **common
+                )
     if k.lhs == 1 and k.rhs == 1 and not packed:
         block = model.inner_block(isa, machine, instruction, work, m, n, k)
         yield blocked(machine, block, k.size, instruction=instruction, lanes="k", **common)
@@ -214,16 +217,21 @@ def panel_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common:
             )
 
 
-def streamed(machine: Machine, instruction: DotInstruction, dot: Dot, m: Axis, n: Axis, k: Axis) -> int:
-    """Steps of k in a block where B is read in place.
+def depths(
+    machine: Machine, instruction: DotInstruction, rhs: str, dot: Dot, m: Axis, n: Axis, k: Axis
+) -> tuple[int, ...]:
+    """Steps of k in a block worth weighing: all of them, unless B is large.
 
-    A large B is read by runs of rows, few enough that the processor's prefetchers follow them from panel to panel.
+    A large B is read in place by runs of rows, few enough that the processor's prefetchers follow them from panel to
+    panel.
     """
     inner = machine.caches[min(1, len(machine.caches) - 1)].bytes
     if bytes_of(dot.rhs, k.size * n.size) <= inner:
-        return k.size
-    rows = STREAMED_ROWS * instruction.shape[2] * (1 if m.size <= 4 else 2)
-    return min(k.size, rows)
+        return (k.size,)
+    if rhs == "direct":
+        return (min(k.size, STREAMED_ROWS * instruction.shape[2] * (1 if m.size <= 4 else 2)),)
+    parts = -(-k.size // PACKED_STEPS)
+    return (k.size, -(-k.size // parts)) if parts > 1 else (k.size,)
 
 
 def blocked(machine: Machine, block: model.RegisterBlock, depth: int, **plan) -> Plan:
@@ -318,7 +326,7 @@ def divisions_of(plan: Plan, machine: Machine) -> Iterator[Plan]:
 
 def near(plan: Plan, machine: Machine) -> int:
     """How many columns of B, packed, leave room in the second cache for A, for C and for what is asked for ahead."""
-    room = machine.caches[min(1, len(machine.caches) - 1)].bytes // 6
+    room = machine.caches[min(1, len(machine.caches) - 1)].bytes // 8
     panel = bytes_of(plan.instruction.rhs, plan.nr * plan.panel_rows(plan.kc))
     return max(1, room // panel) * plan.nr
 
