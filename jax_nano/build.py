@@ -202,6 +202,7 @@ class View:
     strides: tuple[int, int]
     dtype: str
     component: tuple[str, int] | None = None  # a type, and which of each element's components in it is meant
+    interleaved: int = 1  # rows that stand together, in a panel whose strides lead from the first of them to others'
 
     def offset(self, i: Index = 0, j: Index = 0) -> Index:
         """Where element (i, j) stands in `base`."""

@@ -60,6 +60,8 @@ class Plan:
         ):  # fmt: skip
             if value % step and (size == 0 or value < size):
                 raise ValueError(f"{name} = {value} is not a multiple of {step}: panels would overlap")
+        if self.dot.panels and self.unroll * self.instruction.group % self.dot.panels.group:
+            raise ValueError(f"iterations of {self.step} steps end within {self.dot.panels.group} interleaved rows")
         if self.splits > 1 and (
             self.rhs == "shared" or self.splits * self.blocks_per_split - self.k_blocks >= self.blocks_per_split
         ):

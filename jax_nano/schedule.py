@@ -39,7 +39,7 @@ def instructions_for(isa: Isa, dot: Dot) -> list[tuple[Isa, DotInstruction]]:
     if not found:
         text = f"{isa.name} has no instruction that multiplies {lhs} by {rhs} into {dot.acc}"
         if dot.panels:
-            text += f" where B lies in panels of {dot.panels.width} columns, {dot.panels.group} rows interleaved"
+            text += f" where B lies in panels of {dot.panels.width} columns, rows by groups of {dot.panels.group}"
         raise UnsupportedDot(text)
     return found
 
@@ -50,7 +50,7 @@ def reads(instruction: DotInstruction, dot: Dot) -> bool:
         return True
     if dot.panels.width % instruction.shape[1] or instruction.lhs_offset:
         return False
-    if dot.panels.group == 1 and not instruction.tiles:
+    if not instruction.tiles and (dot.panels.group == 1 or (instruction.group == 1 and dot.rhs == "bf16")):
         return True
     k = extent(dot.k)
     steps = instruction.fitted(1, k).shape[2] if instruction.tiles else instruction.shape[2]
@@ -242,6 +242,9 @@ def blocked(machine: Machine, block: model.RegisterBlock, depth: int, **plan) ->
     step = instruction.shape[2] * (instruction.shape[1] if along_k else 1)
     dots = UNROLLED_DOTS if instruction.tiles else block.rows * registers
     unroll = max(1, min(4, UNROLLED_DOTS // dots, k.size // step))
+    if panels := plan["dot"].panels:  # an iteration takes whole groups of the rows that stand together
+        group = max(1, panels.group // instruction.group)
+        unroll = max(1, unroll // group) * group
     cols = -(-n.size // block.cols) * block.cols
     result = Plan(mr=block.rows, nr=block.cols, unroll=unroll, mc=m.size, kc=k.size, nc=cols, mt=m.size, nt=cols,
                   outer_per_task=extent(plan["outer"]), **plan)  # fmt: skip

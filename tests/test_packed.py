@@ -229,16 +229,26 @@ def test_it_is_right_on_every_target(monkeypatch, dtype, there, here):
         assert_close(product(x, packed), "mk,kn->mn", x, w)
 
 
-def test_a_product_that_cannot_read_the_panels_unpacks_them_and_says_why():
-    packed = jax_nano.pack(jnp.asarray(W[:, :64], jnp.bfloat16))
-    if packed.panels.shape[-1] == 1:
-        pytest.skip("panels for this processor serve f32 as well")
+@pytest.mark.parametrize("m", [1, 30])
+@pytest.mark.parametrize("k", [1, 2, 33, 300])
+def test_wider_operands_read_the_panels_of_bf16(m, k):
+    x, w = normal(m, k), jnp.asarray(normal(k, 64), jnp.bfloat16)
+    packed = jax_nano.pack(w)
+    assert reads_panels(jax_nano.matmul, x, packed)
+    assert_close(jax_nano.matmul(x, packed), "mk,kn->mn", x, w)
+
+
+def test_a_product_that_cannot_read_the_panels_unpacks_them_and_says_why(monkeypatch):
+    monkeypatch.setenv("JAX_NANO_TARGET", "avx2")
+    packed = jax_nano.pack(W)  # 72 columns: 9 panels of 8
+    monkeypatch.setenv("JAX_NANO_TARGET", "avx512")
     found = report(jax_nano.matmul, X, packed)
     assert found.ran_as == "kernel"
     assert found.problem.panels is None
-    assert found.stopped.startswith("unpacked: ")
-    assert "where B lies in panels of 32 columns, 2 rows interleaved" in found.stopped
-    assert_close(jax_nano.matmul(X, packed), "mk,kn->mn", X, packed.unpack())
+    assert found.stopped == (
+        "unpacked: avx512 has no instruction that multiplies f32 by f32 into f32 where B lies in panels of 8 columns, "
+        "rows by groups of 1"
+    )
 
 
 def test_precision_that_asks_for_components_unpacks():

@@ -156,8 +156,7 @@ class Macrokernel:
             return None
         panels = -(-min(plan.mt, plan.m.size) // plan.mr)
         number = divmod_(subtract(i, m0), plan.mr)[0]
-        interleaved = self.dot.panels.group if self.dot.panels else 1
-        return Ahead(b.block(*plan.ahead), number, panels, plan.kc, cols, interleaved)
+        return Ahead(b.block(*plan.ahead), number, panels, plan.kc, cols)
 
     def reduce_phase(self, frame: Frame) -> None:
         """One task: a run of C's rows, each element the sum of the splits' in their order."""
@@ -251,7 +250,8 @@ class Macrokernel:
         assert panels
         panel, column = divmod_(j, panels.width) if plan.nr < panels.width else (j, 0)
         at = add(mul(panel, panels.rows * (panels.width if plan.nr < panels.width else 1)), mul(column, panels.group))
-        return View(rhs.base, add(rhs.at, at), (panels.width, panels.group), rhs.dtype).block(k0, 0)
+        whole = View(rhs.base, add(rhs.at, at), (panels.width, panels.group), rhs.dtype, interleaved=panels.group)
+        return whole.block(k0, 0)
 
     def shared_panels(self, frame: Frame, k0: Index = 0) -> RhsPanels:
         """The panels that all tasks of a round share."""

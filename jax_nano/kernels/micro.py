@@ -104,16 +104,15 @@ class Ahead:
     panels: int  # of rows
     depth: int  # steps of k
     width: int  # columns of the panel
-    interleaved: int = 1  # rows of B that stand together
 
     def ask(self, k: Index, group: int) -> None:
         """Asks for the lines whose turn is at steps k to k + group - 1."""
         source, line = self.source, LINE_BYTES // bytes_of(self.source.dtype)
-        by_rows = source.strides[1] == self.interleaved
+        by_rows = source.strides[1] == source.interleaved
         if not by_rows and source.strides[0] != 1:
             return
         steps = -(-self.depth // group)
-        together = self.interleaved if by_rows else 1
+        together = source.interleaved if by_rows else 1
         runs = -(-self.depth // together) if by_rows else self.width
         in_a_run = -(-(self.width * together if by_rows else self.depth) // line)
         lines, turns = runs * in_a_run, steps * self.panels

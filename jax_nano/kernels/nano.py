@@ -19,6 +19,7 @@ from jax_nano.build import (
     add,
     bitcast,
     broadcast,
+    divmod_,
     element_type,
     index,
     interleave,
@@ -26,7 +27,9 @@ from jax_nano.build import (
     load,
     load_halves,
     load_scalar,
+    mul,
     splat,
+    subtract,
     zeros,
 )
 from jax_nano.isa import DotInstruction
@@ -165,11 +168,24 @@ class Nanokernel:
     def load_rhs(self, b: View, k: Index, block: Block, live: int, packed: bool) -> Iterator[ir.Value]:
         """Rows k to k + live - 1 of B, register by register of the block's columns."""
         width = self.lanes * len(block.counts)
+        if b.interleaved > self.group:
+            yield from self.taken_apart(b, k, width)
+            return
         if not packed:
             yield from self.interleaved(b, k, width, block.cols, live, "rhs")
             return
         for j in range(0, width, self.lanes):
             yield load(b.base, b.offset(k, j), self.lanes * self.group)
+
+    def taken_apart(self, b: View, k: Index, width: int) -> Iterator[ir.Value]:
+        """Row k of bf16 in pairs of rows, as f32: the lower halves of words or the upper ones, and zeros below."""
+        pair, odd = divmod_(k, b.interleaved)
+        word = ir.IntegerType.get_signless(32)
+        left = broadcast(arith.index_cast(word, index(subtract(16, mul(odd, 16)))), self.lanes)
+        upper = splat(-1 << 16, self.lanes, word)
+        for j in range(0, width, self.lanes):
+            words = bitcast(load(b.base, b.offset(mul(pair, b.interleaved), j), 2 * self.lanes), self.lanes, word)
+            yield bitcast(arith.andi(arith.shli(words, left), upper), self.lanes, element_type("f32"))
 
     def interleaved(self, source: View, k: Index, width: int, cols: int, live: int, operand: str) -> Iterator[ir.Value]:
         """The same, of `width` columns, out of rows that are contiguous; what is beyond `cols` and `live` is zero.
