@@ -11,6 +11,7 @@ namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kSmallPage = size_t{4} << 10;
 constexpr size_t kLimit = size_t{256} << 20;
+constexpr size_t kBlocks = 256;
 
 struct Block {
   void* data;
@@ -25,7 +26,11 @@ struct Stock {
 };
 
 Stock& GetStock() {
-  static auto* stock = new Stock;
+  static auto* stock = [] {
+    auto* created = new Stock;
+    created->blocks.reserve(kBlocks);  // so that giving back never allocates
+    return created;
+  }();
   return *stock;
 }
 
@@ -76,7 +81,7 @@ Scratch::~Scratch() {
   Stock& stock = GetStock();
   {
     std::lock_guard lock(stock.mutex);
-    if (stock.kept + size_ <= kLimit) {
+    if (stock.kept + size_ <= kLimit && stock.blocks.size() < kBlocks) {
       stock.blocks.push_back({data_, size_});
       stock.kept += size_;
       return;

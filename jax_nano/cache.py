@@ -66,24 +66,22 @@ def fetch(symbol: str, parts: tuple[object, ...], compiled: Callable[[], bytes])
 
 def get(symbol: str, parts: tuple[object, ...]) -> bytes | None:
     """What was put under `parts`, on disk or in this process; None where there is nothing, or nothing to be trusted."""
-    name = f"{symbol}-{key(parts)}.o"
-    found = None
     if not why_off():
         with harmless():
-            found = load(name)
-    return _put.get(name) if found is None else found
+            if (found := load(f"{symbol}-{key(parts)}.o")) is not None:
+                return found
+    return _put.get((symbol, parts))
 
 
 def put(symbol: str, parts: tuple[object, ...], value: bytes) -> None:
     """Keeps a few bytes under `parts`, which are all that they depend on besides the toolchain."""
-    name = f"{symbol}-{key(parts)}.o"
-    _put[name] = value
+    _put[symbol, parts] = value
     if not why_off():
         with harmless():
-            store(name, value)
+            store(f"{symbol}-{key(parts)}.o", value)
 
 
-_put: dict[str, bytes] = {}  # what stands for the disk where there is none
+_put: dict[tuple[str, tuple[object, ...]], bytes] = {}  # what stands for the disk where there is none
 
 
 @contextlib.contextmanager
