@@ -9,11 +9,13 @@ from jax_nano.inspection import inspect
 from jax_nano.installation import install, installed, uninstall
 from jax_nano.memory import release_memory, retain_memory
 from jax_nano.packed import PackedWeight, pack
+from jax_nano.quantized import QuantizedWeight, quantization_error, quantize
 from jax_nano.report import Report, Reports
 from jax_nano.tuning import Tuned
 
 __all__ = [
     "PackedWeight",
+    "QuantizedWeight",
     "Report",
     "Reports",
     "Tuned",
@@ -30,6 +32,8 @@ __all__ = [
     "installed",
     "matmul",
     "pack",
+    "quantization_error",
+    "quantize",
     "release_memory",
     "retain_memory",
     "tensordot",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, memref, scf, vector
 
-from jax_nano.problem import BITS
+from jax_nano.problem import BITS, WORD_STEPS, WORDS
 
 Index = int | ir.Value
 Values = list[ir.Value]
@@ -25,8 +25,11 @@ FLOATS: dict[str, Callable[[], ir.Type]] = {
 def element_type(dtype: str) -> ir.Type:
     """The MLIR type that holds elements of a short name's type in memory.
 
-    Signs live in operations, not in types; so do the meanings of 8-bit floats. Two elements of 4 bits share a byte.
+    Signs live in operations, not in types; so do the meanings of 8-bit floats. Two elements of 4 bits share a byte, or
+    eight of them a word.
     """
+    if dtype in WORDS:
+        return ir.IntegerType.get_signless(32)
     return FLOATS[dtype]() if dtype in FLOATS else ir.IntegerType.get_signless(max(8, BITS[dtype]))
 
 
@@ -220,6 +223,28 @@ class View:
     def transposed(self) -> View:
         """Element (j, i) in place of (i, j)."""
         return replace(self, strides=self.strides[::-1])
+
+
+@dataclass(frozen=True)
+class Integers(View):
+    """A matrix of integers, less the zero points that belong to the columns, row by row to `group` of its rows.
+
+    Where rows share words, `strides[0]` leads from one row of words to the next. Rows are contiguous.
+    """
+
+    row: Index = 0  # which of the matrix's rows is row 0
+    group: int = 1
+    zeros: View | None = None
+
+    def offset(self, i: Index = 0, j: Index = 0) -> Index:
+        """Where element (i, j) stands in `base`, or the word that it shares."""
+        row = add(self.row, i)
+        line = divmod_(row, WORD_STEPS)[0] if self.dtype in WORDS else row
+        return add(self.at, mul(line, self.strides[0]), j)
+
+    def block(self, i: Index = 0, j: Index = 0) -> Integers:
+        """The matrix that begins at element (i, j)."""
+        return replace(self, row=add(self.row, i), at=add(self.at, j), zeros=self.zeros and self.zeros.block(0, j))
 
 
 def scratch(buffer: ir.Value, byte_offset: int, count: int, dtype: str) -> ir.Value:

@@ -16,7 +16,7 @@ import numpy as np
 from jax_nano import _native, cache, emit, schedule
 from jax_nano.isa import Isa, Machine
 from jax_nano.plan import Plan
-from jax_nano.problem import Dot
+from jax_nano.problem import WORD_STEPS, WORDS, Dot, extent
 from jax_nano.targets import host
 
 TARGET_NAME = "jax_nano"  # of the custom call
@@ -78,9 +78,11 @@ class Kernel:
         dot = self.dot
         axes = (*dot.b, *dot.m, *dot.n, *dot.k)
         lhs, rhs, out = (math.prod(axis.size for axis in axes if axis.strides()[array]) for array in range(3))
-        rhs = dot.panels.elements if dot.panels else rhs
-        extras = dot.epilogue.extras if dot.epilogue else ()
-        return ((dot.lhs, lhs), (dot.rhs, rhs), *extras), (dot.out, out)
+        weight = dot.rhs, dot.panels.elements if dot.panels else rhs
+        if dot.rhs in WORDS:
+            steps = extent(dot.k)
+            weight = "u32", rhs // steps * -(-steps // WORD_STEPS)
+        return ((dot.lhs, lhs), weight, *dot.extras), (dot.out, out)
 
     @functools.cached_property
     def _attributes(self) -> dict[str, object]:

@@ -62,10 +62,13 @@ def argument_types(plan: Plan) -> list[ir.Type]:
     byte = ir.IntegerType.get_signless(8)
     groups = dot.b, dot.m, dot.n, dot.k
     axes = [axis for group in groups for axis in group]
-    extras = [dtype for dtype, _ in dot.epilogue.extras] if dot.epilogue else []
+    extras = [dtype for dtype, _ in dot.extras]
     lhs, rhs, out, *rest = (span(axes, array) for array in range(3 + len(extras)))
     if dot.panels:
         rhs = dot.panels.elements
+    if dot.scaling:  # beside the first group's, one for each further group
+        further = (extent(dot.k) - 1) // dot.scaling.group * dot.scaling.stride
+        rest[-len(dot.scaling.arrays) :] = [size + further for size in rest[-len(dot.scaling.arrays) :]]
     sizes = ((lhs, dot.lhs), (rhs, dot.rhs), *zip(rest, extras, strict=True), (out, dot.out))
     arrays = [ir.MemRefType.get([size], element_type(dtype)) for size, dtype in sizes]
     scratch = [ir.MemRefType.get([max(1, size)], byte) for size in (plan.shared_bytes, plan.local_bytes)]

@@ -2,7 +2,7 @@
 
 What becomes part of a product's region:
 - of its operands, transposes, reshapes and broadcasts, and, where only products read them, conversions without rounding
-  and packed weights;
+  and weights in the form they are kept in;
 - of its result, whatever is elementwise and leads to one array: a value inside of the region is used nowhere else, so
   nothing is computed twice, and a region ends before a value that has uses beside the region;
 - the same views of the other arrays that the elementwise work reads. Work on those arrays themselves stays outside.
@@ -19,16 +19,19 @@ from jax._src.named_sharding import UNSPECIFIED  # no public name
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var, no_effects
 from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p, jit_p
 
+from jax_nano.activations import with_integer_activations
 from jax_nano.elementwise import OPERATIONS
 from jax_nano.jaxprs import Atom, type_of, written_out
 from jax_nano.layout import LOSSLESS, PRODUCTS, VIEWS, element_type, unpacked_view, viewed
 from jax_nano.packed import nano_unpack_p
+from jax_nano.quantized import nano_dequantize_p
 from jax_nano.region import Region, called, nano_region_p
 from jax_nano.scatters import scattered
 from jax_nano.views import NoView, View
 
 LONGEST_TAIL = 96  # equations
-WEIGHTS = frozenset({nano_unpack_p})  # what makes arrays of the forms that weights are kept in
+# What makes arrays of the forms that weights are kept in.
+WEIGHTS = frozenset({nano_dequantize_p, nano_unpack_p})
 ELEMENTWISE = frozenset({*OPERATIONS, "add_any", "convert_element_type"})
 
 
@@ -38,7 +41,7 @@ def fused(jaxpr: Jaxpr) -> Jaxpr:
     Calls of jitted functions that hold nothing but products, views and elementwise work are written out. There are no
     kernels for sizes that are not known.
     """
-    jaxpr = scattered(written_out(jaxpr, light_call))
+    jaxpr = with_integer_activations(scattered(written_out(jaxpr, light_call)))
     if not any(eqn.primitive in PRODUCTS for eqn in jaxpr.eqns) or not has_known_sizes(jaxpr):
         return jaxpr
     program = _Program(jaxpr)
@@ -233,7 +236,8 @@ def is_readable(eqns: Sequence[JaxprEqn]) -> bool:
     """Whether strides say what equations, each moving what the one before it makes, do with an array."""
     if not eqns:
         return True
-    view = View.of(type_of(eqns[0].invars[0]).shape)
+    first = eqns[0]
+    view = View.of(type_of((first.outvars if first.primitive is nano_dequantize_p else first.invars)[0]).shape)
     try:
         for eqn in eqns:
             view = unpacked_view(eqn) if eqn.primitive is nano_unpack_p else view

@@ -6,12 +6,15 @@ the elementwise work on it a program that runs on C while it is in registers.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.extend.core.primitives import (
@@ -27,8 +30,20 @@ from jax_nano.elementwise import Program
 from jax_nano.jaxprs import Atom, type_of
 from jax_nano.packed import nano_unpack_p, panels_of
 from jax_nano.primitive import dtype_name, nano_dot_general_p
-from jax_nano.problem import FLOAT8, Dot, Operand, Panels, UnsupportedDot, accumulator, row_major_strides
-from jax_nano.views import NoView, View, together
+from jax_nano.problem import (
+    FLOAT8,
+    WORD_STEPS,
+    WORDS,
+    Dot,
+    Operand,
+    Panels,
+    Scaling,
+    UnsupportedDot,
+    accumulator,
+    row_major_strides,
+)
+from jax_nano.quantized import nano_dequantize_p
+from jax_nano.views import NoView, Part, View, joined, together
 
 PRODUCTS = frozenset({dot_general_p, nano_dot_general_p})
 # What each type can be converted to without rounding.
@@ -56,6 +71,7 @@ class Layout:
     groups: tuple[int, int, int, int]  # how many dimensions there are of the batch, of m, n and k
     program: Program | None
     precision: Any
+    scaling: Scaling | None = None  # whose arrays are the last of the extras
 
     def dot(self) -> Dot:
         """The problem.
@@ -67,7 +83,7 @@ class Layout:
         contracting = tuple(range(b + m, b + m + k)), tuple(range(b + n, b + n + k))
         dimension_numbers = contracting, (tuple(range(b)), tuple(range(b)))
         out, strides = self.result.dtype, self.result.strides
-        return Dot.of(self.lhs, self.rhs, dimension_numbers, out, self.program, self.extras, strides)
+        return Dot.of(self.lhs, self.rhs, dimension_numbers, out, self.program, self.extras, strides, self.scaling)
 
 
 def layout(jaxpr: Jaxpr) -> Layout:
@@ -119,6 +135,45 @@ class Array:
     view: View
     conversions: tuple[JaxprEqn, ...] = ()
     panels: Panels | None = None  # what the view's strides mean, where they do not count elements
+    weight: Weight | None = None
+
+    def moved(self, eqn: JaxprEqn) -> Array:
+        """The array as a view of it has it."""
+        weight = self.weight and replace(self.weight, parameters=tuple(x.moved(eqn) for x in self.weight.parameters))
+        return replace(self, view=viewed(eqn, self.view), weight=weight)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What floats an array of integers stands for.
+
+    Rows that share words are seen as if each had its own.
+    """
+
+    eqn: JaxprEqn  # which dequantizes them
+    dtype: str  # of the integers
+    parameters: tuple[Array, ...]  # the first group's scales, and zero points if any, repeated along the sum
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether integers have to be scaled before they are summed."""
+        return self.eqn.params["group"] is not None or len(self.parameters) > 1
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether only B can be read so, with the sum along the weight's own rows."""
+        return self.is_scaled or self.dtype in WORDS
+
+    def scaling(self, stored: Sequence[ShapedArray]) -> Scaling | None:
+        """How sums of B are scaled, by parameters of these types, if they are."""
+        if not stored:
+            return None
+        rows, columns = type_of(self.eqn.outvars[0]).shape[-2:]
+        return Scaling(
+            group=self.eqn.params["group"] or rows,
+            stride=columns,
+            arrays=tuple((dtype_name(x.dtype), math.prod(x.shape)) for x in stored),
+        )
 
 
 @dataclass(frozen=True)
@@ -152,6 +207,8 @@ class _Reader:
             self.values[out] = unpacked(eqn, values[0])
         elif eqn.primitive in VIEWS:
             self.values[out] = moved(eqn, values[0])
+        elif eqn.primitive is nano_dequantize_p:
+            self.values[out] = self.dequantized(eqn, values)
         elif eqn.primitive is convert_element_type_p and isinstance(array := values[0], Array):
             self.values[out] = replace(array, conversions=(*array.conversions, eqn))
         else:
@@ -184,15 +241,60 @@ class _Reader:
                 at *= step.size
             self.ends[group] = at
         self.divide(self.lhs_runs)
-        self.c = self.scalar(eqn.outvars[0])
-        return Element(self.c, View.of(type_of(eqn.outvars[0]).shape))
+        scales = [
+            replace(weight.parameters[0], view=self.along_c(weight.parameters[0].view, i))
+            for i, weight in enumerate((lhs.weight, rhs.weight))
+            if weight and not weight.is_scaled
+        ]
+        place = View.of(type_of(eqn.outvars[0]).shape)
+        if not scales:
+            self.c = self.scalar(eqn.outvars[0])
+            return Element(self.c, place)
+        self.c = Var(ShapedArray((), jnp.dtype(jnp.float32)))
+        out = self.scalar(eqn.outvars[0])
+        inputs = [self.c, *(self.extra(x, place) for x in scales)]
+        eqn = _times_scales(tuple(type_of(x) for x in inputs), type_of(out))
+        self.program.append(eqn.replace(invars=inputs, outvars=[out]))
+        return Element(out, place)
+
+    def dequantized(self, eqn: JaxprEqn, values: Sequence[Array | Element]) -> Array:
+        """The floats that a quantized weight stands for.
+
+        Raises:
+          NoView: its arrays are moved or converted before.
+        """
+        arrays = [x for x in values if isinstance(x, Array) and not x.conversions]
+        if [x.view for x in arrays] != [View.of(type_of(x).shape) for x in eqn.invars]:
+            raise NoView("a quantized weight is moved or converted before it is dequantized")
+        integers, *parameters = arrays
+        shape = type_of(eqn.outvars[0]).shape
+
+        def first_group(x: Array) -> Array:
+            *batch, _, columns = x.view.dims
+            return replace(x, view=View((*batch, joined([Part(shape[-2], 0)]), columns)))
+
+        dtype = element_type(eqn.invars[0])
+        if eqn.params["bits"] == 4:
+            dtype = "u4x8" if len(parameters) > 1 else "s4x8"
+        return replace(integers, view=View.of(shape), weight=Weight(eqn, dtype, tuple(map(first_group, parameters))))
+
+    def along_c(self, view: View, operand: int) -> View:
+        """An array of the shape of operand 0 or 1, the same for all of the sum, over the product's dimensions."""
+        contracting, batch = (dims[operand] for dims in self.eqn.params["dimension_numbers"])
+        if any(part.stride for d in contracting for part in view.dims[d]):
+            raise NoView("scales differ along the sum")
+        free = [view.dims[d] for d in range(len(view.dims)) if d not in (*contracting, *batch)]
+        sizes = type_of(self.eqn.outvars[0]).shape[len(batch) :]
+        sizes = sizes[len(free) :] if operand == 0 else sizes[: len(sizes) - len(free)]
+        others = [joined([Part(size, 0)]) for size in sizes]
+        return View((*(view.dims[d] for d in batch), *((*free, *others) if operand == 0 else (*others, *free))))
 
     def check_conversions(self, eqn: JaxprEqn, lhs: Array, rhs: Array) -> None:
         """Sees to it that operands make the same sums in the types they are read in. Sums of integers are exact."""
-        if not lhs.conversions and not rhs.conversions:
+        if not lhs.conversions and not rhs.conversions and not rhs.weight and not lhs.weight:
             return
         out = element_type(eqn.outvars[0])
-        read = self.dtype(lhs.source), self.dtype(rhs.source)
+        read = (self.dtype(lhs, as_floats=True), self.dtype(rhs, as_floats=True))
         converted = element_type(eqn.invars[0]), element_type(eqn.invars[1])
         for array, dtype in zip((lhs, rhs), read, strict=True):
             steps = [element_type(conversion.outvars[0]) for conversion in array.conversions]
@@ -221,11 +323,7 @@ class _Reader:
             raise NoView("packed weights are read by products alone")
         if array.view.dims and place is None:
             raise NoView("work on other arrays alone")
-        runs: Runs = ()
-        if array.view.dims and place is not None:
-            everywhere = array.view.broadcast(place.shape, range(len(place.dims)))
-            runs = tuple(run for run in _runs(place, everywhere) if run.stride)
-            self.divide(runs)
+        runs = self.runs(array, place) if array.view.dims and place is not None else ()
         source = self.jaxpr.invars[array.source]
         value: Var = self.extras.setdefault((array.source, runs), self.scalar(source))
         for eqn in array.conversions:
@@ -233,6 +331,13 @@ class _Reader:
             self.program.append(eqn.replace(invars=[value], outvars=[out]))
             value = out
         return value
+
+    def runs(self, array: Array, place: View) -> Runs:
+        """How another array lies along C, at a place of which it has the shape or sizes of 1."""
+        everywhere = array.view.broadcast(place.shape, range(len(place.dims)))
+        runs = tuple(run for run in _runs(place, everywhere) if run.stride)
+        self.divide(runs)
+        return runs
 
     def scalar(self, var: Var) -> Var:
         return Var(ShapedArray((), type_of(var).dtype))
@@ -252,7 +357,15 @@ class _Reader:
             raise NoView("the result does not depend on the product")
         result_runs = _runs(result.view, View.of(type_of(out).shape))
         self.divide(result_runs)
-        b, m, n = self.steps(self.lhs_runs, self.rhs_runs, result_runs, *(runs for _, runs in self.extras))
+        place = View.of(type_of(self.eqn.outvars[0]).shape)
+        parameters = [
+            (x.source, self.runs(replace(x, view=self.along_c(x.view, i)), place))
+            for i, array in enumerate((self.lhs, self.rhs))
+            if array.weight and array.weight.is_scaled
+            for x in array.weight.parameters
+        ]
+        others = [*self.extras, *parameters]
+        b, m, n = self.steps(self.lhs_runs, self.rhs_runs, result_runs, *(runs for _, runs in others))
         k, lhs, rhs = self.k, self.lhs, self.rhs
         if not n or (m and m[-1].result == 1):  # C transposed = B transposed times A transposed
             b, m, n, k = ([step.exchanged() for step in steps] for steps in (b, n, m, k))
@@ -261,22 +374,25 @@ class _Reader:
             raise NoView("a dimension of the batch is last in the result")
         if n and not set(n[-1].extras) <= {0, 1}:
             raise NoView("an array is not contiguous along the result's last dimension")
+        b = in_place(lhs, rhs, b, n, k)
         program, dtype = self.written(result.atom)
         used = [read.argument - 1 for read in program.inputs[1:]] if program else []
-        extras = [list(self.extras)[i][0] for i in used]
+        used += range(len(self.extras), len(others))
+        extras = [others[i][0] for i in used]
         c = [*b, *m, *n]
         return Layout(
             sources=(lhs.source, rhs.source, *extras),
-            lhs=_operand([*b, *m, *k], [step.lhs for step in (*b, *m, *k)], self.dtype(lhs.source), lhs.panels),
-            rhs=_operand([*b, *n, *k], [step.rhs for step in (*b, *n, *k)], self.dtype(rhs.source), rhs.panels),
+            lhs=_operand([*b, *m, *k], [step.lhs for step in (*b, *m, *k)], self.dtype(lhs), lhs.panels),
+            rhs=_operand([*b, *n, *k], [step.rhs for step in (*b, *n, *k)], self.dtype(rhs), rhs.panels),
             result=_operand(c, [step.result for step in c], dtype),
             extras=tuple(
-                _operand(c, [step.extras[i] for step in c], self.dtype(source))
+                _operand(c, [step.extras[i] for step in c], element_type(self.jaxpr.invars[source]))
                 for i, source in zip(used, extras, strict=True)
             ),
             groups=(len(b), len(m), len(n), len(k)),
             program=program,
             precision=self.eqn.params["precision"],
+            scaling=rhs.weight and rhs.weight.scaling([type_of(self.jaxpr.invars[x]) for x, _ in parameters]),
         )
 
     def steps(self, *arrays: Sequence[Run]) -> list[list[Step]]:
@@ -301,8 +417,42 @@ class _Reader:
         jaxpr = self.jaxpr.replace(invars=inputs, outvars=[result], eqns=self.program)
         return Program.of(ClosedJaxpr(jaxpr, ())).widened(), made
 
-    def dtype(self, source: int) -> str:
-        return element_type(self.jaxpr.invars[source])
+    def dtype(self, array: Array, *, as_floats: bool = False) -> str:
+        """The type that an array is read in; of a quantized weight that of its integers, or of what they stand for."""
+        if array.weight:
+            return element_type(array.weight.eqn.outvars[0]) if as_floats else array.weight.dtype
+        return element_type(self.jaxpr.invars[array.source])
+
+
+def in_place(lhs: Array, rhs: Array, b: list[Step], n: list[Step], k: list[Step]) -> list[Step]:
+    """The steps of the batch, where B's integers can be read as they stand.
+
+    Raises:
+      NoView: they cannot.
+    """
+    if lhs.weight and lhs.weight.is_in_place:
+        raise NoView("quantized values are not read along the result's last dimension")
+    if not rhs.weight or not rhs.weight.is_in_place:
+        return b
+    rows, columns = type_of(rhs.weight.eqn.outvars[0]).shape[-2:]
+    if [(step.size, step.rhs) for step in k] != [(rows, columns)] * (rows > 1) or n[-1].rhs != 1:
+        raise NoView("quantized values are not summed along their rows")
+    stored = -(-rows // WORD_STEPS) if rhs.weight.dtype in WORDS else rows
+    return [replace(step, rhs=step.rhs // rows * stored) for step in b]
+
+
+@functools.cache
+def _times_scales(inputs: tuple[ShapedArray, ...], out: ShapedArray) -> JaxprEqn:
+    """What becomes of a sum of integers times floats, in the type of the product: it is scaled, and rounded once."""
+
+    @jax.jit
+    def scaled(total, *scales):
+        for scale in scales:
+            total *= scale.astype(total.dtype)
+        return total.astype(out.dtype)
+
+    (eqn,) = jax.make_jaxpr(scaled)(*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs)).eqns
+    return eqn
 
 
 def _operand(steps: Sequence[Step], strides: Sequence[int], dtype: str, panels: Panels | None = None) -> Operand:
@@ -336,12 +486,12 @@ def moved(eqn: JaxprEqn, value: Array | Element) -> Array | Element:
     """
     if value.view is None:
         return value
-    view = viewed(eqn, value.view)
     if isinstance(value, Element):
+        view = viewed(eqn, value.view)
         if math.prod(view.shape) != math.prod(value.view.shape):
             raise NoView("the product is broadcast")
         return Element(value.atom, view)
-    return replace(value, view=view)
+    return value.moved(eqn)
 
 
 def element_type(x: Atom) -> str:

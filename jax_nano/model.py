@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from jax_nano.isa import Cache, Core, DotInstruction, Isa, Machine
 from jax_nano.plan import LINE_BYTES, Plan
-from jax_nano.problem import Axis, Dot, bytes_of, extent
+from jax_nano.problem import LARGEST, WORDS, Axis, Dot, bytes_of, extent
 
 # Branches, addresses and the drained pipeline between one microkernel and the next.
 BLOCK_OVERHEAD_CYCLES = 20
@@ -43,6 +43,9 @@ FAR_RUN_BYTES = 256  # where runs come from memory
 STREAM_BYTES = 128  # where several rows of B are gone through side by side
 # The share of a core's bandwidth from memory that is left to it while others read too.
 MEMORY_SHARE = 0.75
+# Pairs of 4-bit integers as bf16: a shift and a permutation, by a table.
+LOOKED_UP = 2.0
+LOOKUP_REGISTERS = 3
 # What one core reads of a large B from the last cache where it has asked for it ahead, at most.
 STREAM_BYTES_PER_CYCLE = 24
 # What going over to the next of these rows costs in a microkernel, in bytes that would have been read meanwhile.
@@ -56,6 +59,7 @@ class Extra:
     per_row: float = 0  # of A's elements, as broadcast
     per_register: float = 0  # of B
     loads: int = 1  # that a register of B takes
+    registers: int = 0  # for constants, and between loads and multiply-accumulates
     per_run: float = 0  # cycles from a row of C that is stored to the next
 
 
@@ -156,7 +160,7 @@ def register_block(
     best: tuple[float, int, int] | None = None
     for rows in range(1, min(m, isa.register_count) + 1):
         for registers in range(1, min(registers_of_n, isa.register_count) + 1):
-            if rows * registers + min(rows, registers) + 1 > isa.register_count:
+            if rows * registers + min(rows, registers) + 1 + extra.registers > isa.register_count:
                 break
             cycles = 0.0
             for c, c_count in panels(registers_of_n, registers):
@@ -311,10 +315,14 @@ def extra(
     group = instruction.group
     if lhs_direct:
         per_row = (2.0 if dot.lhs != instruction.lhs else 0.0) + (1.0 if instruction.lhs_offset else 0.0)
+    runs = run_cycles(machine, dot, m)
+    if dot.rhs in WORDS and instruction.rhs == "bf16" and rhs_direct:
+        return Extra(per_row, LOOKED_UP, registers=LOOKUP_REGISTERS, per_run=runs)
     if rhs_direct:
         interleaving = 2.0 * SHUFFLE * math.log2(group) if lanes == "n" else 0.0
-        per_register = interleaving + (2.0 * group if dot.rhs != instruction.rhs else 0.0)
-    return Extra(per_row, per_register, group if rhs_direct and lanes == "n" else 1, run_cycles(machine, dot, m))
+        conversion = 4.0 if dot.rhs in LARGEST and instruction.rhs == "bf16" else 2.0  # by way of f32, half by half
+        per_register = interleaving + (conversion * group if dot.rhs != instruction.rhs else 0.0)
+    return Extra(per_row, per_register, group if rhs_direct and lanes == "n" else 1, per_run=runs)
 
 
 def run_cycles(machine: Machine, dot: Dot, m: Axis) -> float:

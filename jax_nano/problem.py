@@ -15,8 +15,11 @@ BITS = {
     "f8e5m2": 8, "f8e5m2fnuz": 8, "f8e4m3": 8, "f8e4m3fn": 8, "f8e4m3fnuz": 8, "f8e4m3b11fnuz": 8, "f8e3m4": 8,
     "s64": 64, "s32": 32, "s16": 16, "s8": 8, "s4": 4,
     "u64": 64, "u32": 32, "u16": 16, "u8": 8, "u4": 4,
+    "s4x8": 4, "u4x8": 4,  # steps of k in a word of 32 bits, as step_bit says; eight rows are one row of words
     "pred": 8,  # truth values are bytes
 }  # fmt: skip
+WORDS = frozenset({"s4x8", "u4x8"})
+WORD_STEPS = 8
 FLOAT8 = frozenset(dtype for dtype in BITS if dtype.startswith("f8"))
 # What each type can be turned into without loss, on the way into an instruction.
 WIDENS = {
@@ -30,11 +33,18 @@ WIDENS = {
     "s4": ("s8", "s16", "bf16", "f16", "f32"),
     "u4": ("u8", "s8", "s16", "bf16", "f16", "f32"),
 }
-LARGEST = {"s8": 128, "u8": 255, "s4": 8, "u4": 15}  # magnitudes of integers that kernels multiply
+WIDENS |= {"s4x8": WIDENS["s4"], "u4x8": WIDENS["u4"]}
+# Magnitudes of the integers that kernels multiply.
+LARGEST = {"s8": 128, "u8": 255, "s4": 8, "u4": 15, "s4x8": 8, "u4x8": 15}
 
 
 class UnsupportedDot(Exception):
     """jax_nano has no kernel for a product; its text says why."""
+
+
+def step_bit(step: int) -> int:
+    """Where in a word of WORDS a step's 4 bits begin: two steps that instructions take at once are 16 bits apart."""
+    return 16 * (step % 2) + 4 * (step % WORD_STEPS // 2)
 
 
 def bytes_of(dtype: str, count: int = 1) -> int:
@@ -50,7 +60,7 @@ class Axis:
     lhs: int = 0
     rhs: int = 0
     out: int = 0
-    extras: tuple[int, ...] = ()  # of the epilogue's arrays
+    extras: tuple[int, ...] = ()  # of the epilogue's arrays, and of the scaling's
 
     def strides(self) -> tuple[int, ...]:
         """(lhs, rhs, out, extras...)."""
@@ -122,6 +132,19 @@ class Epilogue:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """What B's integers stand for: (integer - zero point) * scale, those of the column and of the group of steps of k.
+
+    Its arrays, the scales and the zero points if there are any, follow those of the epilogue. Along b and n, axes say
+    how far apart their elements are. Sums of groups are scaled, so integers are multiplied as they are.
+    """
+
+    group: int  # steps of k
+    stride: int  # elements from a group's to the next one's
+    arrays: tuple[tuple[str, int], ...]  # types, and how many elements there are in memory
+
+
+@dataclass(frozen=True, kw_only=True)
 class Algorithm:
     """Numbers of a narrower type that are multiplied in place of the operands: their components.
 
@@ -161,6 +184,7 @@ class Dot:
     algorithm: Algorithm | None = None
     epilogue: Epilogue | None = None
     panels: Panels | None = None  # how B lies in memory, if not by strides
+    scaling: Scaling | None = None
 
     @classmethod
     def of(
@@ -172,6 +196,7 @@ class Dot:
         program: Program | None = None,
         extras: Sequence[Operand] = (),
         strides: Sequence[int] | None = None,
+        scaling: Scaling | None = None,
     ) -> Dot:
         """Describes lax.dot_general(lhs, rhs, dimension_numbers) with a result of type `out`.
 
@@ -181,8 +206,10 @@ class Dot:
           dimension_numbers: as lax.dot_general has them.
           out: the type of the result; with a program, of the program's result.
           program: what to make of the product, element by element: its input 0.
-          extras: its further inputs, at C's shape, with strides of 0 where they are broadcast.
+          extras: its further inputs, and the arrays of `scaling`, at C's shape, with strides of 0 where they are
+            broadcast.
           strides: C's, in elements; row-major where there are none.
+          scaling: what B's integers stand for, if not for themselves.
 
         Raises:
           UnsupportedDot: no kernel can be made for these types, or there is nothing to compute.
@@ -211,20 +238,28 @@ class Dot:
             for i, j in zip(lhs_contract, rhs_contract, strict=True)
         ]
         k.sort(key=lambda axis: (axis.lhs, axis.rhs), reverse=True)
-        arrays = tuple((extra.dtype, extra.elements) for extra in extras)
+        own = extras[: len(extras) - len(scaling.arrays)] if scaling else extras
+        arrays = tuple((extra.dtype, extra.elements) for extra in own)
+        acc = accumulator(lhs.dtype, rhs.dtype, product, extent(k))
+        if scaling and acc != "f32":
+            raise UnsupportedDot(f"sums in {acc} are not scaled by groups")
         b, m, n, k = map(merged, (b, m, n, k))
         if lhs.panels or rhs.panels:
             check_panels(lhs.panels, rhs.panels, b, n, k)
         return cls(
-            b=b, m=m, n=n, k=k, panels=rhs.panels,
-            lhs=lhs.dtype, rhs=rhs.dtype, out=out, acc=accumulator(lhs.dtype, rhs.dtype, product, extent(k)),
-            epilogue=Epilogue(program=program, extras=arrays) if program else None,
+            b=b, m=m, n=n, k=k, panels=rhs.panels, lhs=lhs.dtype, rhs=rhs.dtype, out=out, acc=acc,
+            epilogue=Epilogue(program=program, extras=arrays) if program else None, scaling=scaling,
         )  # fmt: skip
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
         """(B, M, N, K)."""
         return extent(self.b), extent(self.m), extent(self.n), extent(self.k)
+
+    @property
+    def extras(self) -> tuple[tuple[str, int], ...]:
+        """The arrays beside A, B and C: their types, and how many elements they have in memory."""
+        return (*(self.epilogue.extras if self.epilogue else ()), *(self.scaling.arrays if self.scaling else ()))
 
     @property
     def factors(self) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from jax_nano import model
 from jax_nano.isa import DotInstruction, Isa, Machine
 from jax_nano.plan import Plan
-from jax_nano.problem import WIDENS, Axis, Dot, UnsupportedDot, bytes_of, extent
+from jax_nano.problem import WIDENS, WORD_STEPS, WORDS, Axis, Dot, UnsupportedDot, bytes_of, extent
 
 # A thread's scratch, and what all share, stay within these.
 LOCAL_BYTES = 12 << 20
@@ -32,7 +32,7 @@ def instructions_for(isa: Isa, dot: Dot) -> list[tuple[Isa, DotInstruction]]:
     lhs, rhs = dot.factors
 
     def serves(i: DotInstruction) -> bool:
-        several = dot.terms > 1 and i.tiles  # sums of theirs cannot be looked at between terms
+        several = (dot.terms > 1 or dot.scaling) and i.tiles  # sums of theirs cannot be looked at between terms
         return i.lhs in WIDENS[lhs] and i.rhs in WIDENS[rhs] and i.acc == dot.acc and not several and reads(i, dot)
 
     found = [(level, i) for level in (isa, isa.vectors) if level for i in level.dots if serves(i)]
@@ -121,7 +121,7 @@ def kernel_plans(dot: Dot, machine: Machine, isa: Isa) -> Iterator[Plan]:
     if dot.panels and (swapped or dot.algorithm):
         raise UnsupportedDot("panels hold numbers as they are, of a matrix of several columns")
     work = dot.swapped() if swapped else dot
-    nothing = (0,) * (len(work.epilogue.extras) if work.epilogue else 0)
+    nothing = (0,) * len(work.extras)
     m = max(work.m, key=lambda axis: axis.size, default=Axis(size=1, extras=nothing))
     n = work.n[-1] if work.n else Axis(size=1, rhs=1, out=1, extras=nothing)
     k = max(work.k, key=lambda axis: axis.size, default=Axis(size=1, lhs=1, rhs=1, extras=nothing))
@@ -154,7 +154,8 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
                 yield blocked(
                     machine, block, depth, instruction=instruction, lhs=lhs, rhs=rhs, hold_lhs=block.hold_lhs, **common
                 )
-    if k.lhs == 1 and k.rhs == 1 and not packed:
+    in_rows = work.scaling is not None or work.rhs in WORDS
+    if k.lhs == 1 and k.rhs == 1 and not packed and not in_rows:
         block = model.inner_block(isa, machine, instruction, work, m, n, k)
         yield blocked(machine, block, k.size, instruction=instruction, lanes="k", **common)
 
@@ -229,7 +230,8 @@ def depths(
     if bytes_of(dot.rhs, k.size * n.size) <= inner:
         return (k.size,)
     if rhs == "direct":
-        return (min(k.size, STREAMED_ROWS * instruction.shape[2] * (1 if m.size <= 4 else 2)),)
+        steps = max(instruction.shape[2], WORD_STEPS if dot.rhs in WORDS else 1)  # in a row of memory
+        return (min(k.size, STREAMED_ROWS * steps * (1 if m.size <= 4 else 2)),)
     parts = -(-k.size // PACKED_STEPS)
     return (k.size, -(-k.size // parts)) if parts > 1 else (k.size,)
 
@@ -245,6 +247,8 @@ def blocked(machine: Machine, block: model.RegisterBlock, depth: int, **plan) ->
     if panels := plan["dot"].panels:  # an iteration takes whole groups of the rows that stand together
         group = max(1, panels.group // instruction.group)
         unroll = max(1, unroll // group) * group
+    if plan["dot"].rhs in WORDS and plan.get("rhs") == "direct":  # an iteration goes through whole words
+        unroll = max(1, WORD_STEPS // step)
     cols = -(-n.size // block.cols) * block.cols
     result = Plan(mr=block.rows, nr=block.cols, unroll=unroll, mc=m.size, kc=k.size, nc=cols, mt=m.size, nt=cols,
                   outer_per_task=extent(plan["outer"]), **plan)  # fmt: skip
@@ -254,7 +258,22 @@ def blocked(machine: Machine, block: model.RegisterBlock, depth: int, **plan) ->
     multiple = result.k_multiple
     most = k_block(machine, block, instruction, k.size, multiple, result.dot.components)
     kc = min(k.size, -(-depth // multiple) * multiple, most)
+    if scaling := result.dot.scaling:
+        return replace(result, kc=in_group(kc, multiple, scaling.group, k.size))
     return split(replace(result, kc=kc))
+
+
+def in_group(kc: int, step: int, group: int, k: int) -> int:
+    """The longest block of k, up to kc, that lies in one group everywhere.
+
+    Raises:
+      UnsupportedDot: groups do not consist of whole steps.
+    """
+    if group >= k:
+        return kc
+    if group % step:
+        raise UnsupportedDot(f"groups of {group} rows are not multiples of {step} steps")
+    return max(size for size in range(step, group + 1, step) if group % size == 0 and size <= max(kc, step))
 
 
 def k_block(

@@ -85,7 +85,7 @@ def resized(value: ir.Value, source: str, target: str) -> ir.Value:
     kind = lanes.of(value, element_type(target))
     if kind == value.type:
         return value
-    if BITS[source] > BITS[target]:
+    if ir.IntegerType(lanes.element(value)).width > BITS[target]:  # a value may have more bits than its type asks for
         return arith.trunci(kind, value)
     return arith.extui(kind, value) if source in UNSIGNED else arith.extsi(kind, value)
 

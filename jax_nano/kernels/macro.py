@@ -20,6 +20,7 @@ from jax.extend.mlir import ir
 
 from jax_nano.build import (
     Index,
+    Integers,
     View,
     add,
     along,
@@ -40,7 +41,7 @@ from jax_nano.kernels.nano import Block, Nanokernel, TileNanokernel
 from jax_nano.kernels.pack import Packer, Panels
 from jax_nano.kernels.tiles import TileMicrokernel
 from jax_nano.plan import Plan
-from jax_nano.problem import Axis, extent
+from jax_nano.problem import WORDS, Axis, extent
 
 RhsPanels = Callable[[Index], tuple[View, View]]  # of a column: its panel, and the starting values behind that
 
@@ -75,7 +76,7 @@ class Macrokernel:
     def __init__(self, plan: Plan):
         """Takes what the plan says."""
         self.plan, self.dot = plan, plan.dot
-        self.arrays = 3 + (len(plan.dot.epilogue.extras) if plan.dot.epilogue else 0)
+        self.arrays = 3 + len(plan.dot.extras)
         self.micro = microkernel(plan)
         self.nano = nano = self.micro.nano
         self.lhs_packer, self.rhs_packer = Packer(nano, "lhs"), Packer(nano, "rhs")
@@ -85,7 +86,7 @@ class Macrokernel:
         plan, n, width = self.plan, self.plan.n, self.plan.nr
         begin = add(mul(frame.round, plan.nc), mul(frame.task, plan.pack_panels * width))
         end = minimum(minimum(add(begin, plan.pack_panels * width), mul(add(frame.round, 1), plan.nc)), n.size)
-        source = View(frame.rhs, 0, (plan.k.rhs, n.rhs), self.dot.rhs, self.component(0))
+        source = self.rhs(frame, (0,) * self.arrays)
         self.pack_rhs(source, self.shared_panels(frame), begin, end, plan.k.size)
 
     def compute_phase(self, frame: Frame) -> None:
@@ -107,9 +108,9 @@ class Macrokernel:
         plan, dot = self.plan, self.dot
         at = offsets(plan.outer, outer, self.arrays)
         lhs = View(frame.lhs, at[0], (plan.m.lhs, plan.k.lhs), dot.lhs, self.component(0))
-        rhs = View(frame.rhs, at[1], (plan.k.rhs, plan.n.rhs), dot.rhs, self.component(0))
+        rhs = self.rhs(frame, at)
         out = self.out(frame, split_number).moved(at[2])
-        extras = self.extras(frame, at)
+        extras, scaling = self.extras(frame, at), self.scaling(frame, at)
         partial, tiles = self.partial(frame, out), self.tiles(frame)
         begin_k = mul(split_number, plan.blocks_per_split)
         end_k = minimum(add(begin_k, plan.blocks_per_split), plan.k_blocks)
@@ -125,6 +126,7 @@ class Macrokernel:
                 last=equal(number.i, plan.k_blocks - 1),
             )
             biased = plan.instruction.lhs_offset != 0 and (part.first if plan.rhs == "shared" else True)
+            group = divmod_(k0, dot.scaling.group)[0] if dot.scaling else 0
             b_matrix, a_matrix = rhs.moved(at_k[1]), lhs.moved(at_k[0]).block(0, k0)
             with for_range(area.n0, area.n1, plan.block_columns) as columns:
                 n1 = minimum(add(columns.i, plan.block_columns), area.n1)
@@ -141,7 +143,8 @@ class Macrokernel:
                             where = partial.block(subtract(i, area.m0), subtract(j, area.n0)) if plan.has_partial else c
                             block = Block(count, cols, self.nano.lanes)
                             epilogue = self.epilogue(extras, i, j) if plan.splits == 1 else None
-                            result = Result(c, where, bias, biased, epilogue, plan.has_partial, tiles)
+                            scales = scaling[0].block(group, j) if scaling else None
+                            result = Result(c, where, bias, biased, epilogue, scales, plan.has_partial, tiles)
                             ahead = self.ahead(b if plan.dot.panels else b_matrix.block(k0, j), i, area.m0, cols)
                             self.micro.emit(a_panel(i), b, result, block, part, ahead)
 
@@ -185,11 +188,28 @@ class Macrokernel:
 
     def extras(self, frame: Frame, at: Sequence[Index]) -> list[View]:
         """The epilogue's arrays, as matrices over C's rows and columns."""
-        if not self.dot.epilogue:
+        arrays = self.dot.epilogue.extras if self.dot.epilogue else ()
+        each = zip(arrays, frame.extras, at[3:], self.plan.m.extras, self.plan.n.extras, strict=False)
+        return [View(base, begin, (rows, cols), dtype) for (dtype, _), base, begin, rows, cols in each]
+
+    def rhs(self, frame: Frame, at: Sequence[Index]) -> View:
+        """B, beginning where the offsets in all arrays say, as a matrix over k and n."""
+        plan, scaling = self.plan, self.dot.scaling
+        strides = plan.k.rhs, plan.n.rhs
+        zeros = self.scaling(frame, at)[1:]
+        if not zeros and self.dot.rhs not in WORDS:
+            return View(frame.rhs, at[1], strides, self.dot.rhs, self.component(0))
+        group = scaling.group if scaling else 1
+        return Integers(frame.rhs, at[1], strides, self.dot.rhs, group=group, zeros=zeros[0] if zeros else None)
+
+    def scaling(self, frame: Frame, at: Sequence[Index]) -> list[View]:
+        """The scales of B's integers, and the zero points if any, as matrices over groups of k and columns."""
+        if not self.dot.scaling:
             return []
-        m, n = self.plan.m.extras, self.plan.n.extras
-        arrays = zip(frame.extras, at[3:], m, n, self.dot.epilogue.extras, strict=True)
-        return [View(base, begin, (rows, cols), dtype) for base, begin, rows, cols, (dtype, _) in arrays]
+        arrays, stride = self.dot.scaling.arrays, self.dot.scaling.stride
+        first = len(self.dot.extras) - len(arrays)
+        each = zip(arrays, frame.extras[first:], at[3 + first :], self.plan.n.extras[first:], strict=True)
+        return [View(base, begin, (stride, columns), dtype) for (dtype, _), base, begin, columns in each]
 
     def epilogue(self, extras: Sequence[View], i: Index, j: Index) -> Epilogue | None:
         """The epilogue of the block that begins at (i, j)."""

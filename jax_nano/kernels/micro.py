@@ -40,9 +40,10 @@ from jax_nano.build import (
 )
 from jax_nano.kernels.convert import convert
 from jax_nano.kernels.nano import Block, Nanokernel
-from jax_nano.problem import bytes_of
+from jax_nano.problem import WORD_STEPS, WORDS, bytes_of
 
 LINE_BYTES = 64
+WORD_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Result:
     bias: View
     biased: bool | ir.Value
     epilogue: Epilogue | None = None
+    scales: View | None = None  # of the columns: what sums are multiplied by before they are added to others
     padded: bool = False
     tiles: View | None = None
 
@@ -108,6 +110,9 @@ class Ahead:
     def ask(self, k: Index, group: int) -> None:
         """Asks for the lines whose turn is at steps k to k + group - 1."""
         source, line = self.source, LINE_BYTES // bytes_of(self.source.dtype)
+        if source.dtype in WORDS:
+            self.ask_words(k, group)
+            return
         by_rows = source.strides[1] == source.interleaved
         if not by_rows and source.strides[0] != 1:
             return
@@ -123,6 +128,15 @@ class Ahead:
             run, within = divmod_(add(first, i), in_a_run)
             begin = source.offset(mul(run, together), 0) if by_rows else source.offset(0, run)
             prefetch(source.base, add(begin, mul(within, line)))
+
+    def ask_words(self, k: Index, group: int) -> None:
+        """The same of a row of words, whose steps share out its columns."""
+        line = LINE_BYTES // WORD_BYTES
+        share = -(-self.width * group // (line * WORD_STEPS)) * line
+        turn = divmod_(divmod_(k, WORD_STEPS)[1], group)[0]
+        begin = self.source.offset(k, mul(turn, share))
+        for j in range(0, share, line):
+            prefetch(self.source.base, add(begin, j))
 
 
 @dataclass(frozen=True)
@@ -166,6 +180,7 @@ class Microkernel:
         def as_they_are(acc: Values, _: Sequence[tuple[int, int, int]]) -> Values:
             return acc
 
+        acc = self.scaled(acc, result.scales, places)
         total = either(part.first, types, lambda: acc, with_partial)
         if result.epilogue is None and out.dtype == self.nano.instruction.acc:
             put(out, as_they_are)
@@ -176,6 +191,16 @@ class Microkernel:
             true = arith.constant(ir.IntegerType.get_signless(1), 1)
             with when(arith.xori(part.last, true)):
                 put(partial, as_they_are)
+
+    def scaled(self, acc: Values, scales: View | None, places: Sequence[tuple[int, int, int]]) -> Values:
+        """Sums times the scales of their columns."""
+        if scales is None:
+            return acc
+        row = {
+            j: convert(load(scales.base, scales.offset(0, j), self.nano.lanes, count), scales.dtype, "f32")
+            for _, j, count in places
+        }
+        return [arith.mulf(value, row[j]) for value, (_, j, _) in zip(acc, places, strict=True)]
 
     def start(self, result: Result, block: Block) -> Values:
         """The accumulators before the loop."""

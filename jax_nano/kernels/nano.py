@@ -14,6 +14,7 @@ from jax.extend.mlir.dialects import arith, vector
 
 from jax_nano.build import (
     Index,
+    Integers,
     Values,
     View,
     add,
@@ -35,7 +36,8 @@ from jax_nano.build import (
 from jax_nano.isa import DotInstruction
 from jax_nano.kernels import lanes as v
 from jax_nano.kernels.convert import component, convert, signed_halves
-from jax_nano.problem import BITS, WIDENS
+from jax_nano.kernels.dequantize import integers, pair_codes, pair_table
+from jax_nano.problem import BITS, WIDENS, WORDS
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class Block:
     def counts(self) -> list[int]:
         """How many columns each register of a row holds."""
         return [min(self.lanes, self.cols - j) for j in range(0, self.cols, self.lanes)]
+
+
+TABLE = 32  # numbers of 16 bits in a register
 
 
 def intrinsic(name: str, result: ir.Type, *operands: ir.Value) -> ir.Value:
@@ -152,6 +157,12 @@ class Nanokernel:
             value = arith.xori(value, splat(-128, kind.shape[0], kind.element_type))  # adds or takes 128 modulo 256
         return value
 
+    def read_row(self, source: View, k: Index, j: int, lanes: int, count: int, operand: str) -> ir.Value:
+        """The same of `count` columns from j on of row k."""
+        if isinstance(source, Integers):
+            return self.ready(*integers(source, k, j, lanes, count), operand)
+        return self.read(source, source.offset(k, j), lanes, count, operand)
+
     def load_lhs(self, a: View, i: int, k: Index, live: int, packed: bool) -> ir.Value:
         """Elements (i, k) to (i, k + live - 1) of A in every lane, and zeros up to the group."""
         if self.group == 1 and (packed or (a.dtype == self.instruction.lhs and not a.component)):
@@ -192,12 +203,16 @@ class Nanokernel:
 
         Rows are read by whole registers as long as there are as many columns.
         """
+        if isinstance(source, Integers) and self.looks_up(source):
+            for j in range(0, width, self.lanes):
+                yield self.pairs_of_words(source, k, j, max(0, min(self.lanes, cols - j)))
+            return
         kind, whole = element_type(getattr(self.instruction, operand)), self.lanes * self.group
 
         def rows(j: int, lanes: int) -> Values:
             count = min(lanes, cols - j)
             return [
-                self.read(source, source.offset(add(k, row), j), lanes, count, operand)
+                self.read_row(source, add(k, row), j, lanes, count, operand)
                 if row < live and count > 0
                 else zeros(lanes, kind)
                 for row in range(self.group)
@@ -208,6 +223,24 @@ class Nanokernel:
             yield from interleave_registers(rows(j, whole))
         for j in range(first, width, self.lanes):
             yield interleave(rows(j, self.lanes))
+
+    def looks_up(self, source: Integers) -> bool:
+        """Whether a table gives pairs of steps as bf16 out of words of 4-bit integers."""
+        return source.dtype in WORDS and self.instruction.rhs == "bf16" and self.group * self.lanes == TABLE
+
+    def pairs_of_words(self, source: Integers, k: Index, j: int, count: int) -> ir.Value:
+        """Steps k and k + 1, an even one and the next, of `count` columns from j on; zeros beyond.
+
+        After the last step stands some finite number.
+        """
+        bf16 = element_type("bf16")
+        if count == 0:
+            return zeros(TABLE, bf16)
+        codes = pair_codes(source, k, j, self.lanes, count)
+        kind = ir.VectorType(codes.type)
+        entries = [ir.IntegerAttr.get(kind.element_type, entry) for entry in pair_table(source, TABLE)]
+        table = arith.constant(kind, ir.DenseElementsAttr.get(entries, kind))
+        return bitcast(intrinsic("llvm.x86.avx512.permvar.hi.512", kind, table, codes), TABLE, bf16)
 
     def load_along_k(self, source: View, at: Index, live: int, operand: str) -> ir.Value:
         """`live` neighbours along k as one register, zeros beyond."""

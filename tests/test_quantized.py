@@ -1,0 +1,276 @@
+"""Quantized weights: how far they are from what they stand for, and products of them, in the integers' own memory."""
+
+import itertools
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import kernels, normal, wide
+
+import jax_nano
+from jax_nano.problem import WORD_STEPS, step_bit
+
+BITS, GROUPS, SYMMETRIC = (8, 4), (None, 32, 64, 128), (True, False)
+OPTIONS = [
+    {"bits": bits, "group": group, "symmetric": symmetric}
+    for bits, group, symmetric in itertools.product(BITS, GROUPS, SYMMETRIC)
+]
+CASES = [  # (M, K, N), and the types of A and B
+    ((1, 300, 130), jnp.bfloat16, jnp.bfloat16),
+    ((1, 65, 17), jnp.float32, jnp.float32),
+    ((3, 128, 16), jnp.bfloat16, jnp.float32),
+    ((5, 31, 40), jnp.float16, jnp.float16),
+    ((21, 129, 50), jnp.bfloat16, jnp.bfloat16),
+    ((40, 200, 70), jnp.float32, jnp.float32),
+]
+EPS = float(np.finfo(np.float32).eps)
+every_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+
+
+def weight(*shape, dtype=jnp.float32):
+    return jnp.asarray(normal(*shape, seed=1), dtype)
+
+
+def of_rows(x, q):
+    """What belongs to each row of the weight."""
+    return np.repeat(wide(x), q.group or q.rows, axis=-2)[..., : q.rows, :]
+
+
+def exact(q):
+    """(integer - zero point) * scale, in float64."""
+    values = np.asarray(q.values)
+    if q.bits == 4:
+        steps = [values >> step_bit(step) & 15 for step in range(WORD_STEPS)]
+        values = np.stack(steps, -2).reshape(*values.shape[:-2], -1, values.shape[-1])[..., : q.rows, :].astype(int)
+        values = values if q.zeros is not None else (values ^ 8) - 8
+    zeros = 0 if q.zeros is None else of_rows(q.zeros, q)
+    return (values - zeros) * of_rows(q.scales, q)
+
+
+def assert_product(actual, x, q, terms=()):
+    """|actual - x @ w| <= (K + 3) eps |x| |w| + ulp / 2, w being what the integers stand for: docs/numerics.md."""
+    result, magnitude = wide(x) @ exact(q), np.abs(wide(x)) @ np.abs(exact(q))
+    for term in terms:
+        result, magnitude = result + wide(term), magnitude + np.abs(wide(term))
+    ulp = float(jnp.finfo(actual.dtype).eps)
+    bound = (
+        (q.rows + 3) * EPS * magnitude + ulp / 2 * np.abs(result) + float(jnp.finfo(actual.dtype).smallest_subnormal)
+    )
+    assert actual.shape == result.shape
+    assert np.all(np.abs(wide(actual) - result) <= bound)
+
+
+def fused(f, *args):
+    """What runs in the kernels of a program, product by product."""
+    return [report.fused for report in jax_nano.inspect(jax_nano.accelerate(f), *args)]
+
+
+@every_option
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (64, 7), (129, 16), (2, 33, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_no_weight_moves_by_more_than_half_a_scale(options, shape, dtype):
+    w = weight(*shape, dtype=dtype)
+    q = jax_nano.quantize(w, **options)
+    assert (q.shape, q.dtype, q.ndim) == (w.shape, w.dtype, w.ndim)
+    assert np.all(np.abs(exact(q) - wide(w)) <= of_rows(q.scales, q) * 0.5 * (1 + 2**-10))
+
+
+@every_option
+def test_dequantizing_rounds_what_integers_stand_for(options):
+    q = jax_nano.quantize(weight(2, 100, 5), **options)
+    np.testing.assert_allclose(wide(q.dequantize()), exact(q), rtol=EPS)
+
+
+@every_option
+def test_zeros_stay_zeros(options):
+    w = weight(70, 6).at[3:9].set(0).at[:, 2].set(0)
+    assert np.all(wide(jax_nano.quantize(w, **options).dequantize())[wide(w) == 0] == 0)
+
+
+@pytest.mark.parametrize(("bits", "share"), [(8, 1), (4, 0.5)])
+def test_integers_take_their_bits(bits, share):
+    assert jax_nano.quantize(weight(64, 256), bits=bits).nbytes == share * 64 * 256 + 4 * 256
+
+
+@every_option
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: "-".join([str(case[0]), *(np.dtype(x).name for x in case[1:])])
+)
+def test_products_read_the_integers(options, case):
+    (m, k, n), lhs, rhs = case
+    x, w, b = jnp.asarray(normal(m, k), lhs), weight(k, n, dtype=rhs), weight(n)
+    q = jax_nano.quantize(w, **options)
+    with kernels(1):
+        result = jax.jit(jax_nano.accelerate(lambda x, q, b: jnp.matmul(x, q, preferred_element_type=jnp.float32) + b))(
+            x, q, b
+        )
+    assert_product(result, x, q, [b])
+    assert "nano_dequantize" in fused(lambda x, q: x @ q, x, q)[0]
+
+
+@every_option
+def test_products_of_another_target(options, monkeypatch):
+    monkeypatch.setenv("JAX_NANO_TARGET", "avx2")
+    for m, dtype in ((1, jnp.float32), (20, jnp.bfloat16)):
+        x, q = jnp.asarray(normal(m, 130), dtype), jax_nano.quantize(weight(130, 40, dtype=dtype), **options)
+        with kernels(1):
+            assert_product(jax_nano.matmul(x, q), x, q)
+
+
+PRODUCTS = {
+    "matmul": jax_nano.matmul,
+    "dot": jax_nano.dot,
+    "dot_general": lambda x, w: jax_nano.dot_general(x, w, (((1,), (0,)), ((), ()))),
+    "einsum": lambda x, w: jax_nano.einsum("mk,kn->mn", x, w),
+    "tensordot": lambda x, w: jax_nano.tensordot(x, w, 1),
+    "operator": jax_nano.accelerate(lambda x, w: x @ w),
+    "jnp": jax_nano.accelerate(jnp.matmul),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("options", [{}, {"bits": 4, "group": 32}], ids=str)
+def test_every_product_takes_weights(name, options):
+    x, q = normal(3, 64), jax_nano.quantize(weight(64, 20), **options)
+    for product in (PRODUCTS[name], jax.jit(PRODUCTS[name])):
+        with kernels(1):
+            assert_product(product(x, q), x, q)
+
+
+@pytest.mark.parametrize("options", [{}, {"bits": 4, "group": 32, "symmetric": False}], ids=str)
+def test_other_functions_take_the_array(options):
+    x, q = normal(20, 64), jax_nano.quantize(weight(64, 20), **options)
+    np.testing.assert_allclose(wide(jnp.sin(q)), np.sin(exact(q)), atol=1e-5)
+    np.testing.assert_allclose(wide(x @ q), wide(x) @ exact(q), atol=1e-3)
+    np.testing.assert_allclose(wide(q @ x), exact(q) @ wide(x), atol=1e-3)
+    with kernels(2):  # along other dimensions than its rows
+        np.testing.assert_allclose(wide(jax_nano.matmul(x.T, q.T)), wide(x).T @ exact(q).T, atol=1e-3)
+        np.testing.assert_allclose(wide(jax_nano.matmul(q, x)), exact(q) @ wide(x), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bits": 4}, {"group": 32, "symmetric": False}, {"bits": 4, "group": 32}], ids=str
+)
+def test_transformations(options):
+    x, w = normal(4, 3, 70), weight(4, 70, 24)
+    q = jax_nano.quantize(w, **options)
+    each = [jax.tree.map(lambda leaf, i=i: leaf[i], q) for i in range(4)]
+    product = jax_nano.matmul
+    with kernels(1):
+        assert_product(jax.jit(product)(x, q), x, q)
+    with kernels(1):
+        assert_product(jax.jit(jax.vmap(product))(x, q), x, q)
+    with kernels(1):
+        assert_product(jax.jit(jax.vmap(product, (0, None)))(x, each[1]), x, each[1])
+    with kernels(4):
+        _, results = jax.jit(lambda x, q: jax.lax.scan(lambda _, pair: (None, product(*pair)), None, (x, q)))(x, q)
+    for actual, x_i, q_i in zip(results, x, each, strict=True):
+        assert_product(actual, x_i, q_i)
+
+
+@every_option
+def test_derivatives_with_respect_to_the_other_operand(options):
+    x, t, q = normal(3, 70), normal(3, 20, seed=2), jax_nano.quantize(weight(70, 20), **options)
+    for f in (jax_nano.matmul, jax_nano.accelerate(lambda x, q: x @ q), jax.jit(jax_nano.matmul)):
+        np.testing.assert_allclose(wide(jax.vjp(lambda x: f(x, q), x)[1](t)[0]), wide(t) @ exact(q).T, atol=1e-3)  # noqa: B023
+        np.testing.assert_allclose(wide(jax.jvp(lambda x: f(x, q), [x], [x])[1]), wide(x) @ exact(q), atol=1e-3)  # noqa: B023
+
+
+def test_weights_have_no_derivative():
+    x, q = normal(3, 70), jax_nano.quantize(weight(70, 20))
+    with pytest.raises(TypeError) as error:
+        jax.vjp(jax_nano.matmul, x, q)
+    assert str(error.value) == (
+        "a QuantizedWeight has no derivative: its integers do not change by small steps; differentiate with respect to "
+        "the array that its dequantize() gives, and quantize the outcome"
+    )
+
+
+@every_option
+def test_weights_are_pytrees_that_can_be_kept(options, tmp_path):
+    q = jax_nano.quantize(weight(40, 8), **options)
+    path = tmp_path / "weight"
+    path.write_bytes(pickle.dumps(q))
+    for same in (
+        pickle.loads(path.read_bytes()),
+        jax.device_put(q),
+        jax.tree.map(lambda leaf: leaf, q),
+        jax.jit(lambda q: q)(q),
+    ):
+        assert jax.tree.structure(same) == jax.tree.structure(q)
+        assert np.array_equal(same.dequantize(), q.dequantize())
+
+
+ROUNDED = [*OPTIONS, {"activations": "int8"}, {"bits": 4, "activations": "int8"}]
+
+
+@pytest.mark.parametrize("options", ROUNDED, ids=lambda options: "-".join(map(str, options.values())))
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_errors_are_within_what_is_stated(options, dtype):
+    x, w = jnp.asarray(normal(5, 200), dtype), weight(200, 30, dtype=dtype)
+    q = jax_nano.quantize(w, **options)
+    with kernels(1):
+        result = jax_nano.matmul(x, q)
+    error, bound = np.abs(wide(result) - wide(x) @ wide(w)), wide(jax_nano.quantization_error(x, q, dtype))
+    assert np.all(error <= bound)
+    assert np.all(bound <= 40 * error.max())
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 64), (21, 100), (70,), (2, 3, 65)], ids=str)
+def test_activations_are_rounded_by_rows(bits, dtype, shape):
+    x, w = jnp.asarray(normal(*shape), dtype).at[..., -1].set(0), weight(shape[-1], 30, dtype=dtype)
+    q = jax_nano.quantize(w, bits=bits, activations="int8")
+    steps = np.abs(np.asarray(x, np.float32)).max(-1, keepdims=True) / np.float32(127)
+    wanted = (np.round(np.asarray(x, np.float32) / steps).astype(int) @ exact(q)) * steps
+    with kernels(1):
+        result = jax_nano.matmul(x, q)
+    (report,) = jax_nano.inspect(jax_nano.accelerate(lambda x, q: x @ q), x, q)
+    assert report.problem.acc == "s32"
+    one = steps.max() * np.abs(exact(q)).max()  # where a row's number is as near to one step as to another
+    np.testing.assert_allclose(wide(result), wanted, rtol=float(jnp.finfo(dtype).eps), atol=one)
+
+
+def test_activations_have_the_derivative_of_the_float_product():
+    x, t, q = normal(3, 70), normal(3, 20, seed=2), jax_nano.quantize(weight(70, 20), activations="int8")
+    np.testing.assert_allclose(
+        wide(jax.vjp(lambda x: jax_nano.matmul(x, q), x)[1](t)[0]), wide(t) @ exact(q).T, atol=1e-3
+    )
+    np.testing.assert_allclose(
+        wide(jax.jvp(lambda x: jax_nano.matmul(x, q), [x], [x])[1]), wide(x) @ exact(q), atol=1e-3
+    )
+    with pytest.raises(TypeError, match="a QuantizedWeight has no derivative"):
+        jax.vjp(jax_nano.matmul, x, q)
+
+
+REFUSALS = [
+    (
+        (TypeError, jnp.ones((3, 4), int), {}),
+        "a weight of int32 cannot be quantized; convert it to bfloat16, float16 or float32",
+    ),
+    (
+        (ValueError, jnp.ones(3), {}),
+        "a weight of the shape (3,) is no matrix; its last two dimensions are to be (K, N)",
+    ),
+    ((ValueError, jnp.ones((3, 4)), {"bits": 5}), "bits=5: weights are quantized to 8 or 4 bits"),
+    ((ValueError, jnp.ones((3, 4)), {"group": 5}), "group=5: 32, 64, 128 rows share a scale, or all of them: None"),
+    (
+        (ValueError, jnp.ones((3, 4)), {"activations": "int4"}),
+        "activations='int4': they stay as they are (None) or are quantized to \"int8\"",
+    ),
+    (
+        (ValueError, jnp.ones((3, 4)), {"activations": "int8", "group": 32}),
+        'activations="int8" goes with one scale for a column: group=None and symmetric=True',
+    ),
+]
+
+
+@pytest.mark.parametrize(("asked", "text"), REFUSALS, ids=[text.split(":")[0] for _, text in REFUSALS])
+def test_refusals(asked, text):
+    error, w, options = asked
+    with pytest.raises(error) as caught:
+        jax_nano.quantize(w, **options)
+    assert str(caught.value) == text
