@@ -1,4 +1,4 @@
-"""The custom call: what does not fit is an error that says so, and results have the same bits on any number of threads."""
+"""The custom call: what does not fit is an error that says so; on any number of threads results have the same bits."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -70,7 +70,8 @@ def test_an_attribute_of_another_type(name):
 @pytest.mark.parametrize("name, value", [
     ("object", b"not an object"), ("symbols", "no_such_symbol"), ("features", "avx512f,no-such-feature"),
     ("tasks", np.array([1, 1], np.int64)), ("rounds", np.int64(-1)), ("shared_bytes", np.int64(-1)),
-    ("local_bytes", np.int64(1 << 62)), ("tasks", np.array([-1], np.int64)), ("operand_types", np.array([11], np.int64)),
+    ("local_bytes", np.int64(1 << 62)), ("tasks", np.array([-1], np.int64)),
+    ("operand_types", np.array([11], np.int64)),
 ])  # fmt: skip
 def test_an_attribute_that_makes_no_sense(name, value):
     fails("jax_nano|this kernel|symbol|object|memory", A, B, **{name: value, "key": np.int64(hash((name, str(value))))})
