@@ -5,7 +5,7 @@ are random, or those of a checkpoint of GPT-2: a file model.safetensors, as Hugg
 merges.txt beside it. Prints how many tokens per second it reads of a prompt, and writes after it, and draws both into
 examples/gpt.png.
 
-usage: python examples/gpt.py [--checkpoint model.safetensors --prompt "Once upon a time"] [--types f32 bf16]
+usage: python examples/gpt.py [--checkpoint model.safetensors --prompt "Once upon a time"] [--types f32 int4]
 """
 
 import argparse
@@ -17,7 +17,7 @@ import pathlib
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +35,10 @@ HEAD = 64  # elements of a head, in GPT-2 of every size
 CONTEXT = 1024
 PREFILLS = 3  # times that the prompt is read; the fastest counts
 
-TYPES = ("f32", "bf16")
+QUANTIZED: dict[str, Any] = {"int8": {"bits": 8}, "int4": {"bits": 4, "group": 64}}
+TYPES = ("f32", "bf16", *QUANTIZED)
 
-Params = dict[str, Array]  # by the names of GPT-2's checkpoints
+Params = dict[str, Any]  # arrays and quantized weights, by the names of GPT-2's checkpoints
 Cache = list[tuple[Array, Array]]  # of each layer the keys and values so far, (tokens, heads, HEAD)
 Step = Callable[[Params, Cache, Array, Array], tuple[Array, Cache]]
 
@@ -117,10 +118,14 @@ def load_params(path: pathlib.Path) -> Params:
 
 
 def in_type(params: Params, name: str) -> Params:
-    """The model with its numbers in a type."""
+    """The model with its numbers in a type; of int8 and int4 are the matrices, with the rest in bf16."""
     dtype = jnp.float32 if name == "f32" else jnp.bfloat16
     params = {key: x.astype(dtype) for key, x in params.items()}
-    return params | {"head.weight": params["wte.weight"].T}
+    params["head.weight"] = params["wte.weight"].T
+    if name in QUANTIZED:
+        matrices = [key for key, x in params.items() if x.ndim == 2 and not key.startswith(("wte", "wpe"))]
+        params |= {key: jax_nano.quantize(params[key], **QUANTIZED[name]) for key in matrices}
+    return params
 
 
 # Its text
