@@ -18,6 +18,7 @@ class DotInstruction:
     shape: tuple[int, int, int]  # (m, n, k), elements
     features: tuple[str, ...] = ()  # LLVM subtarget features beyond the instruction set's own
     lhs_offset: int = 0  # what must be added to lhs before, and taken from acc again: lhs_offset * sum of rhs over k
+    operations: int = 1  # vector instructions that it takes: 2 where products are added by another one
     tiles: bool = False  # registers hold tiles, whose rows and depth are configured: `shape` is the most they hold
 
     @property

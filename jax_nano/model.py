@@ -95,8 +95,8 @@ def step_cycles(core: Core, instruction: DotInstruction, rows: int, registers: i
         dots / per_cycle,
         loads / core.loads_per_cycle,
         latency,
-        (dots + others) / core.vector_per_cycle,
-        (dots + loads + others + 1) / core.issue_per_cycle,
+        (dots * instruction.operations + others) / core.vector_per_cycle,
+        (dots * instruction.operations + loads + others + 1) / core.issue_per_cycle,
     )
     return bound + LOAD_COLLISIONS * loads / core.loads_per_cycle
 
@@ -211,10 +211,11 @@ def inner_block(
     """
     l1 = machine.caches[0]
     lanes, steps = instruction.shape[1], -(-k.size // (instruction.shape[1] * instruction.shape[2]))
+    spare = instruction.operations + (dot.lhs != instruction.lhs) + (dot.rhs != instruction.rhs)
     best: tuple[float, int, int] | None = None
     for rows in range(1, min(m.size, isa.register_count) + 1):
         for cols in range(1, min(n.size, lanes) + 1):
-            if rows * cols + min(rows, cols) + 1 > isa.register_count:
+            if rows * cols + min(rows, cols) + spare > isa.register_count:
                 break
             streams = fits(l1, 2 * rows, LINE_BYTES, bytes_of(dot.lhs, m.lhs)) or rows == 1
             streams &= fits(l1, 2 * cols, LINE_BYTES, bytes_of(dot.rhs, n.rhs)) or cols == 1
@@ -313,16 +314,23 @@ def extra(
     """The same before there is a plan: conversions in registers, rows of B interleaved there, and rows of C."""
     per_row = per_register = 0.0
     group = instruction.group
+    registers = instruction.operations - 1
     if lhs_direct:
         per_row = (2.0 if dot.lhs != instruction.lhs else 0.0) + (1.0 if instruction.lhs_offset else 0.0)
+        registers += dot.lhs != instruction.lhs
     runs = run_cycles(machine, dot, m)
     if dot.rhs in WORDS and instruction.rhs == "bf16" and rhs_direct:
         return Extra(per_row, LOOKED_UP, registers=LOOKUP_REGISTERS, per_run=runs)
-    if rhs_direct:
-        interleaving = 2.0 * SHUFFLE * math.log2(group) if lanes == "n" else 0.0
-        conversion = 4.0 if dot.rhs in LARGEST and instruction.rhs == "bf16" else 2.0  # by way of f32, half by half
-        per_register = interleaving + (conversion * group if dot.rhs != instruction.rhs else 0.0)
-    return Extra(per_row, per_register, group if rhs_direct and lanes == "n" else 1, per_run=runs)
+    if not rhs_direct:
+        return Extra(per_row, registers=registers, per_run=runs)
+    interleaved, converted = group > 1 and lanes == "n", dot.rhs != instruction.rhs
+    if interleaved:
+        per_register += 2.0 * SHUFFLE * math.log2(group)
+        registers += group + 2  # and in which order shuffles take elements
+    if converted:
+        per_register += group * (4.0 if dot.rhs in LARGEST and instruction.rhs == "bf16" else 2.0)  # f32, half by half
+        registers += 2
+    return Extra(per_row, per_register, group if interleaved else 1, registers, runs)
 
 
 def run_cycles(machine: Machine, dot: Dot, m: Axis) -> float:

@@ -243,7 +243,9 @@ def blocked(machine: Machine, block: model.RegisterBlock, depth: int, **plan) ->
     registers = block.cols if along_k else -(-block.cols // instruction.shape[1])
     step = instruction.shape[2] * (instruction.shape[1] if along_k else 1)
     dots = UNROLLED_DOTS if instruction.tiles else block.rows * registers
-    unroll = max(1, min(4, UNROLLED_DOTS // dots, k.size // step))
+    converted = registers * (plan["dot"].rhs != instruction.rhs and plan.get("rhs", "direct") == "direct")
+    free = machine.isa(plan["isa"]).register_count - dots  # for what several steps convert side by side
+    unroll = max(1, min(4, UNROLLED_DOTS // dots, k.size // step, free // (converted + 1)))
     if panels := plan["dot"].panels:  # an iteration takes whole groups of the rows that stand together
         group = max(1, panels.group // instruction.group)
         unroll = max(1, unroll // group) * group

@@ -1,10 +1,30 @@
-"""What the compiler made of kernels, read from their assembly."""
+"""What the compiler made of kernels: every register block that plans choose, read in the assembly of its main loop."""
 
+import functools
 import re
 
-MULTIPLY_ADDS = re.compile(r"vfmadd\w+p[sd]|vdpbf16ps|vpdp\w+|vpmaddwd")
-SCALARS = re.compile(r"vfmadd\w+s[sd]|v?(add|mul)s[sd]|vpinsr\w|vpextr\w|vinsertps|vextractps")
+import pytest
+from products import Product, matrix
+
+from jax_nano import schedule
+from jax_nano.compiler import Kernel, processor_for
+from jax_nano.targets import host
+
+MULTIPLY_ADDS = re.compile(r"(?:\{vex\}\s*)?(?:vfmadd\w+p[sd]|vdpbf16ps|vpdp\w+|vpmaddwd)")
 LABEL, JUMP = re.compile(r"(\.L\w+):"), re.compile(r"j\w+\s+(\.L\w+)")
+TYPES = (
+    ("f32", "f32", "f32"),
+    ("f64", "f64", "f64"),
+    ("bf16", "bf16", "f32"),
+    ("f16", "f16", "f16"),
+    ("u8", "s8", "s32"),
+    ("s8", "s8", "s32"),
+)
+SIZES = (
+    (1, 64, 256), (2, 2048, 2048), (3, 100, 256), (4, 300, 256), (5, 33, 256), (6, 64, 64), (8, 4096, 1024),
+    (12, 48, 256), (16, 4096, 4096), (33, 256, 256), (64, 64, 64), (100, 1000, 512), (128, 768, 3072),
+    (256, 256, 256), (1000, 33, 512), (1024, 1024, 1024), (4096, 16, 256), (512, 24, 256),
+)  # fmt: skip
 
 
 def loops(assembly):
@@ -20,16 +40,67 @@ def loops(assembly):
 
 
 def loads(loop):
-    """The instructions that read memory: those with an address among their sources."""
-    return [
-        line for line in loop if "(" in line.rpartition(",")[0] and not line.startswith(("lea", "prefetch"))
-    ]  # in AT&T syntax the destination stands last
+    """The vector instructions that read memory: in AT&T syntax the destination stands last."""
+    return [line for line in loop if line.startswith("v") and "(" in line.rpartition(",")[0]]
+
+
+def stores(loop):
+    return [line for line in loop if line.startswith("vmov") and "(" in line.rpartition(",")[2]]
 
 
 def multiply_adds(lines):
     return [line for line in lines if MULTIPLY_ADDS.match(line)]
 
 
-def main_loop(assembly):
+def main_loop(plan):
     """The loop that goes by whole iterations of the microkernel."""
-    return max(loops(assembly), key=lambda loop: len(multiply_adds(loop)))
+    text = Kernel(plan.dot, plan, processor_for(plan, host.machine()), b"").assembly
+    return max(loops(text), key=lambda loop: len(multiply_adds(loop)), default=[])
+
+
+@functools.cache
+def plans(isa):
+    """A plan for each main loop that is weighed for products of many shapes: those that can differ in it."""
+    found = {}
+    machine = host.machine()
+    for lhs, rhs, out in TYPES:
+        for m, n, k in SIZES:
+            for b in ("rows", "columns"):
+                dot = Product(lhs=matrix(m, k, "rows", lhs), rhs=matrix(k, n, b, rhs), out=out).dot
+                for plan in schedule.kernel_plans(dot, machine, machine.isa(isa)):
+                    whole = plan.m.size >= plan.mr and plan.n.size >= plan.nr and plan.kc >= 4 * plan.step
+                    kind = (
+                        lhs, rhs, plan.instruction.name, plan.lanes, plan.mr, plan.nr, plan.unroll, plan.hold_lhs,
+                        plan.lhs, plan.rhs == "direct",
+                    )  # fmt: skip
+                    if whole and not plan.instruction.tiles and plan.dot.lhs == lhs:
+                        found.setdefault(kind, plan)
+    return found
+
+
+def named_loads(plan):
+    """The loads that the nanokernel names in an iteration, at most: of A's elements, and of B's registers or rows."""
+    if plan.lanes == "k":
+        return plan.unroll * (plan.mr + plan.nr)
+    registers = plan.nr // plan.instruction.shape[1]
+    rows = plan.instruction.group if plan.rhs == "direct" else 1
+    return plan.unroll * (plan.mr + registers * rows)
+
+
+@pytest.mark.parametrize("isa", [isa.name for isa in host.machine().isas])
+def test_no_block_spills_or_loads_what_it_does_not_name(isa):
+    wrong = []
+    for kind, plan in plans(isa).items():
+        loop = main_loop(plan)
+        registers = plan.nr if plan.lanes == "k" else plan.nr // plan.instruction.shape[1]
+        if len(multiply_adds(loop)) % (plan.mr * registers) or not multiply_adds(loop):
+            wrong.append((kind, f"{len(multiply_adds(loop))} multiply-adds"))
+        if spilled := [line for line in loop if "(%rsp" in line]:
+            wrong.append((kind, f"{len(spilled)} spills"))
+        if stored := stores(loop):
+            wrong.append((kind, f"{len(stored)} stores"))
+        iterations = len(multiply_adds(loop)) / (plan.unroll * plan.mr * registers)
+        constants = sum("(%rip)" in line for line in loads(loop))
+        if len(loads(loop)) - constants > named_loads(plan) * iterations:
+            wrong.append((kind, f"{len(loads(loop))} loads for {named_loads(plan)}"))
+    assert not wrong, f"{len(wrong)} of {len(plans(isa))}: {wrong[:12]}"

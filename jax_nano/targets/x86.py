@@ -36,7 +36,7 @@ AVX2 = Isa(
             DotInstruction(name=name, lhs=byte, rhs=byte, acc="s32", shape=(1, 8, 4), features=("avxvnniint8",))
             for name, byte in (("vpdpbssd_256", "s8"), ("vpdpbuud_256", "u8"))
         ),
-        DotInstruction(name="vpmaddwd_256", lhs="s16", rhs="s16", acc="s32", shape=(1, 8, 2)),
+        DotInstruction(name="vpmaddwd_256", lhs="s16", rhs="s16", acc="s32", shape=(1, 8, 2), operations=2),
     ),
     source=INTEL_SDM + ": VFMADD231PS, VFMADD231PD (VEX.256), VPMADDWD, VPDPBUSD, VPDPBSSD, VPDPBUUD (VEX.256)",
 )
@@ -52,7 +52,7 @@ AVX512 = Isa(
         DotInstruction(name="fma_f64", lhs="f64", rhs="f64", acc="f64", shape=(1, 8, 1)),
         DotInstruction(name="vdpbf16ps", lhs="bf16", rhs="bf16", acc="f32", shape=(1, 16, 2), features=("avx512bf16",)),
         *integer_dots(16, ("avx512vnni",), "vpdpbusd_512"),
-        DotInstruction(name="vpmaddwd_512", lhs="s16", rhs="s16", acc="s32", shape=(1, 16, 2)),
+        DotInstruction(name="vpmaddwd_512", lhs="s16", rhs="s16", acc="s32", shape=(1, 16, 2), operations=2),
     ),
     conversions=("avx512fp16",),
     source=INTEL_SDM + ": VFMADD231PS, VFMADD231PD (EVEX.512), VDPBF16PS, VPDPBUSD, VPMADDWD (EVEX.512)",
