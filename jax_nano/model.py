@@ -12,7 +12,7 @@ from jax_nano.problem import LARGEST, WORDS, Axis, Dot, bytes_of, extent
 # Branches, addresses and the drained pipeline between one microkernel and the next.
 BLOCK_OVERHEAD_CYCLES = 20
 # The share of fetching B for packing that is left where it is asked for ahead.
-UNHIDDEN = 0.3
+UNHIDDEN = 0.1
 # What another kind of block at the ragged end costs, beside its own cycles.
 UNEVEN = 0.01
 # The share of a load's time that other work does not hide: of blocks that take the same cycles, fewer loads win.
@@ -277,7 +277,9 @@ def seconds(plan: Plan, machine: Machine, threads: int | None = None) -> Estimat
     compute = compute_cycles(plan, machine) / hertz
     work, fetching = packing_cycles(plan, machine)
     if plan.ahead:
-        fetching = max(UNHIDDEN * fetching, fetching - compute * hertz)
+        first = plan.block_columns / plan.nt if plan.rhs == "private" else 0.0  # of a task: nothing asks for it
+        hidden = min((1 - UNHIDDEN) * fetching, compute * hertz)
+        fetching -= (1 - first) * hidden
     packing = (work + fetching) / hertz
     tasks = plan.rounds * plan.tasks["compute"]
     workers = min(threads, tasks)
