@@ -10,12 +10,12 @@ from jax_nano.problem import bytes_of
 DEPTH = 96
 
 
-def asked(monkeypatch, view, panels, width, group, interleaved=1):
+def asked(monkeypatch, view, panels, width, group):
     """The elements asked for at each step of each panel of rows."""
     turns = []
     monkeypatch.setattr(micro, "prefetch", lambda _base, at: turns[-1].append(at))
     for number in range(panels):
-        ahead = micro.Ahead(view, number, panels, DEPTH, width, interleaved)
+        ahead = micro.Ahead(view, number, panels, DEPTH, width)
         for k in range(0, DEPTH, group):
             turns.append([])
             ahead.ask(k, group)
@@ -42,8 +42,10 @@ def test_every_line_is_asked_for_once_and_evenly(monkeypatch, strides, panels, g
 @pytest.mark.parametrize("interleaved", [2, 4])
 def test_rows_that_stand_together_are_asked_for_together(monkeypatch, interleaved, panels):
     width, line = 64, LINE_BYTES // bytes_of("bf16")
-    view = View(None, 0, (width, interleaved), "bf16")  # of panels as wide as what is wanted, one behind the other
-    turns = asked(monkeypatch, view, panels, width, 2, interleaved)
+    view = View(
+        None, 0, (width, interleaved), "bf16", interleaved=interleaved
+    )  # of panels as wide as what is wanted, one behind the other
+    turns = asked(monkeypatch, view, panels, width, 2)
     assert set(range(DEPTH * width // line)) <= {at // line for turn in turns for at in turn}
 
 
