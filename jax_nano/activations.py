@@ -33,12 +33,13 @@ def with_integer_activations(jaxpr: Jaxpr) -> Jaxpr:
 
 
 def _rounded(eqn: JaxprEqn, weights: dict[Any, JaxprEqn]) -> JaxprEqn:
-    if eqn.primitive not in PRODUCTS or eqn.invars[1] not in weights:
+    if eqn.primitive not in PRODUCTS:
         return eqn
     x, w = eqn.invars
-    (_, contracting), (_, batch) = eqn.params["dimension_numbers"]
-    ndim, dtype = type_of(w).ndim, type_of(x).dtype
-    along_rows = tuple(contracting) == (ndim - 2,) and tuple(batch) == tuple(range(ndim - 2))
+    if not isinstance(w, Var) or w not in weights:
+        return eqn
+    (_, contracting), _ = eqn.params["dimension_numbers"]
+    along_rows, dtype = tuple(contracting) == (type_of(w).ndim - 2,), type_of(x).dtype
     if not isinstance(x, Var) or not along_rows or not jnp.issubdtype(dtype, jnp.floating):
         return eqn
     inputs = (x, *weights[w].invars)
@@ -66,7 +67,7 @@ def _call(
         total = lax.dot_general(
             integers.astype(w.dtype), w, dimension_numbers, precision=precision, preferred_element_type=jnp.float32
         )
-        return (total * steps).astype(dtype)
+        return (total * lax.expand_dims(steps, range(steps.ndim, total.ndim))).astype(dtype)
 
     @functools.partial(product.defjvp, symbolic_zeros=True)
     def _(primals, tangents):
@@ -96,6 +97,4 @@ def rows_of_steps(x: Array, dimension_numbers) -> tuple[Array, Array]:
     largest = jnp.max(jnp.abs(wide), axis=tuple(contracting), keepdims=True)
     steps = jnp.where(largest == 0, 1, largest / STEPS)
     integers = jnp.round(wide / steps).astype(jnp.int8)
-    return integers, lax.transpose(steps, (*batch, *free, *contracting)).reshape(
-        *(x.shape[d] for d in (*batch, *free)), 1
-    )
+    return integers, lax.transpose(steps, (*batch, *free, *contracting)).reshape([x.shape[d] for d in (*batch, *free)])

@@ -90,6 +90,8 @@ def _frozen(value: Any) -> Hashable:
             return tuple(map(_frozen, value))
         case np.ndarray() | np.generic():
             return value.tobytes(), value.dtype, value.shape
+        case float():
+            return type(value), value.hex()  # 0 differs from -0, and NaN equals itself
     try:
         hash(value)
     except TypeError:

@@ -374,7 +374,8 @@ class _Reader:
             raise NoView("a dimension of the batch is last in the result")
         if n and not set(n[-1].extras) <= {0, 1}:
             raise NoView("an array is not contiguous along the result's last dimension")
-        b = in_place(lhs, rhs, b, n, k)
+        check_in_place(lhs, rhs, n, k)
+        b, n = (in_words(rhs, steps) for steps in (b, n))
         program, dtype = self.written(result.atom)
         used = [read.argument - 1 for read in program.inputs[1:]] if program else []
         used += range(len(self.extras), len(others))
@@ -424,8 +425,8 @@ class _Reader:
         return element_type(self.jaxpr.invars[array.source])
 
 
-def in_place(lhs: Array, rhs: Array, b: list[Step], n: list[Step], k: list[Step]) -> list[Step]:
-    """The steps of the batch, where B's integers can be read as they stand.
+def check_in_place(lhs: Array, rhs: Array, n: list[Step], k: list[Step]) -> None:
+    """Sees to it that quantized integers can be read as they stand.
 
     Raises:
       NoView: they cannot.
@@ -433,12 +434,19 @@ def in_place(lhs: Array, rhs: Array, b: list[Step], n: list[Step], k: list[Step]
     if lhs.weight and lhs.weight.is_in_place:
         raise NoView("quantized values are not read along the result's last dimension")
     if not rhs.weight or not rhs.weight.is_in_place:
-        return b
+        return
     rows, columns = type_of(rhs.weight.eqn.outvars[0]).shape[-2:]
     if [(step.size, step.rhs) for step in k] != [(rows, columns)] * (rows > 1) or n[-1].rhs != 1:
         raise NoView("quantized values are not summed along their rows")
-    stored = -(-rows // WORD_STEPS) if rhs.weight.dtype in WORDS else rows
-    return [replace(step, rhs=step.rhs // rows * stored) for step in b]
+
+
+def in_words(rhs: Array, steps: list[Step]) -> list[Step]:
+    """Steps with those from matrix to matrix of B in words, where B's rows share them."""
+    if not rhs.weight or rhs.weight.dtype not in WORDS:
+        return steps
+    rows, columns = type_of(rhs.weight.eqn.outvars[0]).shape[-2:]
+    stored = -(-rows // WORD_STEPS)
+    return [replace(x, rhs=x.rhs // rows * stored) if x.rhs % (rows * columns) == 0 else x for x in steps]
 
 
 @functools.cache

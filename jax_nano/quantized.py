@@ -41,7 +41,7 @@ nano_dequantize_p = Primitive("nano_dequantize")
     data_fields=("values", "scales", "zeros"),
     meta_fields=("bits", "group", "rows", "floats", "activations"),
 )
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class QuantizedWeight(Weight):
     """A matrix of few bits, or several: `quantize` makes it. A pytree of arrays, to be handed to jitted functions.
 
@@ -118,13 +118,15 @@ def quantize(
 
     Raises:
       TypeError: w is not of floats that kernels multiply.
-      ValueError: w is no matrix, or there is no such option.
+      ValueError: w is no matrix, or has no elements, or there is no such option.
     """
     w = jnp.asarray(w)
     if w.dtype not in FLOATS:
         raise TypeError(f"a weight of {w.dtype} cannot be quantized; convert it to bfloat16, float16 or float32")
-    if w.ndim < 2:
-        raise ValueError(f"a weight of the shape {w.shape} is no matrix; its last two dimensions are to be (K, N)")
+    if w.ndim < 2 or not w.size:
+        raise ValueError(
+            f"a weight of the shape {w.shape} cannot be quantized; its last two dimensions have to be (K, N)"
+        )
     if bits not in (8, 4):
         raise ValueError(f"bits={bits}: weights are quantized to 8 or 4 bits")
     if group not in (None, *GROUPS):

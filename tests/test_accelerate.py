@@ -250,6 +250,12 @@ def test_sizes_of_zero_and_one():
         assert_same(jax.jit(f)(x, w, b), np.maximum(np.float64(x) @ w + b, 0))
 
 
+@pytest.mark.parametrize("number", [0.0, -0.0, np.nan])
+def test_programs_that_differ_in_a_number_are_different_programs(number):
+    f = jax.jit(jax_nano.accelerate(lambda x, w: jnp.where(x @ w > 0, number, x @ w)))
+    np.testing.assert_array_equal(np.signbit(f(X * X, W * W)), np.signbit(np.full((6, 8), np.float32(number))))
+
+
 def test_sizes_that_are_not_known():
     f = jax.jit(jax_nano.accelerate(lambda x, w: jnp.tanh(x @ w)))
     (m,) = jax.export.symbolic_shape("m")

@@ -171,11 +171,26 @@ def test_transformations(options):
 
 
 @every_option
+@pytest.mark.parametrize("k", [5, 70])
+def test_a_row_for_all_of_a_stack_of_weights(options, k):
+    x, q = normal(3, k), jax_nano.quantize(weight(4, k, 20), **options)
+    for product in (jax_nano.matmul, jax.vmap(jax_nano.matmul, (None, 0)), jax_nano.accelerate(jnp.matmul)):
+        with kernels(1):
+            assert_product(product(x, q), x, q)
+
+
+@every_option
 def test_derivatives_with_respect_to_the_other_operand(options):
     x, t, q = normal(3, 70), normal(3, 20, seed=2), jax_nano.quantize(weight(70, 20), **options)
     for f in (jax_nano.matmul, jax_nano.accelerate(lambda x, q: x @ q), jax.jit(jax_nano.matmul)):
         np.testing.assert_allclose(wide(jax.vjp(lambda x: f(x, q), x)[1](t)[0]), wide(t) @ exact(q).T, atol=1e-3)  # noqa: B023
         np.testing.assert_allclose(wide(jax.jvp(lambda x: f(x, q), [x], [x])[1]), wide(x) @ exact(q), atol=1e-3)  # noqa: B023
+
+
+def test_weights_are_equal_to_themselves_alone():
+    q, same = jax_nano.quantize(weight(3, 4)), jax_nano.quantize(weight(3, 4))
+    assert {q: "found"}[q] == "found"
+    assert q != same
 
 
 def test_weights_have_no_derivative():
@@ -234,6 +249,23 @@ def test_activations_are_rounded_by_rows(bits, dtype, shape):
     np.testing.assert_allclose(wide(result), wanted, rtol=float(jnp.finfo(dtype).eps), atol=one)
 
 
+@pytest.mark.parametrize("axes", [(0, 0), (None, 0), (0, None)], ids=str)
+def test_activations_are_rounded_in_a_batch_as_without(axes):
+    x, q = normal(2, 3, 70), jax_nano.quantize(weight(2, 70, 20), activations="int8")
+    xs, qs = [x[0], x[1]], [jax.tree.map(lambda leaf, i=i: leaf[i], q) for i in range(2)]
+    x, xs = (x, xs) if axes[0] == 0 else (xs[0], xs[:1] * 2)
+    q, qs = (q, qs) if axes[1] == 0 else (qs[0], qs[:1] * 2)
+    one = jax_nano.accelerate(lambda x, q: x @ q)
+    for f in (jax.vmap(one, axes), jax_nano.accelerate(jax.vmap(lambda x, q: x @ q, axes))):
+        np.testing.assert_allclose(f(x, q), np.stack(list(map(one, xs, qs))), rtol=1e-5, atol=1e-5)
+
+
+def test_products_of_numbers_beside_weights_that_round_activations():
+    x, q = normal(3, 70), jax_nano.quantize(weight(70, 20), activations="int8")
+    f = jax_nano.accelerate(lambda x, q: jax.lax.dot_general(x @ q, 2.0, (((), ()), ((), ()))))
+    np.testing.assert_allclose(f(x, q), 2 * jax_nano.matmul(x, q), rtol=1e-6)
+
+
 def test_activations_have_the_derivative_of_the_float_product():
     x, t, q = normal(3, 70), normal(3, 20, seed=2), jax_nano.quantize(weight(70, 20), activations="int8")
     np.testing.assert_allclose(
@@ -251,9 +283,12 @@ REFUSALS = [
         (TypeError, jnp.ones((3, 4), int), {}),
         "a weight of int32 cannot be quantized; convert it to bfloat16, float16 or float32",
     ),
-    (
-        (ValueError, jnp.ones(3), {}),
-        "a weight of the shape (3,) is no matrix; its last two dimensions are to be (K, N)",
+    *(
+        (
+            (ValueError, jnp.ones(shape), {"group": 32}),
+            f"a weight of the shape {shape} cannot be quantized; its last two dimensions have to be (K, N)",
+        )
+        for shape in ((3,), (0, 4), (4, 0), (0, 3, 4))
     ),
     ((ValueError, jnp.ones((3, 4)), {"bits": 5}), "bits=5: weights are quantized to 8 or 4 bits"),
     ((ValueError, jnp.ones((3, 4)), {"group": 5}), "group=5: 32, 64, 128 rows share a scale, or all of them: None"),
