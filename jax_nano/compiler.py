@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -170,7 +171,9 @@ def begin(dots: Iterable[Dot]) -> None:
         compiled(dot, plan, processor_for(plan, machine))
 
     pool = ThreadPoolExecutor(machine.threads)
-    _begun.update({(dot, isa): pool.submit(compose, dot) for dot in dots})
+    with suppress(RuntimeError):  # no threads are to be had where the main thread has ended
+        for dot in dots:
+            _begun[dot, isa] = pool.submit(compose, dot)
     pool.shutdown(wait=False)  # its threads end when nothing is left to do
 
 
@@ -200,6 +203,15 @@ def remembered(dot: Dot, isa: Isa) -> Plan | None:
 
 
 _locks: dict[object, threading.Lock] = {}
+
+
+def _forget_threads() -> None:
+    """Lets a forked process compile for itself what threads, which it does not have, were about to compile."""
+    _begun.clear()
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_forget_threads)
 
 
 def compiled(dot: Dot, plan: Plan, processor: Processor) -> Kernel:

@@ -4,6 +4,8 @@ import contextlib
 import itertools
 import math
 import string
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -97,3 +99,9 @@ def primitives(jaxpr):
 def abstract(x):
     """The type of a value: shape, dtype, weak type."""
     return jnp.shape(x), jnp.asarray(x).dtype, jax.typeof(x).weak_type
+
+
+def run_python(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 from programs import FORWARD_ONLY, PROGRAMS, REVERSE_ONLY
-from support import kernels, normal, primitives
+from support import kernels, normal, primitives, run_python
 
 import jax_nano
 from jax_nano import compiler
@@ -350,6 +350,54 @@ def test_equal_products_share_a_kernel_and_others_are_compiled_beside_each_other
     if host.machine().threads > 1:
         assert threading.current_thread() not in threads
     assert_same(jax.jit(jax_nano.accelerate(f))(x), exact(f, x))
+
+
+PROGRAM = """
+import os, signal, threading
+import jax, jax.numpy as jnp
+import jax_nano
+from jax_nano import compiler
+
+os.environ["JAX_NANO_CACHE"] = "0"
+x = jnp.ones((8, 8))
+program = jax.jit(jax_nano.accelerate(lambda x: (jnp.tanh(x @ x), jnp.exp(x @ x), (x @ x).sum(), x[:3] @ x)))
+"""
+
+
+def test_a_program_is_compiled_after_the_main_thread_has_ended():
+    late = """
+def late():
+    threading.main_thread().join()
+    print(program(x)[2])
+
+threading.Thread(target=late).start()
+"""
+    assert run_python(PROGRAM + late) == "512.0\n"
+
+
+def test_a_process_forked_while_kernels_are_compiled_compiles_them_itself():
+    forks = """
+def fork(futures):
+    begun = list(compiler._begun)
+    if not os.fork():
+        signal.alarm(60)
+        compiler.emit.module = module
+        print([len(compiler.kernel_for(dot).object) > 0 for dot, _ in begun], flush=True)
+        os._exit(0)
+    os.wait()
+    compiler.wait = wait
+    forked.set()
+    wait(futures)
+
+def compose(plan):
+    forked.wait()
+    return module(plan)
+
+forked, module, wait = threading.Event(), compiler.emit.module, compiler.wait
+compiler.emit.module, compiler.wait = compose, fork
+program.lower(x)
+"""
+    assert run_python(PROGRAM + forks) == ("[True, True, True, True]\n" if host.machine().threads > 1 else "")
 
 
 def test_what_has_no_kernel_does_not_hold_up_the_others():

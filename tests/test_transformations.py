@@ -3,8 +3,6 @@
 import concurrent.futures
 import functools
 import importlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 from programs import FORWARD_ONLY, PROGRAMS, REVERSE_ONLY
-from support import assert_close, kernels, normal, primitives
+from support import assert_close, kernels, normal, primitives, run_python
 
 import jax_nano
 from jax_nano.primitive import nano
@@ -28,12 +26,6 @@ def f64(x):
 
 def close(actual, exact):
     np.testing.assert_allclose(actual, exact, rtol=2e-5, atol=2e-5)
-
-
-def run_python(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_jit():
