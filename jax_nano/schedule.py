@@ -80,7 +80,8 @@ def order_of_sums(plan: Plan) -> tuple:
     """What decides about the bits of the result. Sums of integers are exact in any order."""
     if plan.instruction.acc == "s32":
         return ()
-    return plan.swapped, plan.instruction, plan.lanes, plan.k, plan.k_outer, plan.kc, plan.splits
+    chained = (plan.chains, plan.unroll) if plan.chains > 1 else ()
+    return plan.swapped, plan.instruction, plan.lanes, plan.k, plan.k_outer, plan.kc, plan.splits, chained
 
 
 def candidates(dot: Dot, machine: Machine, isa: Isa, count: int) -> list[Plan]:

@@ -13,6 +13,7 @@ from products import Product, matrix
 
 from jax_nano import schedule
 from jax_nano.compiler import TARGET_NAME, kernel_for
+from jax_nano.panels import panels_for
 from jax_nano.problem import Dot, Operand
 from jax_nano.targets import host
 
@@ -94,6 +95,21 @@ def test_a_plan_for_any_number_of_threads_gives_the_same_bits(types, sizes):
     machine = host.machine()
     plans = [schedule.choose(product.dot, replace(machine, threads=t), machine.isas[0]) for t in (1, 2, 8, 64)]
     results = [Runner(plan)(*operands) for plan in dict.fromkeys(plans)]
+    for result in results[1:]:
+        assert np.array_equal(result.view(np.uint8), results[0].view(np.uint8))
+
+
+@pytest.mark.parametrize("dtype, sizes", [("f64", (2, 1000, 64)), ("bf16", (3, 50257, 768))], ids=str)
+def test_a_plan_for_packed_weights_gives_the_same_bits_on_any_number_of_threads(dtype, sizes):
+    m, n, k = sizes
+    machine = host.machine()
+    isa = machine.isas[0]
+    panels = panels_for(dtype, k, n, machine, isa)
+    weight = Operand(shape=(k, n), strides=(1, panels.rows), dtype=dtype, panels=panels)
+    dot = Dot.of(Operand.row_major((m, k), dtype), weight, MATRICES, "f32" if dtype == "bf16" else dtype)
+    lhs, rhs = Product(lhs=matrix(m, k, "rows", dtype), rhs=matrix(k, n, "rows", dtype), out=dot.out).operands()
+    plans = [schedule.choose(dot, replace(machine, threads=t), isa) for t in (1, 2, 8, 16, 64)]
+    results = [Runner(plan)(lhs, rhs) for plan in dict.fromkeys(plans)]
     for result in results[1:]:
         assert np.array_equal(result.view(np.uint8), results[0].view(np.uint8))
 
