@@ -152,13 +152,14 @@ class Program:
         return builder.program([numbers[i] for i in self.results])
 
     def widened(self) -> Program:
-        """The program that carries bf16 and f16 in f32, and rounds only its results to them."""
+        """The program that carries bf16 and f16 in f32, and rounds to them its results and what it converts to them."""
 
         def write(builder: Builder, value: Value, operands: list[int]) -> int:
             dtype = "f32" if value.dtype in NARROW_FLOATS else value.dtype
             match value:
-                case Operation(name="convert"):
-                    return builder.convert(operands[0], dtype)
+                case Operation(name="convert", operands=(source,)):
+                    asked = value.dtype in NARROW_FLOATS and self.dtype(source) not in NARROW_FLOATS
+                    return builder.convert(builder.convert(operands[0], value.dtype) if asked else operands[0], dtype)
                 case Operation():
                     return builder.moved(replace(value, dtype=dtype), operands)
             return builder.convert(builder.add(value), dtype)

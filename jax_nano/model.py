@@ -15,6 +15,8 @@ BLOCK_OVERHEAD_CYCLES = 20
 UNHIDDEN = 0.1
 # What another kind of block at the ragged end costs, beside its own cycles.
 UNEVEN = 0.01
+# How much longer an accumulator waits for its last update, where it waits for nothing else, than that takes.
+LATENCY_SLACK = 1.2
 # The share of a load's time that other work does not hide: of blocks that take the same cycles, fewer loads win.
 LOAD_COLLISIONS = 0.03
 # From a row of C that is stored to the next, and where all of them compete for the same lines.
@@ -94,7 +96,7 @@ def step_cycles(core: Core, instruction: DotInstruction, rows: int, registers: i
     bound = max(
         dots / per_cycle,
         loads / core.loads_per_cycle,
-        latency,
+        LATENCY_SLACK * latency,
         (dots * instruction.operations + others) / core.vector_per_cycle,
         (dots * instruction.operations + loads + others + 1) / core.issue_per_cycle,
     )
@@ -156,10 +158,11 @@ def register_block(
     if isa.register_count < 3:
         raise ValueError(f"{isa.name} has {isa.register_count} registers; a block needs at least 3")
     lanes, steps = instruction.shape[1], -(-k // instruction.shape[2])
+    widest = isa.register_count if rhs.bytes else isa.register_count // 2  # code that packs is as long as it is wide
     registers_of_n = -(-n // lanes)
     best: tuple[float, int, int] | None = None
     for rows in range(1, min(m, isa.register_count) + 1):
-        for registers in range(1, min(registers_of_n, isa.register_count) + 1):
+        for registers in range(1, min(registers_of_n, widest) + 1):
             if rows * registers + min(rows, registers) + 1 + extra.registers > isa.register_count:
                 break
             cycles = 0.0

@@ -406,3 +406,18 @@ def test_what_has_no_kernel_does_not_hold_up_the_others():
 
     with kernels(1):
         np.testing.assert_allclose(jax.jit(jax_nano.accelerate(f))(X), f(X), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("narrow", [jnp.bfloat16, jnp.float16])
+def test_a_conversion_that_a_program_asks_for_rounds(narrow):
+    """So a sum can be taken apart into a narrow number and what is left."""
+
+    def rest(x, w):
+        y = x @ w
+        return y - y.astype(narrow).astype(y.dtype)
+
+    x, w = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(8, 32), (32, 48)]))
+    y = np.asarray(jax_nano.matmul(x, w))
+    expected = y - y.astype(narrow).astype(np.float32)
+    assert np.abs(expected).max() > 1e-4
+    assert np.array_equal(jax.jit(jax_nano.accelerate(rest))(x, w), expected)
