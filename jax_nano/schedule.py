@@ -69,7 +69,12 @@ def choose(dot: Dot, machine: Machine, isa: Isa) -> Plan:
       UnsupportedDot: the target has no instruction for these types.
     """
     kernels = list(kernel_plans(dot, machine, isa))
-    kernel = min(kernels, key=lambda plan: min(model.seconds(p, machine, 1).total for p in undivided(plan, machine)))
+
+    def cost(plan: Plan) -> tuple[float, bool]:
+        seconds = min(model.seconds(p, machine, 1).total for p in undivided(plan, machine))
+        return seconds, plan.instruction.lhs_offset != 0  # of two that are as fast, the one that corrects nothing
+
+    kernel = min(kernels, key=cost)
     alike = [plan for plan in kernels if order_of_sums(plan) == order_of_sums(kernel)]
     divided = [plan for kernel in alike for plan in task_plans(kernel, machine)]
     plan = min(divided, key=lambda plan: model.seconds(plan, machine).total)
@@ -79,7 +84,7 @@ def choose(dot: Dot, machine: Machine, isa: Isa) -> Plan:
 def order_of_sums(plan: Plan) -> tuple:
     """What decides about the bits of the result. Sums of integers are exact in any order."""
     if plan.instruction.acc == "s32":
-        return ()
+        return (plan.instruction,)
     chained = (plan.chains, plan.unroll) if plan.chains > 1 else ()
     return plan.swapped, plan.instruction, plan.lanes, plan.k, plan.k_outer, plan.kc, plan.splits, chained
 
