@@ -62,15 +62,21 @@ llvm::Error Link(Kernel& kernel, uint64_t key) {
   auto linker = Linker();
   if (!linker) return linker.takeError();
   // Bare: a kernel calls nothing, and one that did would be refused here.
-  auto& library = (*linker)->getExecutionSession().createBareJITDylib("kernel" + std::to_string(key));
-  auto buffer = llvm::MemoryBuffer::getMemBuffer(kernel.object, "jax_nano", /*RequiresNullTerminator=*/false);
-  if (auto error = (*linker)->addObjectFile(library, std::move(buffer))) return error;
-  for (const Phase& phase : kernel.description.phases) {
-    auto address = (*linker)->lookup(library, phase.symbol);
-    if (!address) return address.takeError();
-    kernel.entries.push_back(address->toPtr<Entry>());
-  }
-  return llvm::Error::success();
+  auto& session = (*linker)->getExecutionSession();
+  auto& library = session.createBareJITDylib("kernel" + std::to_string(key));
+  auto link = [&]() -> llvm::Error {
+    auto buffer = llvm::MemoryBuffer::getMemBuffer(kernel.object, "jax_nano", /*RequiresNullTerminator=*/false);
+    if (auto error = (*linker)->addObjectFile(library, std::move(buffer))) return error;
+    for (const Phase& phase : kernel.description.phases) {
+      auto address = (*linker)->lookup(library, phase.symbol);
+      if (!address) return address.takeError();
+      kernel.entries.push_back(address->toPtr<Entry>());
+    }
+    return llvm::Error::success();
+  };
+  auto error = link();
+  // What failed leaves nothing behind: the same key may be tried again, and the object is about to go.
+  return error ? llvm::joinErrors(std::move(error), session.removeJITDylib(library)) : llvm::Error::success();
 }
 
 }  // namespace

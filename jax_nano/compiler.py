@@ -8,7 +8,7 @@ import math
 import os
 import threading
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -147,40 +147,34 @@ def kernel_for(dot: Dot, target_name: str | None = None) -> Kernel:
       UnsupportedDot: jax_nano has no kernel for it.
       ValueError: no machine has the target asked for.
     """
-    machine = machine_for(target_name)
-    isa = target(machine, target_name).name
-    if (dot, isa) in _begun:
-        wait([_begun[dot, isa]])
-    plan = _plan(dot, isa)
-    return replace(compiled(dot, plan, processor_for(plan, machine)), plan=plan)  # equal plans may differ in `why`
+    isa = target(machine_for(target_name), target_name).name
+    with _locks.setdefault((dot, isa), threading.Lock()):  # who wants the same one waits; others compile beside it
+        return _kernel(dot, isa)
 
 
-_begun: dict[tuple[Dot, str], Future[None]] = {}
-
-
-def begin(dots: Iterable[Dot]) -> None:
-    """Begins to compile the kernels of several products on threads of their own. `kernel_for` waits for them."""
-    machine = machine_for()
-    isa = target(machine).name
-    dots = [dot for dot in dict.fromkeys(dots) if (dot, isa) not in _begun]
-    if len(dots) < 2 or machine.threads < 2:
-        return
-
-    def compose(dot: Dot) -> None:
-        plan = _plan(dot, isa)
-        compiled(dot, plan, processor_for(plan, machine))
-
-    pool = ThreadPoolExecutor(machine.threads)
-    with suppress(RuntimeError):  # no threads are to be had where the main thread has ended
-        for dot in dots:
-            _begun[dot, isa] = pool.submit(compose, dot)
-    pool.shutdown(wait=False)  # its threads end when nothing is left to do
+_locks: dict[tuple[Dot, str], threading.Lock] = {}
+# A forked process compiles for itself what threads, which it does not have, were about to compile.
+os.register_at_fork(after_in_child=_locks.clear)
 
 
 @functools.cache
-def _plan(dot: Dot, isa: str) -> Plan:
+def _kernel(dot: Dot, isa: str) -> Kernel:
     machine = machine_for(isa)
-    return remembered(dot, machine.isa(isa)) or schedule.choose(dot, machine, machine.isa(isa))
+    plan = remembered(dot, machine.isa(isa)) or schedule.choose(dot, machine, machine.isa(isa))
+    return compiled(dot, plan, processor_for(plan, machine))
+
+
+def begin(dots: Iterable[Dot]) -> None:
+    """Begins to compile the kernels of several products on other threads, while this one goes on."""
+    dots = list(dict.fromkeys(dots))
+    others = host.threads() - 1
+    if len(dots) < 2 or not others:
+        return
+    pool = ThreadPoolExecutor(others)
+    with suppress(RuntimeError):  # no threads are to be had where the main thread has ended
+        for dot in dots[1:]:
+            pool.submit(kernel_for, dot)
+    pool.shutdown(wait=False)  # its threads end when nothing is left to do
 
 
 def remember(dot: Dot, isa: Isa, plan: Plan) -> None:
@@ -188,7 +182,7 @@ def remember(dot: Dot, isa: Isa, plan: Plan) -> None:
     machine = host.machine()
     named = cache.key((plan,)).encode()
     cache.put("nano_winner", ("winner", machine.name, machine.threads, isa.name, dot), named)
-    _plan.cache_clear()
+    _kernel.cache_clear()
 
 
 def remembered(dot: Dot, isa: Isa) -> Plan | None:
@@ -202,27 +196,9 @@ def remembered(dot: Dot, isa: Isa) -> Plan | None:
     return winner and replace(winner, why=f"the fastest of {len(candidates)} plans measured")
 
 
-_locks: dict[object, threading.Lock] = {}
-
-
-def _forget_threads() -> None:
-    """Lets a forked process compile for itself what threads, which it does not have, were about to compile."""
-    _begun.clear()
-    _locks.clear()
-
-
-os.register_at_fork(after_in_child=_forget_threads)
-
-
 def compiled(dot: Dot, plan: Plan, processor: Processor) -> Kernel:
-    """The plan's kernel. Threads that want the same one wait for the first; others compile beside it."""
-    key = (dot, plan, processor)
-    with _locks.setdefault(key, threading.Lock()):
-        return _compiled(dot, plan, processor)
+    """The kernel of a product by a plan: out of the cache, or composed and compiled."""
 
-
-@functools.cache
-def _compiled(dot: Dot, plan: Plan, processor: Processor) -> Kernel:
     def compose() -> bytes:
         return _native.compile(emit.module(plan), processor.cpu, processor.features, processor.tune)
 

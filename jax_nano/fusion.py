@@ -21,6 +21,7 @@ from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p
 
 from jax_nano.activations import with_integer_activations
 from jax_nano.elementwise import OPERATIONS
+from jax_nano.elementwise_jaxpr import SYNONYMS
 from jax_nano.jaxprs import Atom, type_of, written_out
 from jax_nano.layout import LOSSLESS, PRODUCTS, VIEWS, element_type, unpacked_view, viewed
 from jax_nano.packed import nano_unpack_p
@@ -32,7 +33,7 @@ from jax_nano.views import NoView, View
 LONGEST_TAIL = 96  # equations
 # What makes arrays of the forms that weights are kept in.
 WEIGHTS = frozenset({nano_dequantize_p, nano_unpack_p})
-ELEMENTWISE = frozenset({*OPERATIONS, "add_any", "convert_element_type"})
+ELEMENTWISE = frozenset({*OPERATIONS, *SYNONYMS})
 
 
 def fused(jaxpr: Jaxpr) -> Jaxpr:

@@ -93,6 +93,7 @@ class Core:
     loads_per_cycle: float
     stores_per_cycle: float
     vector_per_cycle: float  # vector instructions of any kind, but for loads and stores
+    shuffles_per_cycle: float = 1  # of these, those that move elements between lanes
     issue_per_cycle: int  # instructions of any kind
     setup_cycles: int = 0  # before a task's first instruction, and after its last
     slower: tuple[tuple[str, float, int], ...] = ()  # other instructions: (name, begun per cycle, latency in cycles)
@@ -119,6 +120,12 @@ class Machine:
     source: str
     threads: int = 1
     l2_bytes_per_cycle: int = 32  # what one core reads from its second cache
+    l3_stream_bytes_per_cycle: int = 24  # what it reads from the last one where that was asked for ahead
+    page_bytes: int = 4096  # where prefetchers end
+    # The following were fitted to measured products, on Zen 5: published for no processor, and taken for all of them.
+    ahead_bytes: int = 16 << 10  # on their way from memory where they come in time
+    row_cycles: float = 6  # from a row of C that is stored to the next
+    conflict_cycles: float = 60  # the same where all rows compete for the same lines
     wake_us: float = 2.0  # from handing out a task until another thread begins it
     lacks: tuple[str, ...] = ()  # features that instructions of its instruction sets need, and that it does not have
     note: str = ""  # which of its instruction sets are left out, and why
@@ -126,6 +133,11 @@ class Machine:
     def __post_init__(self):
         if missing := {isa.name for isa in self.isas} - set(self.cores):
             raise ValueError(f"{self.name}: no throughputs for {sorted(missing)}")
+
+    @property
+    def second_cache(self) -> Cache:
+        """The cache behind the nearest one, or that one where it is alone."""
+        return self.caches[:2][-1]
 
     def vector_core(self, isa: str) -> Core:
         """What a core does with vectors beside the instructions of that instruction set."""

@@ -19,11 +19,6 @@ UNEVEN = 0.01
 LATENCY_SLACK = 1.2
 # The share of a load's time that other work does not hide: of blocks that take the same cycles, fewer loads win.
 LOAD_COLLISIONS = 0.03
-# From a row of C that is stored to the next, and where all of them compete for the same lines.
-RUN_CYCLES = 6
-CONFLICT_CYCLES = 60
-# In place of how many other vector instructions a shuffle goes: fewer units have it.
-SHUFFLE = 2.0
 # Handing out one task, where several threads take part.
 TASK_US = 0.2
 # The share of a task that a thread waits for the others at the end, on a machine with other work to do.
@@ -38,7 +33,6 @@ PACKING_RATE = 0.72
 IN_PLACE = 1.3
 # The share of this wait that is left where strides are short or runs are not, which prefetchers follow.
 FOLLOWED = 0.3
-PAGE_BYTES = 4096
 # What a run of bytes that ends before a page does costs beside its own length: prefetchers begin again.
 RUN_BYTES = 64
 FAR_RUN_BYTES = 256  # where runs come from memory
@@ -48,8 +42,6 @@ MEMORY_SHARE = 0.75
 # Pairs of 4-bit integers as bf16: a shift and a permutation, by a table.
 LOOKED_UP = 2.0
 LOOKUP_REGISTERS = 3
-# What one core reads of a large B from the last cache where it has asked for it ahead, at most.
-STREAM_BYTES_PER_CYCLE = 24
 # What going over to the next of these rows costs in a microkernel, in bytes that would have been read meanwhile.
 STREAM_TURN_BYTES = 32
 
@@ -129,10 +121,10 @@ def fetch_cycles(machine: Machine, held_bytes: int, step_bytes: float) -> float:
 
 def stream_cycles(machine: Machine, held_bytes: int, row_bytes: float, rows: int) -> float:
     """The same where B is read in place, and asked for ahead: pieces of `rows` of its rows in a step of k."""
-    if held_bytes <= machine.caches[min(1, len(machine.caches) - 1)].bytes:
+    if held_bytes <= machine.second_cache.bytes:
         return 0.0
     far = held_bytes > machine.caches[-1].bytes * PANEL_SHARE
-    rate = machine.memory_gb_per_s[0] / machine.ghz if far else STREAM_BYTES_PER_CYCLE
+    rate = machine.memory_gb_per_s[0] / machine.ghz if far else machine.l3_stream_bytes_per_cycle
     return rows * (row_bytes + STREAM_TURN_BYTES) / rate
 
 
@@ -309,11 +301,12 @@ def largest_task(plan: Plan) -> float:
 def extra_for(plan: Plan, machine: Machine) -> Extra:
     """What a plan's steps need beside loads and multiply-accumulates."""
     in_place = plan.lhs == "direct", not plan.reads_panels
-    return extra(machine, plan.dot, plan.m, plan.instruction, *in_place, plan.lanes)
+    core = machine.vector_core(plan.isa)
+    return extra(machine, core, plan.dot, plan.m, plan.instruction, *in_place, plan.lanes)
 
 
 def extra(
-    machine: Machine, dot: Dot, m: Axis, instruction: DotInstruction, lhs_direct: bool, rhs_direct: bool,
+    machine: Machine, core: Core, dot: Dot, m: Axis, instruction: DotInstruction, lhs_direct: bool, rhs_direct: bool,
     lanes: str = "n",
 ) -> Extra:  # fmt: skip
     """The same before there is a plan: conversions in registers, rows of B interleaved there, and rows of C."""
@@ -330,7 +323,7 @@ def extra(
         return Extra(per_row, registers=registers, per_run=runs)
     interleaved, converted = group > 1 and lanes == "n", dot.rhs != instruction.rhs
     if interleaved:
-        per_register += 2.0 * SHUFFLE * math.log2(group)
+        per_register += 2.0 * core.vector_per_cycle / core.shuffles_per_cycle * math.log2(group)
         registers += group + 2  # and in which order shuffles take elements
     if converted:
         per_register += group * (4.0 if dot.rhs in LARGEST and instruction.rhs == "bf16" else 2.0)  # f32, half by half
@@ -348,7 +341,7 @@ def run_cycles(machine: Machine, dot: Dot, m: Axis) -> float:
     if m.size == 1 or bytes_of(dot.out, rows * cols) <= l1.bytes:
         return 0.0
     places = l1.way_bytes // math.gcd(bytes_of(dot.out, m.out), l1.way_bytes)
-    return max(RUN_CYCLES, CONFLICT_CYCLES / places)
+    return max(machine.row_cycles, machine.conflict_cycles / places)
 
 
 def compute_cycles(plan: Plan, machine: Machine) -> float:
@@ -395,7 +388,7 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
         cycles += col_count * column
     cycles *= extent(plan.outer) * plan.k_blocks * plan.dot.terms
     cycles += direct_lhs_cycles(plan, machine)
-    cycles += extent(plan.outer) * plan.m.size * (plan.n_tasks * plan.rounds - 1) * RUN_CYCLES
+    cycles += extent(plan.outer) * plan.m.size * (plan.n_tasks * plan.rounds - 1) * machine.row_cycles
     return cycles + plan.rounds * plan.tasks["compute"] * core.setup_cycles
 
 
@@ -431,7 +424,7 @@ def stalls(plan: Plan, machine: Machine, rows: int) -> float:
     """Cycles that a step of k waits for lines that strides have pushed out of the nearest caches."""
     waits = 0.0
     lhs_stride, rhs_stride = bytes_of(plan.dot.lhs, plan.m.lhs), bytes_of(plan.dot.rhs, plan.k.rhs)
-    l1, l2 = machine.caches[0], machine.caches[min(1, len(machine.caches) - 1)]
+    l1, l2 = machine.caches[0], machine.second_cache
     if plan.lhs == "direct" and rows > 1 and not fits(l1, rows + 2, LINE_BYTES, lhs_stride):
         waits += 0.2 * rows
     if plan.rhs == "direct" and plan.m.size > plan.mr:
@@ -450,7 +443,7 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
     m, n, k, outer = plan.m.size, plan.n.size, plan.k.size * extent(plan.k_outer), extent(plan.outer)
     cycles = waiting = 0.0
     fetch = line_fetch_cycles(plan, machine)
-    if plan.rhs != "direct":
+    if plan.packs_rhs:
         times = outer * (plan.m_tasks if plan.rhs == "private" else 1)  # shared panels have no outer axes
         padded = -(-n // plan.nr) * plan.nr * plan.dot.components[1]
         copying = line_cycles(core, plan, plan.n.rhs == 1, plan.k.rhs == 1, plan.dot.rhs != plan.instruction.rhs)
@@ -483,14 +476,14 @@ def direct_lhs_cycles(plan: Plan, machine: Machine) -> float:
     if plan.k.lhs == 1:
         return waiting
     stride, run = bytes_of(plan.dot.lhs, plan.k.lhs), bytes_of(plan.dot.lhs, plan.mr)
-    followed = stride < PAGE_BYTES or run >= 2 * LINE_BYTES
+    followed = stride < machine.page_bytes or run >= 2 * LINE_BYTES
     return waiting * (FOLLOWED if followed else 1 + RUN_BYTES / run)
 
 
 def line_fetch_cycles(plan: Plan, machine: Machine) -> float:
     """Cycles until a line of an operand is there, for packing, which does nothing else meanwhile."""
     size = footprint(plan)
-    if size <= machine.caches[min(1, len(machine.caches) - 1)].bytes:
+    if size <= machine.second_cache.bytes:
         return 0.0
     near = size <= machine.caches[-1].bytes
     bandwidth = machine.l3_gb_per_s if near else machine.memory_gb_per_s[0] * MEMORY_SHARE

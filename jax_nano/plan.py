@@ -9,9 +9,6 @@ from jax_nano.isa import DotInstruction
 from jax_nano.problem import Axis, Dot, bytes_of, extent
 
 LINE_BYTES = 64
-ACCUMULATORS = 8  # that are enough for none to wait: two of four cycles are begun in each
-# How far ahead panels of packed weights are asked for: on Zen 5, that takes 4 to 10 % off products of few rows.
-PANEL_AHEAD_BYTES = 16 << 10
 REDUCED_PER_TASK = 1 << 14  # elements of C: enough to outweigh the handing out of a task
 
 
@@ -37,6 +34,7 @@ class Plan:
     nr: int
     hold_lhs: bool = False
     unroll: int = 1
+    chains: int = 1  # sums side by side for an element of C, of every so many-th step, that are added up
     mc: int
     kc: int
     nc: int  # columns in a round
@@ -44,12 +42,11 @@ class Plan:
     nt: int  # columns in a task
     nb: int = 0  # columns of B that a task packs at a time; 0: all of its own
     lhs: str = "direct"  # or "rows", "columns": packed per task
-    rhs: str = (
-        "direct"  # or "private": packed per task; "shared": packed in a phase before; "panels": as dot.panels says
-    )
+    rhs: str = "direct"  # or "private": packed per task, "shared": in a phase before; "panels": as dot.panels says
     lanes: str = "n"  # what stands in the lanes of an accumulator: columns of C, or "k": parts of one sum
     splits: int = 1  # parts of the sum that different tasks make, and a phase of its own adds up in order
     pack_panels: int = 1  # panels in a task of the packing phase
+    near_rows: int = 0  # of a panel of packed weights, that are there in time where they are asked for
     why: str = field(default="", compare=False)
 
     def __post_init__(self):
@@ -72,16 +69,6 @@ class Plan:
         """Steps of k in an iteration of the microkernel."""
         _, lanes, group = self.instruction.shape
         return self.unroll * group * (lanes if self.lanes == "k" else 1)
-
-    @property
-    def chains(self) -> int:
-        """Sums that a microkernel makes side by side for an element of C, of every so many-th step, and adds up.
-
-        Panels of packed weights are narrow: with few rows, one sum would wait for itself.
-        """
-        if self.rhs != "panels" or self.instruction.tiles:
-            return 1
-        return max(1, min(self.unroll, ACCUMULATORS // (self.mr * -(-self.nr // self.instruction.shape[1]))))
 
     @property
     def block_columns(self) -> int:
@@ -170,8 +157,7 @@ class Plan:
         if self.lanes == "k" or self.rhs == "shared":
             return None
         if self.dot.panels:
-            near = PANEL_AHEAD_BYTES // bytes_of(self.dot.rhs, self.dot.panels.width)
-            return near if self.mt <= self.mr else self.dot.panels.rows, 0
+            return self.near_rows if self.mt <= self.mr else self.dot.panels.rows, 0
         if self.rhs == "direct":
             return (self.kc, 0) if self.kc < self.k.size else None
         return (0, self.nb) if self.block_columns < self.nt else None

@@ -145,6 +145,7 @@ def kernel_plans(dot: Dot, machine: Machine, isa: Isa) -> Iterator[Plan]:
 def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: dict) -> Iterator[Plan]:
     """Plans of a single task by vectors."""
     work, m, n, k = (common[name] for name in ("dot", "m", "n", "k"))
+    core = machine.cores[isa.name]
     packed = instruction.lhs_offset != 0 or work.terms > 1
     lhs_direct = work.terms == 1 and (instruction.group == 1 or k.lhs == 1)
     rhs_direct = n.rhs == 1 and not packed
@@ -152,7 +153,7 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
     for lhs in ("direct", packed_lhs) if lhs_direct else (packed_lhs,):
         once = rhs_direct and m.size <= READ_ONCE_ROWS
         for rhs in ("direct",) if once else ("direct", "private") if rhs_direct else ("private",):
-            extra = model.extra(machine, work, m, instruction, lhs == "direct", rhs == "direct")
+            extra = model.extra(machine, core, work, m, instruction, lhs == "direct", rhs == "direct")
             held = bytes_of(work.rhs, k.size * n.size) if rhs == "direct" else 0
             in_place = model.InPlace(held, bytes_of(work.rhs, 8) / 8)
             for depth in depths(machine, instruction, rhs, work, m, n, k):
@@ -194,6 +195,7 @@ def tile_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: 
 def panel_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: dict) -> Iterator[Plan]:
     """Plans of a single task where B lies in panels: their width is a multiple of the register block's."""
     work, m, k = (common[name] for name in ("dot", "m", "k"))
+    core = machine.cores[isa.name]
     width, as_it_is = work.panels.width, instruction.rhs == work.rhs
     packed_lhs = "rows" if k.lhs == 1 or instruction.tiles else "columns"
     if instruction.tiles:
@@ -202,11 +204,12 @@ def panel_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common:
         lhs_direct = k.lhs == 1 and work.lhs == instruction.lhs and m.size % rows == 0 and k.size % steps == 0
     else:
         lhs_direct = instruction.group == 1 or k.lhs == 1
+    near_rows = machine.ahead_bytes // bytes_of(work.rhs, width)
     for lhs in ("direct", packed_lhs) if lhs_direct else (packed_lhs,):
         if instruction.tiles:
             blocks = model.tile_blocks(isa, instruction, m.size, width)
         else:
-            extra = model.extra(machine, work, m, instruction, lhs == "direct", not as_it_is)
+            extra = model.extra(machine, core, work, m, instruction, lhs == "direct", not as_it_is)
             blocks = [
                 model.register_block(isa, machine, instruction, m.size, cols, k.size, extra)
                 for cols in range(instruction.shape[1], width + 1, instruction.shape[1])
@@ -219,6 +222,7 @@ def panel_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common:
                 instruction=instruction,
                 lhs=lhs,
                 rhs="panels",
+                near_rows=near_rows,
                 hold_lhs=block.hold_lhs,
                 **common,
             )
@@ -232,7 +236,7 @@ def depths(
     A large B is read in place by runs of rows, few enough that the processor's prefetchers follow them from panel to
     panel.
     """
-    inner = machine.caches[min(1, len(machine.caches) - 1)].bytes
+    inner = machine.second_cache.bytes
     if bytes_of(dot.rhs, k.size * n.size) <= inner:
         return (k.size,)
     if rhs == "direct":
@@ -257,6 +261,9 @@ def blocked(machine: Machine, block: model.RegisterBlock, depth: int, **plan) ->
         unroll = max(1, unroll // group) * group
     if plan["dot"].rhs in WORDS and plan.get("rhs") == "direct":  # an iteration goes through whole words
         unroll = max(1, WORD_STEPS // step)
+    if panels and not instruction.tiles:  # they are narrow: with few rows, one sum would wait for itself
+        per_cycle, latency = machine.cores[plan["isa"]].rate(instruction.name)
+        plan["chains"] = max(1, min(unroll, int(per_cycle * latency) // dots))
     cols = -(-n.size // block.cols) * block.cols
     result = Plan(mr=block.rows, nr=block.cols, unroll=unroll, mc=m.size, kc=k.size, nc=cols, mt=m.size, nt=cols,
                   outer_per_task=extent(plan["outer"]), **plan)  # fmt: skip
@@ -289,7 +296,7 @@ def k_block(
     components: tuple[int, int],
 ) -> int:  # fmt: skip
     """Steps of k in a block: all of them while the panels of a microkernel stay in the second cache together."""
-    l2 = machine.caches[min(1, len(machine.caches) - 1)].bytes
+    l2 = machine.second_cache.bytes
     lhs, rhs = components
     per_step = bytes_of(instruction.lhs, lhs * block.rows) + bytes_of(instruction.rhs, rhs * block.cols)
     most = max(step, l2 // per_step)
@@ -356,7 +363,7 @@ def divisions_of(plan: Plan, machine: Machine) -> Iterator[Plan]:
 
 def near(plan: Plan, machine: Machine) -> int:
     """How many columns of B, packed, leave room in the second cache for A, for C and for what is asked for ahead."""
-    room = machine.caches[min(1, len(machine.caches) - 1)].bytes // 8
+    room = machine.second_cache.bytes // 8
     panel = bytes_of(plan.instruction.rhs, plan.nr * plan.panel_rows(plan.kc))
     return max(1, room // panel) * plan.nr
 

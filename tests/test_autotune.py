@@ -15,9 +15,9 @@ from jax_nano.tuning import tune
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_NANO_CACHE_DIR", str(tmp_path / "cache"))
-    compiler._plan.cache_clear()
+    compiler._kernel.cache_clear()
     yield
-    compiler._plan.cache_clear()
+    compiler._kernel.cache_clear()
 
 
 def product(m, n, k):
@@ -47,7 +47,7 @@ def test_a_winner_on_disk_serves_a_process_that_did_not_measure(monkeypatch):
     dot = product(40, 72, 25)
     fastest, _ = tune(dot).seconds[0]
     monkeypatch.setattr(compiler.cache, "_put", {})
-    compiler._plan.cache_clear()
+    compiler._kernel.cache_clear()
     assert compiler.remembered(dot, compiler.target(host.machine())) == fastest
 
 

@@ -59,6 +59,12 @@ def test_a_result_of_another_size_or_type(wrong):
     fails("jax_nano: result 0 differs in type or size from what the kernel was compiled for", A, B, result=wrong)
 
 
+def test_a_kernel_that_failed_to_load_may_be_tried_again():
+    for _ in range(2):
+        fails("no_such_symbol", A, B, symbols="no_such_symbol", key=np.int64(7))
+    assert np.array_equal(call(A, B, key=np.int64(7)), call(A, B))
+
+
 def test_an_operand_of_the_same_size_in_another_shape_fits():
     assert np.array_equal(call(A.ravel(), B), call(A, B))
 

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_nano import model
+from jax_nano import model, schedule
 from jax_nano.isa import Cache, Core
+from jax_nano.panels import panels_for
+from jax_nano.problem import Dot, Operand
 from jax_nano.targets import x86
 
 CORE = Core(
@@ -135,3 +137,16 @@ L1 = Cache(level=1, bytes=32 << 10, ways=8)
 )
 def test_strides_that_share_a_way_leave_sets_unused(pieces, piece_bytes, stride_bytes, fits):
     assert model.fits(L1, pieces, piece_bytes, stride_bytes) == fits
+
+
+# Packing
+
+
+def test_weights_in_panels_cost_no_packing():
+    machine = x86.MACHINES[0]
+    panels = panels_for("f32", 256, 512, machine, x86.AVX512)
+    weight = Operand(shape=(256, 512), strides=(1, panels.rows), dtype="f32", panels=panels)
+    dot = Dot.of(Operand.row_major((4, 256), "f32"), weight, (((1,), (0,)), ((), ())), "f32")
+    plans = list(schedule.kernel_plans(dot, machine, x86.AVX512))
+    assert {plan.rhs for plan in plans} == {"panels"}
+    assert all(model.packing_cycles(plan, machine) == (0, 0) for plan in plans if plan.lhs == "direct")

@@ -99,39 +99,40 @@ INTEL_EXTENSIONS = "Intel Architecture Instruction Set Extensions Programming Re
 INTEL_OPTIMIZATION = "Intel 64 and IA-32 Architectures Optimization Reference Manual, 248966"
 
 WIDE = Core(
-    dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=4, issue_per_cycle=8
-)
+    dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=4,
+    shuffles_per_cycle=2, issue_per_cycle=8,
+)  # fmt: skip
 # Two 256-bit halves for one 512-bit operation.
 DOUBLE_PUMPED = Core(
-    dots_per_cycle=1,
-    dot_latency_cycles=4,
-    loads_per_cycle=1,
-    stores_per_cycle=0.5,
-    vector_per_cycle=2,
-    issue_per_cycle=6,
-)
+    dots_per_cycle=1, dot_latency_cycles=4, loads_per_cycle=1, stores_per_cycle=0.5, vector_per_cycle=2,
+    shuffles_per_cycle=1, issue_per_cycle=6,
+)  # fmt: skip
 ZEN_256 = Core(
-    dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=4, issue_per_cycle=6
-)
+    dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=4,
+    shuffles_per_cycle=2, issue_per_cycle=6,
+)  # fmt: skip
 COVE_512 = Core(
     dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=2,
-    issue_per_cycle=6, slower=(("vdpbf16ps", 0.5, 8),),
+    shuffles_per_cycle=1, issue_per_cycle=6, slower=(("vdpbf16ps", 0.5, 8),),
 )  # fmt: skip
 # Throughput and latency: the TDP* instructions 16 and 52 cycles, TILELOADD 8, TILESTORED 16, LDTILECFG 204 (latency),
 # TILERELEASE 13. They are those of full tiles: none are published for tiles of fewer rows.
 COVE_TILES = Core(
     dots_per_cycle=1 / 16, dot_latency_cycles=52, loads_per_cycle=1 / 8, stores_per_cycle=1 / 16, vector_per_cycle=2,
-    issue_per_cycle=6, setup_cycles=204 + 13,
+    shuffles_per_cycle=1, issue_per_cycle=6, setup_cycles=204 + 13,
 )  # fmt: skip
 COVE_256 = Core(
-    dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=3, stores_per_cycle=2, vector_per_cycle=3, issue_per_cycle=6
-)
+    dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=3, stores_per_cycle=2, vector_per_cycle=3,
+    shuffles_per_cycle=2, issue_per_cycle=6,
+)  # fmt: skip
 LAKE = Core(
-    dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=3, issue_per_cycle=4
-)
+    dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=3,
+    shuffles_per_cycle=1, issue_per_cycle=4,
+)  # fmt: skip
 WELL = Core(
-    dots_per_cycle=2, dot_latency_cycles=5, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=3, issue_per_cycle=4
-)
+    dots_per_cycle=2, dot_latency_cycles=5, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=3,
+    shuffles_per_cycle=1, issue_per_cycle=4,
+)  # fmt: skip
 
 MACHINES = (
     Machine(
