@@ -347,7 +347,8 @@ def run_cycles(machine: Machine, dot: Dot, m: Axis) -> float:
 def compute_cycles(plan: Plan, machine: Machine) -> float:
     """Cycles of all microkernels, on one thread.
 
-    The first panel of rows of every block of A fetches a panel of B from where B's block is; the others find it nearer.
+    The first panel of rows of every block of A fetches a panel of B from where B's block is; the others find it nearer,
+    and so do all but the first of the products of one component of B.
     """
     core, instruction = machine.cores[plan.isa], plan.instruction
     if plan.lanes == "k":
@@ -358,7 +359,8 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
             for c, c_count in panels(plan.n.size, plan.nr)
         )
         return cycles * extent(plan.outer) * plan.k_blocks
-    lanes, steps = instruction.shape[1], -(-plan.kc // instruction.shape[2])
+    terms, components = plan.dot.terms, plan.dot.components[1]
+    lanes, steps = instruction.shape[1], terms * -(-plan.kc // instruction.shape[2])
     blocks = -(-plan.m.size // plan.mc)
     b_bytes = rhs_block_bytes(plan)
     extra = extra_for(plan, machine)
@@ -366,7 +368,7 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
     for cols, col_count in panels(plan.n.size, plan.nr):
         registers = -(-cols // lanes)
         step_bytes = bytes_of(instruction.rhs, registers * lanes * instruction.shape[2])
-        again = steps * fetch_cycles(machine, steps * step_bytes, step_bytes)
+        again = steps * fetch_cycles(machine, steps * components // terms * step_bytes, step_bytes)
         row_bytes, rows_in_step = bytes_of(plan.dot.rhs, registers * lanes), instruction.shape[2]
         if plan.rhs == "direct":
             first = steps * stream_cycles(machine, b_bytes, row_bytes, rows_in_step)
@@ -374,32 +376,43 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
         elif plan.rhs == "panels":
             first = steps * stream_cycles(machine, b_bytes, row_bytes * rows_in_step, 1)
         else:
-            first = steps * fetch_cycles(machine, b_bytes, step_bytes)
+            share = components / terms
+            first = share * steps * fetch_cycles(machine, b_bytes, step_bytes) + (1 - share) * again
         column = 0.0
         for rows, row_count in panels(plan.m.size, plan.mr):
             tall = -(-rows // instruction.shape[0])
             block = block_cycles(core, instruction, tall, registers, steps, extra)
-            block += finish_cycles(plan, machine, rows, registers) + steps * stalls(plan, machine, rows)
+            block += tile_pass_cycles(plan, machine, rows, registers) + steps * stalls(plan, machine, rows)
+            block += (terms - 1) * BLOCK_OVERHEAD_CYCLES
             if plan.k_blocks > 1:
                 block += 3 * tall * registers / core.stores_per_cycle + BLOCK_OVERHEAD_CYCLES
             fetching, rows_again = min(blocks, row_count), steps * lhs_refetch_cycles(plan, machine, tall)
             nearer = row_count - fetching
             column += fetching * beside(block, first + rows_again) + nearer * max(block, again + rows_again)
         cycles += col_count * column
-    cycles *= extent(plan.outer) * plan.k_blocks * plan.dot.terms
+    cycles *= extent(plan.outer) * plan.k_blocks
     cycles += direct_lhs_cycles(plan, machine)
     cycles += extent(plan.outer) * plan.m.size * (plan.n_tasks * plan.rounds - 1) * machine.row_cycles
     return cycles + plan.rounds * plan.tasks["compute"] * core.setup_cycles
 
 
-def finish_cycles(plan: Plan, machine: Machine, rows: int, registers: int) -> float:
-    """Cycles of the vectors that take a block from tiles to C, where C does not take tiles as they are."""
-    whole = rows % plan.instruction.shape[0] == 0 and plan.n.size % plan.instruction.shape[1] == 0
-    as_they_are = whole and plan.dot.out == plan.instruction.acc and not plan.dot.epilogue
-    if not plan.instruction.tiles or as_they_are:
+def tile_pass_cycles(plan: Plan, machine: Machine, rows: int, registers: int) -> float:
+    """Cycles of the vectors that sums by tiles go through: before C, unless that takes tiles, and after small terms.
+
+    From there, they go back into tiles.
+    """
+    if not plan.instruction.tiles:
         return 0.0
-    core = machine.vector_core(plan.isa)
-    return rows * registers * (1 / core.loads_per_cycle + 1 / core.stores_per_cycle + 2 / core.vector_per_cycle)
+    tiles, core = machine.cores[plan.isa], machine.vector_core(plan.isa)
+    height, lanes, _ = plan.instruction.shape
+    whole = rows % height == 0 and plan.n.size % lanes == 0
+    as_they_are = whole and plan.dot.out == plan.instruction.acc and not plan.dot.epilogue and not plan.dot.scaling
+    through = 1 / core.loads_per_cycle + 1 / core.stores_per_cycle + 2 / core.vector_per_cycle
+    cycles = 0.0 if as_they_are else rows * registers * through
+    if plan.dot.terms > 1:
+        there_and_back = -(-rows // height) * registers * (1 / tiles.stores_per_cycle + 1 / tiles.loads_per_cycle)
+        cycles += rows * registers * through + there_and_back + BLOCK_OVERHEAD_CYCLES
+    return cycles
 
 
 def lhs_refetch_cycles(plan: Plan, machine: Machine, tall: int) -> float:
@@ -407,7 +420,7 @@ def lhs_refetch_cycles(plan: Plan, machine: Machine, tall: int) -> float:
     if not plan.instruction.tiles:
         return 0.0
     rows, _, depth = plan.instruction.shape
-    block = bytes_of(plan.instruction.lhs, min(plan.mc, plan.m.size) * plan.kc)
+    block = bytes_of(plan.instruction.lhs, min(plan.mc, plan.m.size) * plan.kc * plan.dot.components[0])
     return fetch_cycles(machine, block, bytes_of(plan.instruction.lhs, tall * rows * depth))
 
 
@@ -417,7 +430,7 @@ def rhs_block_bytes(plan: Plan) -> int:
     if not plan.packs_rhs:
         return bytes_of(dtype, plan.n.size * plan.k.size)
     columns = plan.nc if plan.rhs == "shared" else plan.block_columns  # what others packed is not in this core's caches
-    return bytes_of(dtype, min(columns, plan.n.size) * plan.kc)
+    return bytes_of(dtype, min(columns, plan.n.size) * plan.kc * plan.dot.components[1])
 
 
 def stalls(plan: Plan, machine: Machine, rows: int) -> float:

@@ -32,8 +32,8 @@ def instructions_for(isa: Isa, dot: Dot) -> list[tuple[Isa, DotInstruction]]:
     lhs, rhs = dot.factors
 
     def serves(i: DotInstruction) -> bool:
-        several = (dot.terms > 1 or dot.scaling) and i.tiles  # sums of theirs cannot be looked at between terms
-        return i.lhs in WIDENS[lhs] and i.rhs in WIDENS[rhs] and i.acc == dot.acc and not several and reads(i, dot)
+        scaled = dot.scaling and i.tiles  # sums of theirs cannot be scaled between groups
+        return i.lhs in WIDENS[lhs] and i.rhs in WIDENS[rhs] and i.acc == dot.acc and not scaled and reads(i, dot)
 
     found = [(level, i) for level in (isa, isa.vectors) if level for i in level.dots if serves(i)]
     if not found:
@@ -178,7 +178,7 @@ def tile_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: 
     in_place = k.lhs == 1 and work.lhs == instruction.lhs and m.size % rows == 0 and k.size % steps == 0
     for lhs in ("direct", "rows") if in_place else ("rows",):
         for block in model.tile_blocks(isa, instruction, m.size, n.size):
-            near = machine.caches[0].bytes // 2 // bytes_of(instruction.rhs, block.cols)
+            near = machine.caches[0].bytes // 2 // bytes_of(instruction.rhs, work.components[1] * block.cols)
             for depth in {k.size, min(k.size, near)}:
                 yield blocked(
                     machine,

@@ -7,6 +7,17 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from algorithms import (
+    BFLOAT16,
+    EPS,
+    LEFT_OUT,
+    TERMS,
+    assert_follows,
+    assert_near_product,
+    assert_special_rows,
+    with_exact_row,
+    with_special_rows,
+)
 from jax.lax import DotAlgorithm, DotAlgorithmPreset, Precision
 from support import kernels, normal
 
@@ -16,17 +27,6 @@ from jax_nano.problem import Dot, Operand, UnsupportedDot
 from jax_nano.targets import host
 
 TARGETS = [isa.name for isa in host.machine().isas]
-BFLOAT16 = ml_dtypes.bfloat16
-EPS = float(np.finfo(np.float32).eps)
-# (of A, of B): which components are multiplied, beside the highest ones.
-TERMS = {
-    "BF16_BF16_F32": [],
-    "BF16_BF16_F32_X3": [(1, 0), (0, 1)],
-    "BF16_BF16_F32_X6": [(1, 1), (2, 0), (0, 2), (1, 0), (0, 1)],
-    "BF16_BF16_F32_X9": [(2, 2), (1, 2), (2, 1), (1, 1), (2, 0), (0, 2), (1, 0), (0, 1)],
-}
-# What the algorithm leaves out, over |A| @ |B|; u = 2**-8 is the rounding error of bf16.
-LEFT_OUT = {"BF16_BF16_F32_X3": 3 * 2**-16, "BF16_BF16_F32_X6": 2 * 2**-24, "BF16_BF16_F32_X9": 0}
 NO_KERNEL = {
     "F16_F16_F16": "F16_F16_F16 sums in f16; kernels sum products of f32 and f32 in f32",
     "BF16_BF16_BF16": "BF16_BF16_BF16 sums in bf16; kernels sum products of f32 and f32 in f32",
@@ -46,25 +46,6 @@ def target(request, monkeypatch):
     return request.param
 
 
-def components(x, dtype=BFLOAT16):
-    """An array as a sum of three of a narrower type, each rounded from what those before leave."""
-    rest, found = np.asarray(x, np.float32), []
-    for _ in range(3):
-        found.append(rest.astype(dtype).astype(np.float32))
-        rest = rest - found[-1]
-    return [part.astype(np.float64) for part in found]
-
-
-def assert_follows(name, actual, a, b):
-    """The result is that of the products of components that the algorithm names, and of no others."""
-    parts_a, parts_b = components(a), components(b)
-    terms = [*TERMS[name], (0, 0)]
-    exact = sum(parts_a[i] @ parts_b[j] for i, j in terms)
-    magnitude = sum(np.abs(parts_a[i]) @ np.abs(parts_b[j]) for i, j in terms)
-    bound = a.shape[1] * EPS * magnitude + EPS / 2 * np.abs(exact)
-    assert np.all(np.abs(np.asarray(actual, np.float64) - exact) <= bound)
-
-
 @pytest.mark.parametrize("name", TERMS)
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (1, 40, 300), (70, 1, 31), (33, 65, 17), (20, 100, 600)])
 def test_operands_are_rounded_to_components(name, m, n, k, target):
@@ -81,12 +62,7 @@ def test_operands_are_rounded_to_components(name, m, n, k, target):
 def test_more_products_are_more_exact(name, target):
     a, b = normal(100, 500), normal(500, 90, seed=1)
     with kernels(1):
-        actual = np.asarray(jax_nano.matmul(a, b, precision=name), np.float64)
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    bound = (LEFT_OUT[name] + 500 * EPS) * (np.abs(a) @ np.abs(b))
-    assert np.all(np.abs(actual - a @ b) <= bound)
-    relative = np.linalg.norm(actual - a @ b) / np.linalg.norm(a @ b)
-    assert relative < {"BF16_BF16_F32_X3": 2e-5, "BF16_BF16_F32_X6": 5e-7, "BF16_BF16_F32_X9": 5e-7}[name]
+        assert_near_product(name, jax_nano.matmul(a, b, precision=name), a, b)
 
 
 def test_batches_and_several_contracted_dimensions(target):
@@ -99,17 +75,8 @@ def test_batches_and_several_contracted_dimensions(target):
 
 @pytest.mark.parametrize("name", list(TERMS)[1:])
 def test_what_is_not_finite_stays_where_it_is(name, target):
-    """0 * inf among products of lower components would be NaN; a sum of those that is not finite does not count."""
-    a, b = normal(4, 6), normal(6, 5, seed=1)
-    a[0, 1], a[1, 2], a[3, 0] = np.inf, np.nan, -np.inf
-    b[1, :] = [1, 2, -4, 0.5, 1.25]  # lower components are 0
-    actual = np.asarray(jax_nano.matmul(a, b, precision=name))
-    with np.errstate(invalid="ignore"):
-        expected = a.astype(np.float64) @ b.astype(np.float64)
-    np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
-    infinite = np.isinf(expected)
-    np.testing.assert_array_equal(actual[infinite], expected[infinite])
-    assert_follows(name, actual[2:3], a[2:3], b)
+    a, b = with_special_rows(normal(4, 6)), with_exact_row(normal(6, 5, seed=1))
+    assert_special_rows(name, np.asarray(jax_nano.matmul(a, b, precision=name)), a, b)
 
 
 @pytest.mark.parametrize(("lhs", "rhs"), [(BFLOAT16, np.float32), (np.float32, BFLOAT16), (BFLOAT16, BFLOAT16)])

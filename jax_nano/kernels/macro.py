@@ -337,7 +337,9 @@ def microkernel(plan: Plan) -> Microkernel:
     """The kind of microkernel that a plan is made of."""
     packed = plan.lhs != "direct", plan.reads_panels
     if plan.instruction.tiles:
-        return TileMicrokernel(TileNanokernel(plan.instruction, hold_lhs=plan.hold_lhs), plan.unroll, packed)
+        return TileMicrokernel(
+            TileNanokernel(plan.instruction, hold_lhs=plan.hold_lhs), plan.unroll, packed, plan.terms
+        )
     kind = InnerMicrokernel if plan.lanes == "k" else Microkernel
     return kind(Nanokernel(plan.instruction, hold_lhs=plan.hold_lhs), plan.unroll, packed, plan.terms, plan.chains)
 

@@ -218,13 +218,17 @@ class Microkernel:
 
     def small_terms(self, acc: Values, a: View, b: View, block: Block, part: Part) -> Values:
         """The products of components before the last, as far as they are finite: 0 * inf may be among the others."""
-        lhs, rhs = ([places[i] for places in self.terms[:-1]] for i in (0, 1))
-        if not lhs:
+        if len(self.terms) == 1:
             return acc
+        return [self.nano.finite(value) for value in self.small_sums(acc, a, b, block, part)]
+
+    def small_sums(self, acc: Values, a: View, b: View, block: Block, part: Part) -> Values:
+        """The accumulators with the products of components before the last."""
+        lhs, rhs = ([places[i] for places in self.terms[:-1]] for i in (0, 1))
         with for_range(0, len(lhs), carry=acc) as term:
             at_a, at_b = a.moved(one_of(lhs, term.i)), b.moved(one_of(rhs, term.i))
             term.next = self.accumulate(term.carry, at_a, at_b, block, part)
-        return [self.nano.finite(value) for value in term.results]
+        return term.results
 
     def accumulate(self, acc: Values, a: View, b: View, block: Block, part: Part, ahead: Ahead | None = None) -> Values:
         """The loop over K, with the accumulators in registers throughout."""

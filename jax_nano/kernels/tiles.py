@@ -1,14 +1,16 @@
 """Microkernels on register tiles: the loop over K by tile products, what comes after it by vectors.
 
 Sums go from tiles to vectors through memory: through C where it takes whole tiles as they are, else through P or
-scratch of the thread.
+scratch of the thread. Those of small terms go to vectors, which look at them, and back.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jax_nano.build import Values, View, either, for_range, load, when
+from jax.extend.mlir import ir
+
+from jax_nano.build import Values, View, either, for_range, load, store, when
 from jax_nano.kernels.micro import Ahead, Microkernel, Part, Result
 from jax_nano.kernels.nano import Block, TileNanokernel
 
@@ -28,13 +30,19 @@ class TileMicrokernel(Microkernel):
         tiles = Block(-(-block.rows // rows), block.cols, block.lanes)
         whole = block.rows % rows == 0 and block.cols % block.lanes == 0
         as_sums = result.epilogue is None and result.out.dtype == self.nano.instruction.acc
-        carried = result.padded or (whole and as_sums)
+        carried = (result.padded or (whole and as_sums)) and result.scales is None
         target = result.tiles if result.tiles and not carried else result.partial
         places = [(i * rows, j * block.lanes) for i in range(tiles.rows) for j in range(len(block.counts))]
 
-        acc = self.start_tiles(target, places, part.first if carried else True)
-        for tile, (i, j) in zip(self.accumulate(acc, a, b, tiles, part, ahead), places, strict=True):
-            self.nano.store_tile(tile, target, i, j)
+        source, first = target, part.first if carried else True
+        if len(self.terms) > 1:
+            assert result.tiles, "every plan by tiles has scratch for them"
+            small = self.small_sums(self.start_tiles(target, places, first=True), a, b, tiles, part)
+            self.store_tiles(small, result.tiles, places)
+            self.finish_small_terms(result.tiles, result.partial, block, first)
+            source, first = result.tiles, False
+        acc = self.start_tiles(source, places, first)
+        self.store_tiles(self.accumulate(acc, a, b, tiles, part, ahead), target, places)
         if not carried:
             self.finish_rows(target, result, block, part)
         elif result.padded:
@@ -58,6 +66,26 @@ class TileMicrokernel(Microkernel):
                 ahead.ask(loop.i, depth)
             loop.next = self.nano.update(loop.carry, a, b, loop.i, block, depth, self.packed)
         return loop.results
+
+    def store_tiles(self, acc: Values, target: View, places: list[tuple[int, int]]) -> None:
+        """Stores accumulators where their first elements belong."""
+        for tile, (i, j) in zip(acc, places, strict=True):
+            self.nano.store_tile(tile, target, i, j)
+
+    def finish_small_terms(self, sums: View, partial: View, block: Block, first: bool | ir.Value) -> None:
+        """Row by row: what is not finite counts for nothing, and what stood in P is added, unless this is `first`."""
+        lanes = block.lanes
+        columns = range(0, block.cols, lanes)
+        with for_range(0, block.rows) as row:
+            small = [self.nano.finite(load(sums.base, sums.offset(row.i, j), lanes)) for j in columns]
+
+            def with_partial(small=small, i=row.i) -> Values:
+                before = [load(partial.base, partial.offset(i, j), lanes) for j in columns]
+                return [self.nano.plus(value, other) for value, other in zip(small, before, strict=True)]
+
+            types = [value.type for value in small]
+            for value, j in zip(either(first, types, lambda small=small: small, with_partial), columns, strict=True):
+                store(value, sums.base, sums.offset(row.i, j))
 
     def finish_rows(self, source: View, result: Result, block: Block, part: Part) -> None:
         """Row by row: adds what stood in P, unless the source is P, and stores."""

@@ -4,20 +4,29 @@ from dataclasses import replace
 
 import jax
 import numpy as np
+import pytest
 from kernel_runner import DTYPES, Runner, linked
 from support import assert_dot_general
 
 from jax_nano import _native, emit, schedule
+from jax_nano.algorithm import followed
 from jax_nano.compiler import Kernel, processor_for
 from jax_nano.panels import panels_for
 from jax_nano.problem import Dot, Operand
 from jax_nano.targets import x86
+
+from .build import processor_flags
 
 MACHINE = next(machine for machine in x86.MACHINES if machine.name == "graniterapids")
 AMX = MACHINE.isa("amx")
 MATMUL = ((1,), (0,)), ((), ())
 # (lhs, rhs, out) that one instruction multiplies as they are, by the instruction's name.
 PRODUCTS = {i.name: (i.lhs, i.rhs, i.acc) for i in AMX.dots}
+
+needs_tile_vectors = pytest.mark.skipif(
+    not {"avx512f", "avx512bw", "avx512_bf16"} <= processor_flags(),
+    reason="kernels by tiles pack and finish with AVX-512 and AVX512-BF16, which this processor has not",
+)
 
 
 def numbers(rng, shape, dtype):
@@ -29,7 +38,7 @@ def numbers(rng, shape, dtype):
     return rng.standard_normal(shape).astype(dtype)
 
 
-def tile_plans(lhs, rhs, dimension_numbers, types, packed=False):
+def tile_plans(lhs, rhs, dimension_numbers, types, packed=False, precision=None):
     """Every plan by tiles that the schedule weighs, before it divides work into tasks.
 
     Args:
@@ -38,12 +47,13 @@ def tile_plans(lhs, rhs, dimension_numbers, types, packed=False):
       dimension_numbers: as lax.dot_general has them.
       types: of A, B and C.
       packed: whether B lies in panels.
+      precision: what lax.dot_general would be asked for.
     """
     a, b = Operand.row_major(lhs, types[0]), Operand.row_major(rhs, types[1])
     if packed:
         panels = panels_for(types[1], *rhs, MACHINE, AMX)
         b = replace(b, strides=(1, panels.rows), panels=panels)
-    dot = Dot.of(a, b, dimension_numbers, types[2])
+    dot = followed(precision, Dot.of(a, b, dimension_numbers, types[2]))
     return [plan for plan in schedule.kernel_plans(dot, MACHINE, AMX) if plan.instruction.tiles]
 
 

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from jax.lax import DotAlgorithmPreset
 
 from jax_nano.compiler import Kernel, processor_for
 
@@ -35,6 +36,22 @@ def test_the_main_loop_multiplies_four_times_for_four_loads(name):
         assert loop.count("tileloadd") == 4
         assert set(loop) <= {name, "tileloadd", *ADDRESSES}
         assert len(loop) <= 8 + 8
+
+
+@pytest.mark.parametrize("terms", [3, 6, 9])
+def test_products_of_components_have_the_same_loops(terms):
+    """One for small terms and one for the largest, without a tile spilled between them."""
+    types, precision = ("f32", "f32", "f32"), DotAlgorithmPreset[f"BF16_BF16_F32_X{terms}"]
+    for plan in tile_plans((512, 1024), (1024, 512), MATMUL, types, precision=precision):
+        for depth in (None, 256):
+            text = assembly(blocked(plan, 2, 2, depth=depth))
+            assert "Folded Spill" not in "".join(line for line in text.splitlines() if "tile" in line)
+            assert text.count("ldtilecfg") == text.count("tilerelease") == 1
+            found = loops(text, "tdpbf16ps")
+            assert len(found) == 2
+            for loop in found:
+                assert (loop.count("tdpbf16ps"), loop.count("tileloadd")) == (4, 4)
+                assert set(loop) <= {"tdpbf16ps", "tileloadd", *ADDRESSES}
 
 
 @pytest.mark.parametrize(("tall", "wide"), BLOCKS)

@@ -9,16 +9,23 @@ import pytest
 from support import assert_dot_general
 
 import jax_nano
-from jax_nano import _native
 
 from . import emulator
 from .build import processor_flags
-from .kernels import AMX, MATMUL, PRODUCTS, TileRunner, blocked, check, kernel_of, numbers, tile_plans
-
-pytestmark = pytest.mark.skipif(
-    not {"avx512f", "avx512bw", "avx512_bf16"} <= processor_flags(),
-    reason="kernels by tiles pack and finish with AVX-512 and AVX512-BF16, which this processor has not",
+from .kernels import (
+    AMX,
+    MATMUL,
+    PRODUCTS,
+    TileRunner,
+    blocked,
+    check,
+    kernel_of,
+    needs_tile_vectors,
+    numbers,
+    tile_plans,
 )
+
+pytestmark = needs_tile_vectors
 
 ROWS, COLS = [1, 2, 15, 16, 17, 31, 48, 65], [1, 15, 16, 17, 32, 33, 70]
 FLOATS, BYTES = ("tdpbf16ps", "tdpfp16ps"), ("tdpbssd", "tdpbsud", "tdpbusd", "tdpbuud")
@@ -185,21 +192,6 @@ def test_ragged_edges_configure_tiles_once(amx, shape):
     for plan in tile_plans(lhs.shape, rhs.shape, MATMUL, types):
         ran = counts(plan, lhs, rhs)
         assert ran["ldtilecfg"] == ran["tilerelease"] == 1
-
-
-FEATURES = sorted({feature for i in AMX.dots for feature in (*AMX.features, *i.features)})
-
-
-@pytest.fixture
-def here(amx, monkeypatch):
-    """Programs take AMX kernels, and run them."""
-    monkeypatch.setenv("JAX_NANO_TARGET", "amx")
-    if amx == "native":
-        yield
-        return
-    _native._assume_features(",".join(FEATURES))
-    yield
-    _native._assume_features("")
 
 
 def test_a_program_runs_kernels_by_tiles(here):

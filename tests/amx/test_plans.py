@@ -1,13 +1,16 @@
 """What is composed where AMX is, where it is denied, and where it is only asked for. None of this needs AMX."""
 
+import itertools
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
+from jax.lax import DotAlgorithmPreset
 
 import jax_nano
-from jax_nano import schedule
+from jax_nano import model, schedule
+from jax_nano.algorithm import followed
 from jax_nano.problem import Dot, Operand
 from jax_nano.targets import host
 
@@ -16,10 +19,10 @@ from .kernels import MATMUL
 NAMES = ("sapphirerapids", "emeraldrapids", "graniterapids")
 
 
-def chosen(machine, types, m, n, k, threads=1):
+def chosen(machine, types, m, n, k, threads=1, precision=None):
     machine = replace(machine, threads=threads)
     lhs, rhs = Operand.row_major((m, k), types[0]), Operand.row_major((k, n), types[1])
-    return schedule.choose(Dot.of(lhs, rhs, MATMUL, types[2]), machine, machine.isas[0])
+    return schedule.choose(followed(precision, Dot.of(lhs, rhs, MATMUL, types[2])), machine, machine.isas[0])
 
 
 @pytest.fixture(params=NAMES)
@@ -55,6 +58,31 @@ def test_vectors_multiply_a_row_or_two(machine, types, m):
 def test_vectors_multiply_what_tiles_cannot(machine, types):
     plan = chosen(machine, types, 256, 256, 256)
     assert plan.isa == "avx512"
+
+
+F32 = ("f32", "f32", "f32")
+COMPONENTS = [DotAlgorithmPreset[f"BF16_BF16_F32_X{terms}"] for terms in (3, 6, 9)]
+
+
+@pytest.mark.parametrize("precision", COMPONENTS, ids=lambda preset: preset.name)
+@pytest.mark.parametrize("threads", [1, 8])
+def test_products_of_components_go_by_tiles_faster_than_f32(machine, precision, threads):
+    plan = chosen(machine, F32, 1024, 1024, 1024, threads, precision)
+    assert plan.instruction.name == "tdpbf16ps"
+    assert len(plan.terms) == plan.dot.terms > 1
+    plain = chosen(machine, F32, 1024, 1024, 1024, threads)
+    shared = replace(machine, threads=threads)
+    assert model.seconds(plan, shared).total < model.seconds(plain, shared).total
+
+
+def test_more_products_of_components_take_longer(machine):
+    times = [model.seconds(chosen(machine, F32, 512, 512, 512, 1, x), machine, 1) for x in COMPONENTS]
+    for fewer, more in itertools.pairwise(times):
+        assert fewer.compute < more.compute
+
+
+def test_vectors_multiply_components_of_a_row(machine):
+    assert chosen(machine, F32, 1, 1024, 1024, 1, COMPONENTS[0]).isa == "avx512"
 
 
 def test_half_floats_go_by_tiles_where_there_are_products_of_them():
