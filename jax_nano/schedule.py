@@ -32,8 +32,7 @@ def instructions_for(isa: Isa, dot: Dot) -> list[tuple[Isa, DotInstruction]]:
     lhs, rhs = dot.factors
 
     def serves(i: DotInstruction) -> bool:
-        scaled = dot.scaling and i.tiles  # sums of theirs cannot be scaled between groups
-        return i.lhs in WIDENS[lhs] and i.rhs in WIDENS[rhs] and i.acc == dot.acc and not scaled and reads(i, dot)
+        return i.lhs in WIDENS[lhs] and i.rhs in WIDENS[rhs] and i.acc == dot.acc and reads(i, dot)
 
     found = [(level, i) for level in (isa, isa.vectors) if level for i in level.dots if serves(i)]
     if not found:
@@ -170,10 +169,11 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
 def tile_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: dict) -> Iterator[Plan]:
     """Plans of a single task by tiles. B is packed; A is where tiles would reach beyond it, or not find whole rows.
 
-    The sum is in one part, or in parts short enough for a panel of B to stay in the nearest cache.
+    The sum is in one part, or in parts short enough for a panel of B to stay in the nearest cache. Sums of groups that
+    are scaled are made of whole tiles.
     """
     work, m, n, k = (common[name] for name in ("dot", "m", "n", "k"))
-    instruction = instruction.fitted(m.size, k.size)
+    instruction = instruction.fitted(m.size, min(k.size, work.scaling.group) if work.scaling else k.size)
     rows, _, steps = instruction.shape
     in_place = k.lhs == 1 and work.lhs == instruction.lhs and m.size % rows == 0 and k.size % steps == 0
     for lhs in ("direct", "rows") if in_place else ("rows",):

@@ -154,24 +154,25 @@ class Runner:
         assert np.array_equal(bits(first), bits(second))
         return first
 
-    def __call__(self, lhs, rhs, *, before=False, seed=0):
+    def __call__(self, lhs, rhs, *extras, before=False, seed=0):
         """C, flat.
 
         Args:
           lhs: A, with the strides that the plan's product has.
           rhs: B.
+          extras: the arrays of the epilogue and of the scaling.
           before: whether forbidden pages stand right before buffers, rather than right behind.
           seed: of the order of tasks.
         """
         plan = self.plan
         rhs = in_panels(rhs, plan.dot.panels) if plan.dot.panels else rhs
-        operands = [guarded_copy(x, before=before) for x in (lhs, rhs)]
+        operands = [guarded_copy(x, before=before) for x in (lhs, rhs, *extras)]
         dtype = np.dtype(DTYPES[plan.dot.out])
         out = Guarded(plan.results * dtype.itemsize, before=before)
         shared, local = (Guarded(size, before=before, align=LINE) for size in (plan.shared_bytes, plan.local_bytes))
         memory = [*operands, out, shared, local]
         kept = [x.bytes.copy() for x in operands]
-        buffers = (ctypes.c_void_p * 3)(*(x.address for x in (*operands, out)))
+        buffers = (ctypes.c_void_p * (len(operands) + 1))(*(x.address for x in (*operands, out)))
         order = np.random.default_rng(seed)
         for number in range(plan.rounds):
             for entry, tasks in zip(self.entries.phases, plan.tasks.values(), strict=True):

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quantized import EPS, assert_product, exact, of_rows, weight
 from support import kernels, normal, wide
 
 import jax_nano
-from jax_nano.problem import WORD_STEPS, step_bit
 
 BITS, GROUPS, SYMMETRIC = (8, 4), (None, 32, 64, 128), (True, False)
 OPTIONS = [
@@ -25,41 +25,7 @@ CASES = [  # (M, K, N), and the types of A and B
     ((21, 129, 50), jnp.bfloat16, jnp.bfloat16),
     ((40, 200, 70), jnp.float32, jnp.float32),
 ]
-EPS = float(np.finfo(np.float32).eps)
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
-
-
-def weight(*shape, dtype=jnp.float32):
-    return jnp.asarray(normal(*shape, seed=1), dtype)
-
-
-def of_rows(x, q):
-    """What belongs to each row of the weight."""
-    return np.repeat(wide(x), q.group or q.rows, axis=-2)[..., : q.rows, :]
-
-
-def exact(q):
-    """(integer - zero point) * scale, in float64."""
-    values = np.asarray(q.values)
-    if q.bits == 4:
-        steps = [values >> step_bit(step) & 15 for step in range(WORD_STEPS)]
-        values = np.stack(steps, -2).reshape(*values.shape[:-2], -1, values.shape[-1])[..., : q.rows, :].astype(int)
-        values = values if q.zeros is not None else (values ^ 8) - 8
-    zeros = 0 if q.zeros is None else of_rows(q.zeros, q)
-    return (values - zeros) * of_rows(q.scales, q)
-
-
-def assert_product(actual, x, q, terms=()):
-    """|actual - x @ w| <= (K + 3) eps |x| |w| + ulp / 2, w being what the integers stand for: docs/numerics.md."""
-    result, magnitude = wide(x) @ exact(q), np.abs(wide(x)) @ np.abs(exact(q))
-    for term in terms:
-        result, magnitude = result + wide(term), magnitude + np.abs(wide(term))
-    ulp = float(jnp.finfo(actual.dtype).eps)
-    bound = (
-        (q.rows + 3) * EPS * magnitude + ulp / 2 * np.abs(result) + float(jnp.finfo(actual.dtype).smallest_subnormal)
-    )
-    assert actual.shape == result.shape
-    assert np.all(np.abs(wide(actual) - result) <= bound)
 
 
 def fused(f, *args):
