@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from jax_nano.isa import Cache, Core, DotInstruction, Isa, Machine
 
 INTEL_SDM = "Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2"
@@ -129,6 +131,8 @@ LAKE = Core(
     dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=3,
     shuffles_per_cycle=1, issue_per_cycle=4,
 )  # fmt: skip
+# Units of 512 bits stand at ports 0, with 1 joined to it, and 5.
+LAKE_512 = replace(LAKE, vector_per_cycle=2)
 WELL = Core(
     dots_per_cycle=2, dot_latency_cycles=5, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=3,
     shuffles_per_cycle=1, issue_per_cycle=4,
@@ -171,7 +175,7 @@ MACHINES = (
     Machine(
         name="skylake-avx512",
         isas=(AVX512, AVX2),
-        cores={"avx512": LAKE, "avx2": LAKE},
+        cores={"avx512": LAKE_512, "avx2": LAKE},
         caches=caches(32, 8, 1024, 16, 24, 11),
         ghz=2.6,
         memory_gb_per_s=(12, 100),
