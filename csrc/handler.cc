@@ -20,6 +20,9 @@ using Words = ffi::Span<const int64_t>;
 // The attributes of the custom call. compiler.py writes them.
 constexpr const char* kKey = "key";
 
+// A last operand that no kernel reads. custom_call.py says what it is for, and makes it.
+constexpr Buffer kBallast{.type = XLA_FFI_DataType_S32, .elements = 1024};
+
 ffi::Error Malformed(const std::string& what) {
   return ffi::Error::InvalidArgument("jax_nano: malformed custom call: " + what);
 }
@@ -93,6 +96,13 @@ bool Fits(const ffi::AnyBuffer& buffer, const Buffer& expected) {
          static_cast<int64_t>(buffer.element_count()) == expected.elements;
 }
 
+// Whether the kernel's operands are followed by the ballast.
+bool HasBallast(const ffi::RemainingArgs& operands, size_t count) {
+  if (operands.size() != count + 1) return false;
+  auto last = operands.get<ffi::AnyBuffer>(count);
+  return last.has_value() && Fits(*last, kBallast);
+}
+
 ffi::Error Misfit(const char* which, size_t i) {
   return ffi::Error::InvalidArgument(std::string("jax_nano: ") + which + " " + std::to_string(i) +
                                      " differs in type or size from what the kernel was compiled for");
@@ -105,12 +115,13 @@ ffi::Error Execute(ffi::Dictionary attributes, ffi::ThreadPool pool, ffi::Remain
   const Kernel* kernel = Find(static_cast<uint64_t>(*key));
   if (!kernel) return ffi::Error::Internal("jax_nano: the kernel was not instantiated");
   const Description& description = kernel->description;
-  if (operands.size() != description.operands.size() || results.size() != description.results.size())
+  size_t count = description.operands.size();
+  if (operands.size() != count + HasBallast(operands, count) || results.size() != description.results.size())
     return ffi::Error::InvalidArgument("jax_nano: the kernel was compiled for " +
                                        std::to_string(description.operands.size()) + " operands and " +
                                        std::to_string(description.results.size()) + " results");
   llvm::SmallVector<void*, 8> buffers;
-  for (size_t i = 0; i < operands.size(); ++i) {
+  for (size_t i = 0; i < count; ++i) {
     auto buffer = operands.get<ffi::AnyBuffer>(i);
     if (!buffer.has_value() || !Fits(*buffer, description.operands[i])) return Misfit("operand", i);
     buffers.push_back(buffer->untyped_data());

@@ -14,8 +14,9 @@ from jax.extend.core import JaxprEqn
 from jax.extend.core.primitives import dot_general_p
 from jax.interpreters import ad, batching, mlir, partial_eval, xla
 
+from jax_nano.custom_call import custom_call
 from jax_nano.fusion import fused
-from jax_nano.primitive import TARGET_NAME, equation_of, nano, nano_dot_general_p, remat_rule, settled
+from jax_nano.primitive import equation_of, nano, nano_dot_general_p, remat_rule, settled
 from jax_nano.problem import Dot, UnsupportedDot
 from jax_nano.rebind import Rebinding
 from jax_nano.region import Region, nano_region_p
@@ -110,7 +111,7 @@ def _lower(ctx: mlir.LoweringRuleContext, *arrays: mlir.ir.Value, region: Region
         return result
     tell(Report(equation=equation, problem=dot, kernel=kernel, fused=region.fused, stopped=region.stopped))
     operands = ctx.replace(avals_in=[ctx.avals_in[i] for i in layout.sources])
-    return jax.ffi.ffi_lowering(TARGET_NAME)(operands, *(arrays[i] for i in layout.sources), **kernel.attributes())
+    return custom_call(operands, kernel, [arrays[i] for i in layout.sources])
 
 
 def _first_of(beside: list[Region], ctx: mlir.LoweringRuleContext) -> Iterator[Dot]:

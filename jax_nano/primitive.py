@@ -16,6 +16,7 @@ from jax.interpreters import ad, batching, mlir, partial_eval, xla
 from jax_nano import _native
 from jax_nano.algorithm import followed
 from jax_nano.compiler import TARGET_NAME
+from jax_nano.custom_call import custom_call
 from jax_nano.dtypes import dtype_name
 from jax_nano.problem import Dot, Operand, UnsupportedDot
 from jax_nano.rebind import Rebinding
@@ -77,7 +78,7 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
             tell(Report(equation=equation, problem=dot, reason=str(reason)))
             return default(ctx, lhs, rhs, **params)
         tell(Report(equation=equation, problem=dot, kernel=kernel))
-        return jax.ffi.ffi_lowering(TARGET_NAME)(ctx, lhs_array, rhs_array, **kernel.attributes())
+        return custom_call(ctx, kernel, (lhs_array, rhs_array))
 
     return lower
 

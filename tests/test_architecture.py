@@ -19,7 +19,7 @@ ORDER = (
     ("region", "activations"),
     ("layout", "scatters"),
     ("primitive", "packed", "quantized"),
-    ("algorithm", "rebind", "report", "jaxprs", "views", "tuning"),
+    ("algorithm", "custom_call", "rebind", "report", "jaxprs", "views", "tuning"),
     ("compiler",),
     ("emit", "cache"),
     ("kernels",),

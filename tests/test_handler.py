@@ -45,6 +45,15 @@ def test_a_wrong_count_of_operands(operands):
     fails(COUNTS, *operands)
 
 
+def test_the_ballast_is_not_read():
+    assert np.array_equal(call(A, B, np.zeros(1024, np.int32)), call(A, B))
+
+
+@pytest.mark.parametrize("last", [np.zeros(1024, np.float32), np.zeros(1023, np.int32)], ids=str)
+def test_another_operand_is_no_ballast(last):
+    fails(COUNTS, A, B, last)
+
+
 def test_a_wrong_count_of_results():
     fails(COUNTS, A, B, result=[((24, 40), np.float32)] * 2)
 
