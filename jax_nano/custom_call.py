@@ -10,6 +10,7 @@ kernel gets a last operand, which it does not read and which takes operations to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,17 +28,14 @@ LARGE_BYTES = 1 << 20
 BALLAST = 1024  # 32-bit integers, each one operation; csrc/handler.cc knows their number
 
 
-def custom_call(
-    ctx: mlir.LoweringRuleContext, kernel: Kernel, arrays: Sequence[mlir.ir.Value]
-) -> Sequence[mlir.ir.Value]:
-    """Calls a kernel with arrays of the types that `ctx.avals_in` say."""
+def custom_call(ctx: mlir.LoweringRuleContext, kernel: Kernel, arrays: Sequence[mlir.ir.Value]) -> Any:
+    """Calls a kernel with arrays of the types that `ctx.avals_in` say; gives what lowering rules give."""
     avals = [
-        ShapedArray(mlir.ir.RankedTensorType(array.type).shape, aval.dtype)
+        ShapedArray(mlir.ir.RankedTensorType(array.type).shape, cast(ShapedArray, aval).dtype)
         for array, aval in zip(arrays, ctx.avals_in, strict=True)
     ]
-    arguments = [i for i, array in enumerate(arrays) if isinstance(array.owner, mlir.ir.Block)]
-    if arguments and outweighs_a_change_of_threads(kernel):
-        argument = arguments[0]
+    argument = next((i for i, array in enumerate(arrays) if isinstance(array.owner, mlir.ir.Block)), None)
+    if argument is not None and outweighs_a_change_of_threads(kernel):
         arrays = [*arrays, *_lower_ballast(ctx.replace(avals_in=[avals[argument]]), arrays[argument])]
         avals.append(ShapedArray((BALLAST,), jnp.int32))
     return jax.ffi.ffi_lowering(TARGET_NAME)(ctx.replace(avals_in=avals), *arrays, **kernel.attributes())

@@ -459,7 +459,8 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
     if plan.packs_rhs:
         times = outer * (plan.m_tasks if plan.rhs == "private" else 1)  # shared panels have no outer axes
         padded = -(-n // plan.nr) * plan.nr * plan.dot.components[1]
-        copying = line_cycles(core, plan, plan.n.rhs == 1, plan.k.rhs == 1, plan.dot.rhs != plan.instruction.rhs)
+        in_order = plan.n.rhs == 1 and plan.lanes == "n"
+        copying = line_cycles(core, plan, in_order, 1 in (plan.n.rhs, plan.k.rhs), plan.dot.rhs != plan.instruction.rhs)
         cycles += times * lines(k * padded, plan.instruction.rhs) * copying
         columns = plan.pack_panels * plan.nr if plan.rhs == "shared" else plan.block_columns
         run = bytes_of(plan.dot.rhs, min(columns, n) if plan.n.rhs == 1 else plan.kc)

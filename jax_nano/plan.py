@@ -186,8 +186,12 @@ class Plan:
     def panel_rows(self, depth: int) -> int:
         """Elements of a packed panel of B over its width.
 
-        Those are the steps of each component, and one group of starting values where A is moved.
+        Those are the steps of each component, and one group of starting values where A is moved. With K along the
+        lanes, a panel is a column: it ends with a whole register, and a line further on the next begins.
         """
+        if self.lanes == "k":
+            register = self.instruction.shape[1] * self.instruction.group
+            return -(-depth // register) * register + LINE_BYTES // bytes_of(self.instruction.rhs)
         steps = self.dot.components[1] * self.rounded_up(depth)
         return steps + (self.instruction.group if self.instruction.lhs_offset else 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -161,9 +162,12 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
                     machine, block, depth, instruction=instruction, lhs=lhs, rhs=rhs, hold_lhs=block.hold_lhs, **common
                 )
     in_rows = work.scaling is not None or work.rhs in WORDS
-    if k.lhs == 1 and k.rhs == 1 and not packed and not in_rows:
+    lanes = instruction.shape[1]
+    in_place, turned = (k.lhs == 1, k.rhs == 1), (m.size <= lanes, n.size <= lanes)
+    if not packed and not in_rows and any(in_place) and all(map(operator.or_, in_place, turned)):
         block = model.inner_block(isa, machine, instruction, work, m, n, k)
-        yield blocked(machine, block, k.size, instruction=instruction, lanes="k", **common)
+        lhs, rhs = "direct" if in_place[0] else "rows", "direct" if in_place[1] else "private"
+        yield blocked(machine, block, k.size, instruction=instruction, lanes="k", lhs=lhs, rhs=rhs, **common)
 
 
 def tile_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: dict) -> Iterator[Plan]:
@@ -357,7 +361,7 @@ def divisions_of(plan: Plan, machine: Machine) -> Iterator[Plan]:
                 candidate = replace(plan, nt=-(-nt // nb) * nb if nb else nt, nb=nb, mt=mt, mc=mc)
                 for outer_parts in divisions(outer, machine.threads) if n_parts * m_parts == 1 else (outer,):
                     yield replace(candidate, outer_per_task=-(-outer // outer_parts))
-            if plan.rhs == "private" and not plan.outer and not plan.k_outer and plan.splits == 1:
+            if plan.rhs == "private" and plan.lanes == "n" and not plan.outer and not plan.k_outer and plan.splits == 1:
                 yield from shared(replace(plan, nt=nt, mt=mt, mc=mc), machine)
 
 

@@ -53,7 +53,7 @@ class Kind:
         if self.b == "panels" and types[1] not in ("f64", "f32", "bf16", "f16"):
             return False
         lhs = self.lhs != "direct" or self.a == "rows" or instruction.group == 1
-        rhs = self.rhs != "direct" or instruction.lhs_offset == 0
+        rhs = (self.rhs != "direct" and self.lanes == "n") or instruction.lhs_offset == 0
         return lhs and rhs
 
 
@@ -73,6 +73,8 @@ KINDS = (
     Kind("b_panels", "rows", "direct", "panels", "panels"),
     Kind("b_panels_a_by_columns", "columns", "columns", "panels", "panels"),
     Kind("along_k", "rows", "direct", "columns", "direct", lanes="k"),
+    Kind("along_k_b_turned", "rows", "direct", "rows", "private", lanes="k"),
+    Kind("along_k_a_turned", "columns", "rows", "columns", "direct", lanes="k"),
 )
 
 
@@ -118,13 +120,15 @@ class Row:
     @functools.cached_property
     def planned(self) -> dict[str, object]:
         """The register block that the schedule gives large products of this row, or of the kind nearest to it."""
-        machine = host.machine()
+        machine, kind = host.machine(), self.kind
+        few = self.instruction.shape[1]
+        m, n = (few if kind.lanes == "k" and where != "direct" else 512 for where in (kind.lhs, kind.rhs))
         plans = [
             plan
-            for plan in schedule.kernel_plans(self.product(512, 512, 512).dot, machine, machine.isa(self.target))
-            if plan.instruction == self.instruction and plan.lanes == self.kind.lanes
+            for plan in schedule.kernel_plans(self.product(m, n, 512).dot, machine, machine.isa(self.target))
+            if plan.instruction == self.instruction and plan.lanes == kind.lanes
         ]
-        plan = min(plans, key=lambda plan: (plan.lhs != self.kind.lhs) + (plan.rhs != self.kind.rhs))
+        plan = min(plans, key=lambda plan: (plan.lhs != kind.lhs) + (plan.rhs != kind.rhs))
         return {"mr": plan.mr, "nr": plan.nr, "unroll": plan.unroll, "hold_lhs": plan.hold_lhs}
 
 

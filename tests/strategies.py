@@ -62,12 +62,14 @@ def plans(draw, product):
     _, lanes, group = instruction.shape
     moved = instruction.lhs_offset != 0
     a_along_k, b_along_k, b_along_n = plan.k.lhs == 1, plan.k.rhs == 1, plan.n.rhs == 1
-    inner = a_along_k and b_along_k and not moved and draw(st.booleans())
+    inner = not moved and draw(st.booleans())
     lhs = ["direct"] * (a_along_k or group == 1) + ["rows"] * a_along_k + ["columns"]
     rhs = ["direct"] * (b_along_n and not moved) + ["private"] + ["shared"] * (not plan.outer and not plan.k_outer)
+    if inner:
+        lhs, rhs = ["direct"] * a_along_k + ["rows"], ["direct"] * b_along_k + ["private"]
     plan = replace(
         plan, instruction=instruction, lanes="k" if inner else "n", splits=1, kc=plan.k.size,
-        lhs="direct" if inner else draw(st.sampled_from(lhs)), rhs="direct" if inner else draw(st.sampled_from(rhs)),
+        lhs=draw(st.sampled_from(lhs)), rhs=draw(st.sampled_from(rhs)),
         unroll=draw(FEW), hold_lhs=draw(st.booleans()), outer_per_task=draw(FEW), pack_panels=draw(FEW),
     )  # fmt: skip
     mr, nr = draw(FEW), draw(st.integers(1, 3)) * (1 if inner else lanes)

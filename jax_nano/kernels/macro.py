@@ -293,6 +293,16 @@ class Macrokernel:
             frame.local, plan.local_rhs_at, plan.block_columns * plan.panel_rows(plan.kc), plan.instruction.rhs
         )
 
+        if plan.lanes == "k":
+            columns = View(base, 0, (1, plan.panel_rows(plan.kc)), plan.instruction.rhs)
+
+            def column(j: Index) -> View:
+                return columns.block(0, subtract(j, begin))
+
+            panels = Panels(begin, end, plan.n.size, plan.nr, lambda j: column(j).transposed)
+            self.rhs_packer.rows(panels, rhs.block(k0, 0).transposed, part.depth, plan.k.size)
+            return lambda j: (column(j), rhs)
+
         def panel(j: Index) -> tuple[View, View]:
             return self.panel(base, mul(subtract(j, begin), plan.panel_rows(plan.kc)), plan.kc)
 

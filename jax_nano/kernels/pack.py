@@ -5,6 +5,8 @@ B, a panel of `width` columns (NR):         A by rows:                    A by c
     k=0   b00 b01 ... b0w                     i=0  a00 a01 ... a0k | pad     k=0   a00 a10 ... am0
     k=1   b10 b11 ... b1w                     i=1  a10 a11 ... a1k | pad     k=1   a01 a11 ... am1
 
+With K along the lanes of accumulators, B stands by columns, as A does by rows.
+
 Where an instruction takes `group` steps of k at once, that many rows of a panel are interleaved (the VNNI layout).
 Elements are converted on the way to the type that the instruction multiplies. What a panel holds beyond the matrix is
 zero, so that microkernels read whole registers. Rows of A are padded apart, so that the rows of a block do not compete
