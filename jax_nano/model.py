@@ -27,6 +27,8 @@ IMBALANCE = 0.15
 PANEL_SHARE = 0.67
 # The share of the shorter of computing and fetching that the longer one does not hide.
 EXPOSED = 0.1
+# What a run of bytes that neither of the nearest caches keeps takes, however short it is.
+FAR_MISS_CYCLES = 3.5
 # The share of bandwidth that copying reaches, which waits for what it has not asked for ahead.
 PACKING_RATE = 0.72
 # How much longer the wait for A is where it is read in place than where it is copied.
@@ -437,17 +439,23 @@ def stalls(plan: Plan, machine: Machine, rows: int) -> float:
     """Cycles that a step of k waits for lines that strides have pushed out of the nearest caches."""
     waits = 0.0
     lhs_stride, rhs_stride = bytes_of(plan.dot.lhs, plan.m.lhs), bytes_of(plan.dot.rhs, plan.k.rhs)
-    l1, l2 = machine.caches[0], machine.second_cache
-    if plan.lhs == "direct" and rows > 1 and not fits(l1, rows + 2, LINE_BYTES, lhs_stride):
+    if plan.lhs == "direct" and rows > 1 and not fits(machine.caches[0], rows + 2, LINE_BYTES, lhs_stride):
         waits += 0.2 * rows
+    if plan.lhs == "direct" and plan.k.lhs != 1 and plan.m.size > plan.mr:
+        piece = bytes_of(plan.dot.lhs, plan.mr)
+        waits += misses(machine, plan.kc, piece, bytes_of(plan.dot.lhs, plan.k.lhs))
     if plan.rhs == "direct" and plan.m.size > plan.mr:
         piece = bytes_of(plan.dot.rhs, plan.nr)
-        lines = plan.instruction.shape[2] * piece / LINE_BYTES
-        if not fits(l2, plan.kc, piece, rhs_stride):
-            waits += 2 * lines
-        elif not fits(l1, plan.kc, piece, rhs_stride):
-            waits += lines
+        waits += plan.instruction.shape[2] * misses(machine, plan.kc, piece, rhs_stride)
     return waits
+
+
+def misses(machine: Machine, pieces: int, piece_bytes: int, stride_bytes: int) -> float:
+    """Cycles of waiting for one of some runs of bytes, a stride apart, that are gone through again and again."""
+    if fits(machine.caches[0], pieces, piece_bytes, stride_bytes):
+        return 0.0
+    lines = piece_bytes / LINE_BYTES
+    return lines if fits(machine.second_cache, pieces, piece_bytes, stride_bytes) else max(2 * lines, FAR_MISS_CYCLES)
 
 
 def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
@@ -468,7 +476,7 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
         waiting += times * lines(k * n, plan.dot.rhs) * fetch
         cycles += waiting * (FAR_RUN_BYTES if far else RUN_BYTES) / run
     if plan.lhs != "direct":
-        times = outer * plan.n_tasks * plan.rounds
+        times = outer * plan.n_tasks * plan.rounds * -(-min(plan.nt, n) // plan.block_columns)
         by_rows = plan.lhs == "rows" and plan.k.lhs == 1
         copied, turned = plan.m.lhs == 1 and plan.lhs == "columns", plan.k.lhs == 1 or plan.m.lhs == 1
         panel = bytes_of(plan.instruction.lhs, plan.lhs_panel * plan.instruction.group)

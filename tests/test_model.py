@@ -150,3 +150,16 @@ def test_weights_in_panels_cost_no_packing():
     plans = list(schedule.kernel_plans(dot, machine, x86.AVX512))
     assert {plan.rhs for plan in plans} == {"panels"}
     assert all(model.packing_cycles(plan, machine) == (0, 0) for plan in plans if plan.lhs == "direct")
+
+
+def test_a_block_of_a_is_packed_again_for_every_block_of_b():
+    contract = (((0,), (0,)), ((), ()))
+    dot = Dot.of(Operand.row_major((1024, 512), "f32"), Operand.row_major((1024, 4096), "f32"), contract, "f32")
+    machine = x86.MACHINES[0]
+    plan = next(p for p in schedule.kernel_plans(dot, machine, x86.AVX512) if (p.lhs, p.rhs) == ("columns", "private"))
+    once, again = (
+        sum(model.packing_cycles(replace(plan, nb=nb), machine))
+        - sum(model.packing_cycles(replace(plan, nb=nb, lhs="direct"), machine))
+        for nb in (0, plan.nt // plan.nr // 8 * plan.nr)
+    )
+    assert again == pytest.approx(8 * once, rel=0.2)
