@@ -48,8 +48,9 @@ def followed(precision, dot: Dot) -> Dot:
     """
     match precision:
         case DotAlgorithmPreset() if precision in ANY_FLOAT8:
-            if not {dot.lhs, dot.rhs} <= FLOAT8:
-                raise UnsupportedDot(f"{precision} is an algorithm of 8-bit floats, not of {dot.lhs} and {dot.rhs}")
+            if not {*dot.operands} <= FLOAT8:
+                names = " and ".join(dot.operands)
+                raise UnsupportedDot(f"{precision} is an algorithm of 8-bit floats, not of {names}")
             return dot
         case DotAlgorithmPreset() if precision is not Preset.DEFAULT:
             dtype, acc = TYPES[precision]
@@ -69,8 +70,9 @@ def rounded(dot: Dot, name: str, types: tuple[str, str], acc: str, terms: tuple[
       UnsupportedDot: it is summed in another type, or there is no such rounding.
     """
     if acc != dot.acc:
-        raise UnsupportedDot(f"{name} sums in {acc}; kernels sum products of {dot.lhs} and {dot.rhs} in {dot.acc}")
-    narrower = {dtype for dtype, x in zip(types, (dot.lhs, dot.rhs), strict=True) if dtype not in WIDENS[x]}
+        names = " and ".join(dot.operands)
+        raise UnsupportedDot(f"{name} sums in {acc}; kernels sum products of {names} in {dot.acc}")
+    narrower = {dtype for dtype, x in zip(types, dot.operands, strict=True) if dtype not in WIDENS[x]}
     if not narrower:
         return dot
     if len({*types}) > 1 or not narrower <= {"bf16", "f16"}:

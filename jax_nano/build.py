@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, memref, scf, vector
 
 from jax_nano.problem import BITS, WORD_STEPS, WORDS
+
+if TYPE_CHECKING:
+    from jax_nano.elementwise import Program
 
 Index = int | ir.Value
 Values = list[ir.Value]
@@ -245,6 +249,26 @@ class Integers(View):
     def block(self, i: Index = 0, j: Index = 0) -> Integers:
         """The matrix that begins at element (i, j)."""
         return replace(self, row=add(self.row, i), at=add(self.at, j), zeros=self.zeros and self.zeros.block(0, j))
+
+
+@dataclass(frozen=True)
+class Worked(View):
+    """A matrix of what a program makes of each element of an array and of those at its place in other arrays.
+
+    Along rows, strides of the others are 0 or those of the array; where the array has none of 1, any.
+    """
+
+    program: Program = field(kw_only=True)
+    beside: tuple[View, ...] = field(kw_only=True)
+
+    def block(self, i: Index = 0, j: Index = 0) -> Worked:
+        """The matrix that begins at element (i, j)."""
+        return replace(self, at=self.offset(i, j), beside=tuple(view.block(i, j) for view in self.beside))
+
+    @property
+    def transposed(self) -> Worked:
+        """Element (j, i) in place of (i, j)."""
+        return replace(self, strides=self.strides[::-1], beside=tuple(view.transposed for view in self.beside))
 
 
 def scratch(buffer: ir.Value, byte_offset: int, count: int, dtype: str) -> ir.Value:

@@ -48,6 +48,15 @@ OPERATIONS: dict[str, frozenset[str]] = {
 """
 
 
+INSTRUCTIONS = {
+    "div": 9, "rem": 20, "sqrt": 9, "rsqrt": 11, "exp": 23, "exp2": 23, "expm1": 21, "log": 35, "log1p": 36, "tanh": 30,
+    "logistic": 30, "erf": 37, "erfc": 45, "cbrt": 52, "sin": 58, "cos": 57, "pow": 92,
+}  # fmt: skip
+"""How many vector instructions operations take, where that is more than a few; of divisions and roots, the time of as
+many. Counted in what kernels/epilogue.py emits for f32.
+"""
+
+
 class Unfusable(Exception):
     """A computation is not an elementwise program; its text says why."""
 
@@ -219,6 +228,10 @@ class Builder:
             return number
         if isinstance(value, Constant):
             return self.add(Constant.of(value.number, dtype))
+        if isinstance(value, Operation) and value.name == "convert" and dtype in NARROW_FLOATS:
+            (source,) = value.operands
+            if value.dtype in FLOATS and self.values[source].dtype == dtype:
+                return source
         return self.add(Operation(name="convert", operands=(number,), dtype=dtype))
 
     def program(self, results: Sequence[int]) -> Program:

@@ -22,7 +22,7 @@ def name(plan: Plan) -> str:
         types += f"_{dot.algorithm.dtype}x{dot.terms}"
     b, m, n, k = dot.sizes
     batch = f"b{b}" if b > 1 else ""
-    fused = ("_panels" if dot.panels else "") + ("_fused" if dot.epilogue else "")
+    fused = ("_panels" if dot.panels else "") + ("_fused" if dot.epilogue or dot.prologue else "")
     return f"nano_{types}_{batch}m{m}n{n}k{k}_{plan.isa}_{plan.mr}x{plan.nr}{fused}"
 
 

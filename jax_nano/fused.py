@@ -26,6 +26,9 @@ from jax_nano.tuning import begin, kernel_for
 accelerated = Rebinding({dot_general_p: nano_dot_general_p}, first=fused)
 """`accelerated(f)` is f with a kernel for every product in it and what can be fused with it, however deep."""
 
+accelerated_whole = Rebinding({dot_general_p: nano_dot_general_p}, first=partial(fused, every_prologue=True))
+"""The same with all elementwise work on A fused, whether that pays or not."""
+
 
 def _abstract(*_: Any, region: Region) -> Any:
     return region.jaxpr.outvars[0].aval
@@ -109,7 +112,8 @@ def _lower(ctx: mlir.LoweringRuleContext, *arrays: mlir.ir.Value, region: Region
         for report in collected:
             tell(replace(report, stopped=f"{text}: {reason}"))
         return result
-    tell(Report(equation=equation, problem=dot, kernel=kernel, fused=region.fused, stopped=region.stopped))
+    ends = {"kept": region.kept, "stopped": region.stopped}
+    tell(Report(equation=equation, problem=dot, kernel=kernel, fused=region.fused, **ends))
     operands = ctx.replace(avals_in=[ctx.avals_in[i] for i in layout.sources])
     return custom_call(operands, kernel, [arrays[i] for i in layout.sources])
 

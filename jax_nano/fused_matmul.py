@@ -1,4 +1,4 @@
-"""Matrix products with elementwise work on the accumulators."""
+"""Matrix products with elementwise work on the accumulators, and on A."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from jax_nano.elementwise import OPERATIONS
 from jax_nano.elementwise_jaxpr import CALLS, NOTHING, SYNONYMS
-from jax_nano.fused import accelerated
+from jax_nano.fused import accelerated_whole
 from jax_nano.jaxprs import Atom, type_of
 from jax_nano.layout import VIEWS, viewed
 from jax_nano.views import NoView, View
@@ -34,14 +34,26 @@ def fused_matmul(
     x: ArrayLike,
     w: ArrayLike,
     *extras: ArrayLike,
-    epilogue: Callable[..., Array],
+    epilogue: Callable[..., Array] | None = None,
+    prologue: Callable[..., Array] | None = None,
+    prologue_extras: Sequence[ArrayLike] = (),
     precision: lax.PrecisionLike = None,
 ) -> Array:
-    """Multiplies matrices and works on each element of the product while it is in registers.
+    """Multiplies matrices, and works on each element of the product while it is in registers.
 
     `fused_matmul(x, w, bias, epilogue=lambda acc, bias: jax.nn.gelu(acc + bias))` is `gelu(x @ w + bias)` in one
     kernel, differentiable and batchable like the two. What kernels have no vector code for, such as `lgamma`, is
-    computed from the product afterwards; `jax_nano.inspect` says where a kernel ends.
+    computed from the product afterwards; `jax_nano.inspect` says where a kernel begins and ends.
+
+    A prologue is work on each element of `x` on its way into the product, which saves an array in memory:
+
+        def normalized(x, mean, rstd, gamma):
+            return (x - mean) * rstd * gamma
+
+        fused_matmul(x, w, prologue=normalized, prologue_extras=(mean, rstd, gamma))  # mean, rstd: (M, 1); gamma: (K,)
+
+    It may be done several times for an element: each task that computes other columns does it for itself. So what
+    takes long, such as `exp` or `tanh`, is worth the while only with few columns, up to some hundred.
 
     Args:
       x: `(..., M, K)` or `(K,)`.
@@ -51,24 +63,60 @@ def fused_matmul(
       epilogue: a function of the product and the extras, which JAX traces once for each set of shapes. It is given the
         sums before they are rounded: f32 for floats of 16 and 8 bits, s32 for integers of up to 16 bits, else the
         type of `x` and `w` together. Any elementwise JAX function will do, and any function of the extras alone.
+        Without one, the sums are rounded to the type that `matmul` gives.
+      prologue: a function of `x` and the arrays in `prologue_extras`, likewise. What it returns is multiplied, in the
+        type that it gives it: a conversion to bf16 rounds.
+      prologue_extras: arrays for the prologue that broadcast to the shape of `x`: scalars, rows `(K,)`, columns
+        `(M, 1)`, arrays of its shape, with leading dimensions or without.
       precision: as in `dot_general`.
 
     Returns:
       What the epilogue returns: an array of the product's shape, `(..., M, N)`, in the type that the epilogue gives it.
 
     Raises:
-      ValueError: an extra does not broadcast to the product's shape, or the epilogue does not make each element of its
-        result of the same element of the product.
+      ValueError: an extra does not broadcast to the shape it belongs to, or the epilogue or prologue does not make each
+        element of its result of the same element of its argument.
       TypeError: the contracted sizes differ, or an operand is not an array.
     """
-    return _fused_matmul(x, w, *extras, epilogue=epilogue, precision=precision)
+    if epilogue is None and extras:
+        raise TypeError("fused_matmul takes extras for an epilogue, and there is none")
+    if prologue is None and prologue_extras:
+        raise TypeError("fused_matmul takes prologue_extras for a prologue, and there is none")
+    _check_arrays(x, w, *extras, where="")
+    _check_arrays(*prologue_extras, where=" of prologue_extras")
+    return _fused_matmul(
+        x, w, extras, tuple(prologue_extras), epilogue=epilogue, prologue=prologue, precision=precision
+    )
 
 
-@partial(jax.jit, static_argnames=("epilogue", "precision"), inline=True)
-def _fused_matmul(x: Array, w: Array, *extras: Array, epilogue: Callable[..., Array], precision: Any) -> Array:
-    product = partial(jnp.matmul, precision=precision, preferred_element_type=_summed(jnp.result_type(x, w)))
-    _check(epilogue, jax.eval_shape(product, x, w), *extras)
-    return accelerated(lambda x, w, *extras: epilogue(product(x, w), *extras))(x, w, *extras)
+@partial(jax.jit, static_argnames=("epilogue", "prologue", "precision"), inline=True)
+def _fused_matmul(x: Array, w: Array, extras, prologue_extras, *, epilogue, prologue, precision) -> Array:
+    made = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    if prologue:
+        made = _checked(prologue, "prologue", "first argument", made, *prologue_extras)
+    dtype = jnp.result_type(made.dtype, w.dtype)
+    product = partial(jnp.matmul, precision=precision, preferred_element_type=_summed(dtype) if epilogue else None)
+    if epilogue:
+        _checked(epilogue, "epilogue", "product", jax.eval_shape(product, made, w), *extras)
+
+    def program(x, w, extras, prologue_extras):
+        acc = product(prologue(x, *prologue_extras) if prologue else x, w)
+        return epilogue(acc, *extras) if epilogue else acc
+
+    return accelerated_whole(program)(x, w, extras, prologue_extras)
+
+
+def _check_arrays(*values: Any, where: str) -> None:
+    """Sees to it that values are arrays, as jax.numpy does.
+
+    Raises:
+      TypeError: one is not.
+    """
+    for position, value in enumerate(values):
+        if not isinstance(value, ArrayLike) and not hasattr(value, "__jax_array__"):
+            raise TypeError(
+                f"fused_matmul requires ndarray or scalar arguments, got {type(value)} at position {position}{where}."
+            )
 
 
 def _summed(dtype: Any) -> Any:
@@ -78,40 +126,43 @@ def _summed(dtype: Any) -> Any:
     return np.dtype(np.int32) if jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize < 4 else dtype
 
 
-def _check(epilogue: Callable[..., Array], product: jax.ShapeDtypeStruct, *extras: Array) -> None:
-    """Sees to it that extras broadcast, and that an epilogue is elementwise.
+def _checked(f: Callable[..., Array], name: str, of: str, array: jax.ShapeDtypeStruct, *extras: Array) -> Any:
+    """What an epilogue or prologue makes of an array, once it is seen that extras broadcast, and it is elementwise.
 
     Raises:
       ValueError: they do not, or it is not.
     """
     for i, extra in enumerate(extras):
         try:
-            fits = np.broadcast_shapes(extra.shape, product.shape) == product.shape
+            fits = np.broadcast_shapes(np.shape(extra), array.shape) == array.shape
         except ValueError:
             fits = False
         if not fits:
+            kind, columns = ("extra", "N") if name == "epilogue" else ("prologue_extra", "K")
             raise ValueError(
-                f"extra {i} has the shape {extra.shape}, which does not broadcast to the product's, {product.shape}; "
-                "extras are scalars, rows (N,), columns (M, 1) or arrays of the product's shape"
+                f"{kind} {i} has the shape {np.shape(extra)}, which does not broadcast to the {of}'s, {array.shape}; "
+                f"extras are scalars, rows ({columns},), columns (M, 1) or arrays of the {of}'s shape"
             )
-    closed, result = jax.make_jaxpr(epilogue, return_shape=True)(product, *extras)
+    closed, result = jax.make_jaxpr(f, return_shape=True)(array, *extras)
     shape = getattr(result, "shape", None)
-    if shape != product.shape:
+    if shape != array.shape:
         given = f"an array of the shape {shape}" if shape is not None else f"a {type(result).__name__}"
-        raise ValueError(f"the epilogue returns {given}; it has to return one of the product's shape, {product.shape}")
-    whole = View.of(product.shape)
+        raise ValueError(f"the {name} returns {given}; it has to return one of the {of}'s shape, {array.shape}")
+    whole = View.of(array.shape)
     places = {closed.jaxpr.invars[0]: whole}
     try:
-        _follow(closed.jaxpr, places)
+        _follow(closed.jaxpr, places, of)
         (out,) = closed.jaxpr.outvars
         if isinstance(out, Var) and places.get(out, whole) != whole:
-            raise NoView("elements of the product change their places")
+            raise NoView(f"elements of the {of} change their places")
     except NoView as reason:
-        raise ValueError(f"the epilogue is not elementwise: {reason}; do that to the result instead") from None
+        instead = "do that to the result instead" if name == "epilogue" else "do that before"
+        raise ValueError(f"the {name} is not elementwise: {reason}; {instead}") from None
+    return result
 
 
-def _follow(jaxpr: Jaxpr, places: dict[Var, View]) -> None:
-    """Notes for each value that is made of the product where its elements belong in the product.
+def _follow(jaxpr: Jaxpr, places: dict[Var, View], of: str) -> None:
+    """Notes for each value that is made of an array, which errors call `of`, where its elements belong in that.
 
     Raises:
       NoView: an element is made of others than the one at its place.
@@ -121,12 +172,12 @@ def _follow(jaxpr: Jaxpr, places: dict[Var, View]) -> None:
         if not found:
             continue
         if len(found) > 1:
-            raise NoView(f"{eqn.primitive} combines elements from different places of the product")
+            raise NoView(f"{eqn.primitive} combines elements from different places of the {of}")
         (place,) = found
         if eqn.primitive.name in CALLS:
             (inner,) = jaxprs_in_params(eqn.params)
             own = _at(inner.invars, eqn.invars, places)
-            _follow(inner, own)
+            _follow(inner, own, of)
             places |= _at(eqn.outvars, inner.outvars, own)
         elif eqn.primitive in VIEWS:
             places[eqn.outvars[0]] = viewed(eqn, place)
@@ -135,7 +186,7 @@ def _follow(jaxpr: Jaxpr, places: dict[Var, View]) -> None:
         else:
             places |= dict.fromkeys(eqn.outvars, place)
         if any(type_of(x).shape != places[x].shape for x in eqn.outvars if x in places):
-            raise NoView(f"{eqn.primitive} broadcasts the product")
+            raise NoView(f"{eqn.primitive} broadcasts the {of}")
 
 
 def _at(targets: Sequence[Var], sources: Sequence[Atom], places: dict[Var, View]) -> dict[Var, View]:

@@ -3,6 +3,9 @@
 What becomes part of a product's region:
 - of its operands, transposes, reshapes and broadcasts, and, where only products read them, conversions without rounding
   and weights in the form they are kept in;
+- of operand A, elementwise work on one array of its size that only this product reads. It is done while A is packed,
+  by every task that has other columns of C, which saves XLA a pass over A: worth the while where C does not have many
+  columns; where it has few, and A is small, even for elementary functions and divisions, which take long;
 - of its result, whatever is elementwise and leads to one array: a value inside of the region is used nowhere else, so
   nothing is computed twice, and a region ends before a value that has uses beside the region;
 - the same views of the other arrays that the elementwise work reads. Work on those arrays themselves stays outside.
@@ -11,6 +14,7 @@ What becomes part of a product's region:
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from weakref import WeakKeyDictionary
@@ -20,32 +24,43 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var, no_effects
 from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p, jit_p
 
 from jax_nano.activations import with_integer_activations
-from jax_nano.elementwise import OPERATIONS
+from jax_nano.elementwise import INSTRUCTIONS, OPERATIONS
 from jax_nano.elementwise_jaxpr import SYNONYMS
 from jax_nano.jaxprs import Atom, type_of, written_out
-from jax_nano.layout import LOSSLESS, PRODUCTS, VIEWS, element_type, unpacked_view, viewed
+from jax_nano.layout import PRODUCTS, VIEWS, is_exact, unpacked_view, viewed
 from jax_nano.packed import nano_unpack_p
 from jax_nano.quantized import nano_dequantize_p
-from jax_nano.region import Region, called, nano_region_p
+from jax_nano.region import CALLS, Region, called, nano_region_p
 from jax_nano.scatters import scattered
 from jax_nano.views import NoView, View
 
 LONGEST_TAIL = 96  # equations
+LONGEST_PROLOGUE = 24
+# Of C, so that tasks divide its rows, and of A. XLA makes a large softmax in one pass, which takes less than all of it
+# but the division: on Zen 5, a product behind a softmax gains 3 to 48 % up to this size, and loses 2 to 10 % beyond it.
+FEW_COLUMNS, SMALL_ELEMENTS = 128, 1 << 18
+# With as many, the pass over A that is saved is as long as what tasks do again, or as reading A in place saves. On Zen
+# 5, products of 128 to 2048 rows gain 0 to 30 % with up to 1024 columns, and lose up to 3 % with 2304 to 4096.
+MANY_COLUMNS = 1024
 # What makes arrays of the forms that weights are kept in.
 WEIGHTS = frozenset({nano_dequantize_p, nano_unpack_p})
 ELEMENTWISE = frozenset({*OPERATIONS, *SYNONYMS})
 
 
-def fused(jaxpr: Jaxpr) -> Jaxpr:
+def fused(jaxpr: Jaxpr, every_prologue: bool = False) -> Jaxpr:
     """The jaxpr with a nano_region for each product that has a kernel. Jaxprs in its equations stay as they are.
 
     Calls of jitted functions that hold nothing but products, views and elementwise work are written out. There are no
     kernels for sizes that are not known.
+
+    Args:
+      jaxpr: a program.
+      every_prologue: whether elementwise work on A is fused however long it takes.
     """
     jaxpr = with_integer_activations(scattered(written_out(jaxpr, light_call)))
     if not any(eqn.primitive in PRODUCTS for eqn in jaxpr.eqns) or not has_known_sizes(jaxpr):
         return jaxpr
-    program = _Program(jaxpr)
+    program = _Program(jaxpr, every_prologue)
     for i, eqn in enumerate(jaxpr.eqns):
         if eqn.primitive in PRODUCTS:
             program.fuse(i)
@@ -55,8 +70,9 @@ def fused(jaxpr: Jaxpr) -> Jaxpr:
 class _Program:
     """A jaxpr's equations by their places while they are fused, and who makes and uses each value."""
 
-    def __init__(self, jaxpr: Jaxpr):
+    def __init__(self, jaxpr: Jaxpr, every_prologue: bool):
         self.jaxpr = jaxpr
+        self.every_prologue = every_prologue
         self.regions: list[Region] = []
         self.eqns = dict(enumerate(jaxpr.eqns))
         self.caller = len(jaxpr.eqns)  # uses the results, behind all equations
@@ -91,7 +107,9 @@ class _Program:
         chosen = next((which for which, tail in choices if not self.region(product, which, tail).unsupported), None)
         if chosen is None:
             return
-        tail, region = self.longest(product, chosen)
+        before, kept = self.prologue(product, chosen, starts)
+        tail, region, stopped = self.longest(product, chosen, before)
+        region = region.between(kept, stopped, self.regions)
         self.regions.append(region)
         place = tail[-1] if tail else product
         eqn = self.eqns[product].replace(
@@ -101,39 +119,109 @@ class _Program:
             outvars=self.eqns[place].outvars,
         )
         self.use(eqn.invars, place)
-        for i in (product, *tail):
-            self.remove(i)
+        for i in (product, *tail, *before):
+            if i in self.eqns:
+                self.remove(i)
         self.eqns[place] = eqn
 
-    def longest(self, product: int, converted: tuple[bool, bool]) -> tuple[tuple[int, ...], Region]:
-        """The longest tail that fits into a region, and the region."""
+    def longest(self, product: int, converted: tuple[bool, bool], before: Sequence[int]) -> tuple:
+        """The longest tail that fits into a region, the region, and why it ends there."""
         stopped = ""
-        for tail in reversed(self.tails(product)[1:]):
-            region, last = self.region(product, converted, tail), self.eqns[tail[-1]]
-            if not region.unsupported:
-                return tail, region.until(stopped or self.uses(*last.outvars), self.regions)
+        for tail in reversed(self.tails(product)):
+            region = self.region(product, converted, tail, before)
+            last = self.eqns[tail[-1] if tail else product]
+            if not region.unsupported or not tail:
+                return tail, region, stopped or self.uses(*last.outvars)
             stopped = f"{last.primitive}: {region.unsupported}"
-        return (), self.region(product, converted).until(
-            stopped or self.uses(*self.eqns[product].outvars), self.regions
-        )
+        raise AssertionError("the tail without equations comes last")
+
+    def prologue(
+        self, product: int, converted: tuple[bool, bool], tails: Sequence[Sequence[int]]
+    ) -> tuple[tuple[int, ...], str]:
+        """The most elementwise work on A that fits into a region, and why there is no more, if that is known."""
+        kept = ""
+        for operand in (0, 1):
+            chains, reason = self.chains(product, operand)
+            for chain in reversed(chains):
+                reasons = [self.region(product, converted, tail, chain).unsupported for tail in tails]
+                if not all(reasons):
+                    return chain, kept or reason
+                first = self.eqns[chain[-1]].primitive
+                kept = kept or f"{first}: {reasons[0]}"
+            kept = kept or reason
+        return (), kept
+
+    def chains(self, product: int, operand: int) -> tuple[list[tuple[int, ...]], str]:
+        """Elementwise work that makes nothing but one operand of a product, each chain longer than the last.
+
+        The equations nearest to the product come first. And why there is no longer chain, if that is known.
+        """
+        x = self.eqns[product].invars[operand]
+        rows, columns = free_sizes(self.eqns[product], operand)
+        size = type_of(x).size
+        small = columns <= FEW_COLUMNS and size <= SMALL_ELEMENTS
+        short, one, pays = (self.every_prologue or rule for rule in (small, rows == 1, columns <= MANY_COLUMNS))
+        chains, taken, own, reason = [], [], {product}, ""
+        ahead: list[int] = []
+
+        def read(atoms: Iterable[Atom]) -> None:
+            for maker in {self.maker(atom) for atom in variables(atoms)}:
+                if maker is not None:
+                    heapq.heappush(ahead, -maker)
+
+        read([x])
+        while ahead and len(taken) < LONGEST_PROLOGUE:
+            i = -heapq.heappop(ahead)
+            eqn = self.eqns[i]
+            if i in own or not is_fusable(eqn) or type_of(eqn.outvars[0]).size != size:
+                continue
+            works = not is_moving(eqn) or is_rounding(eqn)
+            if works and not set(self.users[eqn.outvars[0]]) <= own:
+                reason = reason or f"{eqn.primitive}: {self.uses(eqn.outvars[0])}"
+            elif works and not (pays and (short or not takes_long(eqn))):
+                reason = reason or f"{eqn.primitive}: takes no longer outside, with {columns} columns of C"
+            elif set(self.users[eqn.outvars[0]]) <= own:
+                own.add(i)
+                taken.append(i)
+                read(eqn.invars)
+                if works and (one or self.reads_one(taken, size)):
+                    chains.append(tuple(taken))
+        return chains, reason
+
+    def reads_one(self, chain: Sequence[int], size: int) -> bool:
+        """Whether equations read no more than one array of this size: each would have to be there in memory."""
+        made = {out for i in chain for out in self.eqns[i].outvars}
+        read = {x for i in chain for x in variables(self.eqns[i].invars) if x not in made}
+        sources = {x for x in map(self.source, read) if isinstance(x, Var)}
+        return sum(type_of(x).size == size for x in sources) <= 1
+
+    def source(self, x: Atom) -> Atom:
+        """The array or number that a value is a view of, in another type perhaps that holds it."""
+        while isinstance(x, Var) and (i := self.maker(x)) is not None and is_moving(self.eqns[i]):
+            if is_rounding(self.eqns[i]):
+                break
+            (x,) = self.eqns[i].invars
+        return x
 
     def uses(self, x: Var) -> str:
         """Says who uses a value."""
         names = [str(self.eqns[i].primitive) if i in self.eqns else "the caller" for i in sorted(self.users[x])]
         return f"used by {' and '.join(names)}"
 
-    def region(self, product: int, converted: tuple[bool, bool], tail: Sequence[int] = ()) -> Region:
-        """The region of a product, of the tail of equations behind it, and of all that only moves what they read."""
+    def region(
+        self, product: int, converted: tuple[bool, bool], tail: Sequence[int] = (), before: Sequence[int] = ()
+    ) -> Region:
+        """The region of a product, of equations before and behind it, and of all that only moves what they read."""
         lhs, rhs = self.eqns[product].invars
         moving = [
             *self.behind(lhs, self.is_multiplied, converted[0]),
             *self.behind(rhs, self.is_multiplied, converted[1]),
         ]
-        own = {product, *tail}
-        for i in tail:
+        own = {product, *tail, *before}
+        for i in (*before, *tail):
             for x in variables(self.eqns[i].invars):
                 if self.maker(x) not in own:
-                    moving += self.behind(x, self.is_used_once)
+                    moving += self.behind(x, is_exact if i in before else self.is_used_once)
         eqns = [self.eqns[i] for i in sorted({*own, *moving})]
         made = {out for eqn in eqns for out in eqn.outvars}
         invars = dict.fromkeys(x for eqn in eqns for x in variables(eqn.invars) if x not in made)
@@ -162,8 +250,7 @@ class _Program:
 
     def is_multiplied(self, conversion: JaxprEqn) -> bool:
         """Whether a conversion rounds nothing, and only products read what it makes."""
-        (x,), (out,) = conversion.invars, conversion.outvars
-        return element_type(out) in LOSSLESS.get(element_type(x), ()) and self.is_for_products(out)
+        return is_exact(conversion) and self.is_for_products(conversion.outvars[0])
 
     def is_for_products(self, x: Var) -> bool:
         """Whether only products read a value, perhaps moved."""
@@ -228,6 +315,16 @@ def is_moving(eqn: JaxprEqn) -> bool:
     return moves and len(eqn.invars) == 1 and eqn.params.get("sharding") is None
 
 
+def is_rounding(eqn: JaxprEqn) -> bool:
+    """Whether an equation is a conversion that is not exact."""
+    return eqn.primitive is convert_element_type_p and not is_exact(eqn)
+
+
+def takes_long(eqn: JaxprEqn) -> bool:
+    """Whether a fusable equation has an operation of many instructions in it."""
+    return any(map(takes_long, called(eqn).eqns)) if eqn.primitive in CALLS else eqn.primitive.name in INSTRUCTIONS
+
+
 def is_source(eqn: JaxprEqn) -> bool:
     """Whether an equation may be read through on the way to a product, which leaves it without use."""
     return is_moving(eqn) or eqn.primitive in WEIGHTS
@@ -246,6 +343,17 @@ def is_readable(eqns: Sequence[JaxprEqn]) -> bool:
     except NoView:
         return False
     return True
+
+
+def free_sizes(product: JaxprEqn, operand: int) -> tuple[int, int]:
+    """How many rows and columns C has, where the rows are this operand's: those of a matrix of the batch."""
+    sizes = []
+    for i in (operand, 1 - operand):
+        contracting, batch = (dims[i] for dims in product.params["dimension_numbers"])
+        shape = type_of(product.invars[i]).shape
+        sizes.append(math.prod(size for d, size in enumerate(shape) if d not in (*contracting, *batch)))
+    rows, columns = sizes
+    return rows, columns
 
 
 def is_fusable(eqn: JaxprEqn) -> bool:

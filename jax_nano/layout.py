@@ -1,14 +1,15 @@
 """Layouts: a product and the work around it read by strides, as what a kernel is asked for.
 
 Views of operands (transposes, reshapes, broadcasts) become strides of A and B, views of the product strides of C, and
-the elementwise work on it a program that runs on C while it is in registers.
+the elementwise work on it a program that runs on C while it is in registers. Elementwise work before the product is a
+program that runs on A while it is packed.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -26,7 +27,7 @@ from jax.extend.core.primitives import (
     transpose_p,
 )
 
-from jax_nano.elementwise import Program
+from jax_nano.elementwise import NAMES, Program
 from jax_nano.jaxprs import Atom, type_of
 from jax_nano.packed import nano_unpack_p, panels_of
 from jax_nano.primitive import dtype_name, nano_dot_general_p
@@ -60,10 +61,10 @@ class Layout:
     """Which arrays a product and its program read, and how.
 
     Operands, extras and the result have one dimension for each run of steps that all arrays are made of: those of the
-    batch, of m, of n and of k, in this order. Extras have C's shape.
+    batch, of m, of n and of k, in this order. Extras have C's shape, those of the prologue A's.
     """
 
-    sources: tuple[int, ...]  # which of the arrays are A, B and the extras
+    sources: tuple[int, ...]  # which of the arrays are A, B and what Dot.extras has
     lhs: Operand
     rhs: Operand
     result: Operand
@@ -72,6 +73,8 @@ class Layout:
     program: Program | None
     precision: Any
     scaling: Scaling | None = None  # whose arrays are the last of the extras
+    prologue: Program | None = None
+    lhs_extras: tuple[Operand, ...] = ()
 
     def dot(self) -> Dot:
         """The problem.
@@ -82,12 +85,22 @@ class Layout:
         b, m, n, k = self.groups
         contracting = tuple(range(b + m, b + m + k)), tuple(range(b + n, b + n + k))
         dimension_numbers = contracting, (tuple(range(b)), tuple(range(b)))
-        out, strides = self.result.dtype, self.result.strides
-        return Dot.of(self.lhs, self.rhs, dimension_numbers, out, self.program, self.extras, strides, self.scaling)
+        return Dot.of(
+            self.lhs,
+            self.rhs,
+            dimension_numbers,
+            self.result.dtype,
+            self.program,
+            self.extras,
+            self.result.strides,
+            self.scaling,
+            self.prologue,
+            self.lhs_extras,
+        )
 
 
 def layout(jaxpr: Jaxpr) -> Layout:
-    """Reads a jaxpr that has one product, views and conversions of its operands, and elementwise work on its result.
+    """Reads a jaxpr that has one product, views of its operands, and elementwise work on its result and on one operand.
 
     Raises:
       NoView: strides do not say where the elements are.
@@ -120,7 +133,7 @@ class Step:
     lhs: int
     rhs: int
     result: int = 0
-    extras: tuple[int, ...] = ()
+    extras: tuple[int, ...] = ()  # of C's steps, all of Layout.sources beside A and B; of k's, those beside an operand
 
     def exchanged(self) -> Step:
         """The step with A and B in each other's place."""
@@ -136,6 +149,12 @@ class Array:
     conversions: tuple[JaxprEqn, ...] = ()
     panels: Panels | None = None  # what the view's strides mean, where they do not count elements
     weight: Weight | None = None
+    work: Work | None = None  # whose first input it is
+
+    @property
+    def beside(self) -> list[Array]:
+        """What else work on it reads."""
+        return [array for _, array in self.work.inputs[1:]] if self.work else []
 
     def moved(self, eqn: JaxprEqn) -> Array:
         """The array as a view of it has it."""
@@ -177,6 +196,28 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class Work:
+    """A value of a program of other arrays than the product: what it makes of elements at one place of all inputs."""
+
+    atom: Atom
+    inputs: tuple[tuple[Var, Array], ...]
+
+    @property
+    def view(self) -> View:
+        """Its shape."""
+        return View.of(self.inputs[0][1].view.shape)
+
+    def moved(self, eqn: JaxprEqn) -> Work:
+        """The same of a view of all inputs."""
+        return replace(self, inputs=tuple((value, array.moved(eqn)) for value, array in self.inputs))
+
+    def on_largest(self) -> Array:
+        """The input that has the most elements in memory, with the work on it."""
+        inputs = sorted(self.inputs, key=lambda of: of[1].view.elements, reverse=True)
+        return replace(inputs[0][1], work=replace(self, inputs=tuple(inputs)))
+
+
+@dataclass(frozen=True)
 class Element:
     """A value of the program. `view` says where in a row-major C it belongs; without one, it belongs everywhere."""
 
@@ -189,10 +230,11 @@ class _Reader:
 
     def __init__(self, jaxpr: Jaxpr):
         self.jaxpr = jaxpr
-        self.values: dict[Var, Array | Element] = {
+        self.values: dict[Var, Array | Work | Element] = {
             var: Array(i, View.of(type_of(var).shape)) for i, var in enumerate(jaxpr.invars)
         }
-        self.program: list[JaxprEqn] = []  # of one element of each array
+        self.program: list[JaxprEqn] = []  # of one element of each array, before the product and after it
+        self.inputs: dict[tuple[int, View], Var] = {}  # of work before the product, and scalars
         self.extras: dict[tuple[int, Runs], Var] = {}
         self.lhs_runs: list[Run] = []
         self.rhs_runs: list[Run] = []
@@ -214,9 +256,8 @@ class _Reader:
         else:
             self.values[out] = self.elementwise(eqn, values)
 
-    def product(self, eqn: JaxprEqn, lhs: Array | Element, rhs: Array | Element) -> Element:
-        if not isinstance(lhs, Array) or not isinstance(rhs, Array):
-            raise NoView("an operand is no array")
+    def product(self, eqn: JaxprEqn, left: Array | Work | Element, right: Array | Work | Element) -> Element:
+        lhs, rhs = (self.operand(value) for value in (left, right))
         if 0 in lhs.view.shape or 0 in rhs.view.shape:
             raise UnsupportedDot("a dimension is 0: there is nothing to multiply")
         contracting, batch = eqn.params["dimension_numbers"]
@@ -230,7 +271,7 @@ class _Reader:
             "b": _paired(lhs.view, rhs.view, batch),
         }
         self.eqn, self.lhs, self.rhs = eqn, lhs, rhs
-        self.k = _paired(lhs.view, rhs.view, contracting)
+        self.k = _paired(lhs.view, rhs.view, contracting, lhs.beside, rhs.beside)
         self.check_conversions(eqn, lhs, rhs)
         self.ends = {}  # by how many elements of a row-major C the outermost steps of each group lead on
         at = 1
@@ -242,7 +283,7 @@ class _Reader:
             self.ends[group] = at
         self.divide(self.lhs_runs)
         scales = [
-            replace(weight.parameters[0], view=self.along_c(weight.parameters[0].view, i))
+            self.scales_along_c(weight.parameters[0], i)
             for i, weight in enumerate((lhs.weight, rhs.weight))
             if weight and not weight.is_scaled
         ]
@@ -257,7 +298,26 @@ class _Reader:
         self.program.append(eqn.replace(invars=inputs, outvars=[out]))
         return Element(out, place)
 
-    def dequantized(self, eqn: JaxprEqn, values: Sequence[Array | Element]) -> Array:
+    def operand(self, value: Array | Work | Element) -> Array:
+        """An operand of the product: an array, perhaps with work on it."""
+        if isinstance(value, Array) and not value.weight and not value.panels:
+            steps = [element_type(eqn.outvars[0]) for eqn in value.conversions]
+            if len(steps) > 1 or any(step not in LOSSLESS.get(self.dtype(value), ()) for step in steps):
+                value = self.work_on(value)
+        if isinstance(value, Work):
+            return replace(value, atom=self.unconverted(value.atom)).on_largest()
+        if not isinstance(value, Array):
+            raise NoView("an operand is no array")
+        return value
+
+    def unconverted(self, value: Atom) -> Atom:
+        """A value of the program before conversions that round nothing: products read it in its own type."""
+        makers = {out: eqn for eqn in self.program for out in eqn.outvars}
+        while isinstance(value, Var) and (eqn := makers.get(value)) and is_exact(eqn):
+            (value,) = eqn.invars
+        return value
+
+    def dequantized(self, eqn: JaxprEqn, values: Sequence[Array | Work | Element]) -> Array:
         """The floats that a quantized weight stands for.
 
         Raises:
@@ -278,16 +338,23 @@ class _Reader:
             dtype = "u4x8" if len(parameters) > 1 else "s4x8"
         return replace(integers, view=View.of(shape), weight=Weight(eqn, dtype, tuple(map(first_group, parameters))))
 
-    def along_c(self, view: View, operand: int) -> View:
+    def scales_along_c(self, array: Array, operand: int) -> Array:
         """An array of the shape of operand 0 or 1, the same for all of the sum, over the product's dimensions."""
-        contracting, batch = (dims[operand] for dims in self.eqn.params["dimension_numbers"])
-        if any(part.stride for d in contracting for part in view.dims[d]):
+        contracting, _ = (dims[operand] for dims in self.eqn.params["dimension_numbers"])
+        if any(part.stride for d in contracting for part in array.view.dims[d]):
             raise NoView("scales differ along the sum")
-        free = [view.dims[d] for d in range(len(view.dims)) if d not in (*contracting, *batch)]
+        return self.along_c(array, operand)
+
+    def along_c(self, array: Array, operand: int) -> Array:
+        """The beginning of each sum of an array of the shape of operand 0 or 1, over the product's dimensions."""
+        contracting, batch = (dims[operand] for dims in self.eqn.params["dimension_numbers"])
+        dims = array.view.dims
+        free = [dims[d] for d in range(len(dims)) if d not in (*contracting, *batch)]
         sizes = type_of(self.eqn.outvars[0]).shape[len(batch) :]
         sizes = sizes[len(free) :] if operand == 0 else sizes[: len(sizes) - len(free)]
         others = [joined([Part(size, 0)]) for size in sizes]
-        return View((*(view.dims[d] for d in batch), *((*free, *others) if operand == 0 else (*others, *free))))
+        view = View((*(dims[d] for d in batch), *((*free, *others) if operand == 0 else (*others, *free))))
+        return replace(array, view=view)
 
     def check_conversions(self, eqn: JaxprEqn, lhs: Array, rhs: Array) -> None:
         """Sees to it that operands make the same sums in the types they are read in. Sums of integers are exact."""
@@ -305,27 +372,58 @@ class _Reader:
         if summed != "s32" and summed != accumulator(*converted, out, terms):
             raise NoView(f"{read[0]} times {read[1]} is summed in {summed}")
 
-    def elementwise(self, eqn: JaxprEqn, values: Sequence[Array | Element]) -> Element:
+    def elementwise(self, eqn: JaxprEqn, values: Sequence[Array | Work | Element]) -> Work | Element:
         places = {value.view for value in values if isinstance(value, Element) and value.view is not None}
+        if not places:
+            return self.worked(eqn, values)
         if len(places) > 1:
             raise NoView("elements from different places of the product meet")
-        place = next(iter(places), None)
-        if place is not None and place.shape != type_of(eqn.outvars[0]).shape:
+        (place,) = places
+        if place.shape != type_of(eqn.outvars[0]).shape:
             raise NoView("the product is broadcast")
         out = self.scalar(eqn.outvars[0])
         inputs = [value.atom if isinstance(value, Element) else self.extra(value, place) for value in values]
         self.program.append(eqn.replace(invars=inputs, outvars=[out]))
         return Element(out, place)
 
-    def extra(self, array: Array, place: View | None) -> Atom:
-        """The element of another array that belongs to C's."""
-        if array.panels:
-            raise NoView("packed weights are read by products alone")
-        if array.view.dims and place is None:
-            raise NoView("work on other arrays alone")
-        runs = self.runs(array, place) if array.view.dims and place is not None else ()
-        source = self.jaxpr.invars[array.source]
-        value: Var = self.extras.setdefault((array.source, runs), self.scalar(source))
+    def worked(self, eqn: JaxprEqn, values: Sequence[Array | Work | Element]) -> Work | Element:
+        """Elementwise work on other values than the product; on numbers alone, it gives one."""
+        out, shape = self.scalar(eqn.outvars[0]), type_of(eqn.outvars[0]).shape
+        made = [self.work_on(value) if isinstance(value, Array) else value for value in values]
+        inputs: dict[Var, Array] = {}
+        for x, array in (of for value in made if isinstance(value, Work) for of in value.inputs):
+            everywhere = replace(array, view=array.view.broadcast(shape, range(len(array.view.dims))))
+            if inputs.setdefault(x, everywhere) != everywhere:
+                raise NoView("elements from different places of an array meet")
+        self.program.append(eqn.replace(invars=[value.atom for value in made], outvars=[out]))
+        return Work(out, tuple(inputs.items())) if inputs else Element(out)
+
+    def work_on(self, array: Array) -> Work:
+        """An array's elements, converted."""
+        check_elements(array)
+        x = self.inputs.setdefault((array.source, array.view), self.element(array))
+        return Work(self.converted(x, array), ((x, replace(array, conversions=())),))
+
+    def element(self, array: Array) -> Var:
+        """An element as it is read: f32 stands for all that programs do not know."""
+        source = type_of(self.jaxpr.invars[array.source])
+        return Var(ShapedArray((), source.dtype if source.dtype in NAMES else jnp.dtype(jnp.float32)))
+
+    def extra(self, value: Array | Work, place: View) -> Atom:
+        """The element of another array that belongs to C's, or what has been made of scalars."""
+        if isinstance(value, Work):
+            if any(array.view.dims for _, array in value.inputs):
+                raise NoView("work on other arrays alone")
+            self.extras |= {(array.source, ()): x for x, array in value.inputs}
+            return value.atom
+        check_elements(value)
+        if not value.view.dims:
+            return self.extra(self.work_on(value), place)
+        x = self.extras.setdefault((value.source, self.runs(value, place)), self.element(value))
+        return self.converted(x, value)
+
+    def converted(self, value: Var, array: Array) -> Var:
+        """An array's element, converted."""
         for eqn in array.conversions:
             out = self.scalar(eqn.outvars[0])
             self.program.append(eqn.replace(invars=[value], outvars=[out]))
@@ -358,13 +456,15 @@ class _Reader:
         result_runs = _runs(result.view, View.of(type_of(out).shape))
         self.divide(result_runs)
         place = View.of(type_of(self.eqn.outvars[0]).shape)
+        operands = list(enumerate((self.lhs, self.rhs)))
+        beside = [(x.source, self.runs(self.along_c(x, i), place)) for i, array in operands for x in array.beside]
         parameters = [
-            (x.source, self.runs(replace(x, view=self.along_c(x.view, i)), place))
-            for i, array in enumerate((self.lhs, self.rhs))
+            (x.source, self.runs(self.scales_along_c(x, i), place))
+            for i, array in operands
             if array.weight and array.weight.is_scaled
             for x in array.weight.parameters
         ]
-        others = [*self.extras, *parameters]
+        others = [*self.extras, *beside, *parameters]
         b, m, n = self.steps(self.lhs_runs, self.rhs_runs, result_runs, *(runs for _, runs in others))
         k, lhs, rhs = self.k, self.lhs, self.rhs
         if not n or (m and m[-1].result == 1):  # C transposed = B transposed times A transposed
@@ -375,25 +475,38 @@ class _Reader:
         if n and not set(n[-1].extras) <= {0, 1}:
             raise NoView("an array is not contiguous along the result's last dimension")
         check_in_place(lhs, rhs, n, k)
+        if rhs.work:
+            raise NoView("an operand is worked on that lies along the result's last dimension")
+        k = [replace(step, extras=(*nothing(self.extras), *step.extras, *nothing(parameters))) for step in k]
+        of_lhs = range(len(self.extras), len(self.extras) + len(beside))
+        if any(step.lhs == 1 and step.extras[i] not in (0, 1) for step in (*m, *k) for i in of_lhs):
+            raise NoView("an array beside A is not contiguous where A is")
         b, n = (in_words(rhs, steps) for steps in (b, n))
         program, dtype = self.written(result.atom)
+        prologue = self.prologue(lhs)
         used = [read.argument - 1 for read in program.inputs[1:]] if program else []
-        used += range(len(self.extras), len(others))
-        extras = [others[i][0] for i in used]
-        c = [*b, *m, *n]
+        before = [of_lhs[read.argument - 1] for read in prologue.inputs[1:]] if prologue else []
+        used += range(of_lhs.stop, len(others))
+        c, a = [*b, *m, *n], [*b, *m, *k]
+        sources = [source for source, _ in others]
+
+        def array(i: int, steps: Sequence[Step]) -> Operand:
+            dtype = element_type(self.jaxpr.invars[sources[i]])
+            return _operand(steps, [step.extras[i] for step in steps], dtype)
+
+        first = [i for i in used if i < of_lhs.start]
         return Layout(
-            sources=(lhs.source, rhs.source, *extras),
-            lhs=_operand([*b, *m, *k], [step.lhs for step in (*b, *m, *k)], self.dtype(lhs), lhs.panels),
+            sources=(lhs.source, rhs.source, *(sources[i] for i in (*first, *before, *used[len(first) :]))),
+            lhs=_operand(a, [step.lhs for step in a], self.dtype(lhs), lhs.panels),
             rhs=_operand([*b, *n, *k], [step.rhs for step in (*b, *n, *k)], self.dtype(rhs), rhs.panels),
             result=_operand(c, [step.result for step in c], dtype),
-            extras=tuple(
-                _operand(c, [step.extras[i] for step in c], element_type(self.jaxpr.invars[source]))
-                for i, source in zip(used, extras, strict=True)
-            ),
+            extras=tuple(array(i, c) for i in used),
             groups=(len(b), len(m), len(n), len(k)),
             program=program,
             precision=self.eqn.params["precision"],
             scaling=rhs.weight and rhs.weight.scaling([type_of(self.jaxpr.invars[x]) for x, _ in parameters]),
+            prologue=prologue,
+            lhs_extras=tuple(array(i, a) for i in before),
         )
 
     def steps(self, *arrays: Sequence[Run]) -> list[list[Step]]:
@@ -418,8 +531,21 @@ class _Reader:
         jaxpr = self.jaxpr.replace(invars=inputs, outvars=[result], eqns=self.program)
         return Program.of(ClosedJaxpr(jaxpr, ())).widened(), made
 
+    def prologue(self, lhs: Array) -> Program | None:
+        """The program of work on A."""
+        if not lhs.work:
+            return None
+        inputs = [x for x, _ in lhs.work.inputs]
+        jaxpr = self.jaxpr.replace(invars=inputs, outvars=[lhs.work.atom], eqns=self.program)
+        return Program.of(ClosedJaxpr(jaxpr, ())).widened()
+
     def dtype(self, array: Array, *, as_floats: bool = False) -> str:
-        """The type that an array is read in; of a quantized weight that of its integers, or of what they stand for."""
+        """The type that an array is read in; of a quantized weight that of its integers, or of what they stand for.
+
+        As floats, what is made of it before it is multiplied counts.
+        """
+        if as_floats and array.work:
+            return element_type(array.work.atom)
         if array.weight:
             return element_type(array.weight.eqn.outvars[0]) if as_floats else array.weight.dtype
         return element_type(self.jaxpr.invars[array.source])
@@ -438,6 +564,28 @@ def check_in_place(lhs: Array, rhs: Array, n: list[Step], k: list[Step]) -> None
     rows, columns = type_of(rhs.weight.eqn.outvars[0]).shape[-2:]
     if [(step.size, step.rhs) for step in k] != [(rows, columns)] * (rows > 1) or n[-1].rhs != 1:
         raise NoView("quantized values are not summed along their rows")
+
+
+def is_exact(eqn: JaxprEqn) -> bool:
+    """Whether an equation is a conversion that rounds nothing."""
+    if eqn.primitive is not convert_element_type_p:
+        return False
+    return element_type(eqn.outvars[0]) in LOSSLESS.get(element_type(eqn.invars[0]), ())
+
+
+def check_elements(array: Array) -> None:
+    """Sees to it that an array's elements are what it stands for.
+
+    Raises:
+      NoView: they are not.
+    """
+    if array.panels or array.weight:
+        raise NoView("packed weights are read by products alone")
+
+
+def nothing(arrays: Sized) -> tuple[int, ...]:
+    """Strides of arrays along what they do not have."""
+    return (0,) * len(arrays)
 
 
 def in_words(rhs: Array, steps: list[Step]) -> list[Step]:
@@ -467,7 +615,7 @@ def _operand(steps: Sequence[Step], strides: Sequence[int], dtype: str, panels: 
     return Operand(shape=tuple(step.size for step in steps), strides=tuple(strides), dtype=dtype, panels=panels)
 
 
-def unpacked(eqn: JaxprEqn, value: Array | Element) -> Array:
+def unpacked(eqn: JaxprEqn, value: Array | Work | Element) -> Array:
     """The matrices in an array of panels.
 
     Raises:
@@ -486,7 +634,7 @@ def unpacked_view(eqn: JaxprEqn) -> View:
     return View.of(shape, (*batch, 1, panels.rows))
 
 
-def moved(eqn: JaxprEqn, value: Array | Element) -> Array | Element:
+def moved(eqn: JaxprEqn, value: Array | Work | Element) -> Array | Work | Element:
     """What a view makes of a value.
 
     Raises:
@@ -524,9 +672,16 @@ def viewed(eqn: JaxprEqn, view: View) -> View:
     return view.reshaped(type_of(out).shape)
 
 
-def _paired(lhs: View, rhs: View, dimensions) -> list[Step]:
-    """The steps of dimensions that both operands have."""
-    return [Step(*runs) for i, j in zip(*dimensions, strict=True) for runs in together(lhs.dims[i], rhs.dims[j])]
+def _paired(
+    lhs: View, rhs: View, dimensions, beside_lhs: Sequence[Array] = (), beside_rhs: Sequence[Array] = ()
+) -> list[Step]:
+    """The steps of dimensions that both operands have, and of the arrays beside them."""
+    steps = []
+    for i, j in zip(*dimensions, strict=True):
+        others = [x.view.dims[i] for x in beside_lhs] + [x.view.dims[j] for x in beside_rhs]
+        for size, left, right, *extras in together(lhs.dims[i], rhs.dims[j], *others):
+            steps.append(Step(size, left, right, extras=tuple(extras)))
+    return steps
 
 
 def _runs(place: View, array: View) -> Runs:

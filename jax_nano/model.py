@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from jax_nano.elementwise import INSTRUCTIONS
 from jax_nano.isa import Cache, Core, DotInstruction, Isa, Machine
 from jax_nano.plan import LINE_BYTES, Plan
 from jax_nano.problem import LARGEST, WORDS, Axis, Dot, bytes_of, extent
@@ -476,7 +477,8 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
         waiting += times * lines(k * n, plan.dot.rhs) * fetch
         cycles += waiting * (FAR_RUN_BYTES if far else RUN_BYTES) / run
     if plan.lhs != "direct":
-        times = outer * plan.n_tasks * plan.rounds * -(-min(plan.nt, n) // plan.block_columns)
+        times = outer * plan.n_tasks * plan.rounds * plan.lhs_packings
+        cycles += times * m * k * plan.dot.components[0] * prologue_cycles(plan, core)
         by_rows = plan.lhs == "rows" and plan.k.lhs == 1
         copied, turned = plan.m.lhs == 1 and plan.lhs == "columns", plan.k.lhs == 1 or plan.m.lhs == 1
         panel = bytes_of(plan.instruction.lhs, plan.lhs_panel * plan.instruction.group)
@@ -487,6 +489,16 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
         run = bytes_of(plan.dot.lhs, min(plan.mc, m) if plan.m.lhs == 1 else plan.kc)
         cycles += times * lines(m * k, plan.dot.lhs) * fetch * (1 + RUN_BYTES / run)
     return cycles, waiting
+
+
+def prologue_cycles(plan: Plan, core: Core) -> float:
+    """Cycles of work on an element of A: of a register of f32, unless elements are copied one by one."""
+    prologue = plan.dot.prologue
+    if not prologue:
+        return 0.0
+    lanes = plan.instruction.shape[1] if 1 in (plan.m.lhs, plan.k.lhs) else 1
+    instructions = sum(INSTRUCTIONS.get(operation.name, 1) for operation in prologue.program.operations)
+    return (2.0 * instructions / core.vector_per_cycle + len(prologue.extras) / core.loads_per_cycle) / lanes
 
 
 def direct_lhs_cycles(plan: Plan, machine: Machine) -> float:

@@ -57,6 +57,8 @@ class Plan:
         ):  # fmt: skip
             if value % step and (size == 0 or value < size):
                 raise ValueError(f"{name} = {value} is not a multiple of {step}: panels would overlap")
+        if self.dot.prologue and self.lhs == "direct":
+            raise ValueError("a prologue is done while A is packed: A cannot be read in place")
         if self.dot.panels and self.unroll * self.instruction.group % self.dot.panels.group:
             raise ValueError(f"iterations of {self.step} steps end within {self.dot.panels.group} interleaved rows")
         if self.splits > 1 and (
@@ -74,6 +76,11 @@ class Plan:
     def block_columns(self) -> int:
         """Columns that a task goes through with one packed block of B."""
         return self.nb or self.nt
+
+    @property
+    def lhs_packings(self) -> int:
+        """How many times a task packs each of its rows of A."""
+        return 1 if self.mc >= self.mt else -(-min(self.nt, self.n.size) // self.block_columns)
 
     @property
     def lhs_panel(self) -> int:

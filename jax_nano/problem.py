@@ -60,7 +60,7 @@ class Axis:
     lhs: int = 0
     rhs: int = 0
     out: int = 0
-    extras: tuple[int, ...] = ()  # of the epilogue's arrays, and of the scaling's
+    extras: tuple[int, ...] = ()  # in Dot.extras
 
     def strides(self) -> tuple[int, ...]:
         """(lhs, rhs, out, extras...)."""
@@ -132,11 +132,24 @@ class Epilogue:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prologue:
+    """Elementwise work on A while it is packed: a program of its elements and of further arrays."""
+
+    program: Program  # input 0 is A's element, in its type or one that this can be turned into without loss
+    extras: tuple[tuple[str, int], ...]  # the arrays' types, and how many elements they have in memory
+
+    @property
+    def made(self) -> str:
+        """The type of what it makes of A."""
+        return self.program.dtype(self.program.results[0])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scaling:
     """What B's integers stand for: (integer - zero point) * scale, those of the column and of the group of steps of k.
 
-    Its arrays, the scales and the zero points if there are any, follow those of the epilogue. Along b and n, axes say
-    how far apart their elements are. Sums of groups are scaled, so integers are multiplied as they are.
+    Its arrays are the scales, and the zero points if there are any. Along b and n, axes say how far apart their
+    elements are. Sums of groups are scaled, so integers are multiplied as they are.
     """
 
     group: int  # steps of k
@@ -183,6 +196,7 @@ class Dot:
     acc: str
     algorithm: Algorithm | None = None
     epilogue: Epilogue | None = None
+    prologue: Prologue | None = None
     panels: Panels | None = None  # how B lies in memory, if not by strides
     scaling: Scaling | None = None
 
@@ -197,6 +211,8 @@ class Dot:
         extras: Sequence[Operand] = (),
         strides: Sequence[int] | None = None,
         scaling: Scaling | None = None,
+        prologue: Program | None = None,
+        lhs_extras: Sequence[Operand] = (),
     ) -> Dot:
         """Describes lax.dot_general(lhs, rhs, dimension_numbers) with a result of type `out`.
 
@@ -210,6 +226,8 @@ class Dot:
             broadcast.
           strides: C's, in elements; row-major where there are none.
           scaling: what B's integers stand for, if not for themselves.
+          prologue: what to make of A, element by element: its input 0.
+          lhs_extras: its further inputs, at A's shape.
 
         Raises:
           UnsupportedDot: no kernel can be made for these types, or there is nothing to compute.
@@ -221,26 +239,29 @@ class Dot:
         if 0 in lhs.shape or 0 in rhs.shape:
             raise UnsupportedDot("a dimension is 0: there is nothing to multiply")
         product = program.dtype(0) if program else out
-        of_c = [
-            {"out": stride, "extras": tuple(extra.strides[d] for extra in extras)}
-            for d, stride in enumerate(row_major_strides(shape) if strides is None else strides)
-        ]
-        c = iter(of_c)
-        b = [
-            Axis(size=lhs.shape[i], lhs=lhs.strides[i], rhs=rhs.strides[j], **next(c))
-            for i, j in zip(lhs_batch, rhs_batch, strict=True)
-        ]
-        m = [Axis(size=lhs.shape[d], lhs=lhs.strides[d], **next(c)) for d in lhs_free]
-        n = [Axis(size=rhs.shape[d], rhs=rhs.strides[d], **next(c)) for d in rhs_free]
-        nothing = (0,) * len(extras)
-        k = [
-            Axis(size=lhs.shape[i], lhs=lhs.strides[i], rhs=rhs.strides[j], extras=nothing)
-            for i, j in zip(lhs_contract, rhs_contract, strict=True)
-        ]
+        own = len(extras) - (len(scaling.arrays) if scaling else 0)
+        c_strides = row_major_strides(shape) if strides is None else strides
+
+        def axis(size: int, i: int | None = None, j: int | None = None, c: int | None = None) -> Axis:
+            """The loop over dimension i of A, j of B and c of C."""
+            of_c = tuple(0 if c is None else extra.strides[c] for extra in extras)
+            of_a = tuple(0 if i is None else extra.strides[i] for extra in lhs_extras)
+            return Axis(
+                size=size,
+                lhs=0 if i is None else lhs.strides[i],
+                rhs=0 if j is None else rhs.strides[j],
+                out=0 if c is None else c_strides[c],
+                extras=(*of_c[:own], *of_a, *of_c[own:]),
+            )
+
+        c = iter(range(len(shape)))
+        b = [axis(lhs.shape[i], i, j, next(c)) for i, j in zip(lhs_batch, rhs_batch, strict=True)]
+        m = [axis(lhs.shape[i], i, c=next(c)) for i in lhs_free]
+        n = [axis(rhs.shape[j], j=j, c=next(c)) for j in rhs_free]
+        k = [axis(lhs.shape[i], i, j) for i, j in zip(lhs_contract, rhs_contract, strict=True)]
         k.sort(key=lambda axis: (axis.lhs, axis.rhs), reverse=True)
-        own = extras[: len(extras) - len(scaling.arrays)] if scaling else extras
-        arrays = tuple((extra.dtype, extra.elements) for extra in own)
-        acc = accumulator(lhs.dtype, rhs.dtype, product, extent(k))
+        before = Prologue(program=prologue, extras=in_memory(lhs_extras)) if prologue else None
+        acc = accumulator(before.made if before else lhs.dtype, rhs.dtype, product, extent(k))
         if scaling and acc != "f32":
             raise UnsupportedDot(f"sums in {acc} are not scaled by groups")
         b, m, n, k = map(merged, (b, m, n, k))
@@ -248,7 +269,8 @@ class Dot:
             check_panels(lhs.panels, rhs.panels, b, n, k)
         return cls(
             b=b, m=m, n=n, k=k, panels=rhs.panels, lhs=lhs.dtype, rhs=rhs.dtype, out=out, acc=acc,
-            epilogue=Epilogue(program=program, extras=arrays) if program else None, scaling=scaling,
+            epilogue=Epilogue(program=program, extras=in_memory(extras[:own])) if program else None, prologue=before,
+            scaling=scaling,
         )  # fmt: skip
 
     @property
@@ -258,15 +280,24 @@ class Dot:
 
     @property
     def extras(self) -> tuple[tuple[str, int], ...]:
-        """The arrays beside A, B and C: their types, and how many elements they have in memory."""
-        return (*(self.epilogue.extras if self.epilogue else ()), *(self.scaling.arrays if self.scaling else ()))
+        """The arrays beside A, B and C, the epilogue's first: types, and how many elements there are in memory."""
+        return (
+            *(self.epilogue.extras if self.epilogue else ()),
+            *(self.prologue.extras if self.prologue else ()),
+            *(self.scaling.arrays if self.scaling else ()),
+        )
+
+    @property
+    def operands(self) -> tuple[str, str]:
+        """The types of what is multiplied: of B, and of A or what the prologue makes of it."""
+        return self.prologue.made if self.prologue else self.lhs, self.rhs
 
     @property
     def factors(self) -> tuple[str, str]:
         """The types of the numbers that are multiplied: the operands', unless an algorithm rounds them."""
         if not self.algorithm:
-            return self.lhs, self.rhs
-        lhs, rhs = (x if self.algorithm.dtype in WIDENS[x] else self.algorithm.dtype for x in (self.lhs, self.rhs))
+            return self.operands
+        lhs, rhs = (x if self.algorithm.dtype in WIDENS[x] else self.algorithm.dtype for x in self.operands)
         return lhs, rhs
 
     @property
@@ -281,14 +312,17 @@ class Dot:
 
     def following(self, algorithm: Algorithm) -> Dot:
         """The product of the operands' components, without those that an operand does not have."""
-        whole = [algorithm.dtype in WIDENS[x] for x in (self.lhs, self.rhs)]
+        whole = [algorithm.dtype in WIDENS[x] for x in self.operands]
         if all(whole):
             return replace(self, algorithm=None)
         terms = tuple((i, j) for i, j in algorithm.terms if not (i and whole[0]) and not (j and whole[1]))
         return replace(self, algorithm=replace(algorithm, terms=terms))
 
     def swapped(self) -> Dot:
-        """The same work with the operands' roles exchanged: C transposed = B transposed times A transposed."""
+        """The same work with the operands' roles exchanged: C transposed = B transposed times A transposed.
+
+        There must be no prologue, which is work on A.
+        """
 
         def swap(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
             return tuple(replace(axis, lhs=axis.rhs, rhs=axis.lhs) for axis in axes)
@@ -315,6 +349,11 @@ def check_panels(
     whole = not any(axis.rhs % matrix for axis in b) and not any(axis.rhs % panel for axis in n[:-1])
     if not whole or (n and n[-1].rhs != rhs.rows):
         raise UnsupportedDot(f"columns of the packed matrix are not gone through by whole panels of {rhs.width}")
+
+
+def in_memory(arrays: Sequence[Operand]) -> tuple[tuple[str, int], ...]:
+    """Types, and how many elements there are in memory."""
+    return tuple((array.dtype, array.elements) for array in arrays)
 
 
 def extent(axes: Sequence[Axis]) -> int:

@@ -27,7 +27,8 @@ class Region:
     """One product and what is fused with it; equal to another that computes and differentiates in the same way."""
 
     jaxpr: Jaxpr  # of the arrays that are read; without constants, with one result
-    stopped: str = ""  # why no more is fused
+    kept: str = ""  # why no more is fused of what A is made by
+    stopped: str = ""  # why no more is fused of what is made of C
     beside: list[Region] = field(default_factory=list)  # all of its program, until the first of them is lowered
 
     @functools.cached_property
@@ -81,11 +82,11 @@ class Region:
             values[array] = nano_unpack_p.bind(values.pop(panels), **eqn.params)
         eqns = [eqn for eqn in self.jaxpr.eqns if eqn.primitive is not nano_unpack_p]
         jaxpr = self.jaxpr.replace(invars=[x for x in values if isinstance(x, Var)], eqns=eqns)
-        return nano_region_p.bind(*values.values(), region=Region(jaxpr, self.stopped))
+        return nano_region_p.bind(*values.values(), region=Region(jaxpr, self.kept, self.stopped))
 
-    def until(self, stopped: str, beside: list[Region]) -> Region:
-        """The region with a reason why it holds no more, in a program that has others."""
-        return Region(self.jaxpr, stopped, beside)
+    def between(self, kept: str, stopped: str, beside: list[Region]) -> Region:
+        """The region with reasons why it holds no more on either side, in a program that has others."""
+        return Region(self.jaxpr, kept, stopped, beside)
 
     def __call__(self, *arrays: Any) -> jax.Array:
         """Computes the region, equation by equation."""

@@ -22,6 +22,7 @@ class Report:
       kernel: what runs; None for lax.dot_general.
       reason: why it runs as lax.dot_general; empty for a kernel.
       fused: what the kernel does beside the product, in the order of the program.
+      kept: in an accelerated program, what comes before, on A, and is not fused.
       stopped: in an accelerated program, what comes next and is not fused.
     """
 
@@ -30,6 +31,7 @@ class Report:
     kernel: Kernel | None = None
     reason: str = ""
     fused: tuple[str, ...] = ()
+    kept: str = ""
     stopped: str = ""
 
     @property
@@ -61,6 +63,8 @@ class Report:
         lines = {"runs as": f"kernel {self.kernel.name}" if self.kernel else "lax.dot_general"}
         if self.problem:
             lines["problem"] = describe(self.problem)
+        if self.kept:
+            lines["before"] = self.kept
         if self.fused:
             lines["fused"] = ", ".join(self.fused)
         if self.stopped:

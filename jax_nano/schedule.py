@@ -107,7 +107,7 @@ def undivided(plan: Plan, machine: Machine) -> Iterator[Plan]:
     yield plan
     room = near(plan, machine)
     if plan.rhs == "private" and room < plan.nt:
-        yield replace(plan, nb=room, nt=-(-plan.nt // room) * room)
+        yield replace(plan, nb=room, nt=-(-plan.nt // room) * room, mc=plan.mt)
 
 
 def reason(plan: Plan, machine: Machine, candidates: int) -> str:
@@ -123,7 +123,7 @@ def reason(plan: Plan, machine: Machine, candidates: int) -> str:
 
 def kernel_plans(dot: Dot, machine: Machine, isa: Isa) -> Iterator[Plan]:
     """Plans of a single task, one for each way to compute a block of C."""
-    swapped = not dot.n and bool(dot.m)
+    swapped = not dot.n and bool(dot.m) and not dot.prologue
     if dot.panels and (swapped or dot.algorithm):
         raise UnsupportedDot("panels hold numbers as they are, of a matrix of several columns")
     work = dot.swapped() if swapped else dot
@@ -147,7 +147,7 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
     work, m, n, k = (common[name] for name in ("dot", "m", "n", "k"))
     core = machine.cores[isa.name]
     packed = instruction.lhs_offset != 0 or work.terms > 1
-    lhs_direct = work.terms == 1 and (instruction.group == 1 or k.lhs == 1)
+    lhs_direct = work.terms == 1 and (instruction.group == 1 or k.lhs == 1) and not work.prologue
     rhs_direct = n.rhs == 1 and not packed
     packed_lhs = "rows" if k.lhs == 1 else "columns"
     for lhs in ("direct", packed_lhs) if lhs_direct else (packed_lhs,):
@@ -166,7 +166,7 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
     in_place, turned = (k.lhs == 1, k.rhs == 1), (m.size <= lanes, n.size <= lanes)
     if not packed and not in_rows and any(in_place) and all(map(operator.or_, in_place, turned)):
         block = model.inner_block(isa, machine, instruction, work, m, n, k)
-        lhs, rhs = "direct" if in_place[0] else "rows", "direct" if in_place[1] else "private"
+        lhs, rhs = "direct" if in_place[0] and not work.prologue else "rows", "direct" if in_place[1] else "private"
         yield blocked(machine, block, k.size, instruction=instruction, lanes="k", lhs=lhs, rhs=rhs, **common)
 
 
@@ -180,6 +180,7 @@ def tile_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: 
     instruction = instruction.fitted(m.size, min(k.size, work.scaling.group) if work.scaling else k.size)
     rows, _, steps = instruction.shape
     in_place = k.lhs == 1 and work.lhs == instruction.lhs and m.size % rows == 0 and k.size % steps == 0
+    in_place &= not work.prologue
     for lhs in ("direct", "rows") if in_place else ("rows",):
         for block in model.tile_blocks(isa, instruction, m.size, n.size):
             near = machine.caches[0].bytes // 2 // bytes_of(instruction.rhs, work.components[1] * block.cols)
@@ -208,6 +209,7 @@ def panel_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common:
         lhs_direct = k.lhs == 1 and work.lhs == instruction.lhs and m.size % rows == 0 and k.size % steps == 0
     else:
         lhs_direct = instruction.group == 1 or k.lhs == 1
+    lhs_direct &= not work.prologue
     near_rows = machine.ahead_bytes // bytes_of(work.rhs, width)
     for lhs in ("direct", packed_lhs) if lhs_direct else (packed_lhs,):
         if instruction.tiles:
@@ -358,7 +360,8 @@ def divisions_of(plan: Plan, machine: Machine) -> Iterator[Plan]:
             mc = min(plan.mc, -(-mt // plan.lhs_panel) * plan.lhs_panel) if plan.lhs != "direct" else mt
             mt = -(-mt // mc) * mc
             for nb in {0, room if plan.rhs == "private" and room < nt else 0}:
-                candidate = replace(plan, nt=-(-nt // nb) * nb if nb else nt, nb=nb, mt=mt, mc=mc)
+                # With several blocks of columns, all of A is packed before the first one.
+                candidate = replace(plan, nt=-(-nt // nb) * nb if nb else nt, nb=nb, mt=mt, mc=mt if nb else mc)
                 for outer_parts in divisions(outer, machine.threads) if n_parts * m_parts == 1 else (outer,):
                     yield replace(candidate, outer_per_task=-(-outer // outer_parts))
             if plan.rhs == "private" and plan.lanes == "n" and not plan.outer and not plan.k_outer and plan.splits == 1:

@@ -41,6 +41,11 @@ class View:
         """The sizes of its dimensions."""
         return tuple(extent(dim) for dim in self.dims)
 
+    @property
+    def elements(self) -> int:
+        """How many elements there are in memory."""
+        return math.prod(part.size for dim in self.dims for part in dim if part.stride)
+
     def transposed(self, permutation: Sequence[int]) -> View:
         """Dimension i of the result is dimension permutation[i] of this."""
         return View(tuple(self.dims[d] for d in permutation))
@@ -101,20 +106,21 @@ def joined(parts: Sequence[Part]) -> Dim:
     return tuple(result)
 
 
-def together(a: Dim, b: Dim) -> list[tuple[int, int, int]]:
-    """Two dimensions of the same extent as runs that both are made of: (size, stride of a, stride of b).
+def together(*dims: Dim) -> list[tuple[int, ...]]:
+    """Dimensions of the same extent as runs that all are made of: (size, stride in each).
 
     Raises:
       NoView: their parts do not divide each other.
     """
-    left, right = list(a), list(b)
+    left = [list(dim) for dim in dims]
     result = []
-    while left:
-        p, q = left.pop(), right.pop()
-        size = min(p.size, q.size)
-        if p.size % size or q.size % size:
-            raise NoView(f"runs of {p.size} and of {q.size} elements do not divide each other")
-        result.append((size, p.stride, q.stride))
-        left += joined([Part(p.size // size, p.stride * size)])
-        right += joined([Part(q.size // size, q.stride * size)])
+    while left[0]:
+        parts = [of_dim.pop() for of_dim in left]
+        size = min(part.size for part in parts)
+        if any(part.size % size for part in parts):
+            sizes = " and of ".join(str(size) for size in sorted({part.size for part in parts}))
+            raise NoView(f"runs of {sizes} elements do not divide each other")
+        for of_dim, part in zip(left, parts, strict=True):
+            of_dim.extend(joined([Part(part.size // size, part.stride * size)]))
+        result.append((size, *(part.stride for part in parts)))
     return result[::-1]

@@ -3,12 +3,13 @@
 A task computes a block of C, `plan.mt` x `plan.nt`, of one element of the outer axes:
 
     for each k block (KC):                     in order: the sum over K is the same for any number of threads
-        pack B's block                         where the plan packs per task; in a phase before, where it shares
-        for each block of rows (MC):
-            pack A's block                     where the plan packs it
-            for each panel of columns (NR):    B's panel stays in the nearest cache
-                for each panel of rows (MR):   A's block streams from the next
-                    microkernel
+        for each block of columns:             as many as a task packs at a time
+            pack B's block                     where the plan packs per task; in a phase before, where it shares
+            for each block of rows (MC):
+                pack A's block                 where the plan packs it; before the columns, where one block is all rows
+                for each panel of columns (NR):    B's panel stays in the nearest cache
+                    for each panel of rows (MR):   A's block streams from the next
+                        microkernel
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jax_nano.build import (
     Index,
     Integers,
     View,
+    Worked,
     add,
     along,
     divmod_,
@@ -107,7 +109,6 @@ class Macrokernel:
         """One block of C, for one element of the outer axes: all of the sum, or one split of it."""
         plan, dot = self.plan, self.dot
         at = offsets(plan.outer, outer, self.arrays)
-        lhs = View(frame.lhs, at[0], (plan.m.lhs, plan.k.lhs), dot.lhs, self.component(0))
         rhs = self.rhs(frame, at)
         out = self.out(frame, split_number).moved(at[2])
         extras, scaling = self.extras(frame, at), self.scaling(frame, at)
@@ -127,13 +128,15 @@ class Macrokernel:
             )
             biased = plan.instruction.lhs_offset != 0 and (part.first if plan.rhs == "shared" else True)
             group = divmod_(k0, dot.scaling.group)[0] if dot.scaling else 0
-            b_matrix, a_matrix = rhs.moved(at_k[1]), lhs.moved(at_k[0]).block(0, k0)
+            b_matrix = rhs.moved(at_k[1])
+            a_matrix = self.lhs(frame, [add(*both) for both in zip(at, at_k, strict=True)]).block(0, k0)
+            all_rows = self.lhs_panels(frame, a_matrix, area.m0, area.m1, part) if plan.mc >= plan.mt else None
             with for_range(area.n0, area.n1, plan.block_columns) as columns:
                 n1 = minimum(add(columns.i, plan.block_columns), area.n1)
                 b_panel = self.rhs_panels(frame, b_matrix, columns.i, n1, k0, part)
                 with for_range(area.m0, area.m1, plan.mc) as rows:
                     begin, end = rows.i, minimum(add(rows.i, plan.mc), area.m1)
-                    a_panel = self.lhs_panels(frame, a_matrix, begin, end, part)
+                    a_panel = all_rows or self.lhs_panels(frame, a_matrix, begin, end, part)
 
                     def column_panel(j: Index, cols: int, begin=begin, end=end, a_panel=a_panel) -> None:
                         b, bias = b_panel(j)
@@ -191,6 +194,19 @@ class Macrokernel:
         arrays = self.dot.epilogue.extras if self.dot.epilogue else ()
         each = zip(arrays, frame.extras, at[3:], self.plan.m.extras, self.plan.n.extras, strict=False)
         return [View(base, begin, (rows, cols), dtype) for (dtype, _), base, begin, rows, cols in each]
+
+    def lhs(self, frame: Frame, at: Sequence[Index]) -> View:
+        """A, beginning where the offsets in all arrays say, as a matrix over m and k."""
+        m, k, dot = self.plan.m, self.plan.k, self.dot
+        if not dot.prologue:
+            return View(frame.lhs, at[0], (m.lhs, k.lhs), dot.lhs, self.component(0))
+        first = len(dot.epilogue.extras) if dot.epilogue else 0
+        beside = tuple(
+            View(frame.extras[i], at[3 + i], (m.extras[i], k.extras[i]), dtype)
+            for i, (dtype, _) in enumerate(dot.prologue.extras, first)
+        )
+        strides, program = (m.lhs, k.lhs), dot.prologue.program
+        return Worked(frame.lhs, at[0], strides, dot.lhs, self.component(0), program=program, beside=beside)
 
     def rhs(self, frame: Frame, at: Sequence[Index]) -> View:
         """B, beginning where the offsets in all arrays say, as a matrix over k and n."""
@@ -360,7 +376,7 @@ def split(number: Index, count: int) -> tuple[Index, Index]:
 
 
 def offsets(axes: Sequence[Axis], number: Index, arrays: int) -> tuple[Index, ...]:
-    """Where the element `number` of a row-major grid of axes begins in A, B, C and the epilogue's arrays."""
+    """Where the element `number` of a row-major grid of axes begins in A, B, C and Dot.extras."""
     at: list[Index] = [0] * arrays
     for position, axis in reversed(list(enumerate(axes))):
         number, i = divmod_(number, axis.size) if position else (0, number)

@@ -17,11 +17,13 @@ from jax_nano.build import (
     Integers,
     Values,
     View,
+    Worked,
     add,
     bitcast,
     broadcast,
     divmod_,
     element_type,
+    first_lanes,
     index,
     interleave,
     interleave_registers,
@@ -37,6 +39,7 @@ from jax_nano.isa import DotInstruction
 from jax_nano.kernels import lanes as v
 from jax_nano.kernels.convert import component, convert, signed_halves
 from jax_nano.kernels.dequantize import integers, pair_codes, pair_table
+from jax_nano.kernels.epilogue import evaluate
 from jax_nano.problem import BITS, WIDENS, WORDS
 
 
@@ -55,6 +58,28 @@ class Block:
 
 
 TABLE = 32  # numbers of 16 bits in a register
+
+
+def elements(source: View, at: Index, lanes: int, count: int) -> tuple[ir.Value, str]:
+    """`count` neighbours from `at` on, zeros beyond, and their type: of 4 bits, one that has as many in a byte."""
+    if BITS[source.dtype] > 4:
+        return load(source.base, at, lanes, count), source.dtype
+    value = load_halves(source.base, at, lanes, count)
+    return (signed_halves(value), "s8") if source.dtype == "s4" else (value, "u8")
+
+
+def worked(source: Worked, i: Index, j: Index, lanes: int, count: int, native_bf16: bool) -> tuple[ir.Value, str]:
+    """The same of a program's results, `count` columns of row i from j on."""
+    program, inputs = source.program, []
+    for view, wanted in zip((source, *source.beside), program.inputs, strict=True):
+        at, repeats = view.offset(i, j), view.strides[1] == 0
+        value, dtype = elements(view, at, 1 if repeats else lanes, 1 if repeats else count)
+        value = convert(value, dtype, wanted.dtype, native_bf16)
+        inputs.append(broadcast(vector.extract(value, [], [0]), lanes) if repeats else value)
+    (value,) = evaluate(program, inputs, native_bf16)
+    if count < lanes:
+        value = arith.select(first_lanes(count, lanes), value, zeros(lanes, v.element(value)))
+    return value, program.dtype(program.results[0])
 
 
 def intrinsic(name: str, result: ir.Type, *operands: ir.Value) -> ir.Value:
@@ -138,29 +163,26 @@ class Nanokernel:
 
     def read(self, source: View, at: Index, lanes: int, count: int, operand: str) -> ir.Value:
         """`count` neighbours from `at` on as the instruction wants them of its operand "lhs" or "rhs"; zeros beyond."""
-        if BITS[source.dtype] == 4:
-            value, dtype = load_halves(source.base, at, lanes, count), "u8"
-            if source.dtype == "s4":
-                value, dtype = signed_halves(value), "s8"
-        else:
-            value, dtype = load(source.base, at, lanes, count), source.dtype
-        if source.component and source.component[0] not in WIDENS[source.dtype]:
-            value, dtype = component(value, dtype, *source.component, self.native_bf16), source.component[0]
-        return self.ready(value, dtype, operand)
+        return self.ready(*elements(source, at, lanes, count), operand, source.component)
 
-    def ready(self, value: ir.Value, source: str, operand: str) -> ir.Value:
-        """Elements of type `source` as the instruction wants them."""
+    def ready(self, value: ir.Value, source: str, operand: str, part: tuple[str, int] | None = None) -> ir.Value:
+        """Elements of type `source`, or the part of each that is meant, as the instruction wants them."""
         target = getattr(self.instruction, operand)
+        if part and part[0] not in WIDENS[source]:
+            value, source = component(value, source, *part, self.native_bf16), part[0]
         value = convert(value, source, target, self.native_bf16)
         if operand == "lhs" and self.instruction.lhs_offset:
             kind = ir.VectorType(value.type)
             value = arith.xori(value, splat(-128, kind.shape[0], kind.element_type))  # adds or takes 128 modulo 256
         return value
 
-    def read_row(self, source: View, k: Index, j: int, lanes: int, count: int, operand: str) -> ir.Value:
+    def read_row(self, source: View, k: Index, j: Index, lanes: int, count: int, operand: str) -> ir.Value:
         """The same of `count` columns from j on of row k."""
         if isinstance(source, Integers):
             return self.ready(*integers(source, k, j, lanes, count), operand)
+        if isinstance(source, Worked):
+            value, dtype = worked(source, k, j, lanes, count, self.native_bf16)
+            return self.ready(value, dtype, operand, source.component)
         return self.read(source, source.offset(k, j), lanes, count, operand)
 
     def load_lhs(self, a: View, i: int, k: Index, live: int, packed: bool) -> ir.Value:

@@ -93,11 +93,11 @@ class Packer:
         """A group as one number."""
         return ir.IntegerType.get_signless(self.group * BITS[getattr(self.nano.instruction, self.operand)])
 
-    def read(self, source: View, at: Index, lanes: int, count: int) -> ir.Value:
-        """`count` elements from `at` on as the instruction wants them, zeros beyond."""
+    def read(self, source: View, i: Index, j: Index, lanes: int, count: int) -> ir.Value:
+        """`count` columns of row i from j on, which are contiguous, as the instruction wants them; zeros beyond."""
         if count <= 0:
             return zeros(lanes, self.kind)
-        return self.nano.read(source, at, lanes, count, self.operand)
+        return self.nano.read_row(source, i, j, lanes, count, self.operand)
 
     def panels(self, panels: Panels, source: View, depth: Index, size: int, width: int) -> None:
         """Copies `depth` rows of `source`, element (k, j), to panels of `width` columns.
@@ -163,13 +163,9 @@ class Packer:
         step = self.lanes * self.group
 
         def square(k: Index, j: Index, live: int, count: int) -> Values:
-            first = source.offset(k, j)
+            first = source.block(k, j).transposed
             columns: Values = [
-                bitcast(
-                    self.read(source, add(first, c * source.strides[1]), step, live if c < count else 0),
-                    self.lanes,
-                    self.unit,
-                )
+                bitcast(self.read(first, c, 0, step, live if c < count else 0), self.lanes, self.unit)
                 for c in range(self.lanes)
             ]
             return [bitcast(row, step, self.kind) for row in transpose(columns)[: -(-live // self.group)]]
@@ -197,7 +193,7 @@ class Packer:
             group, within = divmod_(row.i, self.group)
             k = mul(group, self.group)
             with for_range(0, cols) as column:
-                value = self.read(source, source.offset(row.i, column.i), 1, 1)
+                value = self.read(source, row.i, column.i, 1, 1)
                 store(value, target.base, add(target.offset(k, column.i), within))
 
     def put(self, register: ir.Value, target: View, k: Index, j: int, width: int) -> None:
@@ -219,7 +215,7 @@ class Packer:
         """A row that is contiguous already."""
 
         def piece(k: Index, live: int) -> None:
-            value = self.read(source, source.offset(0, k), self.lanes * self.group, live)
+            value = self.read(source, 0, k, self.lanes * self.group, live)
             store(value, target.base, target.offset(0, k))
 
         self.along_k(depth, size, piece)
@@ -228,12 +224,10 @@ class Packer:
         """Columns that are contiguous: groups of them interleaved, and squares of groups transposed in registers."""
 
         def square(k: Index, live: int) -> None:
-            groups: Values = []
+            along, groups = source.block(0, k).transposed, []
             for first in range(0, self.lanes * self.group, self.group):
-                columns = [
-                    self.read(source, source.offset(0, add(k, first + v)), self.lanes, count if first + v < live else 0)
-                    for v in range(self.group)
-                ]
+                steps = range(first, first + self.group)
+                columns = [self.read(along, v, 0, self.lanes, count if v < live else 0) for v in steps]
                 groups.append(bitcast(interleave(columns), self.lanes, self.unit))
             for i, row in enumerate(transpose(groups)[:count]):
                 store(bitcast(row, self.lanes * self.group, self.kind), target.base, target.offset(i, k))
@@ -248,7 +242,7 @@ class Packer:
             with when(differ(whole, depth)):
                 store(zeros(step, self.kind), target.base, target.offset(0, whole))
         with for_range(0, depth) as k:
-            store(self.read(source, source.offset(0, k.i), 1, 1), target.base, target.offset(0, k.i))
+            store(self.read(source, 0, k.i, 1, 1), target.base, target.offset(0, k.i))
 
     def along_k(self, depth: Index, size: int, body: Callable[[Index, int], None]) -> None:
         """Runs `body(k, live)` for whole registers of steps, and for the rest, where it is live."""
