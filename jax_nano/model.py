@@ -28,6 +28,10 @@ IMBALANCE = 0.15
 PANEL_SHARE = 0.67
 # The share of the shorter of computing and fetching that the longer one does not hide.
 EXPOSED = 0.1
+# What a line of B takes that comes from the second cache and not the first, where prefetchers follow its strides.
+FOLLOWED_MISS = 0.5
+# What an element of A takes whose line other rows have pushed out since the last step.
+THRASHED_CYCLES = 1.5
 # What a run of bytes that neither of the nearest caches keeps takes, however short it is.
 FAR_MISS_CYCLES = 3.5
 # The share of bandwidth that copying reaches, which waits for what it has not asked for ahead.
@@ -39,6 +43,7 @@ FOLLOWED = 0.3
 # What a run of bytes that ends before a page does costs beside its own length: prefetchers begin again.
 RUN_BYTES = 64
 FAR_RUN_BYTES = 256  # where runs come from memory
+AHEAD_RUN = 0.6  # the share of that where they are asked for ahead
 STREAM_BYTES = 128  # where several rows of B are gone through side by side
 # The share of a core's bandwidth from memory that is left to it while others read too.
 MEMORY_SHARE = 0.75
@@ -394,7 +399,7 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
             column += fetching * beside(block, first + rows_again) + nearer * max(block, again + rows_again)
         cycles += col_count * column
     cycles *= extent(plan.outer) * plan.k_blocks
-    cycles += direct_lhs_cycles(plan, machine)
+    cycles = beside(cycles, direct_lhs_cycles(plan, machine))
     cycles += extent(plan.outer) * plan.m.size * (plan.n_tasks * plan.rounds - 1) * machine.row_cycles
     return cycles + plan.rounds * plan.tasks["compute"] * core.setup_cycles
 
@@ -441,7 +446,7 @@ def stalls(plan: Plan, machine: Machine, rows: int) -> float:
     waits = 0.0
     lhs_stride, rhs_stride = bytes_of(plan.dot.lhs, plan.m.lhs), bytes_of(plan.dot.rhs, plan.k.rhs)
     if plan.lhs == "direct" and rows > 1 and not fits(machine.caches[0], rows + 2, LINE_BYTES, lhs_stride):
-        waits += 0.2 * rows
+        waits += THRASHED_CYCLES * rows
     if plan.lhs == "direct" and plan.k.lhs != 1 and plan.m.size > plan.mr:
         piece = bytes_of(plan.dot.lhs, plan.mr)
         waits += misses(machine, plan.kc, piece, bytes_of(plan.dot.lhs, plan.k.lhs))
@@ -456,7 +461,9 @@ def misses(machine: Machine, pieces: int, piece_bytes: int, stride_bytes: int) -
     if fits(machine.caches[0], pieces, piece_bytes, stride_bytes):
         return 0.0
     lines = piece_bytes / LINE_BYTES
-    return lines if fits(machine.second_cache, pieces, piece_bytes, stride_bytes) else max(2 * lines, FAR_MISS_CYCLES)
+    if fits(machine.second_cache, pieces, piece_bytes, stride_bytes):
+        return lines * (FOLLOWED_MISS if stride_bytes < machine.page_bytes else 1)
+    return max(2 * lines, FAR_MISS_CYCLES)
 
 
 def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
@@ -475,7 +482,11 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
         run = bytes_of(plan.dot.rhs, min(columns, n) if plan.n.rhs == 1 else plan.kc)
         far = footprint(plan) > machine.caches[-1].bytes
         waiting += times * lines(k * n, plan.dot.rhs) * fetch
-        cycles += waiting * (FAR_RUN_BYTES if far else RUN_BYTES) / run
+        if far:
+            cycles += waiting * FAR_RUN_BYTES / run * (AHEAD_RUN if plan.ahead else 1)
+        else:  # the processor's own prefetchers have most of it there in time
+            cycles += waiting * (PACKING_RATE + RUN_BYTES / run)
+            waiting = 0.0
     if plan.lhs != "direct":
         times = outer * plan.n_tasks * plan.rounds * plan.lhs_packings
         cycles += times * m * k * plan.dot.components[0] * prologue_cycles(plan, core)

@@ -194,11 +194,11 @@ class Plan:
         """Elements of a packed panel of B over its width.
 
         Those are the steps of each component, and one group of starting values where A is moved. With K along the
-        lanes, a panel is a column: it ends with a whole register, and a line further on the next begins.
+        lanes, a panel is a column, in whole registers.
         """
         if self.lanes == "k":
             register = self.instruction.shape[1] * self.instruction.group
-            return -(-depth // register) * register + LINE_BYTES // bytes_of(self.instruction.rhs)
+            return apart(-(-depth // register) * register, self.instruction.rhs)
         steps = self.dot.components[1] * self.rounded_up(depth)
         return steps + (self.instruction.group if self.instruction.lhs_offset else 0)
 
@@ -217,8 +217,8 @@ class Plan:
     @property
     def lhs_stride(self) -> int:
         """Elements between packed rows of A; of packed panels, elements over their rows."""
-        padding = 0 if self.lhs == "columns" else LINE_BYTES // bytes_of(self.instruction.lhs)
-        return self.dot.components[0] * self.lhs_component_stride + padding
+        stride = self.dot.components[0] * self.lhs_component_stride
+        return stride if self.lhs == "columns" else apart(stride, self.instruction.lhs)
 
     @property
     def terms(self) -> tuple[tuple[int, int], ...]:
@@ -275,3 +275,9 @@ class Plan:
 def lines(size: int) -> int:
     """Bytes rounded up to whole cache lines."""
     return -(-size // LINE_BYTES) * LINE_BYTES
+
+
+def apart(elements: int, dtype: str) -> int:
+    """Elements from row to row, in an odd number of lines: so rows do not compete for the same ones."""
+    line = LINE_BYTES // bytes_of(dtype)
+    return (-(-elements // line) | 1) * line

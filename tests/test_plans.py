@@ -270,3 +270,16 @@ def test_types_that_an_instruction_set_lacks():
     dot = Product(lhs=matrix(2, 3, "rows", "f64"), rhs=matrix(3, 4, "rows", "f64"), out="f64").dot
     with pytest.raises(UnsupportedDot, match=r"^avx2 has no instruction that multiplies f64 by f64 into f64$"):
         schedule.choose(dot, x86.MACHINES[0], isa)
+
+
+@pytest.mark.parametrize("k", [16, 17, 600, 1000, 1008, 1024, 2048])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_packed_rows_do_not_compete_for_cache_lines(k, dtype):
+    machine = x86.MACHINES[0]
+    product = Product(lhs=matrix(3000, k, "rows", dtype), rhs=matrix(k, 16, "rows", dtype), out=dtype)
+    plans = [plan for plan in schedule.kernel_plans(product.dot, machine, x86.AVX512) if plan.lhs == "rows"]
+    assert plans
+    for plan in plans:
+        assert plan.lhs_stride >= plan.kc
+        line = 64 // (2 if plan.instruction.lhs == "bf16" else 4)
+        assert plan.lhs_stride % line == 0 and plan.lhs_stride // line % 2 == 1
