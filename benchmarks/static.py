@@ -3,8 +3,9 @@
 Loops of vectors run through llvm-mca, which knows how each processor schedules them, all loads being in the nearest
 cache. Their cycles stand beside those of the multiply-accumulates alone in the same simulation: where the two agree,
 nothing else holds the loop up. LLVM has no throughputs of tile instructions, so loops of tiles are counted, and weighed
-with what jax_nano/targets holds of the unit. The last column has that for vectors too: where it differs from LLVM's
-own cycles of the products, one of the two is wrong about the processor.
+with what jax_nano/targets holds of the units; where packing is interleaved, so is the loop that packs. The last column
+has the products by the same data for vectors too: where it differs from LLVM's own cycles, one of the two is wrong
+about the processor.
 """
 
 import argparse
@@ -33,6 +34,9 @@ MNEMONICS = {
     "fma_f32": r"vfmadd\d+ps", "fma_f64": r"vfmadd\d+pd", "vdpbf16ps": "vdpbf16ps", "vpdpbusd": "vpdpbusd",
     "vpmaddwd": "vpmaddwd|vpaddd",
 }  # fmt: skip
+# How often an instruction takes the unit that moves elements between lanes, where it does.
+# Source: uops.info, Alder Lake P: VPERMT2W, VPERMT2D, VPSHUFB, VINSERTI128, VINSERTI64X4, VPUNPCKLBW and its like.
+SHUFFLES = {"vpermt2w": 2, "vpermt2d": 1, "vpshufb": 1, "vinsert": 1, "vpunpck": 1}
 
 
 class Loop(NamedTuple):
@@ -44,6 +48,7 @@ class Loop(NamedTuple):
     cycles: float
     alone: float  # cycles that the products take, were nothing else there
     published: float  # the same by the throughputs in jax_nano/targets
+    packs: bool = False  # whether the next panel of B is packed beside the products
 
 
 def main() -> None:
@@ -56,9 +61,9 @@ def main() -> None:
         machine = host.known(name)
         for loop in loops(machine):
             dot, instruction = loop.plan.dot, loop.plan.instruction
-            share = loop.alone / loop.cycles
+            share, packs = loop.alone / loop.cycles, ", packing" if loop.packs else ""
             print(
-                f"| {name} | {dot.lhs} x {dot.rhs} | {instruction.name} | {loop.plan.mr} x {loop.plan.nr} | "
+                f"| {name} | {dot.lhs} x {dot.rhs} | {instruction.name} | {loop.plan.mr} x {loop.plan.nr}{packs} | "
                 f"{loop.products}, {loop.loads} | {loop.cycles:.1f} | {loop.alone:.1f} ({share:.0%}) | "
                 f"{loop.published:.1f} |"
             )
@@ -71,7 +76,7 @@ def loops(machine: Machine) -> Iterator[Loop]:
             continue
         for instruction in isa.dots:
             if instruction.lhs_offset == 0 and not instruction.name.endswith("_swapped"):
-                yield loop_of(plan_of(machine, isa.name, instruction), machine)
+                yield from loops_of(plan_of(machine, isa.name, instruction), machine)
 
 
 def plan_of(machine: Machine, isa: str, instruction: DotInstruction) -> Plan:
@@ -86,23 +91,40 @@ def plan_of(machine: Machine, isa: str, instruction: DotInstruction) -> Plan:
     )
 
 
-def loop_of(plan: Plan, machine: Machine) -> Loop:
-    """The main loop of a plan's kernel, and its cycles."""
+def loops_of(plan: Plan, machine: Machine) -> Iterator[Loop]:
+    """The main loop of a plan's kernel, and its cycles; and the one that packs beside its products, if any does."""
     assembly = Kernel(plan.dot, plan, processor_for(plan, machine), b"").assembly
     name = plan.instruction.name
     mnemonic = name if plan.instruction.tiles else next(m for start, m in MNEMONICS.items() if name.startswith(start))
     product = re.compile(rf"\t(?:\{{vex\}}\t)?(?:{mnemonic})\t")
-    body = main_loop(assembly, product)
+    bodies = main_loops(assembly, product)
+    if plan.instruction.tiles:
+        yield tile_loop(min(bodies, key=len), plan, machine)
+        if plan.interleaved:
+            yield tile_loop(max(bodies, key=len), plan, machine)._replace(packs=True)
+        return
+    body, core = bodies[0], machine.cores[plan.isa]
     products = [line for line in body if product.match(line)]
     loads = [line for line in body if "(" in line and not re.match(r"\t(?:lea|prefetch)", line)]
-    core = machine.cores[plan.isa]
-    if plan.instruction.tiles:
-        alone, fed = len(products) / core.dots_per_cycle, len(loads) / core.loads_per_cycle
-        return Loop(plan, len(products), len(loads), max(alone, fed), alone, alone)
     count = plan.mr * plan.nr // plan.instruction.shape[1] * plan.unroll
     cycles, alone = cycles_of(body, machine), cycles_of(on_registers(products), machine)
     published = max(count / core.rate(name)[0], len(products) / core.vector_per_cycle)
-    return Loop(plan, count, len(loads), cycles, alone, published)
+    yield Loop(plan, count, len(loads), cycles, alone, published)
+
+
+def tile_loop(body: list[str], plan: Plan, machine: Machine) -> Loop:
+    """A loop of tiles, and the cycles of the unit that it keeps busy most."""
+    names = Counter(line.split("\t")[1] for line in body)
+    tiles, vectors = machine.cores[plan.isa], machine.vector_core(plan.isa)
+    memory = [line for line in body if "(" in line and not re.match(r"\t(?:lea|prefetch)", line)]
+    stores = sum(line.endswith(")") for line in memory)
+    products, tile_loads = names[plan.instruction.name], names["tileloadd"]
+    loads = len(memory) - stores - tile_loads
+    shuffles = sum(count * names[name] for name in names for start, count in SHUFFLES.items() if name.startswith(start))
+    alone = products / tiles.dots_per_cycle
+    fed = tile_loads / tiles.loads_per_cycle + loads / vectors.loads_per_cycle
+    cycles = max(alone, fed, stores / vectors.stores_per_cycle, shuffles / vectors.shuffles_per_cycle)
+    return Loop(plan, products, tile_loads + loads, cycles, alone, alone)
 
 
 def on_registers(products: list[str]) -> list[str]:
@@ -113,15 +135,16 @@ def on_registers(products: list[str]) -> list[str]:
     return [re.sub(r"^(\t(?:\{vex\}\t)?\w+\t).*(, %\w+)$", rf"\1{source}, {source}\2", line) for line in products]
 
 
-def main_loop(assembly: str, product: re.Pattern) -> list[str]:
-    """The instructions of the innermost loop that multiplies most."""
+def main_loops(assembly: str, product: re.Pattern) -> list[list[str]]:
+    """The instructions of the innermost loops that multiply most."""
     found = []
     for label, body in re.findall(r"^(\.LBB\w+):(.*?)(?=^\.L)", assembly, re.M | re.S):
         lines = [line for line in body.splitlines() if re.match(r"\t[a-z{]", line)]
         ends = [i for i, line in enumerate(lines) if re.match(rf"\tj\w+\t{re.escape(label)}\b", line)]
         if ends:
             found.append(lines[: ends[-1] + 1])
-    return max(found, key=lambda lines: sum(bool(product.match(line)) for line in lines))
+    products = [sum(bool(product.match(line)) for line in lines) for lines in found]
+    return [lines for lines, count in zip(found, products, strict=True) if count == max(products)]
 
 
 def cycles_of(lines: list[str], machine: Machine) -> float:

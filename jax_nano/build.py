@@ -289,16 +289,17 @@ def zeros(lanes: int, dtype: ir.Type) -> ir.Value:
     return splat(0, lanes, dtype)
 
 
-def first_lanes(count: int, lanes: int) -> ir.Value:
-    """A mask of the first `count` lanes."""
-    return vector.constant_mask(ir.VectorType.get([lanes], ir.IntegerType.get_signless(1)), [count])
+def first_lanes(count: Index, lanes: int) -> ir.Value:
+    """A mask of the first `count` lanes: none or all of them, where a value is below 1 or above `lanes`."""
+    kind = ir.VectorType.get([lanes], ir.IntegerType.get_signless(1))
+    return vector.constant_mask(kind, [count]) if isinstance(count, int) else vector.create_mask(kind, [count])
 
 
-def load(base: ir.Value, at: Index, lanes: int, count: int | None = None) -> ir.Value:
+def load(base: ir.Value, at: Index, lanes: int, count: Index | None = None) -> ir.Value:
     """`lanes` elements from `at` on; beyond the first `count` nothing is read, and zeros stand."""
     dtype = ir.MemRefType(base.type).element_type
     kind = ir.VectorType.get([lanes], dtype)
-    if count is None or count >= lanes:
+    if count is None or (isinstance(count, int) and count >= lanes):
         return vector.load(kind, base, [index(at)])
     return vector.maskedload(kind, base, [index(at)], first_lanes(count, lanes), zeros(lanes, dtype))
 
@@ -377,9 +378,26 @@ def interleave(rows: Values) -> ir.Value:
     """One vector of the rows' first elements, then their second ones, and so on; a power of two of rows."""
     if len(rows) == 1:
         return rows[0]
+    n = ir.VectorType(rows[0].type).shape[0]
+    if len(rows) == 4 and n % 4 == 0:
+        return interleave_squares(rows)
     even, odd = interleave(rows[0::2]), interleave(rows[1::2])
-    n = ir.VectorType(even.type).shape[0]
     return vector.shuffle(even, odd, [i // 2 + i % 2 * n for i in range(2 * n)])
+
+
+def interleave_squares(rows: Values) -> ir.Value:
+    """The same of four rows of bytes: squares of 4 x 4 are brought together as words, then each is transposed.
+
+    That is two shuffles, where LLVM makes eight of those that interleave rows in pairs.
+    """
+    kind = ir.VectorType(rows[0].type)
+    n = kind.shape[0]
+    upper, lower = (vector.shuffle(rows[i], rows[i + 1], list(range(2 * n))) for i in (0, 2))
+    words = bitcast(vector.shuffle(upper, lower, list(range(4 * n))), n, ir.IntegerType.get_signless(32))
+    squares = vector.shuffle(words, words, [row * n // 4 + square for square in range(n // 4) for row in range(4)])
+    elements = bitcast(squares, 4 * n, kind.element_type)
+    turned = [16 * square + 4 * row + i for square in range(n // 4) for i in range(4) for row in range(4)]
+    return vector.shuffle(elements, elements, turned)
 
 
 def interleave_registers(rows: Values) -> Values:

@@ -280,10 +280,11 @@ def seconds(plan: Plan, machine: Machine, threads: int | None = None) -> Estimat
     compute = compute_cycles(plan, machine) / hertz
     work, fetching = packing_cycles(plan, machine)
     if plan.ahead:
-        first = plan.block_columns / plan.nt if plan.rhs == "private" else 0.0  # of a task: nothing asks for it
+        pieces = plan.nr if plan.interleaved else plan.block_columns
+        first = pieces / plan.nt if plan.rhs == "private" else 0.0  # of a task: nothing asks for it
         hidden = min((1 - UNHIDDEN) * fetching, compute * hertz)
         fetching -= (1 - first) * hidden
-    packing = (work + fetching) / hertz
+    packing = (work - hidden_packing_cycles(plan, machine, compute * hertz) + fetching) / hertz
     tasks = plan.rounds * plan.tasks["compute"]
     workers = min(threads, tasks)
     memory = memory_seconds(plan, machine, workers)
@@ -437,7 +438,7 @@ def rhs_block_bytes(plan: Plan) -> int:
     dtype = plan.instruction.rhs if plan.packs_rhs else plan.dot.rhs
     if not plan.packs_rhs:
         return bytes_of(dtype, plan.n.size * plan.k.size)
-    columns = plan.nc if plan.rhs == "shared" else plan.block_columns  # what others packed is not in this core's caches
+    columns = plan.local_rhs_columns or plan.nc  # what others packed is not in this core's caches
     return bytes_of(dtype, min(columns, plan.n.size) * plan.kc * plan.dot.components[1])
 
 
@@ -474,13 +475,12 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
     fetch = line_fetch_cycles(plan, machine)
     if plan.packs_rhs:
         times = outer * (plan.m_tasks if plan.rhs == "private" else 1)  # shared panels have no outer axes
-        padded = -(-n // plan.nr) * plan.nr * plan.dot.components[1]
-        in_order = plan.n.rhs == 1 and plan.lanes == "n"
-        copying = line_cycles(core, plan, in_order, 1 in (plan.n.rhs, plan.k.rhs), plan.dot.rhs != plan.instruction.rhs)
-        cycles += times * lines(k * padded, plan.instruction.rhs) * copying
+        cycles += times * rhs_copy_cycles(plan, machine)
         columns = plan.pack_panels * plan.nr if plan.rhs == "shared" else plan.block_columns
-        run = bytes_of(plan.dot.rhs, min(columns, n) if plan.n.rhs == 1 else plan.kc)
         far = footprint(plan) > machine.caches[-1].bytes
+        if plan.interleaved and far:
+            columns = plan.nr
+        run = bytes_of(plan.dot.rhs, min(columns, n) if plan.n.rhs == 1 else plan.kc)
         waiting += times * lines(k * n, plan.dot.rhs) * fetch
         if far:
             cycles += waiting * FAR_RUN_BYTES / run * (AHEAD_RUN if plan.ahead else 1)
@@ -510,6 +510,29 @@ def prologue_cycles(plan: Plan, core: Core) -> float:
     lanes = plan.instruction.shape[1] if 1 in (plan.m.lhs, plan.k.lhs) else 1
     instructions = sum(INSTRUCTIONS.get(operation.name, 1) for operation in prologue.program.operations)
     return (2.0 * instructions / core.vector_per_cycle + len(prologue.extras) / core.loads_per_cycle) / lanes
+
+
+def rhs_copy_cycles(plan: Plan, machine: Machine, alone: bool = True) -> float:
+    """Cycles of packing B once."""
+    core, k = machine.vector_core(plan.isa), plan.k.size * extent(plan.k_outer)
+    padded = -(-plan.n.size // plan.nr) * plan.nr * plan.dot.components[1]
+    converted = plan.dot.rhs != plan.instruction.rhs
+    in_order = plan.n.rhs == 1 and plan.lanes == "n"
+    copying = line_cycles(core, plan, in_order, 1 in (plan.n.rhs, plan.k.rhs), converted, alone=alone)
+    return lines(k * padded, plan.instruction.rhs) * copying
+
+
+def hidden_packing_cycles(plan: Plan, machine: Machine, products: float) -> float:
+    """Cycles of packing that go on beside products: of all panels but a task's first, beside its first rows' products.
+
+    Where those are of components, it is the last ones.
+    """
+    if not plan.interleaved:
+        return 0.0
+    panels = extent(plan.outer) * plan.m_tasks * (1 - plan.nr / plan.nt)
+    alone, units = (panels * rhs_copy_cycles(plan, machine, alone) for alone in (True, False))
+    first_rows = products / plan.dot.terms * plan.mr / max(plan.mr, min(plan.mt, plan.m.size))
+    return max(0.0, first_rows + alone - beside(first_rows, units))
 
 
 def direct_lhs_cycles(plan: Plan, machine: Machine) -> float:
@@ -547,8 +570,10 @@ def lines(count: int, dtype: str) -> float:
     return bytes_of(dtype, count) / LINE_BYTES
 
 
-def line_cycles(core: Core, plan: Plan, copied: bool, transposed: bool, converted: bool, plain: bool = False) -> float:
-    """Cycles of packing one line's worth of elements."""
+def line_cycles(
+    core: Core, plan: Plan, copied: bool, transposed: bool, converted: bool, plain: bool = False, alone: bool = True
+) -> float:
+    """Cycles of packing one line's worth of elements; unless `alone`, those of the units that it keeps busy most."""
     lanes, group = plan.instruction.shape[1], plan.instruction.group
     registers = LINE_BYTES / (lanes * bytes_of(plan.instruction.acc))
     if copied:
@@ -558,7 +583,8 @@ def line_cycles(core: Core, plan: Plan, copied: bool, transposed: bool, converte
     else:
         return 4.0 * LINE_BYTES / bytes_of(plan.instruction.rhs)
     operations = shuffles + (2.0 * group if converted else 0.0)
-    return registers * (1.0 / core.stores_per_cycle + operations / (core.vector_per_cycle / 2) + 1.0)
+    stores, shuffled = 1.0 / core.stores_per_cycle, operations / (core.vector_per_cycle / 2)
+    return registers * (stores + shuffled + 1.0 if alone else max(stores, shuffled, 1.0))
 
 
 def memory_seconds(plan: Plan, machine: Machine, workers: int) -> float:

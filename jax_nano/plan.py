@@ -43,6 +43,7 @@ class Plan:
     nb: int = 0  # columns of B that a task packs at a time; 0: all of its own
     lhs: str = "direct"  # or "rows", "columns": packed per task
     rhs: str = "direct"  # or "private": packed per task, "shared": in a phase before; "panels": as dot.panels says
+    interleaved: bool = False  # panels of B are packed one by one, each beside the products of the one before
     lanes: str = "n"  # what stands in the lanes of an accumulator: columns of C, or "k": parts of one sum
     splits: int = 1  # parts of the sum that different tasks make, and a phase of its own adds up in order
     pack_panels: int = 1  # panels in a task of the packing phase
@@ -65,6 +66,9 @@ class Plan:
             self.rhs == "shared" or self.splits * self.blocks_per_split - self.k_blocks >= self.blocks_per_split
         ):
             raise ValueError(f"{self.splits} splits of {self.k_blocks} blocks: one would be empty, or B is shared")
+        whole = self.mc >= self.mt and self.k.size % self.instruction.shape[2] == 0
+        if self.interleaved and (self.rhs != "private" or self.nb or not whole):
+            raise ValueError("panels of B are packed beside products by each task, once for its rows, in whole steps")
 
     @property
     def step(self) -> int:
@@ -157,9 +161,10 @@ class Plan:
     def ahead(self) -> tuple[int, int] | None:
         """How many steps of k and columns further on B is asked for while a block of it is gone through, if at all.
 
-        What comes next is the next block of k where B is read in place, the next columns where a task packs them. Of
-        the panels of packed weights, which follow one another, it is the next panel while several panels of rows go
-        through this one, and else what is so far away that it is there in time.
+        What comes next is the next block of k where B is read in place, the next columns where a task packs them; the
+        panel after the next one where that one is packed meanwhile. Of the panels of packed weights, which follow one
+        another, it is the next panel while several panels of rows go through this one, and else what is so far away
+        that it is there in time.
         """
         if self.lanes == "k" or self.rhs == "shared":
             return None
@@ -167,6 +172,8 @@ class Plan:
             return self.near_rows if self.mt <= self.mr else self.dot.panels.rows, 0
         if self.rhs == "direct":
             return (self.kc, 0) if self.kc < self.k.size else None
+        if self.interleaved:
+            return 0, 2 * self.nr
         return (0, self.nb) if self.block_columns < self.nt else None
 
     @property
@@ -239,13 +246,16 @@ class Plan:
         return lines(bytes_of(self.instruction.lhs, self.local_lhs_rows * self.lhs_stride))
 
     @property
+    def local_rhs_columns(self) -> int:
+        """Columns of a thread's packed block of B: those of two panels that take turns, where they are interleaved."""
+        if self.rhs != "private":
+            return 0
+        return 2 * self.nr if self.interleaved else self.block_columns
+
+    @property
     def local_partial_at(self) -> int:
         """Where sums stand, bytes: behind B's block."""
-        size = (
-            bytes_of(self.instruction.rhs, self.block_columns * self.panel_rows(self.kc))
-            if self.rhs == "private"
-            else 0
-        )
+        size = bytes_of(self.instruction.rhs, self.local_rhs_columns * self.panel_rows(self.kc))
         return self.local_rhs_at + lines(size)
 
     @property

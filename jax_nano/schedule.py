@@ -9,7 +9,7 @@ from dataclasses import replace
 from jax_nano import model
 from jax_nano.isa import DotInstruction, Isa, Machine
 from jax_nano.plan import Plan
-from jax_nano.problem import WIDENS, WORD_STEPS, WORDS, Axis, Dot, UnsupportedDot, bytes_of, extent
+from jax_nano.problem import BITS, WIDENS, WORD_STEPS, WORDS, Axis, Dot, UnsupportedDot, bytes_of, extent
 
 # A thread's scratch, and what all share, stay within these.
 LOCAL_BYTES = 12 << 20
@@ -106,7 +106,7 @@ def undivided(plan: Plan, machine: Machine) -> Iterator[Plan]:
     """The plan as one task, with B packed whole or piece by piece."""
     yield plan
     room = near(plan, machine)
-    if plan.rhs == "private" and room < plan.nt:
+    if plan.rhs == "private" and room < plan.nt and not plan.interleaved:
         yield replace(plan, nb=room, nt=-(-plan.nt // room) * room, mc=plan.mt)
 
 
@@ -174,18 +174,20 @@ def tile_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: 
     """Plans of a single task by tiles. B is packed; A is where tiles would reach beyond it, or not find whole rows.
 
     The sum is in one part, or in parts short enough for a panel of B to stay in the nearest cache. Sums of groups that
-    are scaled are made of whole tiles.
+    are scaled are made of whole tiles. Panels of B are packed first, or beside products where rows are contiguous.
     """
     work, m, n, k = (common[name] for name in ("dot", "m", "n", "k"))
     instruction = instruction.fitted(m.size, min(k.size, work.scaling.group) if work.scaling else k.size)
     rows, _, steps = instruction.shape
     in_place = k.lhs == 1 and work.lhs == instruction.lhs and m.size % rows == 0 and k.size % steps == 0
     in_place &= not work.prologue
+    whole_elements = BITS[work.rhs] >= 8 and not work.scaling
+    beside = n.rhs == 1 and whole_elements and k.size % steps == 0
     for lhs in ("direct", "rows") if in_place else ("rows",):
         for block in model.tile_blocks(isa, instruction, m.size, n.size):
             near = machine.caches[0].bytes // 2 // bytes_of(instruction.rhs, work.components[1] * block.cols)
             for depth in {k.size, min(k.size, near)}:
-                yield blocked(
+                plan = blocked(
                     machine,
                     block,
                     depth,
@@ -195,6 +197,9 @@ def tile_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: 
                     hold_lhs=block.hold_lhs,
                     **common,
                 )
+                yield plan
+                if beside and block.cols < n.size:
+                    yield replace(plan, interleaved=True, mc=plan.mt)
 
 
 def panel_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: dict) -> Iterator[Plan]:
@@ -336,7 +341,7 @@ def smallest(plan: Plan, machine: Machine) -> Plan:
         mt = -(-plan.m.size // mc) * mc
     if plan.has_partial:
         mt = min(mt, whole_rows(bytes_of(plan.instruction.acc, nt), plan.mr if plan.lhs == "direct" else mc))
-    return replace(plan, mt=mt, mc=mt if plan.lhs == "direct" else mc, nt=nt, outer_per_task=1)
+    return replace(plan, mt=mt, mc=mt if plan.lhs == "direct" else mc, nt=nt, outer_per_task=1, interleaved=False)
 
 
 def whole_rows(row_bytes: int, step: int) -> int:
@@ -359,12 +364,15 @@ def divisions_of(plan: Plan, machine: Machine) -> Iterator[Plan]:
                 continue
             mc = min(plan.mc, -(-mt // plan.lhs_panel) * plan.lhs_panel) if plan.lhs != "direct" else mt
             mt = -(-mt // mc) * mc
-            for nb in {0, room if plan.rhs == "private" and room < nt else 0}:
-                # With several blocks of columns, all of A is packed before the first one.
-                candidate = replace(plan, nt=-(-nt // nb) * nb if nb else nt, nb=nb, mt=mt, mc=mt if nb else mc)
+            in_pieces = plan.rhs == "private" and room < nt and not plan.interleaved
+            for nb in {0, room if in_pieces else 0}:
+                # With several blocks of columns, or of panels, all of A is packed before the first one.
+                block = mt if nb or plan.interleaved else mc
+                candidate = replace(plan, nt=-(-nt // nb) * nb if nb else nt, nb=nb, mt=mt, mc=block)
                 for outer_parts in divisions(outer, machine.threads) if n_parts * m_parts == 1 else (outer,):
                     yield replace(candidate, outer_per_task=-(-outer // outer_parts))
-            if plan.rhs == "private" and plan.lanes == "n" and not plan.outer and not plan.k_outer and plan.splits == 1:
+            alone = not plan.outer and not plan.k_outer and plan.splits == 1
+            if plan.rhs == "private" and plan.lanes == "n" and alone and not plan.interleaved:
                 yield from shared(replace(plan, nt=nt, mt=mt, mc=mc), machine)
 
 

@@ -13,7 +13,7 @@ from jax_nano.kernels.convert import resized
 from jax_nano.problem import WORD_STEPS, WORDS
 
 
-def integers(source: Integers, k: Index, j: Index, lanes: int, count: int) -> tuple[ir.Value, str]:
+def integers(source: Integers, k: Index, j: Index, lanes: int, count: Index) -> tuple[ir.Value, str]:
     """`count` columns of row k from j on, zeros beyond; and their type, of which they may have more bits."""
     value, dtype = load(source.base, source.offset(k, j), lanes, count), source.dtype
     if dtype in WORDS:
@@ -23,7 +23,7 @@ def integers(source: Integers, k: Index, j: Index, lanes: int, count: int) -> tu
     return v.sub(resized(value, dtype, "s32"), zero_points(source, source.zeros, k, j, lanes, count)), "s16"
 
 
-def zero_points(source: Integers, zeros: View, k: Index, j: Index, lanes: int, count: int) -> ir.Value:
+def zero_points(source: Integers, zeros: View, k: Index, j: Index, lanes: int, count: Index) -> ir.Value:
     """Those of row k, for `count` columns from j on, as words."""
     at = zeros.offset(divmod_(add(source.row, k), source.group)[0], j)
     return resized(load(zeros.base, at, lanes, count), zeros.dtype, "s32")

@@ -10,10 +10,14 @@ A task computes a block of C, `plan.mt` x `plan.nt`, of one element of the outer
                 for each panel of columns (NR):    B's panel stays in the nearest cache
                     for each panel of rows (MR):   A's block streams from the next
                         microkernel
+
+Where packing is interleaved, only the first panel of B's block is packed before; every other one is packed by the
+microkernel of the first rows, step by step, beside the products of the panel before it. Two panels take turns.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -38,7 +42,7 @@ from jax_nano.build import (
 )
 from jax_nano.kernels.convert import convert
 from jax_nano.kernels.finish import Finish
-from jax_nano.kernels.micro import Ahead, Epilogue, InnerMicrokernel, Microkernel, Part, Result
+from jax_nano.kernels.micro import Ahead, Beside, Epilogue, InnerMicrokernel, Microkernel, Part, Result
 from jax_nano.kernels.nano import Block, Nanokernel, TileNanokernel
 from jax_nano.kernels.pack import Packer, Panels
 from jax_nano.kernels.tiles import TileMicrokernel
@@ -141,7 +145,7 @@ class Macrokernel:
                     def column_panel(j: Index, cols: int, begin=begin, end=end, a_panel=a_panel) -> None:
                         b, bias = b_panel(j)
 
-                        def row_panel(i: Index, count: int) -> None:
+                        def row_panel(i: Index, count: int, packing: Sequence[Beside] = ()) -> None:
                             c = out.block(i, j)
                             where = partial.block(subtract(i, area.m0), subtract(j, area.n0)) if plan.has_partial else c
                             block = Block(count, cols, self.nano.lanes)
@@ -149,20 +153,37 @@ class Macrokernel:
                             scales = scaling[0].block(group, j) if scaling else None
                             result = Result(c, where, bias, biased, epilogue, scales, plan.has_partial, tiles)
                             ahead = self.ahead(b if plan.dot.panels else b_matrix.block(k0, j), i, area.m0, cols)
-                            self.micro.emit(a_panel(i), b, result, block, part, ahead)
+                            self.micro.emit(a_panel(i), b, result, block, part, (*ahead, *packing))
 
-                        along(begin, end, plan.m.size, plan.mr, row_panel)
+                        others = begin
+                        if plan.interleaved:
+                            others = minimum(add(begin, plan.mr), end)
+                            packing = self.packing(b_matrix.block(k0, 0), b_panel, add(j, plan.nr), n1)
+                            along(begin, others, plan.m.size, plan.mr, functools.partial(row_panel, packing=packing))
+                        along(others, end, plan.m.size, plan.mr, row_panel)
 
                     along(columns.i, n1, plan.n.size, plan.nr, column_panel)
 
-    def ahead(self, b: View, i: Index, m0: Index, cols: int) -> Ahead | None:
+    def ahead(self, b: View, i: Index, m0: Index, cols: int) -> list[Beside]:
         """What to ask for while the panel of B that begins at `b` is gone through for the panel of rows at i."""
         plan = self.plan
         if not plan.ahead:
-            return None
+            return []
         panels = -(-min(plan.mt, plan.m.size) // plan.mr)
         number = divmod_(subtract(i, m0), plan.mr)[0]
-        return Ahead(b.block(*plan.ahead), number, panels, plan.kc, cols)
+        return [Ahead(b.block(*plan.ahead), number, panels, plan.kc, cols).ask]
+
+    def packing(self, b: View, panel: RhsPanels, j: Index, end: Index) -> list[Beside]:
+        """What packs the panel of B that begins at column j, if that is before the end; else it packs zeros."""
+        plan = self.plan
+        source, cols = b.block(0, minimum(j, subtract(end, 1))), subtract(end, j)
+
+        def copy(k: Index, steps: int, number: int) -> None:
+            target = panel(j)[0].block(number * plan.rhs_component_stride, 0)
+            of_component = replace(source, component=self.component(number))
+            self.rhs_packer.copy_steps(of_component, target, k, steps, cols, plan.nr)
+
+        return [functools.partial(copy, number=number) for number in range(self.dot.components[1])]
 
     def reduce_phase(self, frame: Frame) -> None:
         """One task: a run of C's rows, each element the sum of the splits' in their order."""
@@ -305,9 +326,8 @@ class Macrokernel:
             return self.shared_panels(frame, k0)
         if plan.rhs == "panels":
             return lambda j: (self.stored_panel(rhs, j, k0), rhs)
-        base = scratch(
-            frame.local, plan.local_rhs_at, plan.block_columns * plan.panel_rows(plan.kc), plan.instruction.rhs
-        )
+        elements = plan.local_rhs_columns * plan.panel_rows(plan.kc)
+        base = scratch(frame.local, plan.local_rhs_at, elements, plan.instruction.rhs)
 
         if plan.lanes == "k":
             columns = View(base, 0, (1, plan.panel_rows(plan.kc)), plan.instruction.rhs)
@@ -320,9 +340,13 @@ class Macrokernel:
             return lambda j: (column(j), rhs)
 
         def panel(j: Index) -> tuple[View, View]:
-            return self.panel(base, mul(subtract(j, begin), plan.panel_rows(plan.kc)), plan.kc)
+            column = subtract(j, begin)
+            if plan.interleaved:
+                column = divmod_(column, 2 * plan.nr)[1]
+            return self.panel(base, mul(column, plan.panel_rows(plan.kc)), plan.kc)
 
-        self.pack_rhs(rhs.block(k0, 0), panel, begin, end, part.depth)
+        first = minimum(add(begin, plan.nr), end) if plan.interleaved else end
+        self.pack_rhs(rhs.block(k0, 0), panel, begin, first, part.depth)
         return panel
 
     def lhs_panels(self, frame: Frame, lhs: View, begin: Index, end: Index, part: Part) -> Callable[[Index], View]:

@@ -93,6 +93,9 @@ class Result:
         return replace(self, out=self.out.block(i), partial=self.partial.block(i), epilogue=epilogue)
 
 
+Beside = Callable[[Index, int], None]  # what is done for another piece of B at steps k to k + group - 1: (k, group)
+
+
 @dataclass(frozen=True)
 class Ahead:
     """What to ask for while a panel of B is gone through: the piece of B that comes in its place.
@@ -149,14 +152,14 @@ class Microkernel:
     terms: tuple[tuple[int, int], ...] = ((0, 0),)  # where the components stand whose products are added up, in order
     chains: int = 1  # sums side by side, one for each of as many updates, that are added up after the loop
 
-    def emit(self, a: View, b: View, result: Result, block: Block, part: Part, ahead: Ahead | None = None) -> None:
+    def emit(self, a: View, b: View, result: Result, block: Block, part: Part, beside: Sequence[Beside] = ()) -> None:
         """Emits one block of C."""
         if part.first is not True:
             for i in range(block.rows):
                 for j in range(0, block.cols, LINE_BYTES // 4):
                     prefetch(result.partial.base, result.partial.offset(i, j), write=True)
         acc = self.small_terms(self.start(result, block), a, b, block, part)
-        self.finish(self.accumulate(acc, a, b, block, part, ahead), result, block, part)
+        self.finish(self.accumulate(acc, a, b, block, part, beside), result, block, part)
 
     def finish(self, acc: Values, result: Result, block: Block, part: Part) -> None:
         """Adds what stood in P, and stores."""
@@ -230,7 +233,9 @@ class Microkernel:
             term.next = self.accumulate(term.carry, at_a, at_b, block, part)
         return term.results
 
-    def accumulate(self, acc: Values, a: View, b: View, block: Block, part: Part, ahead: Ahead | None = None) -> Values:
+    def accumulate(
+        self, acc: Values, a: View, b: View, block: Block, part: Part, beside: Sequence[Beside] = ()
+    ) -> Values:
         """The loop over K, with the accumulators in registers throughout."""
         group, step = self.nano.group, self.nano.group * self.unroll
         unrolled, whole = rounded_down(part.depth, part.size, step), rounded_down(part.depth, part.size, group)
@@ -239,8 +244,8 @@ class Microkernel:
             with for_range(0, unrolled, step, carry=[*acc, *others]) as loop:
                 chains = chunks(loop.carry, self.chains)
                 for number, k in enumerate(range(0, step, group)):
-                    if ahead:
-                        ahead.ask(add(loop.i, k), group)
+                    for other in beside:
+                        other(add(loop.i, k), group)
                     at_a, at_b = a.block(0, loop.i), b.block(loop.i, 0)
                     chain = number % self.chains
                     chains[chain] = self.nano.update(chains[chain], at_a, at_b, k, block, group, self.packed)
@@ -266,7 +271,7 @@ class InnerMicrokernel(Microkernel):
     Every element of C has an accumulator register to itself, whose lanes are added up after the loop.
     """
 
-    def emit(self, a: View, b: View, result: Result, block: Block, part: Part, ahead: Ahead | None = None) -> None:  # noqa: ARG002
+    def emit(self, a: View, b: View, result: Result, block: Block, part: Part, beside: Sequence[Beside] = ()) -> None:  # noqa: ARG002
         """Emits one block of C."""
         width = self.nano.lanes * self.nano.group
         acc = [self.nano.zero()] * (block.rows * block.cols)

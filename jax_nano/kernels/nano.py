@@ -60,10 +60,14 @@ class Block:
 TABLE = 32  # numbers of 16 bits in a register
 
 
-def elements(source: View, at: Index, lanes: int, count: int) -> tuple[ir.Value, str]:
-    """`count` neighbours from `at` on, zeros beyond, and their type: of 4 bits, one that has as many in a byte."""
+def elements(source: View, at: Index, lanes: int, count: Index) -> tuple[ir.Value, str]:
+    """`count` neighbours from `at` on, zeros beyond, and their type: of 4 bits, one that has as many in a byte.
+
+    Of elements that share bytes, the count is known here.
+    """
     if BITS[source.dtype] > 4:
         return load(source.base, at, lanes, count), source.dtype
+    assert isinstance(count, int)
     value = load_halves(source.base, at, lanes, count)
     return (signed_halves(value), "s8") if source.dtype == "s4" else (value, "u8")
 
@@ -161,7 +165,7 @@ class Nanokernel:
         """A cleared accumulator."""
         return zeros(self.lanes, element_type(self.instruction.acc))
 
-    def read(self, source: View, at: Index, lanes: int, count: int, operand: str) -> ir.Value:
+    def read(self, source: View, at: Index, lanes: int, count: Index, operand: str) -> ir.Value:
         """`count` neighbours from `at` on as the instruction wants them of its operand "lhs" or "rhs"; zeros beyond."""
         return self.ready(*elements(source, at, lanes, count), operand, source.component)
 
@@ -176,11 +180,12 @@ class Nanokernel:
             value = arith.xori(value, splat(-128, kind.shape[0], kind.element_type))  # adds or takes 128 modulo 256
         return value
 
-    def read_row(self, source: View, k: Index, j: Index, lanes: int, count: int, operand: str) -> ir.Value:
+    def read_row(self, source: View, k: Index, j: Index, lanes: int, count: Index, operand: str) -> ir.Value:
         """The same of `count` columns from j on of row k."""
         if isinstance(source, Integers):
             return self.ready(*integers(source, k, j, lanes, count), operand)
         if isinstance(source, Worked):
+            assert isinstance(count, int)
             value, dtype = worked(source, k, j, lanes, count, self.native_bf16)
             return self.ready(value, dtype, operand, source.component)
         return self.read(source, source.offset(k, j), lanes, count, operand)
@@ -220,22 +225,27 @@ class Nanokernel:
             words = bitcast(load(b.base, b.offset(mul(pair, b.interleaved), j), 2 * self.lanes), self.lanes, word)
             yield bitcast(arith.andi(arith.shli(words, left), upper), self.lanes, element_type("f32"))
 
-    def interleaved(self, source: View, k: Index, width: int, cols: int, live: int, operand: str) -> Iterator[ir.Value]:
+    def interleaved(
+        self, source: View, k: Index, width: int, cols: Index, live: int, operand: str
+    ) -> Iterator[ir.Value]:
         """The same, of `width` columns, out of rows that are contiguous; what is beyond `cols` and `live` is zero.
 
-        Rows are read by whole registers as long as there are as many columns.
+        Rows are read by whole registers as long as there are as many columns. Of elements that share bytes or words,
+        `cols` is known here.
         """
         if isinstance(source, Integers) and self.looks_up(source):
+            assert isinstance(cols, int)
             for j in range(0, width, self.lanes):
                 yield self.pairs_of_words(source, k, j, max(0, min(self.lanes, cols - j)))
             return
         kind, whole = element_type(getattr(self.instruction, operand)), self.lanes * self.group
 
         def rows(j: int, lanes: int) -> Values:
-            count = min(lanes, cols - j)
+            count = min(lanes, cols - j) if isinstance(cols, int) else subtract(cols, j)
+            none = isinstance(count, int) and count <= 0
             return [
                 self.read_row(source, add(k, row), j, lanes, count, operand)
-                if row < live and count > 0
+                if row < live and not none
                 else zeros(lanes, kind)
                 for row in range(self.group)
             ]

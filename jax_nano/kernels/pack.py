@@ -140,13 +140,10 @@ class Packer:
 
         def rows(k: Index, live: int) -> None:
             def panel(first: Index, cols: int, target: View) -> None:
-                padded = -(-width // self.lanes) * self.lanes
                 for step in range(self.group):
                     for j in range(0, cols, LINE_BYTES // bytes_of(source.dtype)):
                         prefetch(source.base, source.offset(add(k, ROWS_AHEAD + step), add(first, j)))
-                registers = self.nano.interleaved(source.block(0, first), k, padded, cols, live, self.operand)
-                for i, register in enumerate(registers):
-                    self.put(register, target, k, i * self.lanes, width)
+                self.copy_group(source.block(0, first), target, k, cols, live, width)
 
             panels.each(panel)
 
@@ -157,6 +154,17 @@ class Packer:
         if rest := size % self.group:
             with when(differ(whole, depth)):
                 rows(whole, rest)
+
+    def copy_group(self, source: View, target: View, k: Index, cols: Index, live: int, width: int) -> None:
+        """Rows k to k + live - 1 of a panel, interleaved."""
+        padded = -(-width // self.lanes) * self.lanes
+        for i, register in enumerate(self.nano.interleaved(source, k, padded, cols, live, self.operand)):
+            self.put(register, target, k, i * self.lanes, width)
+
+    def copy_steps(self, source: View, target: View, k: Index, steps: int, cols: Index, width: int) -> None:
+        """Rows k to k + steps - 1, which are contiguous, in whole groups. There may be no column of them."""
+        for first in range(0, steps, self.group):
+            self.copy_group(source, target, add(k, first), cols, self.group, width)
 
     def copy_transposed(self, source: View, target: View, depth: Index, size: int, cols: int, width: int) -> None:
         """Columns that are contiguous: squares of `lanes` x `lanes` groups transposed in registers."""

@@ -6,12 +6,13 @@ scratch of the thread. Those of small terms go to vectors, which look at them, a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jax.extend.mlir import ir
 
 from jax_nano.build import Values, View, either, for_range, load, store, when
-from jax_nano.kernels.micro import Ahead, Microkernel, Part, Result
+from jax_nano.kernels.micro import Beside, Microkernel, Part, Result
 from jax_nano.kernels.nano import Block, TileNanokernel
 
 
@@ -24,7 +25,7 @@ class TileMicrokernel(Microkernel):
 
     nano: TileNanokernel
 
-    def emit(self, a: View, b: View, result: Result, block: Block, part: Part, ahead: Ahead | None = None) -> None:
+    def emit(self, a: View, b: View, result: Result, block: Block, part: Part, beside: Sequence[Beside] = ()) -> None:
         """Emits one block of C."""
         rows = self.nano.instruction.shape[0]
         tiles = Block(-(-block.rows // rows), block.cols, block.lanes)
@@ -42,7 +43,7 @@ class TileMicrokernel(Microkernel):
             self.finish_small_terms(result.tiles, result.partial, block, first)
             source, first = result.tiles, False
         acc = self.start_tiles(source, places, first)
-        self.store_tiles(self.accumulate(acc, a, b, tiles, part, ahead), target, places)
+        self.store_tiles(self.accumulate(acc, a, b, tiles, part, beside), target, places)
         if not carried:
             self.finish_rows(target, result, block, part)
         elif result.padded:
@@ -58,12 +59,14 @@ class TileMicrokernel(Microkernel):
 
         return either(first, types, zeros, lambda: [self.nano.load_accumulator(source, i, j) for i, j in places])
 
-    def accumulate(self, acc: Values, a: View, b: View, block: Block, part: Part, ahead: Ahead | None = None) -> Values:
+    def accumulate(
+        self, acc: Values, a: View, b: View, block: Block, part: Part, beside: Sequence[Beside] = ()
+    ) -> Values:
         """The loop over K, with the accumulators in registers throughout; the last step may reach into padding."""
         depth = self.nano.instruction.shape[2]
         with for_range(0, part.depth, depth, carry=acc) as loop:
-            if ahead:
-                ahead.ask(loop.i, depth)
+            for other in beside:
+                other(loop.i, depth)
             loop.next = self.nano.update(loop.carry, a, b, loop.i, block, depth, self.packed)
         return loop.results
 

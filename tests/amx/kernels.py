@@ -38,7 +38,7 @@ def numbers(rng, shape, dtype):
     return rng.standard_normal(shape).astype(dtype)
 
 
-def tile_plans(lhs, rhs, dimension_numbers, types, packed=False, precision=None):
+def tile_plans(lhs, rhs, dimension_numbers, types, packed=False, precision=None, interleaved=False):
     """Every plan by tiles that the schedule weighs, before it divides work into tasks.
 
     Args:
@@ -48,13 +48,15 @@ def tile_plans(lhs, rhs, dimension_numbers, types, packed=False, precision=None)
       types: of A, B and C.
       packed: whether B lies in panels.
       precision: what lax.dot_general would be asked for.
+      interleaved: whether panels of B are packed beside products.
     """
     a, b = Operand.row_major(lhs, types[0]), Operand.row_major(rhs, types[1])
     if packed:
         panels = panels_for(types[1], *rhs, MACHINE, AMX)
         b = replace(b, strides=(1, panels.rows), panels=panels)
     dot = followed(precision, Dot.of(a, b, dimension_numbers, types[2]))
-    return [plan for plan in schedule.kernel_plans(dot, MACHINE, AMX) if plan.instruction.tiles]
+    plans = (plan for plan in schedule.kernel_plans(dot, MACHINE, AMX) if plan.instruction.tiles)
+    return [plan for plan in plans if plan.interleaved == interleaved]
 
 
 def blocked(plan, tall, wide, *, panels=None, depth=None):
@@ -68,7 +70,7 @@ def blocked(plan, tall, wide, *, panels=None, depth=None):
     mr, nr = rows * tall, cols * wide
     m, n = (-(-axis.size // step) * step for axis, step in ((plan.m, mr), (plan.n, nr)))
     mt, nt = (mr * panels, nr * panels) if panels else (m, n)
-    mc = mr if plan.lhs == "rows" else mt
+    mc = mr if plan.lhs == "rows" and not plan.interleaved else mt
     one = replace(plan, mr=mr, nr=nr, hold_lhs=tall < wide, mc=mc, mt=mt, nc=n, nt=nt, kc=plan.k.size)
     if depth is None:
         return one

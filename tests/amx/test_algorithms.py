@@ -28,8 +28,8 @@ def _tiles(amx):
     """AMX runs, here or in the emulator."""
 
 
-def plans_of(name, m, n, k, types=F32):
-    plans = tile_plans((m, k), (k, n), MATMUL, types, precision=DotAlgorithmPreset[name])
+def plans_of(name, m, n, k, types=F32, **options):
+    plans = tile_plans((m, k), (k, n), MATMUL, types, precision=DotAlgorithmPreset[name], **options)
     assert plans
     assert all(plan.instruction.name == "tdpbf16ps" and len(plan.terms) > 1 for plan in plans)
     return plans
@@ -80,6 +80,13 @@ def test_every_way_to_share_out_work(out):
             replace(blocked(plan, 2, 2), nb=32),
         ]  # fmt: skip
         check(name, plans, *operands(m, n, 620))
+
+
+@every_algorithm
+def test_components_packed_beside_products(name):
+    m, n, k = 40, 70, 256
+    plans = plans_of(name, m, n, k, interleaved=True)
+    check(name, [*plans[:3], blocked(plans[0], 2, 1, panels=1, depth=128)], *operands(m, n, k))
 
 
 @pytest.mark.parametrize("types", [("bf16", "f32", "f32"), ("f32", "bf16", "f32")], ids="-".join)

@@ -38,6 +38,29 @@ def test_the_main_loop_multiplies_four_times_for_four_loads(name):
         assert len(loop) <= 8 + 8
 
 
+@pytest.mark.parametrize(("types", "tall", "lines"), [
+    (("bf16", "bf16", "f32"), 2, {"vmovdqu16": 32, "vpermt2w": 32, "vmovdqu64": 32}),
+    (("f16", "f16", "f32"), 2, {"vmovdqu16": 32, "vpermt2w": 32, "vmovdqu64": 32}),
+    (("s8", "s8", "s32"), 4, {"vmovdqu8": 64, "vinserti128": 32, "vpermt2d": 16, "vpshufb": 16, "vmovdqu64": 16}),
+], ids=str)  # fmt: skip
+def test_packing_stands_in_the_loop_of_the_first_rows(types, tall, lines):
+    """Nothing is added to the others' loop, and to theirs a load or so, a few shuffles and a store for each line."""
+    for plan in tile_plans((512, 512), (512, 512), MATMUL, types, interleaved=True):
+        text = assembly(blocked(plan, tall, 4 // tall))
+        assert "Folded Spill" not in "".join(line for line in text.splitlines() if "tile" in line)
+        assert text.count("ldtilecfg") == text.count("tilerelease") == 1
+        packing, alone = sorted(loops(text, plan.instruction.name), key=len, reverse=True)
+        tiles = {plan.instruction.name, "tileloadd", *ADDRESSES}
+        masks, moves = {"vpcmpgtd", "kunpckwd"}, {"prefetcht1", "vmovdqa64"}
+        assert set(alone) <= {*tiles, "prefetcht1"}
+        assert set(packing) <= {*tiles, *masks, *moves, *lines}
+        assert sum(packing.count(name) for name in masks) <= 3
+        for loop in (packing, alone):
+            assert loop.count(plan.instruction.name) == 4
+            assert loop.count("tileloadd") in (4, 5)
+        assert {name: packing.count(name) for name in lines} == lines
+
+
 @pytest.mark.parametrize("terms", [3, 6, 9])
 def test_products_of_components_have_the_same_loops(terms):
     """One for small terms and one for the largest, without a tile spilled between them."""

@@ -137,6 +137,34 @@ def test_every_way_to_share_out_work(types):
         check(plans, MATMUL, types, lhs, rhs)
 
 
+INTERLEAVED = [
+    ("bf16", "bf16", "bf16"), ("f16", "f16", "f32"), ("s8", "u8", "s32"), ("u8", "s8", "f32"), ("bf16", "s8", "f32"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [17, 33, 64, 65, 100])
+@pytest.mark.parametrize("types", INTERLEAVED, ids="-".join)
+def test_panels_packed_beside_products(types, n):
+    """Of the last panel's columns some are there; after it comes none. A task's rows may be fewer than a block's."""
+    rng = np.random.default_rng(n)
+    lhs, rhs = numbers(rng, (50, 256), types[0]), numbers(rng, (256, n), types[1])
+    (plan, *_) = tile_plans(lhs.shape, rhs.shape, MATMUL, types, interleaved=True)
+    for tall, wide in ((1, 1), (2, 2), (4, 1), (1, 2)):
+        ways = {"panels": 1}, {"panels": 2}, {"panels": 2, "depth": 128}, {}
+        check([blocked(plan, tall, wide, **way) for way in ways], MATMUL, types, lhs, rhs, before=tall == 2)
+
+
+def test_batches_and_parts_of_sums_packed_beside_products():
+    types, rng = ("bf16", "bf16", "f32"), np.random.default_rng(0)
+    lhs, rhs = numbers(rng, (3, 18, 64), types[0]), numbers(rng, (3, 64, 70), types[1])
+    batch = ((2,), (1,)), ((0,), (0,))
+    check(tile_plans(lhs.shape, rhs.shape, batch, types, interleaved=True), batch, types, lhs, rhs)
+    lhs, rhs = numbers(rng, (30, 640), types[0]), numbers(rng, (640, 70), types[1])
+    for plan in tile_plans(lhs.shape, rhs.shape, MATMUL, types, interleaved=True):
+        parts = blocked(plan, 2, 1, panels=1, depth=128)
+        check([parts, replace(parts, splits=3)], MATMUL, types, lhs, rhs)
+
+
 @pytest.mark.parametrize("name", BYTES)
 def test_sums_of_bytes_wrap(name):
     types = PRODUCTS[name]

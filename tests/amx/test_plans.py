@@ -60,6 +60,23 @@ def test_vectors_multiply_what_tiles_cannot(machine, types):
     assert plan.isa == "avx512"
 
 
+@pytest.mark.parametrize("m", [32, 64, 256])
+@pytest.mark.parametrize("types", [("bf16", "bf16", "f32"), ("s8", "s8", "s32")], ids="-".join)
+def test_packing_is_interleaved_where_it_would_take_long(machine, types, m):
+    plan = chosen(machine, types, m, 512, 512)
+    assert plan.interleaved
+    before = [x for x in schedule.kernel_plans(plan.dot, machine, machine.isas[0]) if not x.interleaved]
+    assert model.seconds(plan, machine, 1).total < 0.95 * min(model.seconds(x, machine, 1).total for x in before)
+
+
+def test_panels_are_interleaved_by_tasks_that_pack_them_once(machine):
+    plan = chosen(machine, ("bf16", "bf16", "f32"), 64, 512, 512)
+    text = "panels of B are packed beside products by each task, once for its rows, in whole steps"
+    for changes in ({"rhs": "shared"}, {"nb": plan.nr}, {"mt": 64, "mc": 32}, {"k": replace(plan.k, size=500)}):
+        with pytest.raises(ValueError, match=f"^{text}$"):
+            replace(plan, **changes)
+
+
 F32 = ("f32", "f32", "f32")
 COMPONENTS = [DotAlgorithmPreset[f"BF16_BF16_F32_X{terms}"] for terms in (3, 6, 9)]
 
@@ -79,10 +96,6 @@ def test_more_products_of_components_take_longer(machine):
     times = [model.seconds(chosen(machine, F32, 512, 512, 512, 1, x), machine, 1) for x in COMPONENTS]
     for fewer, more in itertools.pairwise(times):
         assert fewer.compute < more.compute
-
-
-def test_vectors_multiply_components_of_a_row(machine):
-    assert chosen(machine, F32, 1, 1024, 1024, 1, COMPONENTS[0]).isa == "avx512"
 
 
 def test_half_floats_go_by_tiles_where_there_are_products_of_them():
