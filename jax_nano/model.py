@@ -47,9 +47,7 @@ AHEAD_RUN = 0.6  # the share of that where they are asked for ahead
 STREAM_BYTES = 128  # where several rows of B are gone through side by side
 # The share of a core's bandwidth from memory that is left to it while others read too.
 MEMORY_SHARE = 0.75
-# Pairs of 4-bit integers as bf16: a shift and a permutation, by a table.
-LOOKED_UP = 2.0
-LOOKUP_REGISTERS = 3
+LOOKUP_REGISTERS = 3  # for pairs of 4-bit integers as bf16, which a table gives
 # What going over to the next of these rows costs in a microkernel, in bytes that would have been read meanwhile.
 STREAM_TURN_BYTES = 32
 
@@ -62,6 +60,7 @@ class Extra:
     per_register: float = 0  # of B
     loads: int = 1  # that a register of B takes
     registers: int = 0  # for constants, and between loads and multiply-accumulates
+    held: int = 0  # registers of B that stay while several steps are taken out of them, for each that a step reads
     per_run: float = 0  # cycles from a row of C that is stored to the next
 
 
@@ -163,7 +162,8 @@ def register_block(
     best: tuple[float, int, int] | None = None
     for rows in range(1, min(m, isa.register_count) + 1):
         for registers in range(1, min(registers_of_n, widest) + 1):
-            if rows * registers + min(rows, registers) + 1 + extra.registers > isa.register_count:
+            live = rows * registers + registers * extra.held + min(rows, registers) + 1 + extra.registers
+            if live > isa.register_count:
                 break
             cycles = 0.0
             for c, c_count in panels(registers_of_n, registers):
@@ -327,7 +327,8 @@ def extra(
         registers += dot.lhs != instruction.lhs
     runs = run_cycles(machine, dot, m)
     if dot.rhs in WORDS and instruction.rhs == "bf16" and rhs_direct:
-        return Extra(per_row, LOOKED_UP, registers=LOOKUP_REGISTERS, per_run=runs)
+        looked_up = 1.0 + core.vector_per_cycle / core.shuffles_per_cycle  # a shift and a permutation
+        return Extra(per_row, looked_up, registers=LOOKUP_REGISTERS, held=1, per_run=runs)
     if not rhs_direct:
         return Extra(per_row, registers=registers, per_run=runs)
     interleaved, converted = group > 1 and lanes == "n", dot.rhs != instruction.rhs
@@ -337,7 +338,8 @@ def extra(
     if converted:
         per_register += group * (4.0 if dot.rhs in LARGEST and instruction.rhs == "bf16" else 2.0)  # f32, half by half
         registers += 2
-    return Extra(per_row, per_register, group if interleaved else 1, registers, runs)
+    held = int(dot.rhs in WORDS)
+    return Extra(per_row, per_register, group if interleaved else 1, registers, held, runs)
 
 
 def run_cycles(machine: Machine, dot: Dot, m: Axis) -> float:

@@ -283,3 +283,15 @@ def test_packed_rows_do_not_compete_for_cache_lines(k, dtype):
         assert plan.lhs_stride >= plan.kc
         line = 64 // (2 if plan.instruction.lhs == "bf16" else 4)
         assert plan.lhs_stride % line == 0 and plan.lhs_stride // line % 2 == 1
+
+
+@pytest.mark.parametrize("m", [1, 4])
+def test_words_stay_in_registers_while_their_steps_are_taken_out_of_them(m):
+    """Beside an accumulator, each register of columns has one of words."""
+    machine = next(machine for machine in x86.MACHINES if machine.name == "znver5")
+    isa = machine.isas[0]
+    a, b = Operand.row_major((m, 768), "bf16"), Operand.row_major((768, 50257), "s4x8")
+    plan = schedule.choose(Dot.of(a, b, (((1,), (0,)), ((), ())), "f32"), machine, isa)
+    registers = plan.nr // plan.instruction.shape[1]
+    assert plan.rhs == "direct"
+    assert (plan.mr + 1) * registers + model.LOOKUP_REGISTERS < isa.register_count
