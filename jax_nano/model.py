@@ -448,7 +448,8 @@ def stalls(plan: Plan, machine: Machine, rows: int) -> float:
     """Cycles that a step of k waits for lines that strides have pushed out of the nearest caches."""
     waits = 0.0
     lhs_stride, rhs_stride = bytes_of(plan.dot.lhs, plan.m.lhs), bytes_of(plan.dot.rhs, plan.k.rhs)
-    if plan.lhs == "direct" and rows > 1 and not fits(machine.caches[0], rows + 2, LINE_BYTES, lhs_stride):
+    by_elements = plan.lhs == "direct" and not plan.instruction.tiles  # tiles take whole lines at once
+    if by_elements and rows > 1 and not fits(machine.caches[0], rows + 2, LINE_BYTES, lhs_stride):
         waits += THRASHED_CYCLES * rows
     if plan.lhs == "direct" and plan.k.lhs != 1 and plan.m.size > plan.mr:
         piece = bytes_of(plan.dot.lhs, plan.mr)
