@@ -35,7 +35,7 @@ MNEMONICS = {
     "vpmaddwd": "vpmaddwd|vpaddd",
 }  # fmt: skip
 # How often an instruction takes the unit that moves elements between lanes, where it does.
-# Source: uops.info, Alder Lake P: VPERMT2W, VPERMT2D, VPSHUFB, VINSERTI128, VINSERTI64X4, VPUNPCKLBW and its like.
+# Source: LLVM 22's model of Sapphire Rapids, port 5, as llvm-mca prints it.
 SHUFFLES = {"vpermt2w": 2, "vpermt2d": 1, "vpshufb": 1, "vinsert": 1, "vpunpck": 1}
 
 
