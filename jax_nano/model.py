@@ -323,7 +323,9 @@ def extra(
     group = instruction.group
     registers = instruction.operations - 1
     if lhs_direct:
-        per_row = (2.0 if dot.lhs != instruction.lhs else 0.0) + (1.0 if instruction.lhs_offset else 0.0)
+        per_row = 2.0 if dot.lhs != instruction.lhs else 0.0
+        if instruction.lhs_offset:  # through a general register, out of which one is spread in a cycle
+            per_row += core.vector_per_cycle
         registers += dot.lhs != instruction.lhs
     runs = run_cycles(machine, dot, m)
     if dot.rhs in WORDS and instruction.rhs == "bf16" and rhs_direct:
