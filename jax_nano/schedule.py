@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from jax_nano import model
 from jax_nano.isa import DotInstruction, Isa, Machine
+from jax_nano.model import blocks
 from jax_nano.plan import Plan
 from jax_nano.problem import BITS, WIDENS, WORD_STEPS, WORDS, Axis, Dot, UnsupportedDot, bytes_of, extent
 
@@ -153,11 +154,11 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
     for lhs in ("direct", packed_lhs) if lhs_direct else (packed_lhs,):
         once = rhs_direct and m.size <= READ_ONCE_ROWS
         for rhs in ("direct",) if once else ("direct", "private") if rhs_direct else ("private",):
-            extra = model.extra(machine, core, work, m, instruction, lhs == "direct", rhs == "direct")
+            extra = blocks.extra(machine, core, work, m, instruction, lhs == "direct", rhs == "direct")
             held = bytes_of(work.rhs, k.size * n.size) if rhs == "direct" else 0
-            in_place = model.InPlace(held, bytes_of(work.rhs, 8) / 8)
+            in_place = blocks.InPlace(held, bytes_of(work.rhs, 8) / 8)
             for depth in depths(machine, instruction, rhs, work, m, n, k):
-                block = model.register_block(isa, machine, instruction, m.size, n.size, depth, extra, in_place)
+                block = blocks.register_block(isa, machine, instruction, m.size, n.size, depth, extra, in_place)
                 yield blocked(
                     machine, block, depth, instruction=instruction, lhs=lhs, rhs=rhs, hold_lhs=block.hold_lhs, **common
                 )
@@ -165,7 +166,7 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
     lanes = instruction.shape[1]
     in_place, turned = (k.lhs == 1, k.rhs == 1), (m.size <= lanes, n.size <= lanes)
     if not packed and not in_rows and any(in_place) and all(map(operator.or_, in_place, turned)):
-        block = model.inner_block(isa, machine, instruction, work, m, n, k)
+        block = blocks.inner_block(isa, machine, instruction, work, m, n, k)
         lhs, rhs = "direct" if in_place[0] and not work.prologue else "rows", "direct" if in_place[1] else "private"
         yield blocked(machine, block, k.size, instruction=instruction, lanes="k", lhs=lhs, rhs=rhs, **common)
 
@@ -184,7 +185,7 @@ def tile_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: 
     whole_elements = BITS[work.rhs] >= 8 and not work.scaling
     beside = n.rhs == 1 and whole_elements and k.size % steps == 0
     for lhs in ("direct", "rows") if in_place else ("rows",):
-        for block in model.tile_blocks(isa, instruction, m.size, n.size):
+        for block in blocks.tile_blocks(isa, instruction, m.size, n.size):
             near = machine.caches[0].bytes // 2 // bytes_of(instruction.rhs, work.components[1] * block.cols)
             for depth in {k.size, min(k.size, near)}:
                 plan = blocked(
@@ -218,14 +219,14 @@ def panel_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common:
     near_rows = machine.ahead_bytes // bytes_of(work.rhs, width)
     for lhs in ("direct", packed_lhs) if lhs_direct else (packed_lhs,):
         if instruction.tiles:
-            blocks = model.tile_blocks(isa, instruction, m.size, width)
+            choices = blocks.tile_blocks(isa, instruction, m.size, width)
         else:
-            extra = model.extra(machine, core, work, m, instruction, lhs == "direct", not as_it_is)
-            blocks = [
-                model.register_block(isa, machine, instruction, m.size, cols, k.size, extra)
+            extra = blocks.extra(machine, core, work, m, instruction, lhs == "direct", not as_it_is)
+            choices = [
+                blocks.register_block(isa, machine, instruction, m.size, cols, k.size, extra)
                 for cols in range(instruction.shape[1], width + 1, instruction.shape[1])
             ]
-        for block in dict.fromkeys(block for block in blocks if width % block.cols == 0):
+        for block in dict.fromkeys(block for block in choices if width % block.cols == 0):
             yield blocked(
                 machine,
                 block,
@@ -257,7 +258,7 @@ def depths(
     return (k.size, -(-k.size // parts)) if parts > 1 else (k.size,)
 
 
-def blocked(machine: Machine, block: model.RegisterBlock, depth: int, **plan) -> Plan:
+def blocked(machine: Machine, block: blocks.RegisterBlock, depth: int, **plan) -> Plan:
     """A plan of one task around a register block: the sum in as few parts as caches and scratch allow."""
     m, n, k, instruction = plan["m"], plan["n"], plan["k"], plan["instruction"]
     along_k = plan.get("lanes") == "k"
@@ -303,7 +304,7 @@ def in_group(kc: int, step: int, group: int, k: int) -> int:
 
 
 def k_block(
-    machine: Machine, block: model.RegisterBlock, instruction: DotInstruction, k: int, step: int,
+    machine: Machine, block: blocks.RegisterBlock, instruction: DotInstruction, k: int, step: int,
     components: tuple[int, int],
 ) -> int:  # fmt: skip
     """Steps of k in a block: all of them while the panels of a microkernel stay in the second cache together."""

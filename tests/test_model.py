@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_nano import model, schedule
+from jax_nano import schedule
 from jax_nano.isa import Cache, Core
+from jax_nano.model import blocks, memory, packing
 from jax_nano.panels import panels_for
 from jax_nano.problem import Dot, Operand
 from jax_nano.targets import x86
@@ -34,28 +35,28 @@ def nearly(cycles):
     [
         (14, 2, 14, "28 multiply-accumulates, 2 in a cycle"),
         (12, 1, 6.5, "13 loads, 2 in a cycle"),
-        (1, 3, model.LATENCY_SLACK * 4, "the latency of an accumulator's own last update"),
+        (1, 3, blocks.LATENCY_SLACK * 4, "the latency of an accumulator's own last update"),
     ],
 )
 def test_a_step_takes_as_long_as_what_limits_it(rows, registers, cycles, limit):
-    assert model.step_cycles(CORE, FMA, rows, registers) == nearly(cycles), limit
+    assert blocks.step_cycles(CORE, FMA, rows, registers) == nearly(cycles), limit
 
 
 def test_a_step_waits_for_other_vector_instructions_and_for_issue():
-    assert model.step_cycles(CORE, FMA, 8, 2, model.Extra(per_register=12)) == nearly((16 + 24) / 4)
-    assert model.step_cycles(replace(CORE, issue_per_cycle=1), FMA, 8, 2) == nearly(16 + 10 + 1)
+    assert blocks.step_cycles(CORE, FMA, 8, 2, blocks.Extra(per_register=12)) == nearly((16 + 24) / 4)
+    assert blocks.step_cycles(replace(CORE, issue_per_cycle=1), FMA, 8, 2) == nearly(16 + 10 + 1)
 
 
 def test_a_slower_instruction_has_its_own_throughput():
     core = replace(CORE, slower=((FMA.name, 0.5, 8),))
-    assert model.step_cycles(core, FMA, 4, 4) == nearly(32)
-    assert model.step_cycles(core, FMA, 1, 1) == nearly(model.LATENCY_SLACK * 8)
+    assert blocks.step_cycles(core, FMA, 4, 4) == nearly(32)
+    assert blocks.step_cycles(core, FMA, 1, 1) == nearly(blocks.LATENCY_SLACK * 8)
 
 
 def test_longer_sums_take_longer():
-    times = [model.block_cycles(CORE, FMA, 14, 2, steps) for steps in (1, 10, 100)]
+    times = [blocks.block_cycles(CORE, FMA, 14, 2, steps) for steps in (1, 10, 100)]
     assert times == sorted(set(times))
-    assert times[2] - times[1] == pytest.approx(90 * model.step_cycles(CORE, FMA, 14, 2))
+    assert times[2] - times[1] == pytest.approx(90 * blocks.step_cycles(CORE, FMA, 14, 2))
 
 
 # Register blocks
@@ -73,7 +74,7 @@ TILES = [(isa, dot) for _, isa in PROCESSORS for dot in isa.dots if dot.tiles]
 def test_a_register_block_fits_the_registers_and_the_matrix(row, m, n, k):
     machine, isa, instruction = row
     lanes = instruction.shape[1]
-    block = model.register_block(isa, machine, instruction, m, n, k)
+    block = blocks.register_block(isa, machine, instruction, m, n, k)
     registers = -(-block.cols // lanes)
     assert block.rows * registers + min(block.rows, registers) + 1 <= isa.register_count
     assert block.hold_lhs == (block.rows < registers)
@@ -86,9 +87,9 @@ def test_a_register_block_fits_the_registers_and_the_matrix(row, m, n, k):
 def test_blocks_of_tiles_fit_the_registers_and_the_matrix(row, m, n):
     isa, instruction = row
     rows, lanes, _ = instruction.shape
-    blocks = model.tile_blocks(isa, instruction, m, n)
-    assert blocks
-    for block in blocks:
+    choices = blocks.tile_blocks(isa, instruction, m, n)
+    assert choices
+    for block in choices:
         tall, wide = block.rows // rows, block.cols // lanes
         assert tall * wide + min(tall, wide) + 1 <= isa.register_count
         assert block.hold_lhs == (tall < wide)
@@ -99,13 +100,13 @@ def test_blocks_of_tiles_fit_the_registers_and_the_matrix(row, m, n):
 def test_too_few_registers():
     isa = replace(x86.AVX512, register_count=2)
     with pytest.raises(ValueError, match=f"^{re.escape('avx512 has 2 registers; a block needs at least 3')}$"):
-        model.register_block(isa, x86.MACHINES[0], FMA, 8, 8, 8)
+        blocks.register_block(isa, x86.MACHINES[0], FMA, 8, 8, 8)
 
 
 @pytest.mark.parametrize("m, n", [(0, 8), (8, 0)])
 def test_an_empty_block(m, n):
     with pytest.raises(ValueError, match=r"^a block needs at least one row and one column$"):
-        model.register_block(x86.AVX512, x86.MACHINES[0], FMA, m, n, 8)
+        blocks.register_block(x86.AVX512, x86.MACHINES[0], FMA, m, n, 8)
 
 
 # Panels and caches
@@ -113,7 +114,7 @@ def test_an_empty_block(m, n):
 
 @given(st.integers(1, 10_000), st.integers(1, 100))
 def test_panels_cover_what_there_is(size, step):
-    panels = model.panels(size, step)
+    panels = blocks.panels(size, step)
     assert sum(extent * count for extent, count in panels) == size
     assert all(0 < extent <= step and count > 0 for extent, count in panels)
 
@@ -136,7 +137,7 @@ L1 = Cache(level=1, bytes=32 << 10, ways=8)
     ],
 )
 def test_strides_that_share_a_way_leave_sets_unused(pieces, piece_bytes, stride_bytes, fits):
-    assert model.fits(L1, pieces, piece_bytes, stride_bytes) == fits
+    assert memory.fits(L1, pieces, piece_bytes, stride_bytes) == fits
 
 
 # Packing
@@ -149,7 +150,7 @@ def test_weights_in_panels_cost_no_packing():
     dot = Dot.of(Operand.row_major((4, 256), "f32"), weight, (((1,), (0,)), ((), ())), "f32")
     plans = list(schedule.kernel_plans(dot, machine, x86.AVX512))
     assert {plan.rhs for plan in plans} == {"panels"}
-    assert all(model.packing_cycles(plan, machine) == (0, 0) for plan in plans if plan.lhs == "direct")
+    assert all(packing.packing_cycles(plan, machine) == (0, 0) for plan in plans if plan.lhs == "direct")
 
 
 def test_a_block_of_a_is_packed_again_for_every_block_of_b():
@@ -158,8 +159,8 @@ def test_a_block_of_a_is_packed_again_for_every_block_of_b():
     machine = x86.MACHINES[0]
     plan = next(p for p in schedule.kernel_plans(dot, machine, x86.AVX512) if (p.lhs, p.rhs) == ("columns", "private"))
     once, again = (
-        sum(model.packing_cycles(replace(plan, nb=nb), machine))
-        - sum(model.packing_cycles(replace(plan, nb=nb, lhs="direct"), machine))
+        sum(packing.packing_cycles(replace(plan, nb=nb), machine))
+        - sum(packing.packing_cycles(replace(plan, nb=nb, lhs="direct"), machine))
         for nb in (0, plan.nt // plan.nr // 8 * plan.nr)
     )
     assert again == pytest.approx(8 * once, rel=0.2)

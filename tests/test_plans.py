@@ -16,6 +16,7 @@ from products import Product, matrix
 from strategies import plans, products
 
 from jax_nano import model, schedule
+from jax_nano.model import blocks
 from jax_nano.plan import Plan
 from jax_nano.problem import Dot, Operand, UnsupportedDot, extent
 from jax_nano.targets import x86
@@ -294,4 +295,4 @@ def test_words_stay_in_registers_while_their_steps_are_taken_out_of_them(m):
     plan = schedule.choose(Dot.of(a, b, (((1,), (0,)), ((), ())), "f32"), machine, isa)
     registers = plan.nr // plan.instruction.shape[1]
     assert plan.rhs == "direct"
-    assert (plan.mr + 1) * registers + model.LOOKUP_REGISTERS < isa.register_count
+    assert (plan.mr + 1) * registers + blocks.LOOKUP_REGISTERS < isa.register_count

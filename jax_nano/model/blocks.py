@@ -1,0 +1,235 @@
+"""What microkernels take, and the choice of the block of C that stays in registers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from jax_nano.isa import Core, DotInstruction, Isa, Machine
+from jax_nano.model.memory import fetch_cycles, fits, run_cycles, stream_cycles
+from jax_nano.plan import LINE_BYTES
+from jax_nano.problem import LARGEST, WORDS, Axis, Dot, bytes_of
+
+# Branches, addresses and the drained pipeline between one microkernel and the next.
+BLOCK_OVERHEAD_CYCLES = 20
+# What another kind of block at the ragged end costs, beside its own cycles.
+UNEVEN = 0.01
+# How much longer an accumulator waits for its last update, where it waits for nothing else, than that takes.
+LATENCY_SLACK = 1.2
+# The share of a load's time that other work does not hide: of blocks that take the same cycles, fewer loads win.
+LOAD_COLLISIONS = 0.03
+# The share of the shorter of computing and fetching that the longer one does not hide.
+EXPOSED = 0.1
+LOOKUP_REGISTERS = 3  # for pairs of 4-bit integers as bf16, which a table gives
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Vector instructions that a step of k needs beside the loads and the multiply-accumulates."""
+
+    per_row: float = 0  # of A's elements, as broadcast
+    per_register: float = 0  # of B
+    loads: int = 1  # that a register of B takes
+    registers: int = 0  # for constants, and between loads and multiply-accumulates
+    held: int = 0  # registers of B that stay while several steps are taken out of them, for each that a step reads
+    per_run: float = 0  # cycles from a row of C that is stored to the next
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """B that is read where it stands."""
+
+    bytes: int = 0
+    element_bytes: float = 0
+
+
+@dataclass(frozen=True)
+class RegisterBlock:
+    """The block of C that stays in registers: `rows` x `cols` elements."""
+
+    rows: int
+    cols: int
+    hold_lhs: bool  # all of A's rows are held and B streams, rather than the reverse
+
+
+def extra(
+    machine: Machine, core: Core, dot: Dot, m: Axis, instruction: DotInstruction, lhs_direct: bool, rhs_direct: bool,
+    lanes: str = "n",
+) -> Extra:  # fmt: skip
+    """The same before there is a plan: conversions in registers, rows of B interleaved there, and rows of C."""
+    per_row = per_register = 0.0
+    group = instruction.group
+    registers = instruction.operations - 1
+    if lhs_direct:
+        per_row = 2.0 if dot.lhs != instruction.lhs else 0.0
+        if instruction.lhs_offset:  # through a general register, out of which one is spread in a cycle
+            per_row += core.vector_per_cycle
+        registers += dot.lhs != instruction.lhs
+    runs = run_cycles(machine, dot, m)
+    if dot.rhs in WORDS and instruction.rhs == "bf16" and rhs_direct:
+        looked_up = 1.0 + core.vector_per_cycle / core.shuffles_per_cycle  # a shift and a permutation
+        return Extra(per_row, looked_up, registers=LOOKUP_REGISTERS, held=1, per_run=runs)
+    if not rhs_direct:
+        return Extra(per_row, registers=registers, per_run=runs)
+    interleaved, converted = group > 1 and lanes == "n", dot.rhs != instruction.rhs
+    if interleaved:
+        per_register += 2.0 * core.vector_per_cycle / core.shuffles_per_cycle * math.log2(group)
+        registers += group + 2  # and in which order shuffles take elements
+    if converted:
+        per_register += group * (4.0 if dot.rhs in LARGEST and instruction.rhs == "bf16" else 2.0)  # f32, half by half
+        registers += 2
+    held = int(dot.rhs in WORDS)
+    return Extra(per_row, per_register, group if interleaved else 1, registers, held, runs)
+
+
+def step_cycles(core: Core, instruction: DotInstruction, rows: int, registers: int, extra: Extra = Extra()) -> float:
+    """Cycles of one step of k on a block of rows x registers accumulators.
+
+    rows * registers multiply-accumulates are fed by rows loads of A and registers of B; each accumulator waits for its
+    own last update.
+
+    Source: Low et al., "Analytical Modeling Is Enough for High-Performance BLIS", ACM TOMS 43(2), 2016.
+    """
+    dots, loads = rows * registers, rows + registers * extra.loads
+    others = rows * extra.per_row + registers * extra.per_register
+    per_cycle, latency = core.rate(instruction.name)
+    bound = max(
+        dots / per_cycle,
+        loads / core.loads_per_cycle,
+        LATENCY_SLACK * latency,
+        (dots * instruction.operations + others) / core.vector_per_cycle,
+        (dots * instruction.operations + loads + others + 1) / core.issue_per_cycle,
+    )
+    return bound + LOAD_COLLISIONS * loads / core.loads_per_cycle
+
+
+def block_cycles(
+    core: Core, instruction: DotInstruction, rows: int, registers: int, steps: int, extra: Extra = Extra()
+) -> float:
+    """Cycles of a microkernel: its loop, and the accumulators cleared before and stored after."""
+    stores = rows * registers / core.stores_per_cycle
+    cycles = steps * step_cycles(core, instruction, rows, registers, extra) + stores + BLOCK_OVERHEAD_CYCLES
+    return beside(cycles, rows * extra.per_run)
+
+
+def beside(computing: float, fetching: float) -> float:
+    """The time of both, where each goes on while the other waits."""
+    return max(computing, fetching) + EXPOSED * min(computing, fetching)
+
+
+def register_block(
+    isa: Isa,
+    machine: Machine,
+    instruction: DotInstruction,
+    m: int,
+    n: int,
+    k: int,
+    extra: Extra = Extra(),
+    rhs: InPlace = InPlace(),
+) -> RegisterBlock:
+    """Chooses how many accumulators stay in registers, for C of m x n: the block whose panels take the fewest cycles.
+
+    Either n registers of B and one of A are live beside the accumulators, or m of A and one of B. The first panel of
+    rows brings a panel of B from where it stands; every other one reads it again, from the cache that holds it.
+
+    Raises:
+      ValueError: the target has fewer than 3 registers.
+    """
+    core = machine.cores[isa.name]
+    if isa.register_count < 3:
+        raise ValueError(f"{isa.name} has {isa.register_count} registers; a block needs at least 3")
+    lanes, steps = instruction.shape[1], -(-k // instruction.shape[2])
+    widest = isa.register_count if rhs.bytes else isa.register_count // 2  # code that packs is as long as it is wide
+    registers_of_n = -(-n // lanes)
+    best: tuple[float, int, int] | None = None
+    for rows in range(1, min(m, isa.register_count) + 1):
+        for registers in range(1, min(registers_of_n, widest) + 1):
+            live = rows * registers + registers * extra.held + min(rows, registers) + 1 + extra.registers
+            if live > isa.register_count:
+                break
+            cycles = 0.0
+            for c, c_count in panels(registers_of_n, registers):
+                piece = c * isa.register_bytes
+                row_bytes = c * lanes * rhs.element_bytes
+                first = steps * stream_cycles(machine, rhs.bytes, row_bytes, instruction.shape[2])
+                again = steps * fetch_cycles(machine, steps * piece, piece)
+                for position, (r, r_count) in enumerate(panels(m, rows)):
+                    block = block_cycles(core, instruction, r, c, steps, extra)
+                    fetching = position == 0
+                    cycles += c_count * (fetching * beside(block, first) + (r_count - fetching) * max(block, again))
+            cycles *= 1 + UNEVEN * ((m % rows > 0) + (registers_of_n % registers > 0))
+            if best is None or cycles < best[0]:
+                best = cycles, rows, registers
+    if best is None:
+        raise ValueError("a block needs at least one row and one column")
+    _, rows, registers = best
+    return RegisterBlock(rows, registers * lanes, hold_lhs=rows < registers)
+
+
+def tile_blocks(isa: Isa, instruction: DotInstruction, m: int, n: int) -> list[RegisterBlock]:
+    """The blocks of tiles worth weighing for C of m x n: those that can grow in one direction at most.
+
+    The same registers are live as in a block of vectors, where a row is a row of tiles.
+    """
+    height, lanes, _ = instruction.shape
+
+    def allowed(tall: int, wide: int) -> bool:
+        fits = tall * wide + min(tall, wide) + 1 <= isa.register_count
+        return fits and tall <= -(-m // height) and wide <= -(-n // lanes)
+
+    sizes = range(1, isa.register_count)
+    return [
+        RegisterBlock(tall * height, wide * lanes, hold_lhs=tall < wide)
+        for tall in sizes
+        for wide in sizes
+        if allowed(tall, wide) and not (allowed(tall + 1, wide) and allowed(tall, wide + 1))
+    ]
+
+
+def inner_block(
+    isa: Isa, machine: Machine, instruction: DotInstruction, dot: Dot, m: Axis, n: Axis, k: Axis
+) -> RegisterBlock:
+    """The same with K along the lanes, where each element of C has a register to itself.
+
+    Rows of A and columns of B are read side by side: blocks whose streams push each other out of the nearest cache are
+    left out.
+    """
+    l1 = machine.caches[0]
+    lanes, steps = instruction.shape[1], -(-k.size // (instruction.shape[1] * instruction.shape[2]))
+    spare = instruction.operations + (dot.lhs != instruction.lhs) + (dot.rhs != instruction.rhs)
+    best: tuple[float, int, int] | None = None
+    for rows in range(1, min(m.size, isa.register_count) + 1):
+        for cols in range(1, min(n.size, lanes) + 1):
+            if rows * cols + min(rows, cols) + spare > isa.register_count:
+                break
+            streams = fits(l1, 2 * rows, LINE_BYTES, bytes_of(dot.lhs, m.lhs)) or rows == 1
+            streams &= fits(l1, 2 * cols, LINE_BYTES, bytes_of(dot.rhs, n.rhs)) or cols == 1
+            if not streams and rows * cols > 1:
+                continue
+            cycles = 0.0
+            for c, c_count in panels(n.size, cols):
+                for r, r_count in panels(m.size, rows):
+                    cycles += r_count * c_count * inner_cycles(isa, machine, instruction, r, c, steps, m.size)
+            if best is None or cycles < best[0]:
+                best = cycles, rows, cols
+    if best is None:
+        raise ValueError("a block needs at least one row and one column")
+    return RegisterBlock(best[1], best[2], hold_lhs=False)
+
+
+def inner_cycles(
+    isa: Isa, machine: Machine, instruction: DotInstruction, rows: int, cols: int, steps: int, m: int
+) -> float:
+    """Cycles of a microkernel with K along the lanes: its loop, the sums over lanes, and what it reads again."""
+    core, register = machine.cores[isa.name], isa.register_bytes
+    sums = rows * (3 * cols + 2 * math.log2(instruction.shape[1])) / 2
+    again = fetch_cycles(machine, m * steps * register, rows * register)
+    if m > rows:
+        again += fetch_cycles(machine, cols * steps * register, cols * register)
+    return max(block_cycles(core, instruction, rows, cols, steps), steps * again) + sums
+
+
+def panels(size: int, step: int) -> list[tuple[int, int]]:
+    """(extent, how many) of the panels that cover `size`."""
+    whole, rest = divmod(size, step)
+    return [(step, whole)] * (whole > 0) + [(rest, 1)] * (rest > 0)

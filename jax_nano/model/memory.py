@@ -1,0 +1,166 @@
+"""What memory and caches make cores wait for."""
+
+from __future__ import annotations
+
+import math
+
+from jax_nano.isa import Cache, Machine
+from jax_nano.plan import LINE_BYTES, Plan
+from jax_nano.problem import Axis, Dot, bytes_of, extent
+
+# What a line of B takes that comes from the second cache and not the first, where prefetchers follow its strides.
+FOLLOWED_MISS = 0.5
+# What an element of A takes whose line other rows have pushed out since the last step.
+THRASHED_CYCLES = 1.5
+# What a run of bytes that neither of the nearest caches keeps takes, however short it is.
+FAR_MISS_CYCLES = 3.5
+# The share of a cache that a panel of B may fill and still be there when it is read again.
+PANEL_SHARE = 0.67
+# The share of a core's bandwidth from memory that is left to it while others read too.
+MEMORY_SHARE = 0.75
+# What going over to the next of several rows of B costs in a microkernel, in bytes that would have been read meanwhile.
+STREAM_TURN_BYTES = 32
+# How much longer the wait for A is where it is read in place than where it is copied.
+IN_PLACE = 1.3
+# The share of that wait that is left where strides are short or runs are not, which prefetchers follow.
+FOLLOWED = 0.3
+# The share of bandwidth that copying reaches, which waits for what it has not asked for ahead.
+PACKING_RATE = 0.72
+# What a run of bytes that ends before a page does costs beside its own length: prefetchers begin again.
+RUN_BYTES = 64
+
+
+def fits(cache: Cache, pieces: int, piece_bytes: int, stride_bytes: int) -> bool:
+    """Whether `pieces` runs of bytes, a stride apart, stay in a cache together.
+
+    Strides that share a large power of two with the size of a way leave most of the cache's sets unused.
+    """
+    piece = max(piece_bytes, LINE_BYTES)
+    places = max(1, cache.way_bytes // max(math.gcd(stride_bytes, cache.way_bytes), piece))
+    return pieces * piece <= cache.bytes and pieces <= places * cache.ways
+
+
+def misses(machine: Machine, pieces: int, piece_bytes: int, stride_bytes: int) -> float:
+    """Cycles of waiting for one of some runs of bytes, a stride apart, that are gone through again and again."""
+    if fits(machine.caches[0], pieces, piece_bytes, stride_bytes):
+        return 0.0
+    lines = piece_bytes / LINE_BYTES
+    if fits(machine.second_cache, pieces, piece_bytes, stride_bytes):
+        return lines * (FOLLOWED_MISS if stride_bytes < machine.page_bytes else 1)
+    return max(2 * lines, FAR_MISS_CYCLES)
+
+
+def stalls(plan: Plan, machine: Machine, rows: int) -> float:
+    """Cycles that a step of k waits for lines that strides have pushed out of the nearest caches."""
+    waits = 0.0
+    lhs_stride, rhs_stride = bytes_of(plan.dot.lhs, plan.m.lhs), bytes_of(plan.dot.rhs, plan.k.rhs)
+    by_elements = plan.lhs == "direct" and not plan.instruction.tiles  # tiles take whole lines at once
+    if by_elements and rows > 1 and not fits(machine.caches[0], rows + 2, LINE_BYTES, lhs_stride):
+        waits += THRASHED_CYCLES * rows
+    if plan.lhs == "direct" and plan.k.lhs != 1 and plan.m.size > plan.mr:
+        piece = bytes_of(plan.dot.lhs, plan.mr)
+        waits += misses(machine, plan.kc, piece, bytes_of(plan.dot.lhs, plan.k.lhs))
+    if plan.rhs == "direct" and plan.m.size > plan.mr:
+        piece = bytes_of(plan.dot.rhs, plan.nr)
+        waits += plan.instruction.shape[2] * misses(machine, plan.kc, piece, rhs_stride)
+    return waits
+
+
+def fetch_cycles(machine: Machine, held_bytes: int, step_bytes: float) -> float:
+    """Cycles that a step of k takes to bring `step_bytes` of B, out of `held_bytes` that are gone through in turn."""
+    for cache, bytes_per_cycle in zip(machine.caches[:-1], (math.inf, machine.l2_bytes_per_cycle), strict=False):
+        if held_bytes <= cache.bytes * PANEL_SHARE:
+            return step_bytes / bytes_per_cycle
+    far = held_bytes > machine.caches[-1].bytes
+    bandwidth = machine.memory_gb_per_s[0] * MEMORY_SHARE if far else machine.l3_gb_per_s
+    return step_bytes * machine.ghz / bandwidth
+
+
+def stream_cycles(machine: Machine, held_bytes: int, row_bytes: float, rows: int) -> float:
+    """The same where B is read in place, and asked for ahead: pieces of `rows` of its rows in a step of k."""
+    if held_bytes <= machine.second_cache.bytes:
+        return 0.0
+    far = held_bytes > machine.caches[-1].bytes * PANEL_SHARE
+    rate = machine.memory_gb_per_s[0] / machine.ghz if far else machine.l3_stream_bytes_per_cycle
+    return rows * (row_bytes + STREAM_TURN_BYTES) / rate
+
+
+def run_cycles(machine: Machine, dot: Dot, m: Axis) -> float:
+    """Cycles from a row of C that is stored to the next.
+
+    Rows whose stride shares a large power of two with the size of a way push each other out of the caches.
+    """
+    _, rows, cols, _ = dot.sizes
+    l1 = machine.caches[0]
+    if m.size == 1 or bytes_of(dot.out, rows * cols) <= l1.bytes:
+        return 0.0
+    places = l1.way_bytes // math.gcd(bytes_of(dot.out, m.out), l1.way_bytes)
+    return max(machine.row_cycles, machine.conflict_cycles / places)
+
+
+def lhs_refetch_cycles(plan: Plan, machine: Machine, tall: int) -> float:
+    """Cycles that a step of k takes to bring its tiles of A again; rows of vectors are too few to count."""
+    if not plan.instruction.tiles:
+        return 0.0
+    rows, _, depth = plan.instruction.shape
+    block = bytes_of(plan.instruction.lhs, min(plan.mc, plan.m.size) * plan.kc * plan.dot.components[0])
+    return fetch_cycles(machine, block, bytes_of(plan.instruction.lhs, tall * rows * depth))
+
+
+def rhs_block_bytes(plan: Plan) -> int:
+    """Bytes of B that a task goes through for every block of A."""
+    dtype = plan.instruction.rhs if plan.packs_rhs else plan.dot.rhs
+    if not plan.packs_rhs:
+        return bytes_of(dtype, plan.n.size * plan.k.size)
+    columns = plan.local_rhs_columns or plan.nc  # what others packed is not in this core's caches
+    return bytes_of(dtype, min(columns, plan.n.size) * plan.kc * plan.dot.components[1])
+
+
+def direct_lhs_cycles(plan: Plan, machine: Machine) -> float:
+    """Cycles of waiting for A where it is read in place, by as many runs side by side as a block has rows."""
+    if plan.lhs != "direct":
+        return 0.0
+    size = plan.m.size * plan.k.size * extent(plan.k_outer) * extent(plan.outer)
+    waiting = IN_PLACE * lines(size, plan.dot.lhs) * line_fetch_cycles(plan, machine)
+    if plan.k.lhs == 1:
+        return waiting
+    stride, run = bytes_of(plan.dot.lhs, plan.k.lhs), bytes_of(plan.dot.lhs, plan.mr)
+    followed = stride < machine.page_bytes or run >= 2 * LINE_BYTES
+    return waiting * (FOLLOWED if followed else 1 + RUN_BYTES / run)
+
+
+def line_fetch_cycles(plan: Plan, machine: Machine) -> float:
+    """Cycles until a line of an operand is there, for packing, which does nothing else meanwhile."""
+    size = footprint(plan)
+    if size <= machine.second_cache.bytes:
+        return 0.0
+    near = size <= machine.caches[-1].bytes
+    bandwidth = machine.l3_gb_per_s if near else machine.memory_gb_per_s[0] * MEMORY_SHARE
+    bandwidth *= PACKING_RATE
+    return LINE_BYTES / bandwidth * machine.ghz
+
+
+def memory_seconds(plan: Plan, machine: Machine, workers: int) -> float:
+    """How long the arrays take on their way to the cores: each task along m reads B again, each along n reads A."""
+    size = footprint(plan)
+    b, m, n, k = plan.dot.sizes
+    again = (plan.m_tasks - 1) * (plan.rhs != "shared") * bytes_of(plan.dot.rhs, b * k * n)
+    again += (plan.n_tasks * plan.rounds - 1) * bytes_of(plan.dot.lhs, b * m * k)
+    inner = sum(cache.bytes * (1 if cache.shared else workers) for cache in machine.caches[:-1])
+    if size <= inner:
+        return 0.0
+    one, every = machine.memory_gb_per_s
+    if size <= machine.caches[-1].bytes:
+        return (size + again) / (machine.l3_gb_per_s * workers * 1e9)
+    return (size + again) / (min(one * workers, every) * 1e9)
+
+
+def footprint(plan: Plan) -> int:
+    """Bytes of the operands and the result."""
+    b, m, n, k = plan.dot.sizes
+    return bytes_of(plan.dot.lhs, b * m * k) + bytes_of(plan.dot.rhs, b * k * n) + bytes_of(plan.dot.out, b * m * n)
+
+
+def lines(count: int, dtype: str) -> float:
+    """Cache lines of packed elements."""
+    return bytes_of(dtype, count) / LINE_BYTES
