@@ -17,7 +17,7 @@ from jax_nano.elementwise import OPERATIONS
 from jax_nano.elementwise_jaxpr import CALLS, NOTHING, SYNONYMS
 from jax_nano.fused import accelerated_whole
 from jax_nano.jaxprs import Atom, type_of
-from jax_nano.layout import VIEWS, viewed
+from jax_nano.values import VIEWS, viewed
 from jax_nano.views import NoView, View
 
 # Primitives that make each element of their result of the same elements of their operands.

@@ -27,11 +27,12 @@ from jax_nano.activations import with_integer_activations
 from jax_nano.elementwise import INSTRUCTIONS, OPERATIONS
 from jax_nano.elementwise_jaxpr import SYNONYMS
 from jax_nano.jaxprs import Atom, type_of, written_out
-from jax_nano.layout import PRODUCTS, VIEWS, is_exact, unpacked_view, viewed
+from jax_nano.layout import PRODUCTS
 from jax_nano.packed import nano_unpack_p
 from jax_nano.quantized import nano_dequantize_p
 from jax_nano.region import CALLS, Region, called, nano_region_p
 from jax_nano.scatters import scattered
+from jax_nano.values import VIEWS, is_exact, unpacked_view, viewed
 from jax_nano.views import NoView, View
 
 LONGEST_TAIL = 96  # equations

@@ -19,41 +19,39 @@ import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.extend.core.primitives import (
-    broadcast_in_dim_p,
     convert_element_type_p,
     dot_general_p,
-    reshape_p,
-    squeeze_p,
-    transpose_p,
 )
 
 from jax_nano.elementwise import NAMES, Program
 from jax_nano.jaxprs import Atom, type_of
-from jax_nano.packed import nano_unpack_p, panels_of
-from jax_nano.primitive import dtype_name, nano_dot_general_p
+from jax_nano.packed import nano_unpack_p
+from jax_nano.primitive import nano_dot_general_p
 from jax_nano.problem import (
-    FLOAT8,
-    WORD_STEPS,
-    WORDS,
     Dot,
     Operand,
-    Panels,
     Scaling,
     UnsupportedDot,
     accumulator,
-    row_major_strides,
 )
 from jax_nano.quantized import nano_dequantize_p
-from jax_nano.views import NoView, Part, View, joined, together
+from jax_nano.steps import Run, Runs, Step, as_operand, in_words, paired, runs_along, stride_along
+from jax_nano.values import (
+    LOSSLESS,
+    VIEWS,
+    Array,
+    Element,
+    Weight,
+    Work,
+    check_elements,
+    element_type,
+    is_exact,
+    moved,
+    unpacked,
+)
+from jax_nano.views import NoView, Part, View, joined
 
 PRODUCTS = frozenset({dot_general_p, nano_dot_general_p})
-# What each type can be converted to without rounding.
-LOSSLESS = {
-    **dict.fromkeys(("bf16", "f16"), ("f32",)),
-    **dict.fromkeys(("s8", "u8"), ("s32", "s16", "f32", "bf16", "f16")),
-    **dict.fromkeys(FLOAT8, ("f32", "bf16", "f16")),
-}
-VIEWS = frozenset({broadcast_in_dim_p, reshape_p, squeeze_p, transpose_p})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,118 +111,6 @@ def layout(jaxpr: Jaxpr) -> Layout:
     return reader.layout()
 
 
-@dataclass(frozen=True)
-class Run:
-    """Steps through C, `at` elements apart in a row-major C, `stride` elements apart in another array."""
-
-    size: int
-    at: int
-    stride: int
-
-
-Runs = tuple[Run, ...]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One run of steps that all arrays have in common, and how far apart they are in each, in elements."""
-
-    size: int
-    lhs: int
-    rhs: int
-    result: int = 0
-    extras: tuple[int, ...] = ()  # of C's steps, all of Layout.sources beside A and B; of k's, those beside an operand
-
-    def exchanged(self) -> Step:
-        """The step with A and B in each other's place."""
-        return replace(self, lhs=self.rhs, rhs=self.lhs)
-
-
-@dataclass(frozen=True)
-class Array:
-    """One of the arrays that are read, by strides, converted as equations say one after the other."""
-
-    source: int
-    view: View
-    conversions: tuple[JaxprEqn, ...] = ()
-    panels: Panels | None = None  # what the view's strides mean, where they do not count elements
-    weight: Weight | None = None
-    work: Work | None = None  # whose first input it is
-
-    @property
-    def beside(self) -> list[Array]:
-        """What else work on it reads."""
-        return [array for _, array in self.work.inputs[1:]] if self.work else []
-
-    def moved(self, eqn: JaxprEqn) -> Array:
-        """The array as a view of it has it."""
-        weight = self.weight and replace(self.weight, parameters=tuple(x.moved(eqn) for x in self.weight.parameters))
-        return replace(self, view=viewed(eqn, self.view), weight=weight)
-
-
-@dataclass(frozen=True)
-class Weight:
-    """What floats an array of integers stands for.
-
-    Rows that share words are seen as if each had its own.
-    """
-
-    eqn: JaxprEqn  # which dequantizes them
-    dtype: str  # of the integers
-    parameters: tuple[Array, ...]  # the first group's scales, and zero points if any, repeated along the sum
-
-    @property
-    def is_scaled(self) -> bool:
-        """Whether integers have to be scaled before they are summed."""
-        return self.eqn.params["group"] is not None or len(self.parameters) > 1
-
-    @property
-    def is_in_place(self) -> bool:
-        """Whether only B can be read so, with the sum along the weight's own rows."""
-        return self.is_scaled or self.dtype in WORDS
-
-    def scaling(self, stored: Sequence[ShapedArray]) -> Scaling | None:
-        """How sums of B are scaled, by parameters of these types, if they are."""
-        if not stored:
-            return None
-        rows, columns = type_of(self.eqn.outvars[0]).shape[-2:]
-        return Scaling(
-            group=self.eqn.params["group"] or rows,
-            stride=columns,
-            arrays=tuple((dtype_name(x.dtype), math.prod(x.shape)) for x in stored),
-        )
-
-
-@dataclass(frozen=True)
-class Work:
-    """A value of a program of other arrays than the product: what it makes of elements at one place of all inputs."""
-
-    atom: Atom
-    inputs: tuple[tuple[Var, Array], ...]
-
-    @property
-    def view(self) -> View:
-        """Its shape."""
-        return View.of(self.inputs[0][1].view.shape)
-
-    def moved(self, eqn: JaxprEqn) -> Work:
-        """The same of a view of all inputs."""
-        return replace(self, inputs=tuple((value, array.moved(eqn)) for value, array in self.inputs))
-
-    def on_largest(self) -> Array:
-        """The input that has the most elements in memory, with the work on it."""
-        inputs = sorted(self.inputs, key=lambda of: of[1].view.elements, reverse=True)
-        return replace(inputs[0][1], work=replace(self, inputs=tuple(inputs)))
-
-
-@dataclass(frozen=True)
-class Element:
-    """A value of the program. `view` says where in a row-major C it belongs; without one, it belongs everywhere."""
-
-    atom: Atom
-    view: View | None = None
-
-
 class _Reader:
     """Follows equations, one after the other."""
 
@@ -268,10 +154,10 @@ class _Reader:
         groups = {
             "n": [Step(part.size, 0, part.stride) for part in n],
             "m": [Step(part.size, part.stride, 0) for part in m],
-            "b": _paired(lhs.view, rhs.view, batch),
+            "b": paired(lhs.view, rhs.view, batch),
         }
         self.eqn, self.lhs, self.rhs = eqn, lhs, rhs
-        self.k = _paired(lhs.view, rhs.view, contracting, lhs.beside, rhs.beside)
+        self.k = paired(lhs.view, rhs.view, contracting, lhs.beside, rhs.beside)
         self.check_conversions(eqn, lhs, rhs)
         self.ends = {}  # by how many elements of a row-major C the outermost steps of each group lead on
         at = 1
@@ -433,7 +319,7 @@ class _Reader:
     def runs(self, array: Array, place: View) -> Runs:
         """How another array lies along C, at a place of which it has the shape or sizes of 1."""
         everywhere = array.view.broadcast(place.shape, range(len(place.dims)))
-        runs = tuple(run for run in _runs(place, everywhere) if run.stride)
+        runs = tuple(run for run in runs_along(place, everywhere) if run.stride)
         self.divide(runs)
         return runs
 
@@ -453,7 +339,7 @@ class _Reader:
         result = self.values.get(out) if isinstance(out, Var) else None
         if not isinstance(result, Element) or result.view is None:
             raise NoView("the result does not depend on the product")
-        result_runs = _runs(result.view, View.of(type_of(out).shape))
+        result_runs = runs_along(result.view, View.of(type_of(out).shape))
         self.divide(result_runs)
         place = View.of(type_of(self.eqn.outvars[0]).shape)
         operands = list(enumerate((self.lhs, self.rhs)))
@@ -492,14 +378,14 @@ class _Reader:
 
         def array(i: int, steps: Sequence[Step]) -> Operand:
             dtype = element_type(self.jaxpr.invars[sources[i]])
-            return _operand(steps, [step.extras[i] for step in steps], dtype)
+            return as_operand(steps, [step.extras[i] for step in steps], dtype)
 
         first = [i for i in used if i < of_lhs.start]
         return Layout(
             sources=(lhs.source, rhs.source, *(sources[i] for i in (*first, *before, *used[len(first) :]))),
-            lhs=_operand(a, [step.lhs for step in a], self.dtype(lhs), lhs.panels),
-            rhs=_operand([*b, *n, *k], [step.rhs for step in (*b, *n, *k)], self.dtype(rhs), rhs.panels),
-            result=_operand(c, [step.result for step in c], dtype),
+            lhs=as_operand(a, [step.lhs for step in a], self.dtype(lhs), lhs.panels),
+            rhs=as_operand([*b, *n, *k], [step.rhs for step in (*b, *n, *k)], self.dtype(rhs), rhs.panels),
+            result=as_operand(c, [step.result for step in c], dtype),
             extras=tuple(array(i, c) for i in used),
             groups=(len(b), len(m), len(n), len(k)),
             program=program,
@@ -513,7 +399,7 @@ class _Reader:
         """The steps of the batch, of m and of n that A, B, C and the extras have in common, C's longest first."""
         groups: dict[str, list[Step]] = {"b": [], "m": [], "n": []}
         for low, high in pairwise(sorted(self.cuts)):
-            lhs, rhs, result, *extras = (_stride(runs, low, high) for runs in arrays)
+            lhs, rhs, result, *extras = (stride_along(runs, low, high) for runs in arrays)
             group = next(group for group in ("n", "m", "b") if high <= self.ends[group])
             groups[group].append(Step(high // low, lhs, rhs, result, tuple(extras)))
         return [sorted(steps, key=lambda step: step.result, reverse=True) for steps in groups.values()]
@@ -566,35 +452,9 @@ def check_in_place(lhs: Array, rhs: Array, n: list[Step], k: list[Step]) -> None
         raise NoView("quantized values are not summed along their rows")
 
 
-def is_exact(eqn: JaxprEqn) -> bool:
-    """Whether an equation is a conversion that rounds nothing."""
-    if eqn.primitive is not convert_element_type_p:
-        return False
-    return element_type(eqn.outvars[0]) in LOSSLESS.get(element_type(eqn.invars[0]), ())
-
-
-def check_elements(array: Array) -> None:
-    """Sees to it that an array's elements are what it stands for.
-
-    Raises:
-      NoView: they are not.
-    """
-    if array.panels or array.weight:
-        raise NoView("packed weights are read by products alone")
-
-
 def nothing(arrays: Sized) -> tuple[int, ...]:
     """Strides of arrays along what they do not have."""
     return (0,) * len(arrays)
-
-
-def in_words(rhs: Array, steps: list[Step]) -> list[Step]:
-    """Steps with those from matrix to matrix of B in words, where B's rows share them."""
-    if not rhs.weight or rhs.weight.dtype not in WORDS:
-        return steps
-    rows, columns = type_of(rhs.weight.eqn.outvars[0]).shape[-2:]
-    stored = -(-rows // WORD_STEPS)
-    return [replace(x, rhs=x.rhs // rows * stored) if x.rhs % (rows * columns) == 0 else x for x in steps]
 
 
 @functools.cache
@@ -609,86 +469,3 @@ def _times_scales(inputs: tuple[ShapedArray, ...], out: ShapedArray) -> JaxprEqn
 
     (eqn,) = jax.make_jaxpr(scaled)(*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs)).eqns
     return eqn
-
-
-def _operand(steps: Sequence[Step], strides: Sequence[int], dtype: str, panels: Panels | None = None) -> Operand:
-    return Operand(shape=tuple(step.size for step in steps), strides=tuple(strides), dtype=dtype, panels=panels)
-
-
-def unpacked(eqn: JaxprEqn, value: Array | Work | Element) -> Array:
-    """The matrices in an array of panels.
-
-    Raises:
-      NoView: the panels have been moved.
-    """
-    (x,) = eqn.invars
-    if not isinstance(value, Array) or value.conversions or value.view != View.of(type_of(x).shape):
-        raise NoView("a packed weight is moved or converted before it is unpacked")
-    return Array(value.source, unpacked_view(eqn), panels=panels_of(type_of(x)))
-
-
-def unpacked_view(eqn: JaxprEqn) -> View:
-    """The matrices in an array of panels, by what strides mean there."""
-    panels, shape = panels_of(type_of(eqn.invars[0])), type_of(eqn.outvars[0]).shape
-    batch = [panels.rows * panels.columns * stride for stride in row_major_strides(shape[:-2])]
-    return View.of(shape, (*batch, 1, panels.rows))
-
-
-def moved(eqn: JaxprEqn, value: Array | Work | Element) -> Array | Work | Element:
-    """What a view makes of a value.
-
-    Raises:
-      NoView: no strides say it.
-    """
-    if value.view is None:
-        return value
-    if isinstance(value, Element):
-        view = viewed(eqn, value.view)
-        if math.prod(view.shape) != math.prod(value.view.shape):
-            raise NoView("the product is broadcast")
-        return Element(value.atom, view)
-    return value.moved(eqn)
-
-
-def element_type(x: Atom) -> str:
-    """The short name of the type of an array's elements."""
-    return dtype_name(type_of(x).dtype)
-
-
-def viewed(eqn: JaxprEqn, view: View) -> View:
-    """What the equation of a view, one of VIEWS, makes of its operand.
-
-    Raises:
-      NoView: no strides say it.
-    """
-    (out,) = eqn.outvars
-    if eqn.params.get("sharding") is not None or len(eqn.invars) > 1:
-        raise NoView("a sharding or a size that is not known")
-    match eqn.primitive:
-        case p if p is transpose_p:
-            return view.transposed(eqn.params["permutation"])
-        case p if p is broadcast_in_dim_p:
-            return view.broadcast(type_of(out).shape, eqn.params["broadcast_dimensions"])
-    return view.reshaped(type_of(out).shape)
-
-
-def _paired(
-    lhs: View, rhs: View, dimensions, beside_lhs: Sequence[Array] = (), beside_rhs: Sequence[Array] = ()
-) -> list[Step]:
-    """The steps of dimensions that both operands have, and of the arrays beside them."""
-    steps = []
-    for i, j in zip(*dimensions, strict=True):
-        others = [x.view.dims[i] for x in beside_lhs] + [x.view.dims[j] for x in beside_rhs]
-        for size, left, right, *extras in together(lhs.dims[i], rhs.dims[j], *others):
-            steps.append(Step(size, left, right, extras=tuple(extras)))
-    return steps
-
-
-def _runs(place: View, array: View) -> Runs:
-    """An array's strides over the elements of C at a place."""
-    return tuple(Run(*step) for dims in zip(place.dims, array.dims, strict=True) for step in together(*dims))
-
-
-def _stride(runs: Sequence[Run], low: int, high: int) -> int:
-    """How far apart steps of `low` elements of C, up to `high` of them, are in an array; 0 where it repeats itself."""
-    return next((run.stride * (low // run.at) for run in runs if run.at <= low and high <= run.at * run.size), 0)

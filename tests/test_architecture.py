@@ -18,6 +18,8 @@ ORDER = (
     ("fusion",),
     ("region", "activations"),
     ("layout", "scatters"),
+    ("steps",),
+    ("values",),
     ("primitive", "packed", "quantized"),
     ("algorithm", "custom_call", "rebind", "report", "jaxprs", "views", "tuning"),
     ("compiler",),
