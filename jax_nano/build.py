@@ -133,6 +133,13 @@ def both(a: bool | ir.Value, b: bool | ir.Value) -> bool | ir.Value:
     return arith.andi(a, b)
 
 
+def negation(condition: bool | ir.Value) -> bool | ir.Value:
+    """Whether a condition does not hold."""
+    if isinstance(condition, bool):
+        return not condition
+    return arith.xori(condition, arith.constant(condition.type, 1))
+
+
 @dataclass
 class Loop:
     """What the body of a loop sees: the variable `i` and `carry`; it sets `next`. Then `results` are there."""

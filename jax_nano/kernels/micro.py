@@ -32,6 +32,7 @@ from jax_nano.build import (
     index,
     load,
     mul,
+    negation,
     one_of,
     prefetch,
     store,
@@ -191,8 +192,7 @@ class Microkernel:
         with when(part.last):
             put(out, result.epilogue or rounded)
         if not isinstance(part.last, bool):
-            true = arith.constant(ir.IntegerType.get_signless(1), 1)
-            with when(arith.xori(part.last, true)):
+            with when(negation(part.last)):
                 put(partial, as_they_are)
 
     def scaled(self, acc: Values, scales: View | None, places: Sequence[tuple[int, int, int]]) -> Values:

@@ -7,11 +7,11 @@ scratch of the thread. Those of small terms go to vectors, which look at them, a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jax.extend.mlir import ir
 
-from jax_nano.build import Values, View, either, for_range, load, store, when
+from jax_nano.build import Values, View, either, for_range, load, negation, store, when
 from jax_nano.kernels.micro import Beside, Microkernel, Part, Result
 from jax_nano.kernels.nano import Block, TileNanokernel
 
@@ -35,20 +35,23 @@ class TileMicrokernel(Microkernel):
         target = result.tiles if result.tiles and not carried else result.partial
         places = [(i * rows, j * block.lanes) for i in range(tiles.rows) for j in range(len(block.counts))]
 
-        source, first = target, part.first if carried else True
+        source, first = target, True if result.scales else part.first
         if len(self.terms) > 1:
             assert result.tiles, "every plan by tiles has scratch for them"
             small = self.small_sums(self.start_tiles(target, places, first=True), a, b, tiles, part)
             self.store_tiles(small, result.tiles, places)
             self.finish_small_terms(result.tiles, result.partial, block, first)
             source, first = result.tiles, False
+        elif not carried and first is not True:
+            with when(negation(first)):
+                self.copy_rows(result.partial, target, block)
         acc = self.start_tiles(source, places, first)
         self.store_tiles(self.accumulate(acc, a, b, tiles, part, beside), target, places)
         if not carried:
-            self.finish_rows(target, result, block, part)
+            self.finish_rows(target, result, block, part if result.scales else replace(part, first=True))
         elif result.padded:
             with when(part.last):
-                self.finish_rows(target, result, block, Part(part.depth, part.size, first=True, last=True))
+                self.finish_rows(target, result, block, replace(part, first=True, last=True))
 
     def start_tiles(self, source: View, places: list[tuple[int, int]], first) -> Values:
         """The accumulators before the loop: zeros for the first part, then the sums so far."""
@@ -78,20 +81,28 @@ class TileMicrokernel(Microkernel):
     def finish_small_terms(self, sums: View, partial: View, block: Block, first: bool | ir.Value) -> None:
         """Row by row: what is not finite counts for nothing, and what stood in P is added, unless this is `first`."""
         lanes = block.lanes
-        columns = range(0, block.cols, lanes)
+        columns = list(zip(range(0, block.cols, lanes), block.counts, strict=True))
         with for_range(0, block.rows) as row:
-            small = [self.nano.finite(load(sums.base, sums.offset(row.i, j), lanes)) for j in columns]
+            small = [self.nano.finite(load(sums.base, sums.offset(row.i, j), lanes)) for j, _ in columns]
 
             def with_partial(small=small, i=row.i) -> Values:
-                before = [load(partial.base, partial.offset(i, j), lanes) for j in columns]
+                before = [load(partial.base, partial.offset(i, j), lanes, count) for j, count in columns]
                 return [self.nano.plus(value, other) for value, other in zip(small, before, strict=True)]
 
             types = [value.type for value in small]
-            for value, j in zip(either(first, types, lambda small=small: small, with_partial), columns, strict=True):
+            values = either(first, types, lambda small=small: small, with_partial)
+            for value, (j, _) in zip(values, columns, strict=True):
                 store(value, sums.base, sums.offset(row.i, j))
 
+    def copy_rows(self, source: View, target: View, block: Block) -> None:
+        """Copies the block's sums, row by row, to where tiles can be loaded from."""
+        with for_range(0, block.rows) as row:
+            for j, count in zip(range(0, block.cols, block.lanes), block.counts, strict=True):
+                value = load(source.base, source.offset(row.i, j), block.lanes, count)
+                store(value, target.base, target.offset(row.i, j))
+
     def finish_rows(self, source: View, result: Result, block: Block, part: Part) -> None:
-        """Row by row: adds what stood in P, unless the source is P, and stores."""
+        """Row by row: scales, and adds what stood in P where that is not among the sums, and stores."""
         lanes = block.lanes
         with for_range(0, block.rows) as row:
             acc = [load(source.base, source.offset(row.i, j), lanes) for j in range(0, block.cols, lanes)]

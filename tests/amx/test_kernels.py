@@ -6,9 +6,12 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from jax.lax import DotAlgorithmPreset
+from kernel_runner import bits
 from support import assert_dot_general
 
 import jax_nano
+from jax_nano import schedule
 
 from . import emulator
 from .build import processor_flags
@@ -135,6 +138,20 @@ def test_every_way_to_share_out_work(types):
             replace(blocked(plan, 2, 2), nb=32),
         ]
         check(plans, MATMUL, types, lhs, rhs)
+
+
+@pytest.mark.parametrize("precision", [None, DotAlgorithmPreset.BF16_BF16_F32_X3], ids=str)
+@pytest.mark.parametrize("m", [18, 33, 64])
+def test_register_blocks_give_the_same_bits(m, precision):
+    """What is an edge in one is none in another; all go on with the sums of the parts before."""
+    types, rng = ("f32" if precision else "bf16",) * 2 + ("f32",), np.random.default_rng(m)
+    lhs, rhs = numbers(rng, (m, 1000), types[0]), numbers(rng, (1000, 66), types[1])
+    (plan, *_) = tile_plans(lhs.shape, rhs.shape, MATMUL, types, precision=precision)
+    for parts in ({}, {"splits": 2}):
+        plans = [replace(blocked(plan, *block, depth=250), **parts) for block in ((1, 1), (2, 2), (1, 3), (4, 1))]
+        assert len({schedule.order_of_sums(plan) for plan in plans}) == 1
+        first, *others = (bits(TileRunner(plan)(lhs, rhs)) for plan in plans)
+        assert all(np.array_equal(first, other) for other in others)
 
 
 INTERLEAVED = [
