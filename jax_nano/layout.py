@@ -303,8 +303,8 @@ class _Reader:
             self.extras |= {(array.source, ()): x for x, array in value.inputs}
             return value.atom
         check_elements(value)
-        if not value.view.dims:
-            return self.extra(self.work_on(value), place)
+        if not value.view.dims or not self.runs(value, place):  # one element for all of C
+            return self.extra(self.work_on(replace(value, view=View(()))), place)
         x = self.extras.setdefault((value.source, self.runs(value, place)), self.element(value))
         return self.converted(x, value)
 

@@ -256,6 +256,16 @@ def test_programs_that_differ_in_a_number_are_different_programs(number):
     np.testing.assert_array_equal(np.signbit(f(X * X, W * W)), np.signbit(np.full((6, 8), np.float32(number))))
 
 
+@pytest.mark.parametrize("f", [
+    lambda x, w, one: (x @ w + one) * one.reshape(()),
+    lambda x, w, one: (x * one.reshape(())) @ w * one.reshape(()) + one,
+])  # fmt: skip
+def test_an_element_that_is_read_as_a_number_and_as_a_row(f):
+    one = normal(1, seed=5)
+    with kernels(1):
+        np.testing.assert_allclose(jax.jit(jax_nano.accelerate(f))(X, W, one), f(X, W, one), rtol=1e-5, atol=1e-5)
+
+
 def test_sizes_that_are_not_known():
     f = jax.jit(jax_nano.accelerate(lambda x, w: jnp.tanh(x @ w)))
     (m,) = jax.export.symbolic_shape("m")
