@@ -26,6 +26,7 @@ NAMES: dict[Any, str] = {np.dtype(dtype): name for name, dtype in NUMPY_TYPES.it
 
 FLOATS = frozenset({"f64", "f32", "bf16", "f16"})
 NARROW_FLOATS = frozenset({"bf16", "f16"})
+WIDE_FLOATS = FLOATS - NARROW_FLOATS  # which hold those
 INTEGERS = frozenset({"s64", "s32", "s16", "s8", "u64", "u32", "u16", "u8"})
 DIVISIBLE = INTEGERS - {"s64", "u64"}  # an f64 holds them
 NUMBERS = FLOATS | INTEGERS
@@ -166,9 +167,8 @@ class Program:
         def write(builder: Builder, value: Value, operands: list[int]) -> int:
             dtype = "f32" if value.dtype in NARROW_FLOATS else value.dtype
             match value:
-                case Operation(name="convert", operands=(source,)):
-                    asked = value.dtype in NARROW_FLOATS and self.dtype(source) not in NARROW_FLOATS
-                    return builder.convert(builder.convert(operands[0], value.dtype) if asked else operands[0], dtype)
+                case Operation(name="convert"):
+                    return builder.convert(builder.convert(operands[0], value.dtype), dtype)
                 case Operation():
                     return builder.moved(replace(value, dtype=dtype), operands)
             return builder.convert(builder.add(value), dtype)
@@ -230,7 +230,7 @@ class Builder:
             return self.add(Constant.of(value.number, dtype))
         if isinstance(value, Operation) and value.name == "convert" and dtype in NARROW_FLOATS:
             (source,) = value.operands
-            if value.dtype in FLOATS and self.values[source].dtype == dtype:
+            if value.dtype in WIDE_FLOATS and self.values[source].dtype == dtype:
                 return source
         return self.add(Operation(name="convert", operands=(number,), dtype=dtype))
 
