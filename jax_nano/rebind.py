@@ -17,6 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Parameters that are functions: of jaxprs made on demand, and of arrays.
 _JAXPR_THUNKS = frozenset({"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "fun_jaxpr_thunk", "transpose_thunk"})
 _ARRAY_FUNCTIONS = frozenset({"bwd", "rule"})  # the backward pass of custom_vjp, the rule of custom_vmap
+PLACE = jax.ShapeDtypeStruct((), np.float32)  # where an array belongs among leaves
 
 
 class Rebinding:
@@ -50,8 +51,9 @@ class Rebinding:
             def of_arrays(tracers):
                 nonlocal outs, out_tree
                 args, kwargs = tree.unflatten(merged(leaves, tracers))
-                outs, out_tree = jax.tree.flatten(f(*args, **kwargs))
-                return arrays(outs)
+                results, out_tree = jax.tree.flatten(f(*args, **kwargs))
+                outs = [PLACE if is_array(leaf) else leaf for leaf in results]  # tracers do not outlive the trace
+                return arrays(results)
 
             jaxpr = jax.make_jaxpr(of_arrays)(arrays(leaves))
             results = jaxpr_as_fun(self._closed(jaxpr))(*arrays(leaves))

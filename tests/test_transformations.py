@@ -367,6 +367,12 @@ def test_rebinding_keeps_what_is_not_an_array():
     close(result["x"], f64(S) @ f64(S) @ f64(S))
 
 
+def test_rebinding_leaks_no_tracers():
+    a = normal(3, 3)
+    with jax.check_tracer_leaks(True):
+        assert_close(jax.jit(jax_nano.matmul)(a, a), "mk,kn->mn", a, a)
+
+
 def test_a_shared_jaxpr_stays_shared():
     layer = jax.jit(lambda x, s: jnp.tanh(x @ s))
     jaxpr = jax.make_jaxpr(nano(lambda x, s: layer(layer(layer(x, s), s), s)))(S, S)
