@@ -76,8 +76,10 @@ def fused_matmul(
     Raises:
       ValueError: an extra does not broadcast to the shape it belongs to, or the epilogue or prologue does not make each
         element of its result of the same element of its argument.
-      TypeError: the contracted sizes differ, or an operand is not an array.
+      TypeError: the contracted sizes differ, an operand is not an array, or prologue_extras is no sequence of arrays.
     """
+    if not isinstance(prologue_extras, Sequence):
+        raise TypeError(f"prologue_extras is a sequence of arrays, such as (row,); not {type(prologue_extras)}")
     if epilogue is None and extras:
         raise TypeError("fused_matmul takes extras for an epilogue, and there is none")
     if prologue is None and prologue_extras:
@@ -91,12 +93,12 @@ def fused_matmul(
 
 @partial(jax.jit, static_argnames=("epilogue", "prologue", "precision"), inline=True)
 def _fused_matmul(x: Array, w: Array, extras, prologue_extras, *, epilogue, prologue, precision) -> Array:
-    made = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    made = jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
     if prologue:
         made = _checked(prologue, "prologue", "first argument", made, *prologue_extras)
-    dtype = jnp.result_type(made.dtype, w.dtype)
-    product = partial(jnp.matmul, precision=precision, preferred_element_type=_summed(dtype) if epilogue else None)
+    product = partial(jnp.matmul, precision=precision)
     if epilogue:
+        product = partial(product, preferred_element_type=_summed(jax.eval_shape(product, made, w).dtype))
         _checked(epilogue, "epilogue", "product", jax.eval_shape(product, made, w), *extras)
 
     def program(x, w, extras, prologue_extras):

@@ -179,6 +179,19 @@ def test_a_conversion_rounds():
     assert np.array_equal(result, x.astype(ml_dtypes.bfloat16).astype(np.float32))
 
 
+def test_conversions_between_narrow_types_round():
+    x, w = (3 * normal(40, 64)).astype(np.float16), np.eye(64, dtype=np.float32)
+    result = jax_nano.fused_matmul(x, w, prologue=lambda x: x.astype(jnp.bfloat16).astype(x.dtype).astype(jnp.float32))
+    assert np.array_equal(result, x.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+def test_a_weak_type_is_that_of_the_product():
+    with jax.enable_x64(True):
+        x, w = np.ones((3, 4), np.int32), np.ones((4, 5), np.float32)
+        result = jax_nano.fused_matmul(x, w, prologue=lambda x: x * 1.0, epilogue=lambda acc: acc)
+    assert result.dtype == np.float32
+
+
 # Ways to compute a product.
 
 SHAPES = {
@@ -466,6 +479,13 @@ def test_extras_without_a_function_of_them():
         jax_nano.fused_matmul(X, W, prologue_extras=(ROW,))
     with pytest.raises(TypeError, match="takes extras for an epilogue, and there is none"):
         jax_nano.fused_matmul(X, W, ROW)
+
+
+@pytest.mark.parametrize("prologue", [None, jnp.multiply])
+def test_extras_that_are_one_array(prologue):
+    text = r"^prologue_extras is a sequence of arrays, such as \(row,\); not <class 'numpy.ndarray'>$"
+    with pytest.raises(TypeError, match=text):
+        jax_nano.fused_matmul(X, W, prologue=prologue, prologue_extras=ROW)
 
 
 @pytest.mark.parametrize(
