@@ -18,8 +18,8 @@ from jax_nano import _native
 
 MIB = 1 << 20
 
-def faults(megabytes):
-    '''The fewest page faults of a result of that size, among many runs.'''
+def faults(megabytes, of=min):
+    '''The fewest page faults of a result of that size among many runs, or the most.'''
     x = jnp.ones(megabytes * MIB // 4, jnp.float32)
     f = jax.jit(lambda x: x + 1)
     counts = []
@@ -27,7 +27,7 @@ def faults(megabytes):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         f(x).block_until_ready()
         counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    return min(counts)
+    return of(counts)
 
 def pages(megabytes):
     return megabytes * MIB // resource.getpagesize()
@@ -79,7 +79,8 @@ time.sleep(1)  # the last arrays are given back by another thread
 held = resident()
 jax_nano.release_memory()
 assert resident() < held - 90 * MIB
-assert any(faults(100) > 0.9 * pages(100) for _ in range(10))  # glibc may reuse what came back late
+for _ in range(3):  # on a busy machine what comes back late may be used again
+    assert faults(100, max) > 0.9 * pages(100)
 jax_nano.retain_memory(512 * MIB)
 assert faults(100) < 0.01 * pages(100)
 """)

@@ -74,7 +74,7 @@ def extra(
     interleaved, converted = group > 1 and lanes == "n", dot.rhs != instruction.rhs
     if interleaved:
         per_register += 2.0 * core.vector_per_cycle / core.shuffles_per_cycle * math.log2(group)
-        registers += group + 2  # and in which order shuffles take elements
+        registers += 2 * group  # rows as they are, and interleaved
     if converted:
         per_register += group * (4.0 if dot.rhs in LARGEST and instruction.rhs == "bf16" else 2.0)  # f32, half by half
         registers += 2
