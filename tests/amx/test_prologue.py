@@ -13,7 +13,7 @@ from jax_nano import schedule
 from .kernels import AMX, MACHINE, TileRunner, blocked, needs_tile_vectors
 
 pytestmark = needs_tile_vectors
-BF16 = ml_dtypes.bfloat16
+BF16, EPS = ml_dtypes.bfloat16, np.finfo(np.float32).eps
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def plans_of(prologue, arrays, columns=False, precision=None):
     return plans
 
 
-def check(prologue, arrays, plans, eps=np.finfo(np.float32).eps, **run):
+def check(prologue, arrays, plans, eps=EPS, **run):
     x, w, column, row = arrays
     a, b = (np.asarray(matrix).astype(np.float64) for matrix in (prologue(*map(jnp.asarray, (x, column, row))), w))
     exact, bound = a @ b, eps * x.shape[1] * (np.abs(a) @ np.abs(b))
