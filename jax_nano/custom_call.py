@@ -1,10 +1,10 @@
 """The custom call of a kernel, and on which thread XLA runs the program that it stands in.
 
 XLA runs a program on the caller's thread where it counts fewer than 1000 operations in it, and in custom calls it
-counts none. That is as it should be for short kernels, which take less time than a change of threads. A program of a
-long kernel would keep its caller waiting, which in JAX goes on; and large results would come out of the caller's heap,
-of which glibc gives back to Linux what is free at its end, to be mapped and cleared again for the next result. Such a
-kernel gets a last operand, which it does not read and which takes operations to make: the ballast.
+counts none. That is as it should be for short kernels, which take less time than a change of threads. A long one would
+keep its caller waiting, where callers of JAX go on; and a large result would come out of the caller's heap, of which
+glibc gives back to Linux what is free at its end, to be mapped and cleared again for the next result. Such a kernel
+gets a last operand, which it does not read and which takes operations to make: the ballast.
 """
 
 from __future__ import annotations
