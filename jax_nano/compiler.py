@@ -165,14 +165,17 @@ def _kernel(dot: Dot, isa: str) -> Kernel:
 
 
 def begin(dots: Iterable[Dot]) -> None:
-    """Begins to compile the kernels of several products on other threads, while this one goes on."""
+    """Begins to compile the kernels of several products on other threads, the last first, while this one goes on.
+
+    Who takes them from the first on meets the others in the middle, and seldom waits.
+    """
     dots = list(dict.fromkeys(dots))
     others = host.threads() - 1
     if len(dots) < 2 or not others:
         return
     pool = ThreadPoolExecutor(others)
     with suppress(RuntimeError):  # no threads are to be had where the main thread has ended
-        for dot in dots[1:]:
+        for dot in reversed(dots[1:]):
             pool.submit(kernel_for, dot)
     pool.shutdown(wait=False)  # its threads end when nothing is left to do
 
