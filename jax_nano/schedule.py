@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -144,7 +143,10 @@ def kernel_plans(dot: Dot, machine: Machine, isa: Isa) -> Iterator[Plan]:
 
 
 def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: dict) -> Iterator[Plan]:
-    """Plans of a single task by vectors."""
+    """Plans of a single task by vectors.
+
+    K is along the lanes where both operands are contiguous along it, or the other one is small: packing turns that.
+    """
     work, m, n, k = (common[name] for name in ("dot", "m", "n", "k"))
     core = machine.cores[isa.name]
     packed = instruction.lhs_offset != 0 or work.terms > 1
@@ -163,11 +165,11 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
                     machine, block, depth, instruction=instruction, lhs=lhs, rhs=rhs, hold_lhs=block.hold_lhs, **common
                 )
     in_rows = work.scaling is not None or work.rhs in WORDS
-    lanes = instruction.shape[1]
-    in_place, turned = (k.lhs == 1, k.rhs == 1), (m.size <= lanes, n.size <= lanes)
-    if not packed and not in_rows and any(in_place) and all(map(operator.or_, in_place, turned)):
+    along_k, few = (k.lhs == 1, k.rhs == 1), (m.size <= instruction.shape[1], n.size <= instruction.shape[1])
+    one_turned = (along_k[0] and few[1]) or (along_k[1] and few[0])
+    if not packed and not in_rows and (all(along_k) or one_turned):
         block = blocks.inner_block(isa, machine, instruction, work, m, n, k)
-        lhs, rhs = "direct" if in_place[0] and not work.prologue else "rows", "direct" if in_place[1] else "private"
+        lhs, rhs = "direct" if along_k[0] and not work.prologue else "rows", "direct" if along_k[1] else "private"
         yield blocked(machine, block, k.size, instruction=instruction, lanes="k", lhs=lhs, rhs=rhs, **common)
 
 

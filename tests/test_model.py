@@ -163,4 +163,4 @@ def test_a_block_of_a_is_packed_again_for_every_block_of_b():
         - sum(packing.packing_cycles(replace(plan, nb=nb, lhs="direct"), machine))
         for nb in (0, plan.nt // plan.nr // 8 * plan.nr)
     )
-    assert again == pytest.approx(8 * once, rel=0.2)
+    assert again == pytest.approx(8 * once)

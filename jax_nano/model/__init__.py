@@ -1,4 +1,8 @@
-"""What a plan costs: plain arithmetic on facts about a processor, without JAX or MLIR."""
+"""What a plan costs: plain arithmetic on facts about a processor, without JAX or MLIR.
+
+The shares and cycles that are constants here, and not facts of targets/, were fitted to products measured on 2 cores of
+Zen 5; `python -m benchmarks.regret` shows how well they do on a machine.
+"""
 
 from __future__ import annotations
 

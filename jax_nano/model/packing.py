@@ -18,7 +18,7 @@ AHEAD_RUN = 0.6
 
 
 def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
-    """Cycles of all packing on one thread: the work, and the wait for B, shorter where B is asked for ahead."""
+    """Cycles of all packing on one thread: the work, and the wait for B that asking for it ahead can hide."""
     core = machine.vector_core(plan.isa)
     m, n, k, outer = plan.m.size, plan.n.size, plan.k.size * extent(plan.k_outer), extent(plan.outer)
     cycles = waiting = 0.0
@@ -34,7 +34,7 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
         waiting += times * lines(k * n, plan.dot.rhs) * fetch
         if far:
             cycles += waiting * FAR_RUN_BYTES / run * (AHEAD_RUN if plan.ahead else 1)
-        else:  # the processor's own prefetchers have most of it there in time
+        else:  # prefetchers bring it at the full rate, whether it is asked for ahead or not
             cycles += waiting * (PACKING_RATE + RUN_BYTES / run)
             waiting = 0.0
     if plan.lhs != "direct":
@@ -88,7 +88,7 @@ def line_cycles(
     else:
         return 4.0 * LINE_BYTES / bytes_of(plan.instruction.rhs)
     operations = shuffles + (2.0 * group if converted else 0.0)
-    stores, shuffled = 1.0 / core.stores_per_cycle, operations / (core.vector_per_cycle / 2)
+    stores, shuffled = 1.0 / core.stores_per_cycle, operations / core.shuffles_per_cycle
     return registers * (stores + shuffled + 1.0 if alone else max(stores, shuffled, 1.0))
 
 
