@@ -3,12 +3,13 @@
 #include <array>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "llvm/ADT/SmallVector.h"
 #include "llvm/ADT/StringRef.h"
 #include "loader.h"
+#include "pages.h"
 #include "run.h"
-#include "scratch.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace jax_nano {
@@ -134,6 +135,16 @@ ffi::Error Execute(ffi::Dictionary attributes, ffi::ThreadPool pool, ffi::Remain
   }
   int64_t threads = kernel->parallel() ? pool.num_threads() : 1;
   auto schedule = [&pool](std::function<void()> work) { pool.Schedule(std::move(work)); };
+  // XLA has the other arrays of a long program around the results or around the ballast, which it made itself. Another
+  // thread asks for those: it has to wait while memory is given back, as that of the last program may be.
+  if (operands.size() > count) {
+    try {
+      std::vector<void*> near(buffers.begin() + static_cast<ptrdiff_t>(count), buffers.end());
+      near.push_back(operands.get<ffi::AnyBuffer>(count)->untyped_data());
+      schedule([near] { PreferHugePagesAround(near); });
+    } catch (const std::bad_alloc&) {  // advice is not worth an error
+    }
+  }
   try {
     if (Run(*kernel, buffers.data(), threads, schedule)) return ffi::Error::Success();
   } catch (const std::bad_alloc&) {

@@ -5,11 +5,11 @@
 #include <mutex>
 #include <vector>
 
+#include "pages.h"
+
 namespace jax_nano {
 namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kSmallPage = size_t{4} << 10;
 constexpr size_t kLimit = size_t{256} << 20;
 constexpr size_t kBlocks = 256;
 
@@ -33,8 +33,6 @@ Stock& GetStock() {
   }();
   return *stock;
 }
-
-size_t RoundUp(size_t bytes, size_t page) { return (bytes + page - 1) / page * page; }
 
 // Whole huge pages are aligned to their size, so that the kernel can map them as such.
 void* Map(size_t size) {
@@ -89,13 +87,6 @@ Scratch::~Scratch() {
     stock.held -= size_;
   }
   munmap(data_, size_);
-}
-
-void PreferHugePages(void* data, size_t bytes) {
-  if (bytes < 2 * kHugePage) return;
-  auto begin = RoundUp(reinterpret_cast<uintptr_t>(data), kHugePage);
-  auto end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHugePage * kHugePage;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: where it fails, nothing is lost
 }
 
 ScratchUse GetScratchUse() {

@@ -1,4 +1,4 @@
-// Scratch memory, kept between executions, and the pages behind memory.
+// Scratch memory, kept between executions.
 #pragma once
 
 #include <cstddef>
@@ -23,10 +23,6 @@ class Scratch {
   size_t size_ = 0;
   void* data_ = nullptr;
 };
-
-// Asks Linux to back a large result by huge pages where nothing has touched it yet: a fault for every 2 MiB, not for
-// every 4 KiB. NumPy does the same for its arrays.
-void PreferHugePages(void* data, size_t bytes);
 
 struct ScratchUse {
   int64_t held;   // bytes taken from the system, in use or in stock

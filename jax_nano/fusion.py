@@ -32,6 +32,7 @@ from jax_nano.packed import nano_unpack_p
 from jax_nano.quantized import nano_dequantize_p
 from jax_nano.region import CALLS, Region, called, nano_region_p
 from jax_nano.scatters import scattered
+from jax_nano.sums import summed
 from jax_nano.values import VIEWS, is_exact, unpacked_view, viewed
 from jax_nano.views import NoView, View
 
@@ -58,7 +59,7 @@ def fused(jaxpr: Jaxpr, every_prologue: bool = False) -> Jaxpr:
       jaxpr: a program.
       every_prologue: whether elementwise work on A is fused however long it takes.
     """
-    jaxpr = with_integer_activations(scattered(written_out(jaxpr, light_call)))
+    jaxpr = with_integer_activations(scattered(summed(written_out(jaxpr, light_call))))
     if not any(eqn.primitive in PRODUCTS for eqn in jaxpr.eqns) or not has_known_sizes(jaxpr):
         return jaxpr
     program = _Program(jaxpr, every_prologue)

@@ -47,6 +47,8 @@ class Plan:
     lanes: str = "n"  # what stands in the lanes of an accumulator: columns of C, or "k": parts of one sum
     splits: int = 1  # parts of the sum that different tasks make, and a phase of its own adds up in order
     pack_panels: int = 1  # panels in a task of the packing phase
+    far: bool = False  # B, read in place, comes from beyond a core's own caches
+    streamed: bool = False  # B, read in place, is asked for in the order in which its rows lie in memory
     near_rows: int = 0  # of a panel of packed weights, that are there in time where they are asked for
     why: str = field(default="", compare=False)
 
@@ -158,23 +160,23 @@ class Plan:
         return b * m * n
 
     @property
-    def ahead(self) -> tuple[int, int] | None:
-        """How many steps of k and columns further on B is asked for while a block of it is gone through, if at all.
+    def ahead(self) -> bool:
+        """Whether what comes next of B is asked for while a panel of it is gone through."""
+        if self.lanes == "k":
+            return False
+        if self.rhs == "private":
+            return self.interleaved or self.block_columns < self.nt
+        return self.rhs == "panels" or (self.rhs == "direct" and (self.far or self.streamed))
 
-        What comes next is the next block of k where B is read in place, the next columns where a task packs them; the
-        panel after the next one where that one is packed meanwhile. Of the panels of packed weights, which follow one
-        another, it is the next panel while several panels of rows go through this one, and else what is so far away
-        that it is there in time.
+    @property
+    def rows_ahead(self) -> int:
+        """How far ahead of a row of packed weights another one is asked for.
+
+        Panels follow one another: it is the next panel's while several panels of rows go through this one, and else one
+        so far away that it is there in time.
         """
-        if self.lanes == "k" or self.rhs == "shared":
-            return None
-        if self.dot.panels:
-            return self.near_rows if self.mt <= self.mr else self.dot.panels.rows, 0
-        if self.rhs == "direct":
-            return (self.kc, 0) if self.kc < self.k.size else None
-        if self.interleaved:
-            return 0, 2 * self.nr
-        return (0, self.nb) if self.block_columns < self.nt else None
+        panels = self.dot.panels
+        return panels.rows if panels and self.mt > self.mr else self.near_rows
 
     @property
     def has_partial(self) -> bool:

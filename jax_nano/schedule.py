@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 from jax_nano import model
+from jax_nano.division import task_plans, undivided
 from jax_nano.isa import DotInstruction, Isa, Machine
 from jax_nano.model import blocks
+from jax_nano.model.memory import FEW_ROWS, PACKED, InPlace
 from jax_nano.plan import Plan
 from jax_nano.problem import BITS, WIDENS, WORD_STEPS, WORDS, Axis, Dot, UnsupportedDot, bytes_of, extent
 
-# A thread's scratch, and what all share, stay within these.
-LOCAL_BYTES = 12 << 20
-SHARED_BYTES = 16 << 20
 # Sums over more steps than this are made in parts, where C alone would leave threads idle.
 SPLIT_STEPS = 2048
 SPLIT_RESULTS = 4096
 SPLITS = 32
 READ_ONCE_ROWS = 8  # with so few rows, B is as good as read once: packing it would only add to that
 PACKED_STEPS = 512  # steps of k in a block of a large packed B, at most: its rows then are long enough for prefetchers
-STREAMED_ROWS = 16  # registers' worth of rows of B that are read side by side
+PANEL_STEPS = (16, 128)  # of k, in a panel of a large B that is read in place
+# With so few rows, products wait for nothing but the lines of B. Short numbers come the fastest in the order in which
+# they lie in memory: so threads share out the sum and not the columns, and read whole rows, a few at a time. On Zen 5
+# that brings 40 GB/s of integers, where 16 pieces of rows side by side bring 30 to 34; f32 gains nothing.
+STREAMED_BITS = 16  # of an element, at most
+STREAMS = 2  # parts of the sum
+ROWS_AT_ONCE = 4  # of B; of rows of words, which hold eight each, half as many
+BYTES_AT_ONCE = 2 << 10  # at least: sums are loaded and stored again for as many
 UNROLLED_DOTS = 16  # multiply-accumulates in an iteration of the inner loop, at least
 
 
@@ -102,14 +109,6 @@ def candidates(dot: Dot, machine: Machine, isa: Isa, count: int) -> list[Plan]:
     return list(dict.fromkeys([choice, *best]))[:count]
 
 
-def undivided(plan: Plan, machine: Machine) -> Iterator[Plan]:
-    """The plan as one task, with B packed whole or piece by piece."""
-    yield plan
-    room = near(plan, machine)
-    if plan.rhs == "private" and room < plan.nt and not plan.interleaved:
-        yield replace(plan, nb=room, nt=-(-plan.nt // room) * room, mc=plan.mt)
-
-
 def reason(plan: Plan, machine: Machine, candidates: int) -> str:
     """What the model says of a plan."""
     cost = model.seconds(plan, machine)
@@ -152,18 +151,30 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
     packed = instruction.lhs_offset != 0 or work.terms > 1
     lhs_direct = work.terms == 1 and (instruction.group == 1 or k.lhs == 1) and not work.prologue
     rhs_direct = n.rhs == 1 and not packed
+    streamed = lhs_direct and rhs_direct and streams(machine, work, m, n, k)
     packed_lhs = "rows" if k.lhs == 1 else "columns"
-    for lhs in ("direct", packed_lhs) if lhs_direct else (packed_lhs,):
+    for lhs in (packed_lhs,) if not lhs_direct else ("direct",) if streamed else ("direct", packed_lhs):
         once = rhs_direct and m.size <= READ_ONCE_ROWS
         for rhs in ("direct",) if once else ("direct", "private") if rhs_direct else ("private",):
             extra = blocks.extra(machine, core, work, m, instruction, lhs == "direct", rhs == "direct")
-            held = bytes_of(work.rhs, k.size * n.size) if rhs == "direct" else 0
-            in_place = blocks.InPlace(held, bytes_of(work.rhs, 8) / 8)
-            for depth in depths(machine, instruction, rhs, work, m, n, k):
-                block = blocks.register_block(isa, machine, instruction, m.size, n.size, depth, extra, in_place)
-                yield blocked(
-                    machine, block, depth, instruction=instruction, lhs=lhs, rhs=rhs, hold_lhs=block.hold_lhs, **common
-                )
+            large = bytes_of(work.rhs, k.size * n.size) > machine.second_cache.bytes
+            far = rhs == "direct" and large
+            in_place = InPlace.of(work, n, k, far) if rhs == "direct" else PACKED
+            for depth in (steps_at_once(work, n),) if streamed else depths(machine, instruction, rhs, work, m, n, k):
+                choices = blocks.register_blocks(isa, machine, instruction, m.size, n.size, depth, extra, in_place)
+                for block in choices if far else choices[:1]:
+                    yield blocked(
+                        machine,
+                        block,
+                        depth,
+                        instruction=instruction,
+                        lhs=lhs,
+                        rhs=rhs,
+                        far=far,
+                        streamed=streamed,
+                        hold_lhs=block.hold_lhs,
+                        **common,
+                    )
     in_rows = work.scaling is not None or work.rhs in WORDS
     along_k, few = (k.lhs == 1, k.rhs == 1), (m.size <= instruction.shape[1], n.size <= instruction.shape[1])
     one_turned = (along_k[0] and few[1]) or (along_k[1] and few[0])
@@ -225,7 +236,7 @@ def panel_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common:
         else:
             extra = blocks.extra(machine, core, work, m, instruction, lhs == "direct", not as_it_is)
             choices = [
-                blocks.register_block(isa, machine, instruction, m.size, cols, k.size, extra)
+                blocks.register_blocks(isa, machine, instruction, m.size, cols, k.size, extra)[0]
                 for cols in range(instruction.shape[1], width + 1, instruction.shape[1])
             ]
         for block in dict.fromkeys(block for block in choices if width % block.cols == 0):
@@ -247,17 +258,31 @@ def depths(
 ) -> tuple[int, ...]:
     """Steps of k in a block worth weighing: all of them, unless B is large.
 
-    A large B is read in place by runs of rows, few enough that the processor's prefetchers follow them from panel to
-    panel.
+    A large B is read in place by panels that stay in the nearest caches while rows of A go through them.
     """
     inner = machine.second_cache.bytes
     if bytes_of(dot.rhs, k.size * n.size) <= inner:
         return (k.size,)
     if rhs == "direct":
         steps = max(instruction.shape[2], WORD_STEPS if dot.rhs in WORDS else 1)  # in a row of memory
-        return (min(k.size, STREAMED_ROWS * steps * (1 if m.size <= 4 else 2)),)
+        worth = PANEL_STEPS[:1] if m.size <= FEW_ROWS else PANEL_STEPS
+        return tuple(sorted({min(k.size, steps * count) for count in worth}))
     parts = -(-k.size // PACKED_STEPS)
     return (k.size, -(-k.size // parts)) if parts > 1 else (k.size,)
+
+
+def streams(machine: Machine, dot: Dot, m: Axis, n: Axis, k: Axis) -> bool:
+    """Whether B is best streamed where it is read in place: too large to stay near a core, for sums that do so."""
+    large = 2 * bytes_of(dot.rhs, k.size * n.size) > machine.second_cache.bytes
+    few = m.size <= FEW_ROWS and 2 * bytes_of(dot.acc, m.size * n.size) <= machine.caches[0].bytes
+    alone = math.prod(dot.sizes) == m.size * n.size * k.size
+    return large and few and alone and BITS[dot.rhs] <= STREAMED_BITS
+
+
+def steps_at_once(dot: Dot, n: Axis) -> int:
+    """Steps of k in a block of a B that is streamed."""
+    steps = ROWS_AT_ONCE // 2 * WORD_STEPS if dot.rhs in WORDS else ROWS_AT_ONCE
+    return steps * -(-BYTES_AT_ONCE // bytes_of(dot.rhs, steps * n.size))
 
 
 def blocked(machine: Machine, block: blocks.RegisterBlock, depth: int, **plan) -> Plan:
@@ -288,7 +313,7 @@ def blocked(machine: Machine, block: blocks.RegisterBlock, depth: int, **plan) -
     most = k_block(machine, block, instruction, k.size, multiple, result.dot.components)
     kc = min(k.size, -(-depth // multiple) * multiple, most)
     if scaling := result.dot.scaling:
-        return replace(result, kc=in_group(kc, multiple, scaling.group, k.size))
+        kc = in_group(kc, multiple, scaling.group, k.size)
     return split(replace(result, kc=kc))
 
 
@@ -319,87 +344,12 @@ def k_block(
 
 
 def split(plan: Plan) -> Plan:
-    """The plan with long sums over few elements of C made in parts, so that there is something to share out."""
-    if plan.m.size * plan.n.size * extent(plan.outer) >= SPLIT_RESULTS or plan.k.size < 2 * SPLIT_STEPS or plan.k_outer:
+    """The plan with its sum in parts, where that is long and C alone would leave threads idle, or B is streamed."""
+    long = plan.k.size >= 2 * SPLIT_STEPS and plan.m.size * plan.n.size * extent(plan.outer) < SPLIT_RESULTS
+    if plan.k_outer or not (long or plan.streamed):
         return plan
-    parts = min(SPLITS, plan.k.size // SPLIT_STEPS)
+    parts = min(SPLITS, plan.k.size // SPLIT_STEPS) if long else STREAMS
     kc = min(plan.kc, -(-plan.k.size // parts // plan.k_multiple) * plan.k_multiple)
     blocks = -(-plan.k.size // kc)
     per_split = -(-blocks // parts)
     return replace(plan, kc=kc, splits=-(-blocks // per_split))
-
-
-def task_plans(plan: Plan, machine: Machine) -> Iterator[Plan]:
-    """The plan divided into tasks in every way worth weighing, within a thread's scratch."""
-    fitting = [divided for divided in divisions_of(plan, machine) if divided.local_bytes <= LOCAL_BYTES]
-    yield from fitting or [smallest(plan, machine)]
-
-
-def smallest(plan: Plan, machine: Machine) -> Plan:
-    """The plan in tasks whose scratch is within bounds whatever the product: a third each for A, B and sums."""
-    nt = min(near(plan, machine), plan.nt)
-    mc, mt = plan.mc, plan.mt
-    if plan.lhs != "direct":
-        mc = min(mc, whole_rows(bytes_of(plan.instruction.lhs, plan.lhs_stride), plan.lhs_panel))
-        mt = -(-plan.m.size // mc) * mc
-    if plan.has_partial:
-        mt = min(mt, whole_rows(bytes_of(plan.instruction.acc, nt), plan.mr if plan.lhs == "direct" else mc))
-    return replace(plan, mt=mt, mc=mt if plan.lhs == "direct" else mc, nt=nt, outer_per_task=1, interleaved=False)
-
-
-def whole_rows(row_bytes: int, step: int) -> int:
-    """How many rows a third of a thread's scratch holds, in whole steps."""
-    return max(1, LOCAL_BYTES // 3 // row_bytes // step) * step
-
-
-def divisions_of(plan: Plan, machine: Machine) -> Iterator[Plan]:
-    """The plan divided into tasks, whatever scratch they take."""
-    yield plan
-    outer = extent(plan.outer)
-    cols = -(-plan.n.size // plan.nr)
-    rows = -(-plan.m.size // plan.mr)
-    room = near(plan, machine)
-    for n_parts in sorted({*divisions(cols, machine.threads), -(-cols * plan.nr // room)}):
-        nt = -(-cols // n_parts) * plan.nr
-        for m_parts in divisions(rows, machine.threads):
-            mt = -(-rows // m_parts) * plan.mr
-            if m_parts > 1 and n_parts > 1 and m_parts * n_parts > 16 * machine.threads:
-                continue
-            mc = min(plan.mc, -(-mt // plan.lhs_panel) * plan.lhs_panel) if plan.lhs != "direct" else mt
-            mt = -(-mt // mc) * mc
-            in_pieces = plan.rhs == "private" and room < nt and not plan.interleaved
-            for nb in {0, room if in_pieces else 0}:
-                # With several blocks of columns, or of panels, all of A is packed before the first one.
-                block = mt if nb or plan.interleaved else mc
-                candidate = replace(plan, nt=-(-nt // nb) * nb if nb else nt, nb=nb, mt=mt, mc=block)
-                for outer_parts in divisions(outer, machine.threads) if n_parts * m_parts == 1 else (outer,):
-                    yield replace(candidate, outer_per_task=-(-outer // outer_parts))
-            alone = not plan.outer and not plan.k_outer and plan.splits == 1
-            if plan.rhs == "private" and plan.lanes == "n" and alone and not plan.interleaved:
-                yield from shared(replace(plan, nt=nt, mt=mt, mc=mc), machine)
-
-
-def near(plan: Plan, machine: Machine) -> int:
-    """How many columns of B, packed, leave room in the second cache for A, for C and for what is asked for ahead."""
-    room = machine.second_cache.bytes // 8
-    panel = bytes_of(plan.instruction.rhs, plan.nr * plan.panel_rows(plan.kc))
-    return max(1, room // panel) * plan.nr
-
-
-def shared(plan: Plan, machine: Machine) -> Iterator[Plan]:
-    """The plan with B packed once, by all threads, in as many rounds as its scratch has room for."""
-    panel = bytes_of(plan.instruction.rhs, plan.nr * plan.panel_rows(plan.k.size))
-    most = SHARED_BYTES // panel * plan.nr
-    if most == 0 or machine.threads == 1:
-        return
-    rounds = -(-plan.nc // most)
-    nc = -(-plan.nc // plan.nr // rounds) * plan.nr
-    nt = min(plan.nt, nc)
-    pack_panels = max(1, nc // plan.nr // (4 * machine.threads))
-    yield replace(plan, rhs="shared", nc=nc, nt=nt, pack_panels=pack_panels)
-
-
-def divisions(count: int, threads: int) -> list[int]:
-    """Into how many parts to divide `count` steps: one, and a few multiples of the number of threads."""
-    wanted = {1, *(threads * i for i in (1, 2, 3, 4, 6, 8, 16)), *((64,) if count > 64 else ())}
-    return sorted(parts for parts in wanted if parts <= count)

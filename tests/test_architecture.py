@@ -17,7 +17,7 @@ ORDER = (
     ("fused",),
     ("fusion",),
     ("region", "activations"),
-    ("layout", "scatters"),
+    ("layout", "scatters", "sums"),
     ("steps",),
     ("values",),
     ("primitive", "packed", "quantized"),
@@ -27,7 +27,7 @@ ORDER = (
     ("kernels",),
     ("panels",),
     ("schedule",),
-    ("targets", "model", "build"),
+    ("targets", "model", "build", "division"),
     ("plan", "problem", "elementwise", "elementwise_jaxpr", "isa", "dtypes", "weights", "_native"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

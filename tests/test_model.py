@@ -43,7 +43,10 @@ def test_a_step_takes_as_long_as_what_limits_it(rows, registers, cycles, limit):
 
 
 def test_a_step_waits_for_other_vector_instructions_and_for_issue():
-    assert blocks.step_cycles(CORE, FMA, 8, 2, blocks.Extra(per_register=12)) == nearly((16 + 24) / 4)
+    assert blocks.step_cycles(CORE, FMA, 8, 2, blocks.Extra(per_register=12)) == nearly(
+        8 + blocks.SHARED_PORTS * 24 / 4
+    )
+    assert blocks.step_cycles(CORE, FMA, 2, 4, blocks.Extra(per_register=12)) == nearly((8 + 48) / 4)
     assert blocks.step_cycles(replace(CORE, issue_per_cycle=1), FMA, 8, 2) == nearly(16 + 10 + 1)
 
 
@@ -74,7 +77,7 @@ TILES = [(isa, dot) for _, isa in PROCESSORS for dot in isa.dots if dot.tiles]
 def test_a_register_block_fits_the_registers_and_the_matrix(row, m, n, k):
     machine, isa, instruction = row
     lanes = instruction.shape[1]
-    block = blocks.register_block(isa, machine, instruction, m, n, k)
+    block = blocks.register_blocks(isa, machine, instruction, m, n, k)[0]
     registers = -(-block.cols // lanes)
     assert block.rows * registers + min(block.rows, registers) + 1 <= isa.register_count
     assert block.hold_lhs == (block.rows < registers)
@@ -100,13 +103,13 @@ def test_blocks_of_tiles_fit_the_registers_and_the_matrix(row, m, n):
 def test_too_few_registers():
     isa = replace(x86.AVX512, register_count=2)
     with pytest.raises(ValueError, match=f"^{re.escape('avx512 has 2 registers; a block needs at least 3')}$"):
-        blocks.register_block(isa, x86.MACHINES[0], FMA, 8, 8, 8)
+        blocks.register_blocks(isa, x86.MACHINES[0], FMA, 8, 8, 8)
 
 
 @pytest.mark.parametrize("m, n", [(0, 8), (8, 0)])
 def test_an_empty_block(m, n):
     with pytest.raises(ValueError, match=r"^a block needs at least one row and one column$"):
-        blocks.register_block(x86.AVX512, x86.MACHINES[0], FMA, m, n, 8)
+        blocks.register_blocks(x86.AVX512, x86.MACHINES[0], FMA, m, n, 8)
 
 
 # Panels and caches

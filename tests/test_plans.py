@@ -286,6 +286,19 @@ def test_packed_rows_do_not_compete_for_cache_lines(k, dtype):
         assert plan.lhs_stride % line == 0 and plan.lhs_stride // line % 2 == 1
 
 
+@pytest.mark.parametrize("threads", [1, 2, 64])
+@pytest.mark.parametrize(("dtype", "columns"), [("bf16", 3072), ("s8", 768), ("s4x8", 3072)])
+def test_rows_of_a_large_matrix_are_read_as_they_lie_in_memory(dtype, columns, threads):
+    """By tasks that have all columns, unless threads were idle then."""
+    machine = replace(next(machine for machine in x86.MACHINES if machine.name == "znver5"), threads=threads)
+    a, b = Operand.row_major((1, 768), "bf16"), Operand.row_major((768, columns), dtype)
+    plan = schedule.choose(Dot.of(a, b, (((1,), (0,)), ((), ())), "bf16"), machine, machine.isas[0])
+    assert (plan.lhs, plan.rhs, plan.splits) == ("direct", "direct", schedule.STREAMS)
+    assert plan.n_tasks == 1 or threads > schedule.STREAMS
+    assert plan.tasks["compute"] >= min(threads, schedule.STREAMS * (columns // plan.nr))
+    check(plan)
+
+
 @pytest.mark.parametrize("m", [1, 4])
 def test_words_stay_in_registers_while_their_steps_are_taken_out_of_them(m):
     """Beside an accumulator, each register of columns has one of words."""

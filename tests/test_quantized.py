@@ -24,6 +24,7 @@ CASES = [  # (M, K, N), and the types of A and B
     ((5, 31, 40), jnp.float16, jnp.float16),
     ((21, 129, 50), jnp.bfloat16, jnp.bfloat16),
     ((40, 200, 70), jnp.float32, jnp.float32),
+    ((2, 999, 1100), jnp.bfloat16, jnp.bfloat16),  # streamed
 ]
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
 

@@ -33,10 +33,12 @@ from jax_nano.build import (
     divmod_,
     equal,
     for_range,
+    less,
     load,
     minimum,
     mul,
     scratch,
+    select,
     store,
     subtract,
 )
@@ -144,6 +146,7 @@ class Macrokernel:
 
                     def column_panel(j: Index, cols: int, begin=begin, end=end, a_panel=a_panel) -> None:
                         b, bias = b_panel(j)
+                        following = self.following(b, b_matrix, k0, j, area) if plan.ahead else None
 
                         def row_panel(i: Index, count: int, packing: Sequence[Beside] = ()) -> None:
                             c = out.block(i, j)
@@ -152,8 +155,8 @@ class Macrokernel:
                             epilogue = self.epilogue(extras, i, j) if plan.splits == 1 else None
                             scales = scaling[0].block(group, j) if scaling else None
                             result = Result(c, where, bias, biased, epilogue, scales, plan.has_partial, tiles)
-                            ahead = self.ahead(b if plan.dot.panels else b_matrix.block(k0, j), i, area.m0, cols)
-                            self.micro.emit(a_panel(i), b, result, block, part, (*ahead, *packing))
+                            beside = (*self.ahead(following, area, i, j, cols), *packing)
+                            self.micro.emit(a_panel(i), b, result, block, part, beside)
 
                         others = begin
                         if plan.interleaved:
@@ -164,14 +167,34 @@ class Macrokernel:
 
                     along(columns.i, n1, plan.n.size, plan.nr, column_panel)
 
-    def ahead(self, b: View, i: Index, m0: Index, cols: int) -> list[Beside]:
-        """What to ask for while the panel of B that begins at `b` is gone through for the panel of rows at i."""
+    def following(self, panel: View, b: View, k0: Index, j: Index, area: Area) -> View:
+        """The piece of B that comes after the panel at (k0, j), or in its place.
+
+        Of packed weights it is further rows. Of columns that the task packs, it is those that are packed next; of the
+        panel that is packed meanwhile, the one after that. In place, it is the next panel, which after a task's last
+        one is the first one of the next steps; where it is streamed, those steps of all the task's columns.
+        """
         plan = self.plan
-        if not plan.ahead:
+        if plan.rhs == "panels":
+            return panel.block(plan.rows_ahead)
+        if plan.rhs == "private":
+            return b.block(k0, add(j, 2 * plan.nr if plan.interleaved else plan.block_columns))
+        more = False if plan.streamed else less(add(j, plan.nr), area.n1)
+        steps = minimum(add(k0, plan.kc), plan.k.size - plan.kc)  # after the last ones, nothing that is not at hand
+        return b.block(select(more, k0, steps), select(more, add(j, plan.nr), area.n0))
+
+    def ahead(self, following: View | None, area: Area, i: Index, j: Index, cols: int) -> list[Beside]:
+        """What asks for the piece of B that follows, if any, while the block of C at (i, j) goes through this one."""
+        plan = self.plan
+        if following is None:
             return []
-        panels = -(-min(plan.mt, plan.m.size) // plan.mr)
-        number = divmod_(subtract(i, m0), plan.mr)[0]
-        return [Ahead(b.block(*plan.ahead), number, panels, plan.kc, cols).ask]
+        blocks = -(-min(plan.mt, plan.m.size) // plan.mr)
+        number = divmod_(subtract(i, area.m0), plan.mr)[0]
+        if plan.streamed:
+            number = add(mul(divmod_(subtract(j, area.n0), plan.nr)[0], blocks), number)
+            cols = min(plan.nt, plan.n.size)
+            blocks *= -(-cols // plan.nr)
+        return [Ahead(following, number, blocks, plan.kc, cols, in_order=plan.streamed).ask]
 
     def packing(self, b: View, panel: RhsPanels, j: Index, end: Index) -> list[Beside]:
         """What packs the panel of B that begins at column j, if that is before the end; else it packs zeros."""

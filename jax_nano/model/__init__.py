@@ -10,26 +10,41 @@ import math
 from dataclasses import dataclass
 
 from jax_nano.isa import Machine
-from jax_nano.model.blocks import BLOCK_OVERHEAD_CYCLES, Extra, beside, block_cycles, extra, inner_cycles, panels
+from jax_nano.model.blocks import (
+    BLOCK_OVERHEAD_CYCLES,
+    Coming,
+    Extra,
+    beside,
+    block_cycles,
+    extra,
+    inner_cycles,
+    panels,
+)
 from jax_nano.model.memory import (
+    PACKED,
+    InPlace,
     direct_lhs_cycles,
     fetch_cycles,
     lhs_refetch_cycles,
+    lhs_stalls,
     memory_seconds,
     rhs_block_bytes,
-    stalls,
+    rhs_stalls,
     stream_cycles,
 )
 from jax_nano.model.packing import hidden_packing_cycles, packing_cycles
 from jax_nano.plan import Plan
+from jax_nano.plan import lines as whole_lines
 from jax_nano.problem import bytes_of, extent
 
 # The share of fetching B for packing that is left where it is asked for ahead.
 UNHIDDEN = 0.1
+# The share of the time that a panel of B takes to come which is waited for, where nothing asked for it before.
+UNASKED = 0.5
 # Handing out one task, where several threads take part.
 TASK_US = 0.2
 # The share of a task that a thread waits for the others at the end, on a machine with other work to do.
-IMBALANCE = 0.15
+IMBALANCE = 0.06
 # What a row of a task's columns costs beside its own length where several are gone through side by side.
 STREAM_BYTES = 128
 
@@ -81,8 +96,8 @@ def largest_task(plan: Plan) -> float:
 def compute_cycles(plan: Plan, machine: Machine) -> float:
     """Cycles of all microkernels, on one thread.
 
-    The first panel of rows of every block of A fetches a panel of B from where B's block is; the others find it nearer,
-    and so do all but the first of the products of one component of B.
+    The first panel of rows of every block of A fetches a panel of B from where B's block is, unless it was asked for
+    before; the others find it nearer, and so do all but the first of the products of one component of B.
     """
     core, instruction = machine.cores[plan.isa], plan.instruction
     if plan.lanes == "k":
@@ -98,33 +113,39 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
     blocks = -(-plan.m.size // plan.mc)
     b_bytes = rhs_block_bytes(plan)
     extra = extra_for(plan, machine)
-    cycles = 0.0
+    in_place = InPlace.of(plan.dot, plan.n, plan.k, plan.far) if plan.rhs == "direct" else PACKED
+    cycles = unasked = 0.0
     for cols, col_count in panels(plan.n.size, plan.nr):
         registers = -(-cols // lanes)
         step_bytes = bytes_of(instruction.rhs, registers * lanes * instruction.shape[2])
-        again = steps * fetch_cycles(machine, steps * components // terms * step_bytes, step_bytes)
         row_bytes, rows_in_step = bytes_of(plan.dot.rhs, registers * lanes), instruction.shape[2]
+        again = steps * fetch_cycles(machine, steps * components // terms * step_bytes, step_bytes)
         if plan.rhs == "direct":
-            first = steps * stream_cycles(machine, b_bytes, row_bytes, rows_in_step)
+            first = steps * stream_cycles(machine, b_bytes, row_bytes, rows_in_step, plan.m.size)
             first *= 1 + STREAM_BYTES / bytes_of(plan.dot.rhs, plan.nt)
         elif plan.rhs == "panels":
-            first = steps * stream_cycles(machine, b_bytes, row_bytes * rows_in_step, 1)
+            first = steps * stream_cycles(machine, b_bytes, row_bytes * rows_in_step, 1, plan.m.size)
         else:
             share = components / terms
             first = share * steps * fetch_cycles(machine, b_bytes, step_bytes) + (1 - share) * again
+        waits = rhs_stalls(machine, in_place, plan.kc, row_bytes, again=plan.m.size > plan.mr)
+        near = steps * rows_in_step * whole_lines(row_bytes) / machine.l2_bytes_per_cycle
+        coming = Coming(first, near, again, stalled=steps * rows_in_step * waits, far=plan.far)
         column = 0.0
         for rows, row_count in panels(plan.m.size, plan.mr):
             tall = -(-rows // instruction.shape[0])
             block = block_cycles(core, instruction, tall, registers, steps, extra)
-            block += tile_pass_cycles(plan, machine, rows, registers) + steps * stalls(plan, machine, rows)
+            block += tile_pass_cycles(plan, machine, rows, registers) + steps * lhs_stalls(plan, machine, rows)
             block += (terms - 1) * BLOCK_OVERHEAD_CYCLES
             if plan.k_blocks > 1:
-                block += 3 * tall * registers / core.stores_per_cycle + BLOCK_OVERHEAD_CYCLES
-            fetching, rows_again = min(blocks, row_count), steps * lhs_refetch_cycles(plan, machine, tall)
-            nearer = row_count - fetching
-            column += fetching * beside(block, first + rows_again) + nearer * max(block, again + rows_again)
-        cycles += col_count * column
+                block += tall * registers / core.stores_per_cycle
+            waiting = steps * lhs_refetch_cycles(plan, machine, tall)
+            column += coming.rows(block, row_count, min(blocks, row_count), waiting)
+        cycles += col_count * coming.column(column)
+        unasked = max(unasked, first)
     cycles *= extent(plan.outer) * plan.k_blocks
+    if plan.far:  # nothing asks for a task's first panel
+        cycles += extent(plan.outer) * plan.m_tasks * plan.n_tasks * UNASKED * unasked
     cycles = beside(cycles, direct_lhs_cycles(plan, machine))
     cycles += extent(plan.outer) * plan.m.size * (plan.n_tasks * plan.rounds - 1) * machine.row_cycles
     return cycles + plan.rounds * plan.tasks["compute"] * core.setup_cycles

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from jax_nano.isa import Core, DotInstruction, Isa, Machine
-from jax_nano.model.memory import fetch_cycles, fits, run_cycles, stream_cycles
-from jax_nano.plan import LINE_BYTES
+from jax_nano.model.memory import PACKED, InPlace, fetch_cycles, fits, rhs_stalls, run_cycles, stream_cycles
+from jax_nano.plan import LINE_BYTES, lines
 from jax_nano.problem import LARGEST, WORDS, Axis, Dot, bytes_of
 
 # Branches, addresses and the drained pipeline between one microkernel and the next.
@@ -20,6 +20,10 @@ LATENCY_SLACK = 1.2
 LOAD_COLLISIONS = 0.03
 # The share of the shorter of computing and fetching that the longer one does not hide.
 EXPOSED = 0.1
+# The share of other vector instructions that multiply-accumulates wait for, as they go through the same ports.
+SHARED_PORTS = 0.5
+HARDLY_MORE = 1.04  # times the cycles of the fastest block
+ON_THE_WAY = 4  # registers of B on their way, where each is for several rows whose elements of A are held
 LOOKUP_REGISTERS = 3  # for pairs of 4-bit integers as bf16, which a table gives
 
 
@@ -33,14 +37,6 @@ class Extra:
     registers: int = 0  # for constants, and between loads and multiply-accumulates
     held: int = 0  # registers of B that stay while several steps are taken out of them, for each that a step reads
     per_run: float = 0  # cycles from a row of C that is stored to the next
-
-
-@dataclass(frozen=True)
-class InPlace:
-    """B that is read where it stands."""
-
-    bytes: int = 0
-    element_bytes: float = 0
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ def step_cycles(core: Core, instruction: DotInstruction, rows: int, registers: i
     others = rows * extra.per_row + registers * extra.per_register
     per_cycle, latency = core.rate(instruction.name)
     bound = max(
-        dots / per_cycle,
+        dots / per_cycle + SHARED_PORTS * others / core.vector_per_cycle,
         loads / core.loads_per_cycle,
         LATENCY_SLACK * latency,
         (dots * instruction.operations + others) / core.vector_per_cycle,
@@ -117,7 +113,32 @@ def beside(computing: float, fetching: float) -> float:
     return max(computing, fetching) + EXPOSED * min(computing, fetching)
 
 
-def register_block(
+@dataclass(frozen=True)
+class Coming:
+    """How a panel of B comes to the blocks of C that go through it, in cycles for all of its steps."""
+
+    first: float  # from where it stands
+    near: float  # from the second cache, where it was asked for
+    again: float  # to rows behind others
+    stalled: float  # wherever it comes from
+    far: bool  # it was asked for while all rows went through the panel before
+
+    def rows(self, computing: float, count: int, fetching: int, waiting: float = 0.0) -> float:
+        """Cycles of `count` blocks, of which `fetching` are the first to go through it, and each also is `waiting`."""
+        if self.far:
+            block = beside(computing, self.stalled)
+            fetched, others = beside(block, self.near + waiting), beside(block, self.again + waiting)
+        else:
+            block = computing + self.stalled
+            fetched, others = beside(block, self.first + waiting), max(block, self.again + waiting)
+        return fetching * fetched + (count - fetching) * others
+
+    def column(self, rows: float) -> float:
+        """Cycles of all blocks that go through it."""
+        return beside(rows, self.first) if self.far else rows
+
+
+def register_blocks(
     isa: Isa,
     machine: Machine,
     instruction: DotInstruction,
@@ -125,10 +146,11 @@ def register_block(
     n: int,
     k: int,
     extra: Extra = Extra(),
-    rhs: InPlace = InPlace(),
-) -> RegisterBlock:
+    rhs: InPlace = PACKED,
+) -> list[RegisterBlock]:
     """Chooses how many accumulators stay in registers, for C of m x n: the block whose panels take the fewest cycles.
 
+    Behind it stands one of another width that takes hardly more, if there is one: it may divide better among threads.
     Either n registers of B and one of A are live beside the accumulators, or m of A and one of B. The first panel of
     rows brings a panel of B from where it stands; every other one reads it again, from the cache that holds it.
 
@@ -141,29 +163,38 @@ def register_block(
     lanes, steps = instruction.shape[1], -(-k // instruction.shape[2])
     widest = isa.register_count if rhs.bytes else isa.register_count // 2  # code that packs is as long as it is wide
     registers_of_n = -(-n // lanes)
-    best: tuple[float, int, int] | None = None
+    best: dict[int, tuple[float, int]] = {}  # by registers of n: the cycles, and the rows
     for rows in range(1, min(m, isa.register_count) + 1):
         for registers in range(1, min(registers_of_n, widest) + 1):
-            live = rows * registers + registers * extra.held + min(rows, registers) + 1 + extra.registers
-            if live > isa.register_count:
+            live = rows * registers + registers * extra.held + min(rows, registers) + extra.registers
+            if live + (ON_THE_WAY if 1 < rows < registers else 1) > isa.register_count:
                 break
             cycles = 0.0
             for c, c_count in panels(registers_of_n, registers):
-                piece = c * isa.register_bytes
-                row_bytes = c * lanes * rhs.element_bytes
-                first = steps * stream_cycles(machine, rhs.bytes, row_bytes, instruction.shape[2])
-                again = steps * fetch_cycles(machine, steps * piece, piece)
+                piece, row_bytes = c * isa.register_bytes, math.ceil(c * lanes * rhs.element_bytes)
+                b_rows = instruction.shape[2]
+                coming = Coming(
+                    first=steps * stream_cycles(machine, rhs.bytes, c * lanes * rhs.element_bytes, b_rows, m),
+                    near=steps * b_rows * lines(row_bytes) / machine.l2_bytes_per_cycle,
+                    again=steps * fetch_cycles(machine, steps * piece, piece),
+                    stalled=steps * b_rows * rhs_stalls(machine, rhs, k, row_bytes, again=m > rows),
+                    far=rhs.far,
+                )
+                column = 0.0
                 for position, (r, r_count) in enumerate(panels(m, rows)):
                     block = block_cycles(core, instruction, r, c, steps, extra)
-                    fetching = position == 0
-                    cycles += c_count * (fetching * beside(block, first) + (r_count - fetching) * max(block, again))
+                    column += coming.rows(block, r_count, fetching=int(position == 0))
+                cycles += c_count * coming.column(column)
             cycles *= 1 + UNEVEN * ((m % rows > 0) + (registers_of_n % registers > 0))
-            if best is None or cycles < best[0]:
-                best = cycles, rows, registers
-    if best is None:
+            best[registers] = min(best.get(registers, (math.inf, 0)), (cycles, rows))
+    if not best:
         raise ValueError("a block needs at least one row and one column")
-    _, rows, registers = best
-    return RegisterBlock(rows, registers * lanes, hold_lhs=rows < registers)
+    fastest = sorted((cycles, rows, registers) for registers, (cycles, rows) in best.items())[:2]
+    return [
+        RegisterBlock(rows, registers * lanes, hold_lhs=rows < registers)
+        for cycles, rows, registers in fastest
+        if cycles <= HARDLY_MORE * fastest[0][0]
+    ]
 
 
 def tile_blocks(isa: Isa, instruction: DotInstruction, m: int, n: int) -> list[RegisterBlock]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from jax_nano.isa import Cache, Machine
 from jax_nano.plan import LINE_BYTES, Plan
@@ -12,14 +13,20 @@ from jax_nano.problem import Axis, Dot, bytes_of, extent
 FOLLOWED_MISS = 0.5
 # What an element of A takes whose line other rows have pushed out since the last step.
 THRASHED_CYCLES = 1.5
+# What a row of B takes that shares its place in the nearest cache with all others.
+ALIASED_CYCLES = 10
+# The share of a B that would fit the last cache and yet comes from memory, as programs do other work in between.
+PUSHED_OUT = 0.5
 # What a run of bytes that neither of the nearest caches keeps takes, however short it is.
 FAR_MISS_CYCLES = 3.5
 # The share of a cache that a panel of B may fill and still be there when it is read again.
 PANEL_SHARE = 0.67
+# With so few rows of A, B is gone through as fast as it comes. Going over to its next row then costs as much time as
+# reading so many bytes.
+FEW_ROWS = 2
+ROW_BYTES = 32
 # The share of a core's bandwidth from memory that is left to it while others read too.
 MEMORY_SHARE = 0.75
-# What going over to the next of several rows of B costs in a microkernel, in bytes that would have been read meanwhile.
-STREAM_TURN_BYTES = 32
 # How much longer the wait for A is where it is read in place than where it is copied.
 IN_PLACE = 1.3
 # The share of that wait that is left where strides are short or runs are not, which prefetchers follow.
@@ -28,6 +35,24 @@ FOLLOWED = 0.3
 PACKING_RATE = 0.72
 # What a run of bytes that ends before a page does costs beside its own length: prefetchers begin again.
 RUN_BYTES = 64
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """B that is read where it stands."""
+
+    bytes: int = 0
+    element_bytes: float = 0
+    stride_bytes: int = 0  # from row to row
+    far: bool = False  # beyond a core's own caches: what comes next is asked for while all rows go through a panel
+
+    @classmethod
+    def of(cls, dot: Dot, n: Axis, k: Axis, far: bool) -> InPlace:
+        """The B of a product."""
+        return cls(bytes_of(dot.rhs, k.size * n.size), bytes_of(dot.rhs, 8) / 8, bytes_of(dot.rhs, k.rhs), far)
+
+
+PACKED = InPlace()  # B that is not
 
 
 def fits(cache: Cache, pieces: int, piece_bytes: int, stride_bytes: int) -> bool:
@@ -50,20 +75,27 @@ def misses(machine: Machine, pieces: int, piece_bytes: int, stride_bytes: int) -
     return max(2 * lines, FAR_MISS_CYCLES)
 
 
-def stalls(plan: Plan, machine: Machine, rows: int) -> float:
-    """Cycles that a step of k waits for lines that strides have pushed out of the nearest caches."""
-    waits = 0.0
-    lhs_stride, rhs_stride = bytes_of(plan.dot.lhs, plan.m.lhs), bytes_of(plan.dot.rhs, plan.k.rhs)
-    by_elements = plan.lhs == "direct" and not plan.instruction.tiles  # tiles take whole lines at once
-    if by_elements and rows > 1 and not fits(machine.caches[0], rows + 2, LINE_BYTES, lhs_stride):
+def lhs_stalls(plan: Plan, machine: Machine, rows: int) -> float:
+    """Cycles that a step of k waits for lines of A that strides have pushed out of the nearest caches."""
+    if plan.lhs != "direct":
+        return 0.0
+    waits, row_stride = 0.0, bytes_of(plan.dot.lhs, plan.m.lhs)
+    by_elements = not plan.instruction.tiles  # tiles take whole lines at once
+    if by_elements and rows > 1 and not fits(machine.caches[0], rows + 2, LINE_BYTES, row_stride):
         waits += THRASHED_CYCLES * rows
-    if plan.lhs == "direct" and plan.k.lhs != 1 and plan.m.size > plan.mr:
-        piece = bytes_of(plan.dot.lhs, plan.mr)
-        waits += misses(machine, plan.kc, piece, bytes_of(plan.dot.lhs, plan.k.lhs))
-    if plan.rhs == "direct" and plan.m.size > plan.mr:
-        piece = bytes_of(plan.dot.rhs, plan.nr)
-        waits += plan.instruction.shape[2] * misses(machine, plan.kc, piece, rhs_stride)
+    if plan.k.lhs != 1 and plan.m.size > plan.mr:
+        waits += misses(machine, plan.kc, bytes_of(plan.dot.lhs, plan.mr), bytes_of(plan.dot.lhs, plan.k.lhs))
     return waits
+
+
+def rhs_stalls(machine: Machine, rhs: InPlace, rows: int, row_bytes: int, again: bool) -> float:
+    """The same of one of `rows` rows of B in place, which rows of A may go through `again`."""
+    if not rhs.bytes:
+        return 0.0
+    l1 = machine.caches[0]
+    if rhs.far and rhs.stride_bytes % l1.way_bytes == 0 and rows > l1.ways:
+        return ALIASED_CYCLES
+    return misses(machine, rows, row_bytes, rhs.stride_bytes) if again else 0.0
 
 
 def fetch_cycles(machine: Machine, held_bytes: int, step_bytes: float) -> float:
@@ -76,13 +108,15 @@ def fetch_cycles(machine: Machine, held_bytes: int, step_bytes: float) -> float:
     return step_bytes * machine.ghz / bandwidth
 
 
-def stream_cycles(machine: Machine, held_bytes: int, row_bytes: float, rows: int) -> float:
-    """The same where B is read in place, and asked for ahead: pieces of `rows` of its rows in a step of k."""
+def stream_cycles(machine: Machine, held_bytes: int, row_bytes: float, rows: int, m: int) -> float:
+    """The same where B is read in place and asked for ahead, by pieces of `rows` of its rows, for `m` rows of A."""
     if held_bytes <= machine.second_cache.bytes:
         return 0.0
-    far = held_bytes > machine.caches[-1].bytes * PANEL_SHARE
-    rate = machine.memory_gb_per_s[0] / machine.ghz if far else machine.l3_stream_bytes_per_cycle
-    return rows * (row_bytes + STREAM_TURN_BYTES) / rate
+    share = 1.0 if held_bytes > machine.caches[-1].bytes * PANEL_SHARE else PUSHED_OUT
+    from_memory, from_cache = machine.memory_gb_per_s[0] / machine.ghz, machine.l3_stream_bytes_per_cycle
+    cycles_per_byte = share / from_memory + (1 - share) / from_cache
+    row_bytes = max(row_bytes, LINE_BYTES) + (ROW_BYTES if m <= FEW_ROWS else 0)
+    return rows * row_bytes * cycles_per_byte
 
 
 def run_cycles(machine: Machine, dot: Dot, m: Axis) -> float:
@@ -129,15 +163,17 @@ def direct_lhs_cycles(plan: Plan, machine: Machine) -> float:
     return waiting * (FOLLOWED if followed else 1 + RUN_BYTES / run)
 
 
-def line_fetch_cycles(plan: Plan, machine: Machine) -> float:
-    """Cycles until a line of an operand is there, for packing, which does nothing else meanwhile."""
+def line_fetch_cycles(plan: Plan, machine: Machine, pushed_out: float = 0.0) -> float:
+    """Cycles until a line of an operand is there, for packing, which does nothing else meanwhile.
+
+    Of an operand that fits the last cache, a share may have been pushed out.
+    """
     size = footprint(plan)
     if size <= machine.second_cache.bytes:
         return 0.0
-    near = size <= machine.caches[-1].bytes
-    bandwidth = machine.l3_gb_per_s if near else machine.memory_gb_per_s[0] * MEMORY_SHARE
-    bandwidth *= PACKING_RATE
-    return LINE_BYTES / bandwidth * machine.ghz
+    share = 1.0 if size > machine.caches[-1].bytes else pushed_out
+    per_gb = share / (machine.memory_gb_per_s[0] * MEMORY_SHARE) + (1 - share) / machine.l3_gb_per_s
+    return LINE_BYTES * per_gb * machine.ghz / PACKING_RATE
 
 
 def memory_seconds(plan: Plan, machine: Machine, workers: int) -> float:

@@ -7,7 +7,7 @@ import math
 from jax_nano.elementwise import INSTRUCTIONS
 from jax_nano.isa import Core, Machine
 from jax_nano.model.blocks import beside
-from jax_nano.model.memory import PACKING_RATE, RUN_BYTES, footprint, line_fetch_cycles, lines
+from jax_nano.model.memory import PACKING_RATE, PUSHED_OUT, RUN_BYTES, footprint, line_fetch_cycles, lines
 from jax_nano.plan import LINE_BYTES, Plan
 from jax_nano.problem import bytes_of, extent
 
@@ -22,7 +22,6 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
     core = machine.vector_core(plan.isa)
     m, n, k, outer = plan.m.size, plan.n.size, plan.k.size * extent(plan.k_outer), extent(plan.outer)
     cycles = waiting = 0.0
-    fetch = line_fetch_cycles(plan, machine)
     if plan.packs_rhs:
         times = outer * (plan.m_tasks if plan.rhs == "private" else 1)  # shared panels have no outer axes
         cycles += times * rhs_copy_cycles(plan, machine)
@@ -31,12 +30,12 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
         if plan.interleaved and far:
             columns = plan.nr
         run = bytes_of(plan.dot.rhs, min(columns, n) if plan.n.rhs == 1 else plan.kc)
-        waiting += times * lines(k * n, plan.dot.rhs) * fetch
+        waiting += times * lines(k * n, plan.dot.rhs) * line_fetch_cycles(plan, machine, PUSHED_OUT)
         if far:
             cycles += waiting * FAR_RUN_BYTES / run * (AHEAD_RUN if plan.ahead else 1)
-        else:  # prefetchers bring it at the full rate, whether it is asked for ahead or not
-            cycles += waiting * (PACKING_RATE + RUN_BYTES / run)
-            waiting = 0.0
+        else:  # prefetchers bring it at the full rate
+            cycles += waiting * RUN_BYTES / run
+            waiting *= PACKING_RATE
     if plan.lhs != "direct":
         times = outer * plan.n_tasks * plan.rounds * plan.lhs_packings
         cycles += times * m * k * plan.dot.components[0] * prologue_cycles(plan, core)
@@ -48,7 +47,7 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
         copying = stores * line_cycles(core, plan, by_rows or copied, turned, converted, plain=by_rows)
         cycles += times * lines(m * k * plan.dot.components[0], plan.instruction.lhs) * copying
         run = bytes_of(plan.dot.lhs, min(plan.mc, m) if plan.m.lhs == 1 else plan.kc)
-        cycles += times * lines(m * k, plan.dot.lhs) * fetch * (1 + RUN_BYTES / run)
+        cycles += times * lines(m * k, plan.dot.lhs) * line_fetch_cycles(plan, machine) * (1 + RUN_BYTES / run)
     return cycles, waiting
 
 

@@ -1,0 +1,52 @@
+#include "pages.h"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdint>
+
+namespace jax_nano {
+namespace {
+
+// Heaps of glibc's arenas are no larger (HEAP_MAX_SIZE).
+constexpr size_t kLargestHeap = size_t{64} << 20;
+
+// struct procmap_query and PROCMAP_QUERY of Linux 6.11's linux/fs.h, which older headers do not have.
+struct MappingQuery {
+  uint64_t size = sizeof(MappingQuery);
+  uint64_t flags = 0;
+  uint64_t address = 0;
+  uint64_t begin = 0;
+  uint64_t end = 0;
+  uint64_t unused[8] = {};
+};
+constexpr unsigned long kMappingQuery = _IOWR('f', 17, MappingQuery);
+
+// Advice: where it fails, nothing is lost.
+void Ask(uintptr_t begin, uintptr_t end) {
+  begin = RoundUp(begin, kHugePage);
+  end = end / kHugePage * kHugePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}
+
+}  // namespace
+
+void PreferHugePages(void* data, size_t bytes) {
+  auto begin = reinterpret_cast<uintptr_t>(data);
+  if (bytes >= 2 * kHugePage) Ask(begin, begin + bytes);
+}
+
+void PreferHugePagesAround(std::span<void* const> addresses) noexcept {
+  int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+  if (maps < 0) return;
+  for (void* address : addresses) {
+    MappingQuery query{.address = reinterpret_cast<uintptr_t>(address)};
+    bool known = ioctl(maps, kMappingQuery, &query) == 0;
+    if (known && query.end - query.begin > kLargestHeap) Ask(query.begin, query.end);
+  }
+  close(maps);
+}
+
+}  // namespace jax_nano
