@@ -19,11 +19,11 @@ from jax_nano import _native
 
 MIB = 1 << 20
 
-def faults(megabytes, of=min):
-    '''The fewest page faults of a result of that size among many runs, or the most.'''
+def faults(megabytes):
+    '''The fewest page faults of a result of that size among many runs.'''
     x = jnp.ones(megabytes * MIB // 4, jnp.float32)
     f = jax.jit(lambda x: x + 1)
-    return of(counts(lambda: f(x)))
+    return min(counts(lambda: f(x)))
 
 def counts(call):
     '''The page faults of many calls.'''
@@ -96,18 +96,18 @@ def test_all_threads_share_one_heap():
 
 
 def test_it_can_be_undone():
+    # Small arrays between large ones keep free chunks in the heap: what is asked for afterwards fits none of them.
     run("""
 import time
 jax_nano.retain_memory(512 * MIB)
-assert faults(100) < 0.01 * pages(100)
+assert faults(50) < 0.01 * pages(50)
 time.sleep(1)  # the last arrays are given back by another thread
 held = resident()
 jax_nano.release_memory()
-assert resident() < held - 90 * MIB
-for _ in range(3):  # on a busy machine what comes back late may be used again
-    assert faults(100, max) > 0.9 * pages(100)
+assert resident() < held - 45 * MIB
+assert faults(300) > 0.9 * pages(300)
 jax_nano.retain_memory(512 * MIB)
-assert faults(100) < 0.01 * pages(100)
+assert faults(300) < 0.01 * pages(300)
 """)
 
 
