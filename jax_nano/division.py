@@ -18,7 +18,7 @@ def undivided(plan: Plan, machine: Machine) -> Iterator[Plan]:
     """The plan as one task, with B packed whole or piece by piece."""
     yield plan
     room = near(plan, machine)
-    if plan.rhs == "private" and room < plan.nt and not plan.interleaved:
+    if plan.rhs == "private" and room < plan.nt and not (plan.interleaved or plan.lhs_far):
         yield replace(plan, nb=room, nt=-(-plan.nt // room) * room, mc=plan.mt)
 
 
@@ -37,7 +37,8 @@ def smallest(plan: Plan, machine: Machine) -> Plan:
         mt = -(-plan.m.size // mc) * mc
     if plan.has_partial:
         mt = min(mt, whole_rows(bytes_of(plan.instruction.acc, nt), plan.mr if plan.lhs == "direct" else mc))
-    return replace(plan, mt=mt, mc=mt if plan.lhs == "direct" else mc, nt=nt, outer_per_task=1, interleaved=False)
+    mc = mt if plan.lhs == "direct" and not plan.lhs_far else mc
+    return replace(plan, mt=mt, mc=mc, nt=nt, outer_per_task=1, interleaved=False)
 
 
 def whole_rows(row_bytes: int, step: int) -> int:
@@ -60,8 +61,9 @@ def divisions_of(plan: Plan, machine: Machine) -> Iterator[Plan]:
             if m_parts > 1 and n_parts > 1 and m_parts * n_parts > 16 * machine.threads:
                 continue
             mc = min(plan.mc, -(-mt // plan.lhs_panel) * plan.lhs_panel) if plan.lhs != "direct" else mt
+            mc = plan.mc if plan.lhs_far else mc
             mt = -(-mt // mc) * mc
-            in_pieces = plan.rhs == "private" and room < nt and not plan.interleaved
+            in_pieces = plan.rhs == "private" and room < nt and not (plan.interleaved or plan.lhs_far)
             for nb in {0, room if in_pieces else 0}:
                 # With several blocks of columns, or of panels, all of A is packed before the first one.
                 block = mt if nb or plan.interleaved else mc

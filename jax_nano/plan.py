@@ -47,7 +47,8 @@ class Plan:
     lanes: str = "n"  # what stands in the lanes of an accumulator: columns of C, or "k": parts of one sum
     splits: int = 1  # parts of the sum that different tasks make, and a phase of its own adds up in order
     pack_panels: int = 1  # panels in a task of the packing phase
-    far: bool = False  # B, read in place, comes from beyond a core's own caches
+    lhs_far: bool = False  # A, read in place, comes from beyond a core's own caches; the next mc rows are asked for
+    rhs_far: bool = False  # B, read in place, comes from there
     streamed: bool = False  # B, read in place, is asked for in the order in which its rows lie in memory
     near_rows: int = 0  # of a panel of packed weights, that are there in time where they are asked for
     why: str = field(default="", compare=False)
@@ -68,6 +69,8 @@ class Plan:
             self.rhs == "shared" or self.splits * self.blocks_per_split - self.k_blocks >= self.blocks_per_split
         ):
             raise ValueError(f"{self.splits} splits of {self.k_blocks} blocks: one would be empty, or B is shared")
+        if self.lhs_far and (self.lhs != "direct" or self.lanes == "k" or self.nb):
+            raise ValueError("rows of A are asked for where they are read in place, while all of B is gone through")
         whole = self.mc >= self.mt and self.k.size % self.instruction.shape[2] == 0
         if self.interleaved and (self.rhs != "private" or self.nb or not whole):
             raise ValueError("panels of B are packed beside products by each task, once for its rows, in whole steps")
@@ -166,7 +169,7 @@ class Plan:
             return False
         if self.rhs == "private":
             return self.interleaved or self.block_columns < self.nt
-        return self.rhs == "panels" or (self.rhs == "direct" and (self.far or self.streamed))
+        return self.rhs == "panels" or (self.rhs == "direct" and (self.rhs_far or self.streamed))
 
     @property
     def rows_ahead(self) -> int:

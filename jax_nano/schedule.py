@@ -11,7 +11,7 @@ from jax_nano.division import task_plans, undivided
 from jax_nano.isa import DotInstruction, Isa, Machine
 from jax_nano.model import blocks
 from jax_nano.model.memory import FEW_ROWS, PACKED, InPlace
-from jax_nano.plan import Plan
+from jax_nano.plan import LINE_BYTES, Plan
 from jax_nano.problem import BITS, WIDENS, WORD_STEPS, WORDS, Axis, Dot, UnsupportedDot, bytes_of, extent
 
 # Sums over more steps than this are made in parts, where C alone would leave threads idle.
@@ -160,8 +160,12 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
             large = bytes_of(work.rhs, k.size * n.size) > machine.second_cache.bytes
             far = rhs == "direct" and large
             in_place = InPlace.of(work, n, k, far) if rhs == "direct" else PACKED
+            rows_far = lhs == "direct" and comes_by_rows(machine, common)
             for depth in (steps_at_once(work, n),) if streamed else depths(machine, instruction, rhs, work, m, n, k):
-                choices = blocks.register_blocks(isa, machine, instruction, m.size, n.size, depth, extra, in_place)
+                stride = bytes_of(work.lhs, m.lhs) if lhs == "direct" else 0
+                choices = blocks.register_blocks(
+                    isa, machine, instruction, m.size, n.size, depth, extra, in_place, stride
+                )
                 for block in choices if far else choices[:1]:
                     yield blocked(
                         machine,
@@ -170,7 +174,8 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
                         instruction=instruction,
                         lhs=lhs,
                         rhs=rhs,
-                        far=far,
+                        rhs_far=far,
+                        lhs_far=rows_far,
                         streamed=streamed,
                         hold_lhs=block.hold_lhs,
                         **common,
@@ -253,6 +258,15 @@ def panel_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common:
             )
 
 
+def comes_by_rows(machine: Machine, common: dict) -> bool:
+    """Whether rows of A, in place, come from beyond a core's own caches, and all of B stays there meanwhile."""
+    work, n, k = (common[name] for name in ("dot", "n", "k"))
+    axes = (common["m"], k, *common["outer"], *common["k_outer"])
+    large = bytes_of(work.lhs, math.prod(axis.size for axis in axes if axis.lhs)) > machine.second_cache.bytes
+    near = 2 * bytes_of(work.rhs, k.size * n.size) <= machine.second_cache.bytes
+    return k.lhs == 1 and large and near and bytes_of(work.lhs, k.size) >= LINE_BYTES
+
+
 def depths(
     machine: Machine, instruction: DotInstruction, rhs: str, dot: Dot, m: Axis, n: Axis, k: Axis
 ) -> tuple[int, ...]:
@@ -306,6 +320,8 @@ def blocked(machine: Machine, block: blocks.RegisterBlock, depth: int, **plan) -
     cols = -(-n.size // block.cols) * block.cols
     result = Plan(mr=block.rows, nr=block.cols, unroll=unroll, mc=m.size, kc=k.size, nc=cols, mt=m.size, nt=cols,
                   outer_per_task=extent(plan["outer"]), **plan)  # fmt: skip
+    if result.lhs_far:
+        result = replace(result, mc=block.rows, mt=-(-m.size // block.rows) * block.rows)
     if result.lhs != "direct":
         mc = min(m.size, -(-8 * block.rows // result.lhs_panel) * result.lhs_panel)
         result = replace(result, mc=mc, mt=-(-m.size // mc) * mc)

@@ -86,7 +86,7 @@ def product_in_place(m, k, n):
     machine = host.machine()
     dot = Product(lhs=matrix(m, k, "rows", "f32"), rhs=matrix(k, n, "rows", "f32"), out="f32").dot
     plans = schedule.kernel_plans(dot, machine, machine.isa("avx2"))
-    return next(plan for plan in plans if plan.far and plan.kc < k)
+    return next(plan for plan in plans if plan.rhs_far and plan.kc < k)
 
 
 @pytest.mark.parametrize("k", [1024, 1000], ids=["whole blocks", "a shorter one"])

@@ -136,6 +136,8 @@ class Macrokernel:
             group = divmod_(k0, dot.scaling.group)[0] if dot.scaling else 0
             b_matrix = rhs.moved(at_k[1])
             a_matrix = self.lhs(frame, [add(*both) for both in zip(at, at_k, strict=True)]).block(0, k0)
+            next_at = offsets(plan.outer, minimum(add(outer, 1), extent(plan.outer) - 1), self.arrays)
+            next_a = self.lhs(frame, [add(*both) for both in zip(next_at, at_k, strict=True)]).block(0, k0)
             all_rows = self.lhs_panels(frame, a_matrix, area.m0, area.m1, part) if plan.mc >= plan.mt else None
             with for_range(area.n0, area.n1, plan.block_columns) as columns:
                 n1 = minimum(add(columns.i, plan.block_columns), area.n1)
@@ -143,8 +145,9 @@ class Macrokernel:
                 with for_range(area.m0, area.m1, plan.mc) as rows:
                     begin, end = rows.i, minimum(add(rows.i, plan.mc), area.m1)
                     a_panel = all_rows or self.lhs_panels(frame, a_matrix, begin, end, part)
+                    next_rows = self.following_rows(a_matrix, next_a, begin, area) if plan.lhs_far else None
 
-                    def column_panel(j: Index, cols: int, begin=begin, end=end, a_panel=a_panel) -> None:
+                    def column_panel(j: Index, cols: int, begin=begin, end=end, a_panel=a_panel, next_rows=next_rows) -> None:
                         b, bias = b_panel(j)
                         following = self.following(b, b_matrix, k0, j, area) if plan.ahead else None
 
@@ -156,6 +159,7 @@ class Macrokernel:
                             scales = scaling[0].block(group, j) if scaling else None
                             result = Result(c, where, bias, biased, epilogue, scales, plan.has_partial, tiles)
                             beside = (*self.ahead(following, area, i, j, cols), *packing)
+                            beside += self.ahead_of_rows(next_rows, area, subtract(i, begin), j)
                             self.micro.emit(a_panel(i), b, result, block, part, beside)
 
                         others = begin
@@ -195,6 +199,26 @@ class Macrokernel:
             cols = min(plan.nt, plan.n.size)
             blocks *= -(-cols // plan.nr)
         return [Ahead(following, number, blocks, plan.kc, cols, in_order=plan.streamed).ask]
+
+    def following_rows(self, a: View, next_a: View, begin: Index, area: Area) -> View:
+        """The block of A that comes after the one at row `begin`, as a matrix over k and m.
+
+        After a task's last rows, it is the first ones of the next element of the outer axes.
+        """
+        plan = self.plan
+        more, last = less(add(begin, plan.mc), area.m1), max(0, plan.m.size - plan.mc)
+        here, there = a.block(minimum(add(begin, plan.mc), last), 0), next_a.block(area.m0, 0)
+        return replace(here, at=select(more, here.at, there.at)).transposed
+
+    def ahead_of_rows(self, following: View | None, area: Area, row: Index, j: Index) -> tuple[Beside, ...]:
+        """What asks for the block of A that follows, if any, while one goes through B; `row` is of this block's rows."""
+        plan = self.plan
+        if following is None:
+            return ()
+        rows, columns = min(plan.mc, plan.m.size), min(plan.nt, plan.n.size)
+        panels = -(-rows // plan.mr)
+        number = add(mul(divmod_(subtract(j, area.n0), plan.nr)[0], panels), divmod_(row, plan.mr)[0])
+        return (Ahead(following, number, panels * -(-columns // plan.nr), plan.kc, rows).ask,)
 
     def packing(self, b: View, panel: RhsPanels, j: Index, end: Index) -> list[Beside]:
         """What packs the panel of B that begins at column j, if that is before the end; else it packs zeros."""

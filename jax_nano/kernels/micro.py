@@ -100,18 +100,18 @@ Beside = Callable[[Index, int], None]  # what is done for another piece of B at 
 
 @dataclass(frozen=True)
 class Ahead:
-    """What to ask for while a piece of B is gone through: the piece that comes in its place.
+    """What to ask for while a piece of B, or of A, is gone through: the piece that comes in its place.
 
     Blocks of C go through it in turn. What is asked for faster than memory gives it would hold up the loop, so each
     asks for a share, evenly over all steps. Of rows it is the same lines of each, whose addresses are known before the
     loop, unless all lines are wanted `in_order`.
     """
 
-    source: View  # element (k, j) of B, of what is wanted
+    source: View  # element (k, j) of B, or (k, i) of A, of what is wanted
     number: Index  # of the block of C
     blocks: int
     depth: int  # steps of k
-    width: int  # columns of what is wanted
+    width: int  # columns of B, or rows of A, of what is wanted
     in_order: bool = False
 
     def ask(self, k: Index, group: int) -> None:

@@ -110,10 +110,10 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
         return cycles * extent(plan.outer) * plan.k_blocks
     terms, components = plan.dot.terms, plan.dot.components[1]
     lanes, steps = instruction.shape[1], terms * -(-plan.kc // instruction.shape[2])
-    blocks = -(-plan.m.size // plan.mc)
+    blocks = -(-plan.m.size // plan.mc) if plan.n.size > plan.nr else 1
     b_bytes = rhs_block_bytes(plan)
     extra = extra_for(plan, machine)
-    in_place = InPlace.of(plan.dot, plan.n, plan.k, plan.far) if plan.rhs == "direct" else PACKED
+    in_place = InPlace.of(plan.dot, plan.n, plan.k, plan.rhs_far) if plan.rhs == "direct" else PACKED
     cycles = unasked = 0.0
     for cols, col_count in panels(plan.n.size, plan.nr):
         registers = -(-cols // lanes)
@@ -130,7 +130,7 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
             first = share * steps * fetch_cycles(machine, b_bytes, step_bytes) + (1 - share) * again
         waits = rhs_stalls(machine, in_place, plan.kc, row_bytes, again=plan.m.size > plan.mr)
         near = steps * rows_in_step * whole_lines(row_bytes) / machine.l2_bytes_per_cycle
-        coming = Coming(first, near, again, stalled=steps * rows_in_step * waits, far=plan.far)
+        coming = Coming(first, near, again, stalled=steps * rows_in_step * waits, far=plan.rhs_far)
         column = 0.0
         for rows, row_count in panels(plan.m.size, plan.mr):
             tall = -(-rows // instruction.shape[0])
@@ -144,7 +144,7 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
         cycles += col_count * coming.column(column)
         unasked = max(unasked, first)
     cycles *= extent(plan.outer) * plan.k_blocks
-    if plan.far:  # nothing asks for a task's first panel
+    if plan.rhs_far:  # nothing asks for a task's first panel
         cycles += extent(plan.outer) * plan.m_tasks * plan.n_tasks * UNASKED * unasked
     cycles = beside(cycles, direct_lhs_cycles(plan, machine))
     cycles += extent(plan.outer) * plan.m.size * (plan.n_tasks * plan.rounds - 1) * machine.row_cycles

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from jax_nano.isa import Core, DotInstruction, Isa, Machine
-from jax_nano.model.memory import PACKED, InPlace, fetch_cycles, fits, rhs_stalls, run_cycles, stream_cycles
+from jax_nano.model.memory import PACKED, InPlace, fetch_cycles, fits, rhs_stalls, run_cycles, stream_cycles, thrashed
 from jax_nano.plan import LINE_BYTES, lines
 from jax_nano.problem import LARGEST, WORDS, Axis, Dot, bytes_of
 
@@ -147,12 +147,15 @@ def register_blocks(
     k: int,
     extra: Extra = Extra(),
     rhs: InPlace = PACKED,
+    lhs_stride_bytes: int = 0,
 ) -> list[RegisterBlock]:
     """Chooses how many accumulators stay in registers, for C of m x n: the block whose panels take the fewest cycles.
 
     Behind it stands one of another width that takes hardly more, if there is one: it may divide better among threads.
     Either n registers of B and one of A are live beside the accumulators, or m of A and one of B. The first panel of
     rows brings a panel of B from where it stands; every other one reads it again, from the cache that holds it.
+
+    Rows of A that are read in place, `lhs_stride_bytes` apart, may push each other out of the nearest cache.
 
     Raises:
       ValueError: the target has fewer than 3 registers.
@@ -183,6 +186,7 @@ def register_blocks(
                 column = 0.0
                 for position, (r, r_count) in enumerate(panels(m, rows)):
                     block = block_cycles(core, instruction, r, c, steps, extra)
+                    block += steps * thrashed(machine, r, lhs_stride_bytes)
                     column += coming.rows(block, r_count, fetching=int(position == 0))
                 cycles += c_count * coming.column(column)
             cycles *= 1 + UNEVEN * ((m % rows > 0) + (registers_of_n % registers > 0))

@@ -79,13 +79,17 @@ def lhs_stalls(plan: Plan, machine: Machine, rows: int) -> float:
     """Cycles that a step of k waits for lines of A that strides have pushed out of the nearest caches."""
     if plan.lhs != "direct":
         return 0.0
-    waits, row_stride = 0.0, bytes_of(plan.dot.lhs, plan.m.lhs)
     by_elements = not plan.instruction.tiles  # tiles take whole lines at once
-    if by_elements and rows > 1 and not fits(machine.caches[0], rows + 2, LINE_BYTES, row_stride):
-        waits += THRASHED_CYCLES * rows
+    waits = thrashed(machine, rows, bytes_of(plan.dot.lhs, plan.m.lhs)) if by_elements else 0.0
     if plan.k.lhs != 1 and plan.m.size > plan.mr:
         waits += misses(machine, plan.kc, bytes_of(plan.dot.lhs, plan.mr), bytes_of(plan.dot.lhs, plan.k.lhs))
     return waits
+
+
+def thrashed(machine: Machine, rows: int, stride_bytes: int) -> float:
+    """The same of elements of so many rows side by side."""
+    near = rows == 1 or stride_bytes == 0 or fits(machine.caches[0], rows + 2, LINE_BYTES, stride_bytes)
+    return 0.0 if near else THRASHED_CYCLES * rows
 
 
 def rhs_stalls(machine: Machine, rhs: InPlace, rows: int, row_bytes: int, again: bool) -> float:
@@ -112,11 +116,15 @@ def stream_cycles(machine: Machine, held_bytes: int, row_bytes: float, rows: int
     """The same where B is read in place and asked for ahead, by pieces of `rows` of its rows, for `m` rows of A."""
     if held_bytes <= machine.second_cache.bytes:
         return 0.0
-    share = 1.0 if held_bytes > machine.caches[-1].bytes * PANEL_SHARE else PUSHED_OUT
-    from_memory, from_cache = machine.memory_gb_per_s[0] / machine.ghz, machine.l3_stream_bytes_per_cycle
-    cycles_per_byte = share / from_memory + (1 - share) / from_cache
     row_bytes = max(row_bytes, LINE_BYTES) + (ROW_BYTES if m <= FEW_ROWS else 0)
-    return rows * row_bytes * cycles_per_byte
+    return rows * row_bytes * stream_rate(machine, held_bytes, PUSHED_OUT)
+
+
+def stream_rate(machine: Machine, held_bytes: int, pushed_out: float = 0.0) -> float:
+    """Cycles for a byte of what is asked for ahead; of `held_bytes` that fit the last cache, a share may have gone."""
+    share = 1.0 if held_bytes > machine.caches[-1].bytes * PANEL_SHARE else pushed_out
+    from_memory, from_cache = machine.memory_gb_per_s[0] / machine.ghz, machine.l3_stream_bytes_per_cycle
+    return share / from_memory + (1 - share) / from_cache
 
 
 def run_cycles(machine: Machine, dot: Dot, m: Axis) -> float:
@@ -155,6 +163,8 @@ def direct_lhs_cycles(plan: Plan, machine: Machine) -> float:
     if plan.lhs != "direct":
         return 0.0
     size = plan.m.size * plan.k.size * extent(plan.k_outer) * extent(plan.outer)
+    if plan.lhs_far:
+        return bytes_of(plan.dot.lhs, size) * stream_rate(machine, footprint(plan))
     waiting = IN_PLACE * lines(size, plan.dot.lhs) * line_fetch_cycles(plan, machine)
     if plan.k.lhs == 1:
         return waiting
