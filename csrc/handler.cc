@@ -1,7 +1,8 @@
 #include "handler.h"
 
-#include <array>
+#include <atomic>
 #include <new>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -109,6 +110,22 @@ ffi::Error Misfit(const char* which, size_t i) {
                                      " differs in type or size from what the kernel was compiled for");
 }
 
+// XLA has the other arrays of a long program around the results or around the ballast, which it made itself. Another
+// thread asks for huge pages there: it has to wait while memory is given back, as that of the last program may be. One
+// thread at a time: the others are to compute.
+void AdviseAround(std::span<void* const> addresses, const Schedule& schedule) {
+  static std::atomic_flag asking;
+  if (asking.test_and_set()) return;
+  try {
+    schedule([near = std::vector<void*>(addresses.begin(), addresses.end())] {
+      PreferHugePagesAround(near);
+      asking.clear();
+    });
+  } catch (const std::bad_alloc&) {  // advice is not worth an error
+    asking.clear();
+  }
+}
+
 ffi::Error Execute(ffi::Dictionary attributes, ffi::ThreadPool pool, ffi::RemainingArgs operands,
                    ffi::RemainingRets results) {
   auto key = attributes.get<int64_t>(kKey);
@@ -135,15 +152,9 @@ ffi::Error Execute(ffi::Dictionary attributes, ffi::ThreadPool pool, ffi::Remain
   }
   int64_t threads = kernel->parallel() ? pool.num_threads() : 1;
   auto schedule = [&pool](std::function<void()> work) { pool.Schedule(std::move(work)); };
-  // XLA has the other arrays of a long program around the results or around the ballast, which it made itself. Another
-  // thread asks for those: it has to wait while memory is given back, as that of the last program may be.
   if (operands.size() > count) {
-    try {
-      std::vector<void*> near(buffers.begin() + static_cast<ptrdiff_t>(count), buffers.end());
-      near.push_back(operands.get<ffi::AnyBuffer>(count)->untyped_data());
-      schedule([near] { PreferHugePagesAround(near); });
-    } catch (const std::bad_alloc&) {  // advice is not worth an error
-    }
+    buffers.push_back(operands.get<ffi::AnyBuffer>(count)->untyped_data());
+    AdviseAround({buffers.begin() + count, buffers.end()}, schedule);
   }
   try {
     if (Run(*kernel, buffers.data(), threads, schedule)) return ffi::Error::Success();

@@ -31,11 +31,20 @@ void Ask(uintptr_t begin, uintptr_t end) {
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
+// Whether a page is in memory.
+bool Resident(uintptr_t address) {
+  unsigned char state = 0;
+  auto* page = reinterpret_cast<void*>(address / kSmallPage * kSmallPage);
+  return mincore(page, kSmallPage, &state) == 0 && (state & 1);
+}
+
 }  // namespace
 
 void PreferHugePages(void* data, size_t bytes) {
   auto begin = reinterpret_cast<uintptr_t>(data);
-  if (bytes >= 2 * kHugePage) Ask(begin, begin + bytes);
+  if (bytes < 2 * kHugePage) return;
+  // Memory that was used before has its pages. Advice would wait until another thread has given back what it frees.
+  if (!Resident(begin) || !Resident(begin + bytes - 1)) Ask(begin, begin + bytes);
 }
 
 void PreferHugePagesAround(std::span<void* const> addresses) noexcept {

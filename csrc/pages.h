@@ -11,8 +11,8 @@ inline constexpr size_t kSmallPage = size_t{4} << 10;
 
 constexpr size_t RoundUp(size_t bytes, size_t page) { return (bytes + page - 1) / page * page; }
 
-// Asks Linux to back a large result by huge pages where nothing has touched it yet: a fault for every 2 MiB, not for
-// every 4 KiB. NumPy does the same for its arrays.
+// Asks Linux to back a large result by huge pages where its memory is fresh: a fault for every 2 MiB, not for every
+// 4 KiB. NumPy does the same for its arrays.
 void PreferHugePages(void* data, size_t bytes);
 
 // The same for all of the large mappings that addresses are in: as glibc does where its tunable hugetlb is 1. Does

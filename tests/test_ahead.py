@@ -1,5 +1,7 @@
 """What microkernels ask for ahead: every line of the next piece of B, evenly over the steps of all blocks of C."""
 
+from dataclasses import replace
+
 import pytest
 from products import Product, matrix
 
@@ -117,3 +119,36 @@ def test_of_streamed_rows_a_task_asks_for_its_columns_of_the_next_ones(monkeypat
             ask(k, 1)
     wanted = range(2 * plan.kc * 2048, 3 * plan.kc * 2048, LINE_BYTES // bytes_of("f16"))
     assert [at for at in asked if at in wanted] == list(wanted)
+
+
+@pytest.mark.parametrize("mc", [8, 24], ids=["one panel of rows", "several"])
+@pytest.mark.parametrize(
+    ("begin", "number", "following"),
+    [(0, 0, 0), (96, 1, 2), (96, 2, 2)],
+    ids=["within", "then the next element's", "and nothing beyond the last one"],
+)
+def test_of_a_in_place_the_next_rows_are_asked_for(monkeypatch, mc, begin, number, following):
+    m, k, n, line = 100, 64, 80, LINE_BYTES // bytes_of("f32")
+    machine = host.machine()
+    dot = Product(lhs=matrix(m, k, "rows", "f32"), rhs=matrix(k, n, "rows", "f32"), out="f32").dot
+    made = next(schedule.kernel_plans(dot, machine, machine.isa("avx2")))
+    plan = replace(made, lhs="direct", lhs_far=True, mr=8, nr=32, mc=mc, mt=-(-m // mc) * mc, nt=96, nc=96, kc=k)
+    kernel, area = macro.Macrokernel(plan), macro.Area(0, m, 0, n)
+    elements = [View(None, number * m * k, (k, 1), "f32") for number in range(3)]
+    asked: list[int] = []
+    monkeypatch.setattr(micro, "prefetch", lambda _base, at: asked.append(at))
+    rows = kernel.following_rows(elements[number], elements[min(number + 1, 2)], begin, area)
+    for j in range(0, n, plan.nr):
+        for row in range(0, mc, plan.mr):
+            (ask,) = kernel.ahead_of_rows(rows, area, row, j)
+            for step in range(k):
+                ask(step, 1)
+    first = following * m + (0 if begin else mc)
+    assert set(asked) == {row * k + at for row in range(first, first + mc) for at in range(0, k, line)}
+
+
+def test_rows_are_asked_for_where_they_are_read_in_place_and_b_is_gone_through_at_once():
+    plan = product_in_place(16, 1024, 1024)
+    for other in ({"lhs": "rows"}, {"lanes": "k"}, {"rhs": "private", "nb": plan.nr}):
+        with pytest.raises(ValueError, match="rows of A are asked for where they are read in place"):
+            replace(plan, lhs_far=True, kc=1024, unroll=1, **other)

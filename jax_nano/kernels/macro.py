@@ -145,11 +145,11 @@ class Macrokernel:
                 with for_range(area.m0, area.m1, plan.mc) as rows:
                     begin, end = rows.i, minimum(add(rows.i, plan.mc), area.m1)
                     a_panel = all_rows or self.lhs_panels(frame, a_matrix, begin, end, part)
-                    next_rows = self.following_rows(a_matrix, next_a, begin, area) if plan.lhs_far else None
 
-                    def column_panel(j: Index, cols: int, begin=begin, end=end, a_panel=a_panel, next_rows=next_rows) -> None:
+                    def column_panel(j: Index, cols: int, begin=begin, end=end, a_panel=a_panel) -> None:
                         b, bias = b_panel(j)
                         following = self.following(b, b_matrix, k0, j, area) if plan.ahead else None
+                        next_rows = self.following_rows(a_matrix, next_a, begin, area) if plan.lhs_far else None
 
                         def row_panel(i: Index, count: int, packing: Sequence[Beside] = ()) -> None:
                             c = out.block(i, j)
@@ -211,7 +211,7 @@ class Macrokernel:
         return replace(here, at=select(more, here.at, there.at)).transposed
 
     def ahead_of_rows(self, following: View | None, area: Area, row: Index, j: Index) -> tuple[Beside, ...]:
-        """What asks for the block of A that follows, if any, while one goes through B; `row` is of this block's rows."""
+        """What asks for the block of A that follows, if any, while this one's panel at `row` goes through B's at j."""
         plan = self.plan
         if following is None:
             return ()
