@@ -47,7 +47,7 @@ class Plan:
     lanes: str = "n"  # what stands in the lanes of an accumulator: columns of C, or "k": parts of one sum
     splits: int = 1  # parts of the sum that different tasks make, and a phase of its own adds up in order
     pack_panels: int = 1  # panels in a task of the packing phase
-    lhs_far: bool = False  # A, read in place, comes from beyond a core's own caches; the next mc rows are asked for
+    lhs_far: bool = False  # A, read in place, comes from beyond a core's own caches: the next mc x kc are asked for
     rhs_far: bool = False  # B, read in place, comes from there
     streamed: bool = False  # B, read in place, is asked for in the order in which its rows lie in memory
     near_rows: int = 0  # of a panel of packed weights, that are there in time where they are asked for
@@ -70,7 +70,7 @@ class Plan:
         ):
             raise ValueError(f"{self.splits} splits of {self.k_blocks} blocks: one would be empty, or B is shared")
         if self.lhs_far and (self.lhs != "direct" or self.lanes == "k" or self.nb):
-            raise ValueError("rows of A are asked for where they are read in place, while all of B is gone through")
+            raise ValueError("A is asked for where it is read in place, while all of a task's B is gone through")
         whole = self.mc >= self.mt and self.k.size % self.instruction.shape[2] == 0
         if self.interleaved and (self.rhs != "private" or self.nb or not whole):
             raise ValueError("panels of B are packed beside products by each task, once for its rows, in whole steps")
@@ -105,6 +105,11 @@ class Plan:
         """
         packed = self.lhs != "direct" or self.rhs != "direct"
         return math.lcm(self.step, self.instruction.shape[1] * self.instruction.group if packed else 1)
+
+    @property
+    def lhs_by_rows(self) -> bool:
+        """Whether A's rows are contiguous."""
+        return self.k.lhs == 1
 
     @property
     def m_tasks(self) -> int:

@@ -160,8 +160,11 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
             large = bytes_of(work.rhs, k.size * n.size) > machine.second_cache.bytes
             far = rhs == "direct" and large
             in_place = InPlace.of(work, n, k, far) if rhs == "direct" else PACKED
-            rows_far = lhs == "direct" and comes_by_rows(machine, common)
-            for depth in (steps_at_once(work, n),) if streamed else depths(machine, instruction, rhs, work, m, n, k):
+            lhs_far = lhs == "direct" and comes_from_afar(machine, common)
+            steps = depths(machine, instruction, rhs, work, m, n, k)
+            if lhs_far and k.lhs != 1:
+                steps = tuple(sorted({min(k.size, count) for count in PANEL_STEPS}))
+            for depth in (steps_at_once(work, n),) if streamed else steps:
                 stride = bytes_of(work.lhs, m.lhs) if lhs == "direct" else 0
                 choices = blocks.register_blocks(
                     isa, machine, instruction, m.size, n.size, depth, extra, in_place, stride
@@ -175,7 +178,7 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
                         lhs=lhs,
                         rhs=rhs,
                         rhs_far=far,
-                        lhs_far=rows_far,
+                        lhs_far=lhs_far,
                         streamed=streamed,
                         hold_lhs=block.hold_lhs,
                         **common,
@@ -258,13 +261,14 @@ def panel_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common:
             )
 
 
-def comes_by_rows(machine: Machine, common: dict) -> bool:
-    """Whether rows of A, in place, come from beyond a core's own caches, and all of B stays there meanwhile."""
-    work, n, k = (common[name] for name in ("dot", "n", "k"))
-    axes = (common["m"], k, *common["outer"], *common["k_outer"])
+def comes_from_afar(machine: Machine, common: dict) -> bool:
+    """Whether A, in place, comes by whole lines from beyond a core's own caches, and all of B stays there meanwhile."""
+    work, m, n, k = (common[name] for name in ("dot", "m", "n", "k"))
+    axes = (m, k, *common["outer"], *common["k_outer"])
     large = bytes_of(work.lhs, math.prod(axis.size for axis in axes if axis.lhs)) > machine.second_cache.bytes
-    near = 2 * bytes_of(work.rhs, k.size * n.size) <= machine.second_cache.bytes
-    return k.lhs == 1 and large and near and bytes_of(work.lhs, k.size) >= LINE_BYTES
+    run, steps, cache = (k, k.size, machine.second_cache) if k.lhs == 1 else (m, PANEL_STEPS[0], machine.caches[0])
+    near = 2 * bytes_of(work.rhs, steps * n.size) <= cache.bytes
+    return large and near and run.lhs == 1 and bytes_of(work.lhs, run.size) >= LINE_BYTES
 
 
 def depths(
@@ -320,7 +324,7 @@ def blocked(machine: Machine, block: blocks.RegisterBlock, depth: int, **plan) -
     cols = -(-n.size // block.cols) * block.cols
     result = Plan(mr=block.rows, nr=block.cols, unroll=unroll, mc=m.size, kc=k.size, nc=cols, mt=m.size, nt=cols,
                   outer_per_task=extent(plan["outer"]), **plan)  # fmt: skip
-    if result.lhs_far:
+    if result.lhs_far and result.lhs_by_rows:
         result = replace(result, mc=block.rows, mt=-(-m.size // block.rows) * block.rows)
     if result.lhs != "direct":
         mc = min(m.size, -(-8 * block.rows // result.lhs_panel) * result.lhs_panel)

@@ -134,21 +134,40 @@ def test_of_a_in_place_the_next_rows_are_asked_for(monkeypatch, mc, begin, numbe
     made = next(schedule.kernel_plans(dot, machine, machine.isa("avx2")))
     plan = replace(made, lhs="direct", lhs_far=True, mr=8, nr=32, mc=mc, mt=-(-m // mc) * mc, nt=96, nc=96, kc=k)
     kernel, area = macro.Macrokernel(plan), macro.Area(0, m, 0, n)
-    elements = [View(None, number * m * k, (k, 1), "f32") for number in range(3)]
+    a = View(None, number * m * k, (k, 1), "f32")
     asked: list[int] = []
     monkeypatch.setattr(micro, "prefetch", lambda _base, at: asked.append(at))
-    rows = kernel.following_rows(elements[number], elements[min(number + 1, 2)], begin, area)
+    rows = kernel.following_lhs(a, (min(number + 1, 2) - number) * m * k, begin, 0, area)
     for j in range(0, n, plan.nr):
         for row in range(0, mc, plan.mr):
-            (ask,) = kernel.ahead_of_rows(rows, area, row, j)
+            (ask,) = kernel.lhs_ahead(rows, area, row, j)
             for step in range(k):
                 ask(step, 1)
     first = following * m + (0 if begin else mc)
     assert set(asked) == {row * k + at for row in range(first, first + mc) for at in range(0, k, line)}
 
 
+@pytest.mark.parametrize(("k0", "following"), [(0, 16), (16, 32), (48, 48)], ids=["first", "within", "last"])
+def test_of_columns_of_a_the_next_steps_of_all_rows_are_asked_for(monkeypatch, k0, following):
+    m, k, n, line = 1024, 64, 40, LINE_BYTES // bytes_of("f32")
+    machine = host.machine()
+    dot = Product(lhs=matrix(m, k, "columns", "f32"), rhs=matrix(k, n, "rows", "f32"), out="f32").dot
+    made = next(schedule.kernel_plans(dot, machine, machine.isa("avx2")))
+    plan = replace(made, lhs="direct", lhs_far=True, mr=8, nr=32, mc=256, mt=256, nt=64, nc=64, kc=16, unroll=1)
+    kernel, area = macro.Macrokernel(plan), macro.Area(256, 512, 0, n)
+    asked: list[int] = []
+    monkeypatch.setattr(micro, "prefetch", lambda _base, at: asked.append(at))
+    steps = kernel.following_lhs(View(None, k0 * m, (1, m), "f32"), 0, 256, k0, area)
+    for j in range(0, n, plan.nr):
+        for row in range(0, 256, plan.mr):
+            (ask,) = kernel.lhs_ahead(steps, area, row, j)
+            for step in range(plan.kc):
+                ask(step, 1)
+    assert set(asked) == {(following + step) * m + at for step in range(plan.kc) for at in range(256, 512, line)}
+
+
 def test_rows_are_asked_for_where_they_are_read_in_place_and_b_is_gone_through_at_once():
     plan = product_in_place(16, 1024, 1024)
     for other in ({"lhs": "rows"}, {"lanes": "k"}, {"rhs": "private", "nb": plan.nr}):
-        with pytest.raises(ValueError, match="rows of A are asked for where they are read in place"):
+        with pytest.raises(ValueError, match="A is asked for where it is read in place"):
             replace(plan, lhs_far=True, kc=1024, unroll=1, **other)

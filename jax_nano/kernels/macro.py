@@ -136,8 +136,7 @@ class Macrokernel:
             group = divmod_(k0, dot.scaling.group)[0] if dot.scaling else 0
             b_matrix = rhs.moved(at_k[1])
             a_matrix = self.lhs(frame, [add(*both) for both in zip(at, at_k, strict=True)]).block(0, k0)
-            next_at = offsets(plan.outer, minimum(add(outer, 1), extent(plan.outer) - 1), self.arrays)
-            next_a = self.lhs(frame, [add(*both) for both in zip(next_at, at_k, strict=True)]).block(0, k0)
+            after = subtract(offsets(plan.outer, minimum(add(outer, 1), extent(plan.outer) - 1), self.arrays)[0], at[0])
             all_rows = self.lhs_panels(frame, a_matrix, area.m0, area.m1, part) if plan.mc >= plan.mt else None
             with for_range(area.n0, area.n1, plan.block_columns) as columns:
                 n1 = minimum(add(columns.i, plan.block_columns), area.n1)
@@ -149,7 +148,7 @@ class Macrokernel:
                     def column_panel(j: Index, cols: int, begin=begin, end=end, a_panel=a_panel) -> None:
                         b, bias = b_panel(j)
                         following = self.following(b, b_matrix, k0, j, area) if plan.ahead else None
-                        next_rows = self.following_rows(a_matrix, next_a, begin, area) if plan.lhs_far else None
+                        next_a = self.following_lhs(a_matrix, after, begin, k0, area) if plan.lhs_far else None
 
                         def row_panel(i: Index, count: int, packing: Sequence[Beside] = ()) -> None:
                             c = out.block(i, j)
@@ -159,7 +158,7 @@ class Macrokernel:
                             scales = scaling[0].block(group, j) if scaling else None
                             result = Result(c, where, bias, biased, epilogue, scales, plan.has_partial, tiles)
                             beside = (*self.ahead(following, area, i, j, cols), *packing)
-                            beside += self.ahead_of_rows(next_rows, area, subtract(i, begin), j)
+                            beside += self.lhs_ahead(next_a, area, subtract(i, begin), j)
                             self.micro.emit(a_panel(i), b, result, block, part, beside)
 
                         others = begin
@@ -200,17 +199,21 @@ class Macrokernel:
             blocks *= -(-cols // plan.nr)
         return [Ahead(following, number, blocks, plan.kc, cols, in_order=plan.streamed).ask]
 
-    def following_rows(self, a: View, next_a: View, begin: Index, area: Area) -> View:
-        """The block of A that comes after the one at row `begin`, as a matrix over k and m.
+    def following_lhs(self, a: View, after: Index, begin: Index, k0: Index, area: Area) -> View:
+        """The block of A that comes after the one at (begin, k0), as a matrix over k and m.
 
-        After a task's last rows, it is the first ones of the next element of the outer axes.
+        Of contiguous rows it is the next ones, and after a task's last ones the first of the next element of the outer
+        axes, `after` elements away. Of columns, it is the next steps of all the task's rows.
         """
         plan = self.plan
+        if not plan.lhs_by_rows:
+            steps = minimum(plan.kc, subtract(plan.k.size - plan.kc, k0))  # after the last ones, nothing new
+            return a.block(area.m0, steps).transposed
         more, last = less(add(begin, plan.mc), area.m1), max(0, plan.m.size - plan.mc)
-        here, there = a.block(minimum(add(begin, plan.mc), last), 0), next_a.block(area.m0, 0)
+        here, there = a.block(minimum(add(begin, plan.mc), last), 0), a.moved(after).block(area.m0, 0)
         return replace(here, at=select(more, here.at, there.at)).transposed
 
-    def ahead_of_rows(self, following: View | None, area: Area, row: Index, j: Index) -> tuple[Beside, ...]:
+    def lhs_ahead(self, following: View | None, area: Area, row: Index, j: Index) -> tuple[Beside, ...]:
         """What asks for the block of A that follows, if any, while this one's panel at `row` goes through B's at j."""
         plan = self.plan
         if following is None:

@@ -22,6 +22,7 @@ from jax_nano.model.blocks import (
 )
 from jax_nano.model.memory import (
     PACKED,
+    STREAM_BYTES,
     InPlace,
     direct_lhs_cycles,
     fetch_cycles,
@@ -45,8 +46,6 @@ UNASKED = 0.5
 TASK_US = 0.2
 # The share of a task that a thread waits for the others at the end, on a machine with other work to do.
 IMBALANCE = 0.06
-# What a row of a task's columns costs beside its own length where several are gone through side by side.
-STREAM_BYTES = 128
 
 
 @dataclass(frozen=True)

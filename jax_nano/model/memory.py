@@ -33,6 +33,8 @@ IN_PLACE = 1.3
 FOLLOWED = 0.3
 # The share of bandwidth that copying reaches, which waits for what it has not asked for ahead.
 PACKING_RATE = 0.72
+# What a row of a task's columns costs beside its own length where several are gone through side by side.
+STREAM_BYTES = 128
 # What a run of bytes that ends before a page does costs beside its own length: prefetchers begin again.
 RUN_BYTES = 64
 
@@ -163,14 +165,22 @@ def direct_lhs_cycles(plan: Plan, machine: Machine) -> float:
     if plan.lhs != "direct":
         return 0.0
     size = plan.m.size * plan.k.size * extent(plan.k_outer) * extent(plan.outer)
-    if plan.lhs_far:
-        return bytes_of(plan.dot.lhs, size) * stream_rate(machine, footprint(plan))
+    if plan.lhs_far and (plan.lhs_by_rows or panels_stay(plan, machine)):
+        run = bytes_of(plan.dot.lhs, plan.k.size if plan.lhs_by_rows else plan.mt)
+        beside = STREAM_BYTES / run if not plan.lhs_by_rows else 0.0
+        return (1 + beside) * bytes_of(plan.dot.lhs, size) * stream_rate(machine, footprint(plan))
     waiting = IN_PLACE * lines(size, plan.dot.lhs) * line_fetch_cycles(plan, machine)
     if plan.k.lhs == 1:
         return waiting
     stride, run = bytes_of(plan.dot.lhs, plan.k.lhs), bytes_of(plan.dot.lhs, plan.mr)
     followed = stride < machine.page_bytes or run >= 2 * LINE_BYTES
     return waiting * (FOLLOWED if followed else 1 + RUN_BYTES / run)
+
+
+def panels_stay(plan: Plan, machine: Machine) -> bool:
+    """Whether kc columns of a task's rows of A, and those that are asked for meanwhile, stay near a core."""
+    columns, rows = bytes_of(plan.dot.lhs, plan.k.lhs), bytes_of(plan.dot.lhs, min(plan.mt, plan.m.size))
+    return fits(machine.second_cache, 2 * plan.kc, rows, columns)
 
 
 def line_fetch_cycles(plan: Plan, machine: Machine, pushed_out: float = 0.0) -> float:
