@@ -68,7 +68,7 @@ def plans(draw, product):
     if inner:
         lhs, rhs = ["direct"] * a_along_k + ["rows"], ["direct"] * b_along_k + ["private"]
     plan = replace(
-        plan, instruction=instruction, lanes="k" if inner else "n", splits=1, kc=plan.k.size,
+        plan, instruction=instruction, lanes="k" if inner else "n", splits=1, kc=plan.k.size, lhs_far=False,
         lhs=draw(st.sampled_from(lhs)), rhs=draw(st.sampled_from(rhs)),
         unroll=draw(FEW), hold_lhs=draw(st.booleans()), outer_per_task=draw(FEW), pack_panels=draw(FEW),
     )  # fmt: skip
@@ -76,7 +76,9 @@ def plans(draw, product):
     mc = replace(plan, mr=mr, mc=plan.m.size, mt=plan.m.size).lhs_panel * draw(FEW)
     nb = nr * draw(st.integers(0, 2))
     mt, nt, nc = mc * draw(FEW), (nb or nr) * draw(FEW), nr * draw(FEW)
-    plan = replace(plan, mr=mr, nr=nr, mc=mc, mt=mt, nb=nb, nt=nt, nc=nc)
+    asked = plan.lhs == "direct" and not inner and not nb
+    far = {"lhs_far": asked and draw(st.booleans()), "rhs_far": draw(st.booleans())}
+    plan = replace(plan, mr=mr, nr=nr, mc=mc, mt=mt, nb=nb, nt=nt, nc=nc, **far)
     plan = replace(plan, kc=min(plan.k.size, plan.k_multiple * draw(FEW)))
     if plan.rhs == "shared" or plan.k_blocks == 1 or draw(st.booleans()):
         return plan
