@@ -19,6 +19,7 @@ from jax.extend.core.primitives import reduce_sum_p
 from jax_nano.jaxprs import type_of, written_out
 
 NARROW = frozenset({jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)})
+F16_BYTES = 32 << 20  # of f16, up to which a product is faster even where work in front has to write all of it for that
 ADDED_ROWS = 8  # up to which XLA adds rows to each other as fast, in one pass with the work that makes them
 
 
@@ -33,6 +34,8 @@ def _product(eqn: JaxprEqn) -> Jaxpr | None:
         return None
     x, axes = type_of(eqn.invars[0]), eqn.params["axes"]
     if not all(isinstance(size, int) for size in x.shape) or x.dtype not in NARROW:
+        return None
+    if x.dtype == jnp.float16 and x.size * x.dtype.itemsize > F16_BYTES:
         return None
     sizes, plain = x.shape[: len(axes)], ShapedArray(x.shape, x.dtype)
     are_rows = sorted(axes) == list(range(len(axes))) and len(axes) < x.ndim

@@ -111,3 +111,8 @@ def test_shardings_in_types_stay():
         plain, fast = (jax.eval_shape(g, x) for g in (f, jax_nano.accelerate(f)))
     assert plain.sharding.spec == P("i")
     assert plain.sharding == fast.sharding
+
+
+@pytest.mark.parametrize(("dtype", "left"), [(jnp.bfloat16, 0), (jnp.float16, 1)])
+def test_large_sums_of_f16_stay(dtype, left):
+    assert sums(total(0), jax.ShapeDtypeStruct((32, 1 << 20), dtype)) == left
