@@ -47,7 +47,7 @@ class Plan:
     lanes: str = "n"  # what stands in the lanes of an accumulator: columns of C, or "k": parts of one sum
     splits: int = 1  # parts of the sum that different tasks make, and a phase of its own adds up in order
     pack_panels: int = 1  # panels in a task of the packing phase
-    lhs_far: bool = False  # A, read in place, comes from beyond a core's own caches: the next mc x kc are asked for
+    lhs_far: bool = False  # A comes from beyond a core's own caches, and is asked for by blocks of rows or of steps
     rhs_far: bool = False  # B, read in place, comes from there
     streamed: bool = False  # B, read in place, is asked for in the order in which its rows lie in memory
     near_rows: int = 0  # of a panel of packed weights, that are there in time where they are asked for
@@ -69,8 +69,9 @@ class Plan:
             self.rhs == "shared" or self.splits * self.blocks_per_split - self.k_blocks >= self.blocks_per_split
         ):
             raise ValueError(f"{self.splits} splits of {self.k_blocks} blocks: one would be empty, or B is shared")
-        if self.lhs_far and (self.lhs != "direct" or self.lanes == "k" or self.nb):
-            raise ValueError("A is asked for where it is read in place, while all of a task's B is gone through")
+        wanted = "direct" if self.lhs_by_rows else "columns"
+        if self.lhs_far and (self.lhs not in ("direct", wanted) or self.lanes == "k" or self.nb):
+            raise ValueError("A is asked for where it is read in place or by columns, while B is gone through at once")
         whole = self.mc >= self.mt and self.k.size % self.instruction.shape[2] == 0
         if self.interleaved and (self.rhs != "private" or self.nb or not whole):
             raise ValueError("panels of B are packed beside products by each task, once for its rows, in whole steps")

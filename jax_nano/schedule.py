@@ -160,7 +160,7 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
             large = bytes_of(work.rhs, k.size * n.size) > machine.second_cache.bytes
             far = rhs == "direct" and large
             in_place = InPlace.of(work, n, k, far) if rhs == "direct" else PACKED
-            lhs_far = lhs == "direct" and comes_from_afar(machine, common)
+            lhs_far = lhs == ("direct" if k.lhs == 1 else lhs) and comes_from_afar(machine, common)
             steps = depths(machine, instruction, rhs, work, m, n, k)
             if lhs_far and k.lhs != 1:
                 steps = tuple(sorted({min(k.size, count) for count in PANEL_STEPS}))
@@ -262,7 +262,7 @@ def panel_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common:
 
 
 def comes_from_afar(machine: Machine, common: dict) -> bool:
-    """Whether A, in place, comes by whole lines from beyond a core's own caches, and all of B stays there meanwhile."""
+    """Whether A comes by whole lines from beyond a core's own caches, and all of B stays there meanwhile."""
     work, m, n, k = (common[name] for name in ("dot", "m", "n", "k"))
     axes = (m, k, *common["outer"], *common["k_outer"])
     large = bytes_of(work.lhs, math.prod(axis.size for axis in axes if axis.lhs)) > machine.second_cache.bytes

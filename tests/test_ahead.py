@@ -140,7 +140,7 @@ def test_of_a_in_place_the_next_rows_are_asked_for(monkeypatch, mc, begin, numbe
     rows = kernel.following_lhs(a, (min(number + 1, 2) - number) * m * k, begin, 0, area)
     for j in range(0, n, plan.nr):
         for row in range(0, mc, plan.mr):
-            (ask,) = kernel.lhs_ahead(rows, area, row, j)
+            (ask,) = kernel.lhs_ahead(rows, area, begin, begin + row, j)
             for step in range(k):
                 ask(step, 1)
     first = following * m + (0 if begin else mc)
@@ -159,8 +159,8 @@ def test_of_columns_of_a_the_next_steps_of_all_rows_are_asked_for(monkeypatch, k
     monkeypatch.setattr(micro, "prefetch", lambda _base, at: asked.append(at))
     steps = kernel.following_lhs(View(None, k0 * m, (1, m), "f32"), 0, 256, k0, area)
     for j in range(0, n, plan.nr):
-        for row in range(0, 256, plan.mr):
-            (ask,) = kernel.lhs_ahead(steps, area, row, j)
+        for row in range(256, 512, plan.mr):
+            (ask,) = kernel.lhs_ahead(steps, area, 256, row, j)
             for step in range(plan.kc):
                 ask(step, 1)
     assert set(asked) == {(following + step) * m + at for step in range(plan.kc) for at in range(256, 512, line)}
@@ -169,5 +169,5 @@ def test_of_columns_of_a_the_next_steps_of_all_rows_are_asked_for(monkeypatch, k
 def test_rows_are_asked_for_where_they_are_read_in_place_and_b_is_gone_through_at_once():
     plan = product_in_place(16, 1024, 1024)
     for other in ({"lhs": "rows"}, {"lanes": "k"}, {"rhs": "private", "nb": plan.nr}):
-        with pytest.raises(ValueError, match="A is asked for where it is read in place"):
+        with pytest.raises(ValueError, match="A is asked for where it is read in place or by columns"):
             replace(plan, lhs_far=True, kc=1024, unroll=1, **other)

@@ -158,7 +158,7 @@ class Macrokernel:
                             scales = scaling[0].block(group, j) if scaling else None
                             result = Result(c, where, bias, biased, epilogue, scales, plan.has_partial, tiles)
                             beside = (*self.ahead(following, area, i, j, cols), *packing)
-                            beside += self.lhs_ahead(next_a, area, subtract(i, begin), j)
+                            beside += self.lhs_ahead(next_a, area, begin, i, j)
                             self.micro.emit(a_panel(i), b, result, block, part, beside)
 
                         others = begin
@@ -213,15 +213,22 @@ class Macrokernel:
         here, there = a.block(minimum(add(begin, plan.mc), last), 0), a.moved(after).block(area.m0, 0)
         return replace(here, at=select(more, here.at, there.at)).transposed
 
-    def lhs_ahead(self, following: View | None, area: Area, row: Index, j: Index) -> tuple[Beside, ...]:
-        """What asks for the block of A that follows, if any, while this one's panel at `row` goes through B's at j."""
+    def lhs_ahead(self, following: View | None, area: Area, begin: Index, i: Index, j: Index) -> tuple[Beside, ...]:
+        """What asks for the block of A that follows, if any, while the rows at i, of the block at `begin`, go through
+        B's panel at j.
+        """
         plan = self.plan
         if following is None:
             return ()
-        rows, columns = min(plan.mc, plan.m.size), min(plan.nt, plan.n.size)
+        rows, columns = min(plan.mc, plan.m.size), -(-min(plan.nt, plan.n.size) // plan.nr)
         panels = -(-rows // plan.mr)
-        number = add(mul(divmod_(subtract(j, area.n0), plan.nr)[0], panels), divmod_(row, plan.mr)[0])
-        return (Ahead(following, number, panels * -(-columns // plan.nr), plan.kc, rows).ask,)
+        number = add(mul(divmod_(subtract(j, area.n0), plan.nr)[0], panels), divmod_(subtract(i, begin), plan.mr)[0])
+        blocks = panels * columns
+        if not plan.lhs_by_rows:
+            number = add(mul(divmod_(subtract(begin, area.m0), plan.mc)[0], blocks), number)
+            rows = min(plan.mt, plan.m.size)
+            blocks *= -(-rows // plan.mc)
+        return (Ahead(following, number, blocks, plan.kc, rows).ask,)
 
     def packing(self, b: View, panel: RhsPanels, j: Index, end: Index) -> list[Beside]:
         """What packs the panel of B that begins at column j, if that is before the end; else it packs zeros."""

@@ -24,10 +24,10 @@ from jax_nano.model.memory import (
     PACKED,
     STREAM_BYTES,
     InPlace,
-    direct_lhs_cycles,
     fetch_cycles,
     lhs_refetch_cycles,
     lhs_stalls,
+    lhs_wait_cycles,
     memory_seconds,
     rhs_block_bytes,
     rhs_stalls,
@@ -145,7 +145,7 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
     cycles *= extent(plan.outer) * plan.k_blocks
     if plan.rhs_far:  # nothing asks for a task's first panel
         cycles += extent(plan.outer) * plan.m_tasks * plan.n_tasks * UNASKED * unasked
-    cycles = beside(cycles, direct_lhs_cycles(plan, machine))
+    cycles = beside(cycles, lhs_wait_cycles(plan, machine))
     cycles += extent(plan.outer) * plan.m.size * (plan.n_tasks * plan.rounds - 1) * machine.row_cycles
     return cycles + plan.rounds * plan.tasks["compute"] * core.setup_cycles
 

@@ -160,15 +160,17 @@ def rhs_block_bytes(plan: Plan) -> int:
     return bytes_of(dtype, min(columns, plan.n.size) * plan.kc * plan.dot.components[1])
 
 
-def direct_lhs_cycles(plan: Plan, machine: Machine) -> float:
-    """Cycles of waiting for A where it is read in place, by as many runs side by side as a block has rows."""
+def lhs_wait_cycles(plan: Plan, machine: Machine) -> float:
+    """Cycles of waiting for A, beside products, where they read it in place or it was asked for meanwhile.
+
+    In place it comes by as many runs side by side as a block has rows.
+    """
+    size = plan.m.size * plan.k.size * extent(plan.k_outer) * extent(plan.outer)
+    if asked_in_time(plan, machine):
+        beside = 0.0 if plan.lhs_by_rows else STREAM_BYTES / bytes_of(plan.dot.lhs, plan.mt)
+        return (1 + beside) * bytes_of(plan.dot.lhs, size) * stream_rate(machine, footprint(plan))
     if plan.lhs != "direct":
         return 0.0
-    size = plan.m.size * plan.k.size * extent(plan.k_outer) * extent(plan.outer)
-    if plan.lhs_far and (plan.lhs_by_rows or panels_stay(plan, machine)):
-        run = bytes_of(plan.dot.lhs, plan.k.size if plan.lhs_by_rows else plan.mt)
-        beside = STREAM_BYTES / run if not plan.lhs_by_rows else 0.0
-        return (1 + beside) * bytes_of(plan.dot.lhs, size) * stream_rate(machine, footprint(plan))
     waiting = IN_PLACE * lines(size, plan.dot.lhs) * line_fetch_cycles(plan, machine)
     if plan.k.lhs == 1:
         return waiting
@@ -177,8 +179,10 @@ def direct_lhs_cycles(plan: Plan, machine: Machine) -> float:
     return waiting * (FOLLOWED if followed else 1 + RUN_BYTES / run)
 
 
-def panels_stay(plan: Plan, machine: Machine) -> bool:
-    """Whether kc columns of a task's rows of A, and those that are asked for meanwhile, stay near a core."""
+def asked_in_time(plan: Plan, machine: Machine) -> bool:
+    """Whether A is asked for ahead and stays near a core until it is read: of columns, kc and those asked for then."""
+    if not plan.lhs_far or plan.lhs_by_rows:
+        return plan.lhs_far
     columns, rows = bytes_of(plan.dot.lhs, plan.k.lhs), bytes_of(plan.dot.lhs, min(plan.mt, plan.m.size))
     return fits(machine.second_cache, 2 * plan.kc, rows, columns)
 

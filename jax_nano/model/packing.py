@@ -7,7 +7,15 @@ import math
 from jax_nano.elementwise import INSTRUCTIONS
 from jax_nano.isa import Core, Machine
 from jax_nano.model.blocks import beside
-from jax_nano.model.memory import PACKING_RATE, PUSHED_OUT, RUN_BYTES, footprint, line_fetch_cycles, lines
+from jax_nano.model.memory import (
+    PACKING_RATE,
+    PUSHED_OUT,
+    RUN_BYTES,
+    asked_in_time,
+    footprint,
+    line_fetch_cycles,
+    lines,
+)
 from jax_nano.plan import LINE_BYTES, Plan
 from jax_nano.problem import bytes_of, extent
 
@@ -47,7 +55,8 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
         copying = stores * line_cycles(core, plan, by_rows or copied, turned, converted, plain=by_rows)
         cycles += times * lines(m * k * plan.dot.components[0], plan.instruction.lhs) * copying
         run = bytes_of(plan.dot.lhs, min(plan.mc, m) if plan.m.lhs == 1 else plan.kc)
-        cycles += times * lines(m * k, plan.dot.lhs) * line_fetch_cycles(plan, machine) * (1 + RUN_BYTES / run)
+        fetching = line_fetch_cycles(plan, machine) * (1 + RUN_BYTES / run)
+        cycles += times * lines(m * k, plan.dot.lhs) * (0.0 if asked_in_time(plan, machine) else fetching)
     return cycles, waiting
 
 
