@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import jax_nano
-from benchmarks import products, report, roof, static
+from benchmarks import products, report, roof, static, tables, timing
 from benchmarks.products import Size
 from jax_nano.targets import host
 
@@ -105,6 +105,22 @@ def test_benchmarks_measure_and_report(dtype, tmp_path, monkeypatch):
     assert product["seconds"].keys() >= {"jax_nano", "XLA", "NumPy"}
     assert timing.gflops("jax_nano") > 0 and timing.peak_gflops > 0
     assert plot.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("table", [tables.packed_weights, tables.quantized_weights])
+def test_tables_have_a_ratio_in_each_cell(table, capsys, monkeypatch):
+    for module, name, value in (
+        (tables, "LAYERS", 1), (tables, "WIDTH", 64), (tables, "VOCABULARY", 100),
+        (timing, "TURN_SECONDS", 1e-4), (timing, "REST_SECONDS", 0),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    table(turns=1)
+    header, _, *rows = capsys.readouterr().out.strip().splitlines()
+    labels = len([cell for cell in rows[0].split("|") if cell.strip()]) - 4
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert len(cells) == header.count("|") - 1
+        assert all(float(cell) > 0 for cell in cells[labels:])
 
 
 @pytest.mark.parametrize("processor, name", [("alderlake", "fma_f32"), ("sapphirerapids", "tdpbf16ps")])

@@ -11,6 +11,9 @@ A task computes a block of C, `plan.mt` x `plan.nt`, of one element of the outer
                     for each panel of rows (MR):   A's block streams from the next
                         microkernel
 
+Where A comes from beyond a core's own caches and B stays in them, A is asked for ahead: by blocks of rows, which then
+are the panels of rows, or by blocks of k where it lies by columns.
+
 Where packing is interleaved, only the first panel of B's block is packed before; every other one is packed by the
 microkernel of the first rows, step by step, beside the products of the panel before it. Two panels take turns.
 """
