@@ -13,6 +13,9 @@ namespace {
 // Heaps of glibc's arenas are no larger (HEAP_MAX_SIZE).
 constexpr size_t kLargestHeap = size_t{64} << 20;
 
+// A result is looked at where its parts meet.
+constexpr size_t kParts = 4;
+
 // struct procmap_query and PROCMAP_QUERY of Linux 6.11's linux/fs.h, which older headers do not have.
 struct MappingQuery {
   uint64_t size = sizeof(MappingQuery);
@@ -31,11 +34,14 @@ void Ask(uintptr_t begin, uintptr_t end) {
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
-// Whether a page is in memory.
-bool Resident(uintptr_t address) {
-  unsigned char state = 0;
-  auto* page = reinterpret_cast<void*>(address / kSmallPage * kSmallPage);
-  return mincore(page, kSmallPage, &state) == 0 && (state & 1);
+// Whether pages are in memory, by some of them. Not the outermost ones: malloc writes beside what it gives.
+bool Resident(uintptr_t begin, size_t bytes) {
+  for (size_t part = 1; part < kParts; ++part) {
+    unsigned char state = 0;
+    auto* page = reinterpret_cast<void*>((begin + bytes / kParts * part) / kSmallPage * kSmallPage);
+    if (mincore(page, kSmallPage, &state) != 0 || !(state & 1)) return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -44,7 +50,7 @@ void PreferHugePages(void* data, size_t bytes) {
   auto begin = reinterpret_cast<uintptr_t>(data);
   if (bytes < 2 * kHugePage) return;
   // Memory that was used before has its pages. Advice would wait until another thread has given back what it frees.
-  if (!Resident(begin) || !Resident(begin + bytes - 1)) Ask(begin, begin + bytes);
+  if (!Resident(begin, bytes)) Ask(begin, begin + bytes);
 }
 
 void PreferHugePagesAround(std::span<void* const> addresses) noexcept {

@@ -37,7 +37,7 @@ def smallest(plan: Plan, machine: Machine) -> Plan:
         mt = -(-plan.m.size // mc) * mc
     if plan.has_partial:
         mt = min(mt, whole_rows(bytes_of(plan.instruction.acc, nt), plan.mr if plan.lhs == "direct" else mc))
-    mc = mc if plan.lhs != "direct" or (plan.lhs_far and plan.lhs_by_rows) else mt
+    mc = mc if plan.rows_in_blocks else mt
     return replace(plan, mt=mt, mc=mc, nt=nt, outer_per_task=1, interleaved=False)
 
 
@@ -60,8 +60,7 @@ def divisions_of(plan: Plan, machine: Machine) -> Iterator[Plan]:
             mt = -(-rows // m_parts) * plan.mr
             if m_parts > 1 and n_parts > 1 and m_parts * n_parts > 16 * machine.threads:
                 continue
-            mc = min(plan.mc, -(-mt // plan.lhs_panel) * plan.lhs_panel) if plan.lhs != "direct" else mt
-            mc = plan.mc if plan.lhs_far and plan.lhs_by_rows else mc
+            mc = min(plan.mc, -(-mt // plan.lhs_panel) * plan.lhs_panel) if plan.rows_in_blocks else mt
             mt = -(-mt // mc) * mc
             in_pieces = plan.rhs == "private" and room < nt and not (plan.interleaved or plan.lhs_far)
             for nb in {0, room if in_pieces else 0}:

@@ -69,9 +69,9 @@ class Plan:
             self.rhs == "shared" or self.splits * self.blocks_per_split - self.k_blocks >= self.blocks_per_split
         ):
             raise ValueError(f"{self.splits} splits of {self.k_blocks} blocks: one would be empty, or B is shared")
-        wanted = "direct" if self.lhs_by_rows else "columns"
-        if self.lhs_far and (self.lhs not in ("direct", wanted) or self.lanes == "k" or self.nb):
-            raise ValueError("A is asked for where it is read in place or by columns, while B is gone through at once")
+        as_it_lies = self.lhs == "direct" or (self.lhs == "columns" and not self.lhs_by_rows)
+        if self.lhs_far and (not as_it_lies or self.lanes == "k" or self.nb):
+            raise ValueError("A is asked for where it is read in place or packed out of columns, all of B at once")
         whole = self.mc >= self.mt and self.k.size % self.instruction.shape[2] == 0
         if self.interleaved and (self.rhs != "private" or self.nb or not whole):
             raise ValueError("panels of B are packed beside products by each task, once for its rows, in whole steps")
@@ -111,6 +111,16 @@ class Plan:
     def lhs_by_rows(self) -> bool:
         """Whether A's rows are contiguous."""
         return self.k.lhs == 1
+
+    @property
+    def lhs_by_steps(self) -> bool:
+        """Whether what comes next of A is further steps of all of a task's rows, and not further rows."""
+        return not self.lhs_by_rows and self.inner_k_blocks > 1
+
+    @property
+    def rows_in_blocks(self) -> bool:
+        """Whether tasks go through A by blocks of rows, which they pack or ask for."""
+        return self.lhs != "direct" or (self.lhs_far and not self.lhs_by_steps)
 
     @property
     def m_tasks(self) -> int:

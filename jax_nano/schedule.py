@@ -20,7 +20,9 @@ SPLIT_RESULTS = 4096
 SPLITS = 32
 READ_ONCE_ROWS = 8  # with so few rows, B is as good as read once: packing it would only add to that
 PACKED_STEPS = 512  # steps of k in a block of a large packed B, at most: its rows then are long enough for prefetchers
-PANEL_STEPS = (16, 128)  # of k, in a panel of a large B that is read in place
+FAR_LARGER = 6
+ROW_PANELS = 8  # in a block of A that is packed, or asked for by pieces of its columns
+PANEL_STEPS = (16, 128)  # of k, in a panel of a large B that is read in place, or of an A that lies by columns
 # With so few rows, products wait for nothing but the lines of B. Short numbers come the fastest in the order in which
 # they lie in memory: so threads share out the sum and not the columns, and read whole rows, a few at a time. On Zen 5
 # that brings 40 GB/s of integers, where 16 pieces of rows side by side bring 30 to 34; f32 gains nothing.
@@ -160,7 +162,7 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
             large = bytes_of(work.rhs, k.size * n.size) > machine.second_cache.bytes
             far = rhs == "direct" and large
             in_place = InPlace.of(work, n, k, far) if rhs == "direct" else PACKED
-            lhs_far = lhs == ("direct" if k.lhs == 1 else lhs) and comes_from_afar(machine, common)
+            lhs_far = (lhs == "direct" or k.lhs != 1) and comes_from_afar(machine, common)
             steps = depths(machine, instruction, rhs, work, m, n, k)
             if lhs_far and k.lhs != 1:
                 steps = tuple(sorted({min(k.size, count) for count in PANEL_STEPS}))
@@ -262,10 +264,14 @@ def panel_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common:
 
 
 def comes_from_afar(machine: Machine, common: dict) -> bool:
-    """Whether A comes by whole lines from beyond a core's own caches, and all of B stays there meanwhile."""
+    """Whether A comes by whole lines from beyond a core's own caches, and all of B stays there meanwhile.
+
+    Where C is far larger, products wait for that.
+    """
     work, m, n, k = (common[name] for name in ("dot", "m", "n", "k"))
     axes = (m, k, *common["outer"], *common["k_outer"])
-    large = bytes_of(work.lhs, math.prod(axis.size for axis in axes if axis.lhs)) > machine.second_cache.bytes
+    size = bytes_of(work.lhs, math.prod(axis.size for axis in axes if axis.lhs))
+    large = size > max(machine.second_cache.bytes, bytes_of(work.out, math.prod(work.sizes[:3])) // FAR_LARGER)
     run, steps, cache = (k, k.size, machine.second_cache) if k.lhs == 1 else (m, PANEL_STEPS[0], machine.caches[0])
     near = 2 * bytes_of(work.rhs, steps * n.size) <= cache.bytes
     return large and near and run.lhs == 1 and bytes_of(work.lhs, run.size) >= LINE_BYTES
@@ -324,17 +330,19 @@ def blocked(machine: Machine, block: blocks.RegisterBlock, depth: int, **plan) -
     cols = -(-n.size // block.cols) * block.cols
     result = Plan(mr=block.rows, nr=block.cols, unroll=unroll, mc=m.size, kc=k.size, nc=cols, mt=m.size, nt=cols,
                   outer_per_task=extent(plan["outer"]), **plan)  # fmt: skip
-    if result.lhs_far and result.lhs_by_rows:
-        result = replace(result, mc=block.rows, mt=-(-m.size // block.rows) * block.rows)
     if result.lhs != "direct":
-        mc = min(m.size, -(-8 * block.rows // result.lhs_panel) * result.lhs_panel)
+        mc = min(m.size, -(-ROW_PANELS * block.rows // result.lhs_panel) * result.lhs_panel)
         result = replace(result, mc=mc, mt=-(-m.size // mc) * mc)
     multiple = result.k_multiple
     most = k_block(machine, block, instruction, k.size, multiple, result.dot.components)
     kc = min(k.size, -(-depth // multiple) * multiple, most)
     if scaling := result.dot.scaling:
         kc = in_group(kc, multiple, scaling.group, k.size)
-    return split(replace(result, kc=kc))
+    result = replace(result, kc=kc)
+    if result.lhs == "direct" and result.rows_in_blocks:
+        mc = block.rows * (1 if result.lhs_by_rows else ROW_PANELS)
+        result = replace(result, mc=mc, mt=-(-m.size // mc) * mc)
+    return split(result)
 
 
 def in_group(kc: int, step: int, group: int, k: int) -> int:

@@ -76,7 +76,7 @@ def plans(draw, product):
     mc = replace(plan, mr=mr, mc=plan.m.size, mt=plan.m.size).lhs_panel * draw(FEW)
     nb = nr * draw(st.integers(0, 2))
     mt, nt, nc = mc * draw(FEW), (nb or nr) * draw(FEW), nr * draw(FEW)
-    asked = plan.lhs == "direct" and not inner and not nb
+    asked = (plan.lhs == "direct" or (plan.lhs == "columns" and not a_along_k)) and not inner and not nb
     far = {"lhs_far": asked and draw(st.booleans()), "rhs_far": draw(st.booleans())}
     plan = replace(plan, mr=mr, nr=nr, mc=mc, mt=mt, nb=nb, nt=nt, nc=nc, **far)
     plan = replace(plan, kc=min(plan.k.size, plan.k_multiple * draw(FEW)))

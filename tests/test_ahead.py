@@ -1,4 +1,4 @@
-"""What microkernels ask for ahead: every line of the next piece of B, evenly over the steps of all blocks of C."""
+"""What microkernels ask for ahead: every line of the next piece of B or A, evenly over the steps of all blocks of C."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from jax_nano import schedule
 from jax_nano.build import Integers, View
 from jax_nano.kernels import macro, micro
 from jax_nano.plan import LINE_BYTES
-from jax_nano.problem import WORD_STEPS, bytes_of
+from jax_nano.problem import WORD_STEPS, Axis, bytes_of
 from jax_nano.targets import host
 
 DEPTH = 96
@@ -121,53 +121,80 @@ def test_of_streamed_rows_a_task_asks_for_its_columns_of_the_next_ones(monkeypat
     assert [at for at in asked if at in wanted] == list(wanted)
 
 
-@pytest.mark.parametrize("mc", [8, 24], ids=["one panel of rows", "several"])
-@pytest.mark.parametrize(
-    ("begin", "number", "following"),
-    [(0, 0, 0), (96, 1, 2), (96, 2, 2)],
-    ids=["within", "then the next element's", "and nothing beyond the last one"],
-)
-def test_of_a_in_place_the_next_rows_are_asked_for(monkeypatch, mc, begin, number, following):
-    m, k, n, line = 100, 64, 80, LINE_BYTES // bytes_of("f32")
-    machine = host.machine()
-    dot = Product(lhs=matrix(m, k, "rows", "f32"), rhs=matrix(k, n, "rows", "f32"), out="f32").dot
-    made = next(schedule.kernel_plans(dot, machine, machine.isa("avx2")))
-    plan = replace(made, lhs="direct", lhs_far=True, mr=8, nr=32, mc=mc, mt=-(-m // mc) * mc, nt=96, nc=96, kc=k)
-    kernel, area = macro.Macrokernel(plan), macro.Area(0, m, 0, n)
-    a = View(None, number * m * k, (k, 1), "f32")
+def asked_of_a(monkeypatch, plan, strides, begin, k0, area, after=0):
+    """The elements of A, from one of its outer axes' elements on, asked for while a block of it goes through B."""
+    kernel, a = macro.Macrokernel(plan), View(None, 0, strides, "f32")
     asked: list[int] = []
     monkeypatch.setattr(micro, "prefetch", lambda _base, at: asked.append(at))
-    rows = kernel.following_lhs(a, (min(number + 1, 2) - number) * m * k, begin, 0, area)
-    for j in range(0, n, plan.nr):
-        for row in range(0, mc, plan.mr):
-            (ask,) = kernel.lhs_ahead(rows, area, begin, begin + row, j)
-            for step in range(k):
-                ask(step, 1)
-    first = following * m + (0 if begin else mc)
-    assert set(asked) == {row * k + at for row in range(first, first + mc) for at in range(0, k, line)}
-
-
-@pytest.mark.parametrize(("k0", "following"), [(0, 16), (16, 32), (48, 48)], ids=["first", "within", "last"])
-def test_of_columns_of_a_the_next_steps_of_all_rows_are_asked_for(monkeypatch, k0, following):
-    m, k, n, line = 1024, 64, 40, LINE_BYTES // bytes_of("f32")
-    machine = host.machine()
-    dot = Product(lhs=matrix(m, k, "columns", "f32"), rhs=matrix(k, n, "rows", "f32"), out="f32").dot
-    made = next(schedule.kernel_plans(dot, machine, machine.isa("avx2")))
-    plan = replace(made, lhs="direct", lhs_far=True, mr=8, nr=32, mc=256, mt=256, nt=64, nc=64, kc=16, unroll=1)
-    kernel, area = macro.Macrokernel(plan), macro.Area(256, 512, 0, n)
-    asked: list[int] = []
-    monkeypatch.setattr(micro, "prefetch", lambda _base, at: asked.append(at))
-    steps = kernel.following_lhs(View(None, k0 * m, (1, m), "f32"), 0, 256, k0, area)
-    for j in range(0, n, plan.nr):
-        for row in range(256, 512, plan.mr):
-            (ask,) = kernel.lhs_ahead(steps, area, 256, row, j)
+    following = kernel.following_lhs(a, after, begin, k0, area)
+    for j in range(area.n0, area.n1, plan.nr):
+        for i in range(begin, begin + plan.mc, plan.mr):
+            (ask,) = kernel.lhs_ahead(following, area, begin, i, j)
             for step in range(plan.kc):
                 ask(step, 1)
-    assert set(asked) == {(following + step) * m + at for step in range(plan.kc) for at in range(256, 512, line)}
+    return set(asked)
 
 
-def test_rows_are_asked_for_where_they_are_read_in_place_and_b_is_gone_through_at_once():
+def plan_asking_for_a(m, k, n, order, **blocks):
+    """A plan that asks for A, with blocks of its own."""
+    machine = host.machine()
+    dot = Product(lhs=matrix(m, k, order, "f32"), rhs=matrix(k, n, "rows", "f32"), out="f32").dot
+    plan = next(schedule.kernel_plans(dot, machine, machine.isa("avx2")))
+    nt = -(-n // 32) * 32
+    return replace(plan, lhs="direct", lhs_far=True, mr=8, nr=32, nt=nt, nc=nt, unroll=1, **blocks)
+
+
+@pytest.mark.parametrize("mc", [8, 24], ids=["one panel of rows", "several"])
+@pytest.mark.parametrize("begin, after", [(0, 0), (96, 6400), (96, 0)], ids=["within", "last", "last of all"])
+def test_of_a_in_place_the_next_rows_are_asked_for(monkeypatch, mc, begin, after):
+    m, k, n, line = 100, 64, 80, LINE_BYTES // bytes_of("f32")
+    plan = plan_asking_for_a(m, k, n, "rows", mc=mc, mt=-(-m // mc) * mc, kc=k)
+    first = after // k + (0 if begin else mc)
+    wanted = {row * k + at for row in range(first, first + mc) for at in range(0, k, line)}
+    assert asked_of_a(monkeypatch, plan, (k, 1), begin, 0, macro.Area(0, m, 0, n), after) == wanted
+
+
+@pytest.mark.parametrize("k0", [0, 32], ids=["of the same steps", "where those are the last"])
+def test_after_the_last_rows_come_the_first_ones_of_the_next_steps(monkeypatch, k0):
+    m, k, n, line = 96, 64, 40, LINE_BYTES // bytes_of("f32")
+    plan = plan_asking_for_a(m, k, n, "rows", mc=8, mt=96, kc=32)
+    begins = {row * k + at for row in range(8) for at in range(0, 32, line)}
+    wanted = {at + 32 for at in begins} if k0 == 0 else {at + m * k for at in begins}
+    assert asked_of_a(monkeypatch, plan, (k, 1), 88, k0, macro.Area(0, m, 0, n), m * k) == wanted
+
+
+@pytest.mark.parametrize("k0, following", [(0, 16), (16, 32), (48, 64)], ids=["first", "within", "last"])
+@pytest.mark.parametrize("mc", [64, 256], ids=["packed in blocks of rows", "in place"])
+def test_of_columns_of_a_the_next_steps_of_all_rows_are_asked_for(monkeypatch, mc, k0, following):
+    m, k, n, line = 1024, 64, 40, LINE_BYTES // bytes_of("f32")
+    plan = plan_asking_for_a(m, k, n, "columns", mc=mc, mt=256, kc=16)
+    area = macro.Area(256, 512, 0, n)
+    asked = {
+        at
+        for begin in range(256, 512, mc)
+        for at in asked_of_a(monkeypatch, plan, (1, m), begin, k0, area, after=m * k)
+    }
+    assert asked == {(following + step) * m + at for step in range(plan.kc) for at in range(256, 512, line)}
+
+
+def test_of_columns_whose_steps_are_all_in_hand_the_next_rows_are_asked_for(monkeypatch):
+    m, k, n, line = 1024, 16, 40, LINE_BYTES // bytes_of("f32")
+    plan = plan_asking_for_a(m, k, n, "columns", mc=64, mt=256, kc=16)
+    asked = asked_of_a(monkeypatch, plan, (1, m), 320, 0, macro.Area(256, 512, 0, n))
+    assert asked == {step * m + at for step in range(k) for at in range(384, 448, line)}
+
+
+def test_a_task_of_one_element_of_the_outer_axes_asks_for_no_other():
+    plan = plan_asking_for_a(64, 64, 40, "rows", mc=8, mt=64, kc=64)
+    batched = replace(plan, outer=(Axis(size=5, lhs=4096, rhs=0, out=2560),))
+    assert macro.Macrokernel(replace(batched, outer_per_task=1)).to_next_element(2) == 0
+    assert macro.Macrokernel(replace(batched, outer_per_task=5)).to_next_element(2) == 4096
+    assert macro.Macrokernel(replace(batched, outer_per_task=5)).to_next_element(4) == 0
+
+
+def test_a_is_asked_for_as_it_lies_and_b_gone_through_at_once():
     plan = product_in_place(16, 1024, 1024)
-    for other in ({"lhs": "rows"}, {"lanes": "k"}, {"rhs": "private", "nb": plan.nr}):
-        with pytest.raises(ValueError, match="A is asked for where it is read in place or by columns"):
+    message = "A is asked for where it is read in place or packed out of columns, all of B at once"
+    for other in ({"lhs": "rows"}, {"lhs": "columns"}, {"lanes": "k"}, {"rhs": "private", "nb": plan.nr}):
+        with pytest.raises(ValueError, match=f"^{message}$"):
             replace(plan, lhs_far=True, kc=1024, unroll=1, **other)

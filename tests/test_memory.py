@@ -78,6 +78,17 @@ assert min(counts(lambda: f(a, b))) < 0.1 * 2 * pages(64)
 """)
 
 
+@pytest.mark.skipif(not THP.exists() or "[never]" in THP.read_text(), reason="Linux makes no huge pages here")
+def test_a_product_out_of_the_heap_is_made_of_huge_pages():
+    # The ends of such a result are there before it is written: malloc's own notes stand beside it.
+    run("""
+ctypes.CDLL(None).prctl(41, 0, 0, 0, 0)
+a, b = jnp.ones((2048, 64)), jnp.ones((64, 3072))
+f = jax.jit(jax_nano.matmul)
+assert min(counts(lambda: f(a, b))) < 0.2 * pages(24)
+""")
+
+
 def test_without_it_large_results_are_fresh_pages():
     run("assert faults(100) > 0.9 * pages(100)")
 

@@ -149,7 +149,7 @@ LARGE = [
     for types in (("f32", "f32", "f32"), ("bf16", "bf16", "bf16"), ("s8", "s8", "s32"), ("f32", "u8", "f32"))
     for sizes in SHAPES
     for b in ("rows", "columns")
-]
+] + [large(types, sizes, "columns", "rows") for types in (("f32",) * 3, ("bf16",) * 3) for sizes in SHAPES]
 
 
 MACHINES = {machine.name: machine for machine in x86.MACHINES}

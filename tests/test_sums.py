@@ -113,6 +113,6 @@ def test_shardings_in_types_stay():
     assert plain.sharding == fast.sharding
 
 
-@pytest.mark.parametrize(("dtype", "left"), [(jnp.bfloat16, 0), (jnp.float16, 1)])
-def test_large_sums_of_f16_stay(dtype, left):
-    assert sums(total(0), jax.ShapeDtypeStruct((32, 1 << 20), dtype)) == left
+@pytest.mark.parametrize("dtype, more, left", [(jnp.bfloat16, 1, 0), (jnp.float16, 0, 0), (jnp.float16, 1, 1)])
+def test_large_sums_of_f16_stay(dtype, more, left):
+    assert sums(total(0), jax.ShapeDtypeStruct((32, (1 << 19) + more), dtype)) == left

@@ -11,8 +11,8 @@ A task computes a block of C, `plan.mt` x `plan.nt`, of one element of the outer
                     for each panel of rows (MR):   A's block streams from the next
                         microkernel
 
-Where A comes from beyond a core's own caches and B stays in them, A is asked for ahead: by blocks of rows, which then
-are the panels of rows, or by blocks of k where it lies by columns.
+Where A comes from beyond a core's own caches and B stays in them, A is asked for ahead: by blocks of rows, or,
+where it lies by columns and K has several blocks, by those.
 
 Where packing is interleaved, only the first panel of B's block is packed before; every other one is packed by the
 microkernel of the first rows, step by step, beside the products of the panel before it. Two panels take turns.
@@ -122,6 +122,7 @@ class Macrokernel:
         out = self.out(frame, split_number).moved(at[2])
         extras, scaling = self.extras(frame, at), self.scaling(frame, at)
         partial, tiles = self.partial(frame, out), self.tiles(frame)
+        after = self.to_next_element(outer)
         begin_k = mul(split_number, plan.blocks_per_split)
         end_k = minimum(add(begin_k, plan.blocks_per_split), plan.k_blocks)
 
@@ -138,8 +139,8 @@ class Macrokernel:
             biased = plan.instruction.lhs_offset != 0 and (part.first if plan.rhs == "shared" else True)
             group = divmod_(k0, dot.scaling.group)[0] if dot.scaling else 0
             b_matrix = rhs.moved(at_k[1])
-            a_matrix = self.lhs(frame, [add(*both) for both in zip(at, at_k, strict=True)]).block(0, k0)
-            after = subtract(offsets(plan.outer, minimum(add(outer, 1), extent(plan.outer) - 1), self.arrays)[0], at[0])
+            whole_a = self.lhs(frame, [add(*both) for both in zip(at, at_k, strict=True)])
+            a_matrix = whole_a.block(0, k0)
             all_rows = self.lhs_panels(frame, a_matrix, area.m0, area.m1, part) if plan.mc >= plan.mt else None
             with for_range(area.n0, area.n1, plan.block_columns) as columns:
                 n1 = minimum(add(columns.i, plan.block_columns), area.n1)
@@ -151,7 +152,7 @@ class Macrokernel:
                     def column_panel(j: Index, cols: int, begin=begin, end=end, a_panel=a_panel) -> None:
                         b, bias = b_panel(j)
                         following = self.following(b, b_matrix, k0, j, area) if plan.ahead else None
-                        next_a = self.following_lhs(a_matrix, after, begin, k0, area) if plan.lhs_far else None
+                        next_a = self.following_lhs(whole_a, after, begin, k0, area) if plan.lhs_far else None
 
                         def row_panel(i: Index, count: int, packing: Sequence[Beside] = ()) -> None:
                             c = out.block(i, j)
@@ -205,16 +206,26 @@ class Macrokernel:
     def following_lhs(self, a: View, after: Index, begin: Index, k0: Index, area: Area) -> View:
         """The block of A that comes after the one at (begin, k0), as a matrix over k and m.
 
-        Of contiguous rows it is the next ones, and after a task's last ones the first of the next element of the outer
-        axes, `after` elements away. Of columns, it is the next steps of all the task's rows.
+        That is the task's next rows, unless it is all of them by further steps. After its last rows it is the first
+        ones of the next steps, and after the last steps of the next element of the outer axes, `after` elements away.
         """
         plan = self.plan
-        if not plan.lhs_by_rows:
-            steps = minimum(plan.kc, subtract(plan.k.size - plan.kc, k0))  # after the last ones, nothing new
-            return a.block(area.m0, steps).transposed
-        more, last = less(add(begin, plan.mc), area.m1), max(0, plan.m.size - plan.mc)
-        here, there = a.block(minimum(add(begin, plan.mc), last), 0), a.moved(after).block(area.m0, 0)
-        return replace(here, at=select(more, here.at, there.at)).transposed
+        more_steps = less(add(k0, plan.kc), plan.k.size)
+        steps = a.block(area.m0, minimum(add(k0, plan.kc), plan.k.size - plan.kc))
+        first = replace(a, at=select(more_steps, steps.at, a.moved(after).block(area.m0, 0).at))
+        if plan.lhs_by_steps:
+            return first.transposed
+        rows = a.block(minimum(add(begin, plan.mc), max(0, plan.m.size - plan.mc)), k0)
+        return replace(a, at=select(less(add(begin, plan.mc), area.m1), rows.at, first.at)).transposed
+
+    def to_next_element(self, outer: Index) -> Index:
+        """Elements of A from one element of the outer axes to a task's next one; none where it has no other."""
+        plan = self.plan
+        if not plan.lhs_far or plan.outer_per_task == 1:
+            return 0
+        other = minimum(add(outer, 1), extent(plan.outer) - 1)
+        here, there = (offsets(plan.outer, number, self.arrays)[0] for number in (outer, other))
+        return subtract(there, here)
 
     def lhs_ahead(self, following: View | None, area: Area, begin: Index, i: Index, j: Index) -> tuple[Beside, ...]:
         """What asks for the block of A that follows, if any, while the rows at i, of the block at `begin`, go through
@@ -227,7 +238,7 @@ class Macrokernel:
         panels = -(-rows // plan.mr)
         number = add(mul(divmod_(subtract(j, area.n0), plan.nr)[0], panels), divmod_(subtract(i, begin), plan.mr)[0])
         blocks = panels * columns
-        if not plan.lhs_by_rows:
+        if plan.lhs_by_steps:
             number = add(mul(divmod_(subtract(begin, area.m0), plan.mc)[0], blocks), number)
             rows = min(plan.mt, plan.m.size)
             blocks *= -(-rows // plan.mc)

@@ -95,7 +95,7 @@ class Result:
         return replace(self, out=self.out.block(i), partial=self.partial.block(i), epilogue=epilogue)
 
 
-Beside = Callable[[Index, int], None]  # what is done for another piece of B at steps k to k + group - 1: (k, group)
+Beside = Callable[[Index, int], None]  # what is done for another piece of A or B at steps k to k + group - 1
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,9 @@ def largest_task(plan: Plan) -> float:
 def compute_cycles(plan: Plan, machine: Machine) -> float:
     """Cycles of all microkernels, on one thread.
 
-    The first panel of rows of every block of A fetches a panel of B from where B's block is, unless it was asked for
-    before; the others find it nearer, and so do all but the first of the products of one component of B.
+    The first panel of rows of every block of A fetches a panel of B from where B's block is, unless that is the only
+    one or it was asked for before. The others find it nearer, and so do all but the first of the products of one
+    component of B.
     """
     core, instruction = machine.cores[plan.isa], plan.instruction
     if plan.lanes == "k":

@@ -167,7 +167,8 @@ def lhs_wait_cycles(plan: Plan, machine: Machine) -> float:
     """
     size = plan.m.size * plan.k.size * extent(plan.k_outer) * extent(plan.outer)
     if asked_in_time(plan, machine):
-        beside = 0.0 if plan.lhs_by_rows else STREAM_BYTES / bytes_of(plan.dot.lhs, plan.mt)
+        rows = plan.mt if plan.lhs_by_steps else plan.mc
+        beside = 0.0 if plan.lhs_by_rows else STREAM_BYTES / bytes_of(plan.dot.lhs, rows)
         return (1 + beside) * bytes_of(plan.dot.lhs, size) * stream_rate(machine, footprint(plan))
     if plan.lhs != "direct":
         return 0.0
@@ -180,11 +181,12 @@ def lhs_wait_cycles(plan: Plan, machine: Machine) -> float:
 
 
 def asked_in_time(plan: Plan, machine: Machine) -> bool:
-    """Whether A is asked for ahead and stays near a core until it is read: of columns, kc and those asked for then."""
+    """Whether A is asked for ahead and stays near a core until it is read: of columns, those in hand and the next."""
     if not plan.lhs_far or plan.lhs_by_rows:
         return plan.lhs_far
-    columns, rows = bytes_of(plan.dot.lhs, plan.k.lhs), bytes_of(plan.dot.lhs, min(plan.mt, plan.m.size))
-    return fits(machine.second_cache, 2 * plan.kc, rows, columns)
+    columns, rows = (2 * plan.kc, plan.mt) if plan.lhs_by_steps else (plan.kc, 2 * plan.mc)
+    run, stride = bytes_of(plan.dot.lhs, min(rows, plan.m.size)), bytes_of(plan.dot.lhs, plan.k.lhs)
+    return fits(machine.second_cache, columns, run, stride)
 
 
 def line_fetch_cycles(plan: Plan, machine: Machine, pushed_out: float = 0.0) -> float:
