@@ -119,7 +119,8 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
         registers = -(-cols // lanes)
         step_bytes = bytes_of(instruction.rhs, registers * lanes * instruction.shape[2])
         row_bytes, rows_in_step = bytes_of(plan.dot.rhs, registers * lanes), instruction.shape[2]
-        again = steps * fetch_cycles(machine, steps * components // terms * step_bytes, step_bytes)
+        held = steps * components // terms + (instruction.lhs_offset != 0)  # with the starting values
+        again = steps * fetch_cycles(machine, held * step_bytes, step_bytes)
         if plan.rhs == "direct":
             first = steps * stream_cycles(machine, b_bytes, row_bytes, rows_in_step, plan.m.size)
             first *= 1 + STREAM_BYTES / bytes_of(plan.dot.rhs, plan.nt)

@@ -165,7 +165,7 @@ def register_blocks(
         raise ValueError(f"{isa.name} has {isa.register_count} registers; a block needs at least 3")
     lanes, steps = instruction.shape[1], -(-k // instruction.shape[2])
     widest = isa.register_count if rhs.bytes else isa.register_count // 2  # code that packs is as long as it is wide
-    registers_of_n = -(-n // lanes)
+    registers_of_n, biased = -(-n // lanes), instruction.lhs_offset != 0  # a row of starting values
     best: dict[int, tuple[float, int]] = {}  # by registers of n: the cycles, and the rows
     for rows in range(1, min(m, isa.register_count) + 1):
         for registers in range(1, min(registers_of_n, widest) + 1):
@@ -179,7 +179,7 @@ def register_blocks(
                 coming = Coming(
                     first=steps * stream_cycles(machine, rhs.bytes, c * lanes * rhs.element_bytes, b_rows, m),
                     near=steps * b_rows * lines(row_bytes) / machine.l2_bytes_per_cycle,
-                    again=steps * fetch_cycles(machine, steps * piece, piece),
+                    again=steps * fetch_cycles(machine, (steps + biased) * piece, piece),
                     stalled=steps * b_rows * rhs_stalls(machine, rhs, k, row_bytes, again=m > rows),
                     far=rhs.far,
                 )
