@@ -155,8 +155,7 @@ TABLES = {f.__name__: f for f in (work_on_a, packed_weights, quantized_weights, 
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
-    parser.add_argument("tables", nargs="*", choices=[[], *TABLES], default=list(TABLES), metavar="TABLE",
-                        help=f"of {', '.join(TABLES)} (default: all)")  # fmt: skip
+    parser.add_argument("--only", choices=TABLES, help="one table")
     parser.add_argument("--turns", type=int, default=7, help="of each function; the best one counts")
     parser.add_argument("--stays", choices=("no", "yes"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -164,7 +163,7 @@ def main() -> None:
         large_results(arguments.stays, arguments.turns)
         return
     report.print_circumstances(report.circumstances())
-    for name in arguments.tables:
+    for name in [arguments.only] if arguments.only else TABLES:
         TABLES[name](arguments.turns)
 
 

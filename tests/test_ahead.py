@@ -57,6 +57,16 @@ def test_every_line_of_the_rows_gone_through_is_asked_for_evenly(monkeypatch, bl
     assert max(found) < view.offset(DEPTH + beyond, 0) // line
 
 
+@pytest.mark.parametrize("width", [16, 32, 48])
+@pytest.mark.parametrize("stride", [1001, 1004])
+def test_of_rows_that_begin_within_lines_panels_ask_for_what_the_one_before_left(monkeypatch, stride, width):
+    line, panels = LINE_BYTES // bytes_of("f32"), 4
+    views = [View(None, panel * width, (stride, 1), "f32") for panel in range(panels)]
+    found = {at // line for view in views for turn in asked(monkeypatch, view, 3, width, 1) for at in turn}
+    firsts = {view.offset(k, 0) // line for view in views[:1] for k in range(DEPTH)}
+    assert {view.offset(k, j) // line for view in views for k in range(DEPTH) for j in range(width)} <= found | firsts
+
+
 @pytest.mark.parametrize("blocks", [1, 2, 32])
 @pytest.mark.parametrize("interleaved", [2, 4])
 def test_rows_that_stand_together_are_asked_for_together(monkeypatch, interleaved, blocks):
@@ -122,10 +132,11 @@ def test_of_streamed_rows_a_task_asks_for_its_columns_of_the_next_ones(monkeypat
 
 
 def asked_of_a(monkeypatch, plan, strides, begin, k0, area, after=0):
-    """The elements of A, from one of its outer axes' elements on, asked for while a block of it goes through B."""
+    """Where the lines of A begin that are asked for while a block of it goes through B."""
     kernel, a = macro.Macrokernel(plan), View(None, 0, strides, "f32")
     asked: list[int] = []
-    monkeypatch.setattr(micro, "prefetch", lambda _base, at: asked.append(at))
+    line = LINE_BYTES // bytes_of("f32")
+    monkeypatch.setattr(micro, "prefetch", lambda _base, at: asked.append(at // line * line))
     following = kernel.following_lhs(a, after, begin, k0, area)
     for j in range(area.n0, area.n1, plan.nr):
         for i in range(begin, begin + plan.mc, plan.mr):

@@ -104,7 +104,8 @@ class Ahead:
 
     Blocks of C go through it in turn. What is asked for faster than memory gives it would hold up the loop, so each
     asks for a share, evenly over all steps. Of rows it is the same lines of each, whose addresses are known before the
-    loop, unless all lines are wanted `in_order`.
+    loop, unless all lines are wanted `in_order`. Where runs begin within lines, those that they end in are meant: the
+    first one came with the piece before.
     """
 
     source: View  # element (k, j) of B, or (k, i) of A, of what is wanted
@@ -143,7 +144,7 @@ class Ahead:
         for i in range(at_once):
             run, within = divmod_(add(first, i), in_a_run)
             begin = self.source.offset(add(row, mul(run, self._together)), 0)
-            prefetch(self.source.base, add(begin, mul(within, self._line)))
+            prefetch(self.source.base, add(begin, add(mul(within, self._line), self._line - 1)))
 
     def _ask_in_order(self, k: Index, group: int, by_rows: bool) -> None:
         """Asks for the next of all lines, of runs along rows or columns."""
