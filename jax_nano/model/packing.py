@@ -13,12 +13,17 @@ from jax_nano.model.memory import (
     RUN_BYTES,
     asked_in_time,
     footprint,
+    lhs_wait_cycles,
     line_fetch_cycles,
     lines,
 )
 from jax_nano.plan import LINE_BYTES, Plan
 from jax_nano.problem import bytes_of, extent
 
+# The share of an A that would fit the last cache and yet comes from memory: less than of B, as it was just made.
+LHS_PUSHED_OUT = 0.25
+# The share of the wait for A, asked for beside products, that is left as nothing is asked for while it is packed.
+MEANWHILE = 0.4
 # What a run of bytes costs beside its own length where it comes from memory, and the share of that where it was asked
 # for ahead.
 FAR_RUN_BYTES = 256
@@ -55,8 +60,11 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
         copying = stores * line_cycles(core, plan, by_rows or copied, turned, converted, plain=by_rows)
         cycles += times * lines(m * k * plan.dot.components[0], plan.instruction.lhs) * copying
         run = bytes_of(plan.dot.lhs, min(plan.mc, m) if plan.m.lhs == 1 else plan.kc)
-        fetching = line_fetch_cycles(plan, machine) * (1 + RUN_BYTES / run)
-        cycles += times * lines(m * k, plan.dot.lhs) * (0.0 if asked_in_time(plan, machine) else fetching)
+        fetching = line_fetch_cycles(plan, machine, LHS_PUSHED_OUT) * (1 + RUN_BYTES / run)
+        if asked_in_time(plan, machine):
+            cycles += times * MEANWHILE * lhs_wait_cycles(plan, machine)
+        else:
+            cycles += times * lines(m * k, plan.dot.lhs) * fetching
     return cycles, waiting
 
 
