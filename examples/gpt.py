@@ -75,7 +75,7 @@ def attention(
 
 
 def likeliest(scores: Array) -> Array:
-    """The first of each row's highest scores. argmax finds it too, one by one, in ten times the time."""
+    """The first of each row's highest scores. argmax finds it too, one by one, in 5 to 13 times the time."""
     numbers = jnp.arange(scores.shape[-1], dtype=jnp.int32)
     return jnp.where(scores == scores.max(-1, keepdims=True), numbers, scores.shape[-1] - 1).min(-1)
 
