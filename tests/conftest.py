@@ -13,6 +13,10 @@ if KERNELS:
     os.environ["JAX_NANO_CACHE_DIR"] = KERNELS.name
 
 
+def pytest_addoption(parser):
+    parser.addoption("--update-golden", action="store_true", help="write the files of tests/golden anew")
+
+
 def pytest_configure(config):
     for marker in ("slow", "thread_unsafe", "leaks_references", "valgrind_error"):
         config.addinivalue_line("markers", f"{marker}: of NumPy's own tests")
