@@ -12,8 +12,8 @@ import numpy as np
 import jax_nano
 from benchmarks import roof
 from benchmarks.timing import best_of
-from jax_nano.compiler import target
-from jax_nano.targets import host
+from jax_nano.machine import host
+from jax_nano.machine.host import target
 
 DTYPES = {"f32": jnp.float32, "f64": jnp.float64}
 

@@ -18,10 +18,13 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 
 from benchmarks import report
-from jax_nano import compiler, model, retain_memory
-from jax_nano.problem import Dot, Operand
-from jax_nano.targets import host
-from jax_nano.tuning import measured, tune
+from jax_nano import retain_memory
+from jax_nano.ir.dot import Dot, Operand
+from jax_nano.machine import host
+from jax_nano.runtime.compiler import compiled, kernel_for
+from jax_nano.runtime.kernel import processor_for
+from jax_nano.runtime.tuning import measured, tune
+from jax_nano.schedule.cost import estimate
 
 SIZES = (1, 4, 16, 33, 64, 100, 128, 256, 384, 512, 768, 1000, 1024, 2048, 3072, 4096)
 TYPES = (("f32", "f32"), ("bf16", "bf16"), ("f16", "f16"), ("f64", "f64"), ("s8", "s32"))
@@ -58,10 +61,10 @@ def problems(count: int) -> Iterator[tuple[str, Dot]]:
 def measure(label: str, dot: Dot) -> Row:
     """Times the candidates of one product."""
     machine = host.machine()
-    choice, fastest = compiler.kernel_for(dot).plan, tune(dot, remember=False).seconds[0][0]
-    kernels = [compiler.compiled(dot, plan, compiler.processor_for(plan, machine)) for plan in (choice, fastest)]
+    choice, fastest = kernel_for(dot).plan, tune(dot, remember=False).seconds[0][0]
+    kernels = [compiled(dot, plan, processor_for(plan, machine)) for plan in (choice, fastest)]
     chosen, best = measured(kernels)
-    return Row(label, model.seconds(choice, machine).total, chosen, best)
+    return Row(label, estimate.seconds(choice, machine).total, chosen, best)
 
 
 def plot(rows: list[Row], path: pathlib.Path) -> None:

@@ -15,8 +15,8 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 from benchmarks.products import Timing
 from benchmarks.roof import Roof
 from jax_nano import _native
-from jax_nano.problem import bytes_of
-from jax_nano.targets import host
+from jax_nano.ir.dtypes import bytes_of
+from jax_nano.machine import host
 
 PACKAGES = ("jax-nano", "jax", "jaxlib", "numpy", "torch")
 COLORS = {"jax_nano": "#1565c0", "XLA": "#e65100", "NumPy": "#2e7d32", "PyTorch": "#8e24aa"}

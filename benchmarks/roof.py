@@ -17,10 +17,12 @@ from jax.interpreters.mlir import make_ir_context
 
 from benchmarks.timing import best_of
 from jax_nano import _native
-from jax_nano.build import add, element_type, for_range, load, mul, store, zeros
-from jax_nano.compiler import FFI_TYPES
-from jax_nano.problem import bytes_of
-from jax_nano.targets import host
+from jax_nano.codegen.index import add, element_type, mul
+from jax_nano.codegen.load_store import load, store
+from jax_nano.codegen.loops import for_range
+from jax_nano.codegen.registers import zeros
+from jax_nano.ir.dtypes import FFI_TYPES, bytes_of
+from jax_nano.machine import host
 
 CHAINS = 12  # accumulators in flight: latency (at most 5 cycles) times throughput (at most 2 a cycle); they fit AVX2
 STEPS = 1 << 20

@@ -17,12 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from jax_nano import _native, model, schedule
-from jax_nano.compiler import Kernel, processor_for
-from jax_nano.isa import DotInstruction, Machine
-from jax_nano.plan import Plan
-from jax_nano.problem import Dot, Operand
-from jax_nano.targets import host
+from jax_nano import _native
+from jax_nano.ir.dot import Dot, Operand
+from jax_nano.machine import host
+from jax_nano.machine.isa import DotInstruction, Machine
+from jax_nano.runtime.kernel import Kernel, processor_for
+from jax_nano.schedule.candidates import kernel_plans
+from jax_nano.schedule.cost import estimate
+from jax_nano.schedule.plan import Plan
 
 PROCESSORS = ("znver4", "znver5", "skylake-avx512", "alderlake", "sapphirerapids", "graniterapids")
 WITH_VECTORS = PROCESSORS[:-1]
@@ -84,10 +86,10 @@ def plan_of(machine: Machine, isa: str, instruction: DotInstruction) -> Plan:
     lhs, rhs = (WIDENED.get(dtype, dtype) for dtype in (instruction.lhs, instruction.rhs))
     operands = (Operand.row_major((SIZE, SIZE), dtype) for dtype in (lhs, rhs))
     dot = Dot.of(*operands, (((1,), (0,)), ((), ())), instruction.acc)
-    plans = schedule.kernel_plans(dot, machine, machine.isa(isa))
+    plans = kernel_plans(dot, machine, machine.isa(isa))
     return min(
         (plan for plan in plans if plan.instruction.name == instruction.name),
-        key=lambda plan: model.seconds(plan, machine, 1).total,
+        key=lambda plan: estimate.seconds(plan, machine, 1).total,
     )
 
 

@@ -1,17 +1,56 @@
-"""jax_nano: matrix products in JAX programs on CPUs, by kernels that the compiler composes."""
+"""jax_nano: matrix products in JAX programs on CPUs, by kernels that the compiler composes.
 
-from jax_nano._native import executed_kernels
-from jax_nano.accelerate import accelerate
-from jax_nano.api import dot, dot_general, einsum, inner, matmul, tensordot, vecdot
-from jax_nano.autotune import autotune
-from jax_nano.fused_matmul import fused_matmul
-from jax_nano.inspection import inspect
-from jax_nano.installation import install, installed, uninstall
-from jax_nano.memory import release_memory, retain_memory
-from jax_nano.packed import PackedWeight, pack
-from jax_nano.quantized import QuantizedWeight, quantization_error, quantize
-from jax_nano.report import Report, Reports
-from jax_nano.tuning import Tuned
+Names are loaded when they are first used: what knows neither JAX nor MLIR, such as jax_nano.schedule, needs neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    __version__: str
+    from jax_nano._native import executed_kernels as executed_kernels
+    from jax_nano.api.accelerate import accelerate as accelerate
+    from jax_nano.api.autotune import autotune as autotune
+    from jax_nano.api.fused_matmul import fused_matmul as fused_matmul
+    from jax_nano.api.inspect import inspect as inspect
+    from jax_nano.api.install import install as install
+    from jax_nano.api.install import installed as installed
+    from jax_nano.api.install import uninstall as uninstall
+    from jax_nano.api.malloc import release_memory as release_memory
+    from jax_nano.api.malloc import retain_memory as retain_memory
+    from jax_nano.api.products import dot as dot
+    from jax_nano.api.products import dot_general as dot_general
+    from jax_nano.api.products import einsum as einsum
+    from jax_nano.api.products import inner as inner
+    from jax_nano.api.products import matmul as matmul
+    from jax_nano.api.products import tensordot as tensordot
+    from jax_nano.api.products import vecdot as vecdot
+    from jax_nano.runtime.report import Report as Report
+    from jax_nano.runtime.report import Reports as Reports
+    from jax_nano.runtime.tuning import Tuned as Tuned
+    from jax_nano.weights.packed import PackedWeight as PackedWeight
+    from jax_nano.weights.packed import pack as pack
+    from jax_nano.weights.quantized import QuantizedWeight as QuantizedWeight
+    from jax_nano.weights.quantized import quantization_error as quantization_error
+    from jax_nano.weights.quantized import quantize as quantize
+
+_HOME = {
+    "_native": ("executed_kernels",),
+    "api.accelerate": ("accelerate",),
+    "api.autotune": ("autotune",),
+    "api.fused_matmul": ("fused_matmul",),
+    "api.inspect": ("inspect",),
+    "api.install": ("install", "installed", "uninstall"),
+    "api.malloc": ("release_memory", "retain_memory"),
+    "api.products": ("dot", "dot_general", "einsum", "inner", "matmul", "tensordot", "vecdot"),
+    "runtime.report": ("Report", "Reports"),
+    "runtime.tuning": ("Tuned",),
+    "weights.packed": ("PackedWeight", "pack"),
+    "weights.quantized": ("QuantizedWeight", "quantization_error", "quantize"),
+}
+_MODULES = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "PackedWeight",
@@ -19,6 +58,7 @@ __all__ = [
     "Report",
     "Reports",
     "Tuned",
+    "__version__",
     "accelerate",
     "autotune",
     "dot",
@@ -40,3 +80,19 @@ __all__ = [
     "uninstall",
     "vecdot",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from the module that has it."""
+    if name == "__version__":
+        value = importlib.import_module("importlib.metadata").version("jax-nano")
+    elif name in _MODULES:
+        value = getattr(importlib.import_module(f"jax_nano.{_MODULES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from jax_nano import _native, cache
-from jax_nano.compiler import kernel_for, machine_for, target
-from jax_nano.isa import Cache, Machine
-from jax_nano.problem import Dot, Operand, UnsupportedDot
-from jax_nano.report import Report
-from jax_nano.targets import host
+from jax_nano import _native
+from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
+from jax_nano.machine import host
+from jax_nano.machine.host import machine_for, target
+from jax_nano.machine.isa import Cache, Machine
+from jax_nano.runtime import cache
+from jax_nano.runtime.compiler import kernel_for
+from jax_nano.runtime.report import Report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

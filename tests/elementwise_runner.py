@@ -11,11 +11,12 @@ from jax.interpreters.mlir import make_ir_context
 
 import jax_nano  # noqa: F401  registers the FFI target
 from jax_nano import _native
-from jax_nano.build import element_type, for_range, index, load, store
-from jax_nano.compiler import FFI_TYPES
-from jax_nano.elementwise import NAMES, NUMPY_TYPES
-from jax_nano.kernels import epilogue
-from jax_nano.targets import host
+from jax_nano.codegen.index import element_type, index
+from jax_nano.codegen.load_store import load, store
+from jax_nano.codegen.loops import for_range
+from jax_nano.codegen.vector import evaluate as evaluation
+from jax_nano.ir.dtypes import FFI_TYPES, NAMES, NUMPY_TYPES
+from jax_nano.machine import host
 
 TARGETS = [isa.name for isa in host.machine().isas]
 IEEE = 0x1F80  # MXCSR as a program starts with: no exception traps, to nearest even, subnormal numbers kept
@@ -45,7 +46,7 @@ def run(emit, operands, results, target, *, subnormals=True, lanes=None):
 def evaluate(program, operands, target, **options):
     """Runs a Program on arrays, one for each of its inputs."""
     results = [program.dtype(number) for number in program.results]
-    return run(functools.partial(epilogue.evaluate, program), operands, results, target, **options)
+    return run(functools.partial(evaluation.evaluate, program), operands, results, target, **options)
 
 
 def lanes_of(target, *types):
@@ -91,7 +92,7 @@ def module(emit, operands, results, count, lanes, subnormals):
         context.allow_unregistered_dialects = True
         top = ir.Module.create()
         word, byte = ir.IndexType.get(), ir.IntegerType.get_signless(8)
-        arrays = [ir.MemRefType.get([count], epilogue.stored_type(name)) for name in (*operands, *results)]
+        arrays = [ir.MemRefType.get([count], evaluation.stored_type(name)) for name in (*operands, *results)]
         with ir.InsertionPoint(top.body):
             function = func.FuncOp("kernel", ([word, word, *[ir.MemRefType.get([8], byte)] * 2, *arrays], []))
         with ir.InsertionPoint(function.add_entry_block()):

@@ -15,9 +15,10 @@ import ml_dtypes
 import numpy as np
 from products import DTYPES
 
-from jax_nano import _native, emit
-from jax_nano.compiler import Kernel, processor_for
-from jax_nano.targets import host
+from jax_nano import _native
+from jax_nano.codegen.module import build_module, phase_symbols
+from jax_nano.machine import host
+from jax_nano.runtime.kernel import Kernel, processor_for
 
 PAGE = mmap.PAGESIZE
 LINE = 64
@@ -136,7 +137,7 @@ def linked(code, symbols):
 def compiled(plan):
     """The kernel of a plan on this machine, past the caches: tests make many that nobody asks for again."""
     processor = processor_for(plan, host.machine())
-    code = _native.compile(emit.module(plan), processor.cpu, processor.features, processor.tune)
+    code = _native.compile(build_module(plan), processor.cpu, processor.features, processor.tune)
     return Kernel(plan.dot.swapped() if plan.swapped else plan.dot, plan, processor, code)
 
 
@@ -146,7 +147,7 @@ class Runner:
     def __init__(self, plan):
         self.kernel = compiled(plan)
         self.plan = plan
-        self.entries = linked(self.kernel.object, emit.symbols(plan))
+        self.entries = linked(self.kernel.object, phase_symbols(plan))
 
     def at_both_ends(self, lhs, rhs):
         """C, flat, which has the same bits wherever arrays stand and in whatever order tasks run."""

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import pytest
 from products import Product, matrix
 
-from jax_nano import schedule
-from jax_nano.isa import DotInstruction
-from jax_nano.plan import Plan
-from jax_nano.problem import Axis, Operand, Panels, UnsupportedDot
-from jax_nano.targets import host
+from jax_nano.ir.dot import Axis, Operand, UnsupportedDot
+from jax_nano.ir.packed_weight import Panels
+from jax_nano.machine import host
+from jax_nano.machine.isa import DotInstruction
+from jax_nano.schedule.candidates import instructions_for, kernel_plans
+from jax_nano.schedule.plan import Plan
 
 TYPES = (
     ("f32", "f32", "f32"),
@@ -125,7 +126,7 @@ class Row:
         m, n = (few if kind.lanes == "k" and where != "direct" else 512 for where in (kind.lhs, kind.rhs))
         plans = [
             plan
-            for plan in schedule.kernel_plans(self.product(m, n, 512).dot, machine, machine.isa(self.target))
+            for plan in kernel_plans(self.product(m, n, 512).dot, machine, machine.isa(self.target))
             if plan.instruction == self.instruction and plan.lanes == kind.lanes
         ]
         plan = min(plans, key=lambda plan: (plan.lhs != kind.lhs) + (plan.rhs != kind.rhs))
@@ -139,7 +140,7 @@ def rows() -> list[Row]:
         for isa in host.machine().isas:
             dot = Row(types, isa.name, isa.dots[0], KINDS[0]).product(2, 2, 2).dot
             with contextlib.suppress(UnsupportedDot):
-                for level, instruction in schedule.instructions_for(isa, dot):
+                for level, instruction in instructions_for(isa, dot):
                     if level is isa and not instruction.tiles:
                         found += [
                             Row(types, isa.name, instruction, kind) for kind in KINDS if kind.serves(instruction, types)

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 from support import equation
 
-from jax_nano.problem import Dot, Operand
+from jax_nano.ir.dot import Dot, Operand
 
 DTYPES = {
     "f64": np.float64, "f32": np.float32, "bf16": ml_dtypes.bfloat16, "f16": np.float16,

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from support import normal, wide
 
-from jax_nano.problem import WORD_STEPS, step_bit
+from jax_nano.ir.dtypes import WORD_STEPS
+from jax_nano.ir.packed_weight import step_bit
 
 EPS = float(np.finfo(np.float32).eps)
 

@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 from kernel_table import TARGETS
 from products import Product
 
-from jax_nano import schedule
-from jax_nano.problem import Operand, row_major_strides
-from jax_nano.targets import host
+from jax_nano.ir.dot import Operand, row_major_strides
+from jax_nano.machine import host
+from jax_nano.schedule.candidates import instructions_for
+from jax_nano.schedule.choose import choose
 
 FLOATS = ("f32", "bf16", "f16")
 BYTES = ("s8", "u8")
@@ -50,14 +51,14 @@ def products(draw, types=types()):  # noqa: B008  a strategy is a constant
 def chosen_plans(draw, product):
     """What the schedule chooses on a target of this machine, were it to have some number of threads."""
     machine = replace(host.machine(), threads=draw(st.sampled_from([1, 2, 8])))
-    return schedule.choose(product.dot, machine, machine.isa(draw(st.sampled_from(TARGETS))))
+    return choose(product.dot, machine, machine.isa(draw(st.sampled_from(TARGETS))))
 
 
 @st.composite
 def plans(draw, product):
     """A plan with other blocks, tasks and ways for the operands than the schedule would choose."""
     plan = draw(chosen_plans(product))
-    choices = schedule.instructions_for(host.machine().isa(plan.isa), plan.dot)
+    choices = instructions_for(host.machine().isa(plan.isa), plan.dot)
     instruction = draw(st.sampled_from([instruction for _, instruction in choices if not instruction.tiles]))
     _, lanes, group = instruction.shape
     moved = instruction.lhs_offset != 0

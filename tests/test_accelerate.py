@@ -12,8 +12,8 @@ from programs import FORWARD_ONLY, PROGRAMS, REVERSE_ONLY
 from support import kernels, normal, primitives, run_python
 
 import jax_nano
-from jax_nano import compiler
-from jax_nano.targets import host
+from jax_nano.machine import host
+from jax_nano.runtime import compiler as runtime_compiler
 
 X, W, V = normal(6, 8), normal(8, 8, seed=1), normal(8, 8, seed=2)
 B, S = normal(8, seed=3), normal(8, 8, seed=4)
@@ -342,13 +342,13 @@ def test_gradients_of_shards():
 def test_equal_products_share_a_kernel_and_others_are_compiled_beside_each_other(monkeypatch):
     composed, beside = [], threading.Barrier(min(2, host.machine().threads))
 
-    def compose(plan, module=compiler.emit.module):
+    def compose(plan, module=runtime_compiler.build_module):
         composed.append(plan)
         beside.wait(timeout=60)
         return module(plan)
 
     monkeypatch.setenv("JAX_NANO_CACHE", "0")
-    monkeypatch.setattr(compiler.emit, "module", compose)
+    monkeypatch.setattr(runtime_compiler, "build_module", compose)
     x, w, v = normal(5, 11), normal(11, 11), normal(11, 7)
 
     def f(x):
@@ -365,8 +365,8 @@ PROGRAM = """
 import os, queue, signal, threading
 import jax, jax.numpy as jnp
 import jax_nano
-from jax_nano import compiler
-from jax_nano.targets import host
+from jax_nano.machine import host
+from jax_nano.runtime import compiler
 
 os.environ["JAX_NANO_CACHE"] = "0"
 x = jnp.ones((8, 8))
@@ -387,20 +387,20 @@ threading.Thread(target=late).start()
 
 def test_a_process_forked_while_kernels_are_compiled_compiles_them_itself():
     forks = """
-begun, forked, module = queue.Queue(), threading.Event(), compiler.emit.module
+begun, forked, module = queue.Queue(), threading.Event(), compiler.build_module
 
 def compose(plan):
     begun.put(plan.dot)
     forked.wait()
     return module(plan)
 
-compiler.emit.module = compose
+compiler.build_module = compose
 lowering = threading.Thread(target=program.lower, args=(x,))
 lowering.start()
 dots = [begun.get() for _ in range(min(2, host.machine().threads))]
 if not os.fork():
     signal.alarm(60)
-    compiler.emit.module = module
+    runtime_compiler.build_module = module
     print({len(compiler.kernel_for(dot).object) > 0 for dot in dots}, flush=True)
     os._exit(0)
 os.wait()

@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 from products import Product, matrix
 
-from jax_nano import schedule
-from jax_nano.build import Integers, View
-from jax_nano.kernels import macro, micro
-from jax_nano.plan import LINE_BYTES
-from jax_nano.problem import WORD_STEPS, Axis, bytes_of
-from jax_nano.targets import host
+from jax_nano.codegen import macrokernel, microkernel
+from jax_nano.codegen.matrix_ref import Integers, View
+from jax_nano.ir.dot import Axis
+from jax_nano.ir.dtypes import WORD_STEPS, bytes_of
+from jax_nano.machine import host
+from jax_nano.schedule.candidates import kernel_plans
+from jax_nano.schedule.plan import LINE_BYTES
 
 DEPTH = 96
 
@@ -18,9 +19,9 @@ DEPTH = 96
 def asked(monkeypatch, view, blocks, width, group, in_order=False):
     """The elements asked for at each step of each block of C."""
     turns = []
-    monkeypatch.setattr(micro, "prefetch", lambda _base, at: turns[-1].append(at))
+    monkeypatch.setattr(microkernel, "prefetch", lambda _base, at: turns[-1].append(at))
     for number in range(blocks):
-        ahead = micro.Ahead(view, number, blocks, DEPTH, width, in_order)
+        ahead = microkernel.Ahead(view, number, blocks, DEPTH, width, in_order)
         for k in range(0, DEPTH, group):
             turns.append([])
             ahead.ask(k, group)
@@ -81,7 +82,7 @@ def test_rows_that_stand_together_are_asked_for_together(monkeypatch, interleave
 @pytest.mark.parametrize("blocks", [1, 3, 16])
 @pytest.mark.parametrize("width", [16, 80])
 def test_rows_of_words_are_asked_for_in_order(monkeypatch, width, blocks):
-    view, line = Integers(None, 0, (4096, 1), "s4x8"), LINE_BYTES // micro.WORD_BYTES
+    view, line = Integers(None, 0, (4096, 1), "s4x8"), LINE_BYTES // microkernel.WORD_BYTES
     wanted = {row * 4096 + j for row in range(DEPTH // WORD_STEPS) for j in range(0, width, line)}
     found = [at for turn in asked(monkeypatch, view, blocks, width, 2) for at in turn]
     assert wanted <= set(found)
@@ -97,7 +98,7 @@ def product_in_place(m, k, n):
     """A plan whose B is read where it stands, and asked for ahead."""
     machine = host.machine()
     dot = Product(lhs=matrix(m, k, "rows", "f32"), rhs=matrix(k, n, "rows", "f32"), out="f32").dot
-    plans = schedule.kernel_plans(dot, machine, machine.isa("avx2"))
+    plans = kernel_plans(dot, machine, machine.isa("avx2"))
     return next(plan for plan in plans if plan.rhs_far and plan.kc < k)
 
 
@@ -105,10 +106,10 @@ def product_in_place(m, k, n):
 def test_of_b_in_place_the_next_panel_in_order_is_asked_for(k):
     plan = product_in_place(16, k, 1024)
     columns, last = 4 * plan.nr, (plan.inner_k_blocks - 1) * plan.kc
-    area, b = macro.Area(0, 16, columns, 2 * columns), View(None, 0, (1024, 1), "f32")
+    area, b = macrokernel.Area(0, 16, columns, 2 * columns), View(None, 0, (1024, 1), "f32")
 
     def after(k0, j):
-        return divmod(macro.Macrokernel(plan).following(b, b, k0, j, area).offset(0, 0), 1024)
+        return divmod(macrokernel.Macrokernel(plan).following(b, b, k0, j, area).offset(0, 0), 1024)
 
     assert after(0, columns) == (0, columns + plan.nr)
     assert after(plan.kc, 2 * columns - plan.nr) == (2 * plan.kc, columns), "then those of the next steps"
@@ -118,12 +119,12 @@ def test_of_b_in_place_the_next_panel_in_order_is_asked_for(k):
 def test_of_streamed_rows_a_task_asks_for_its_columns_of_the_next_ones(monkeypatch):
     machine = host.machine()
     dot = Product(lhs=matrix(1, 1024, "rows", "f16"), rhs=matrix(1024, 2048, "rows", "f16"), out="f16").dot
-    plan = next(plan for plan in schedule.kernel_plans(dot, machine, machine.isa("avx2")) if plan.streamed)
-    area, b = macro.Area(0, 1, 0, 2048), View(None, 0, (2048, 1), "f16")
+    plan = next(plan for plan in kernel_plans(dot, machine, machine.isa("avx2")) if plan.streamed)
+    area, b = macrokernel.Area(0, 1, 0, 2048), View(None, 0, (2048, 1), "f16")
     asked: list[int] = []
-    monkeypatch.setattr(micro, "prefetch", lambda _base, at: asked.append(at))
+    monkeypatch.setattr(microkernel, "prefetch", lambda _base, at: asked.append(at))
     for j in range(0, 2048, plan.nr):
-        kernel = macro.Macrokernel(plan)
+        kernel = macrokernel.Macrokernel(plan)
         (ask,) = kernel.ahead(kernel.following(b, b, plan.kc, j, area), area, 0, j, plan.nr)
         for k in range(plan.kc):
             ask(k, 1)
@@ -133,10 +134,10 @@ def test_of_streamed_rows_a_task_asks_for_its_columns_of_the_next_ones(monkeypat
 
 def asked_of_a(monkeypatch, plan, strides, begin, k0, area, after=0):
     """Where the lines of A begin that are asked for while a block of it goes through B."""
-    kernel, a = macro.Macrokernel(plan), View(None, 0, strides, "f32")
+    kernel, a = macrokernel.Macrokernel(plan), View(None, 0, strides, "f32")
     asked: list[int] = []
     line = LINE_BYTES // bytes_of("f32")
-    monkeypatch.setattr(micro, "prefetch", lambda _base, at: asked.append(at // line * line))
+    monkeypatch.setattr(microkernel, "prefetch", lambda _base, at: asked.append(at // line * line))
     following = kernel.following_lhs(a, after, begin, k0, area)
     for j in range(area.n0, area.n1, plan.nr):
         for i in range(begin, begin + plan.mc, plan.mr):
@@ -150,7 +151,7 @@ def plan_asking_for_a(m, k, n, order, **blocks):
     """A plan that asks for A, with blocks of its own."""
     machine = host.machine()
     dot = Product(lhs=matrix(m, k, order, "f32"), rhs=matrix(k, n, "rows", "f32"), out="f32").dot
-    plan = next(schedule.kernel_plans(dot, machine, machine.isa("avx2")))
+    plan = next(kernel_plans(dot, machine, machine.isa("avx2")))
     nt = -(-n // 32) * 32
     return replace(plan, lhs="direct", lhs_far=True, mr=8, nr=32, nt=nt, nc=nt, unroll=1, **blocks)
 
@@ -162,7 +163,7 @@ def test_of_a_in_place_the_next_rows_are_asked_for(monkeypatch, mc, begin, after
     plan = plan_asking_for_a(m, k, n, "rows", mc=mc, mt=-(-m // mc) * mc, kc=k)
     first = after // k + (0 if begin else mc)
     wanted = {row * k + at for row in range(first, first + mc) for at in range(0, k, line)}
-    assert asked_of_a(monkeypatch, plan, (k, 1), begin, 0, macro.Area(0, m, 0, n), after) == wanted
+    assert asked_of_a(monkeypatch, plan, (k, 1), begin, 0, macrokernel.Area(0, m, 0, n), after) == wanted
 
 
 @pytest.mark.parametrize("k0", [0, 32], ids=["of the same steps", "where those are the last"])
@@ -171,7 +172,7 @@ def test_after_the_last_rows_come_the_first_ones_of_the_next_steps(monkeypatch, 
     plan = plan_asking_for_a(m, k, n, "rows", mc=8, mt=96, kc=32)
     begins = {row * k + at for row in range(8) for at in range(0, 32, line)}
     wanted = {at + 32 for at in begins} if k0 == 0 else {at + m * k for at in begins}
-    assert asked_of_a(monkeypatch, plan, (k, 1), 88, k0, macro.Area(0, m, 0, n), m * k) == wanted
+    assert asked_of_a(monkeypatch, plan, (k, 1), 88, k0, macrokernel.Area(0, m, 0, n), m * k) == wanted
 
 
 @pytest.mark.parametrize("k0, following", [(0, 16), (16, 32), (48, 64)], ids=["first", "within", "last"])
@@ -179,7 +180,7 @@ def test_after_the_last_rows_come_the_first_ones_of_the_next_steps(monkeypatch, 
 def test_of_columns_of_a_the_next_steps_of_all_rows_are_asked_for(monkeypatch, mc, k0, following):
     m, k, n, line = 1024, 64, 40, LINE_BYTES // bytes_of("f32")
     plan = plan_asking_for_a(m, k, n, "columns", mc=mc, mt=256, kc=16)
-    area = macro.Area(256, 512, 0, n)
+    area = macrokernel.Area(256, 512, 0, n)
     asked = {
         at
         for begin in range(256, 512, mc)
@@ -191,16 +192,16 @@ def test_of_columns_of_a_the_next_steps_of_all_rows_are_asked_for(monkeypatch, m
 def test_of_columns_whose_steps_are_all_in_hand_the_next_rows_are_asked_for(monkeypatch):
     m, k, n, line = 1024, 16, 40, LINE_BYTES // bytes_of("f32")
     plan = plan_asking_for_a(m, k, n, "columns", mc=64, mt=256, kc=16)
-    asked = asked_of_a(monkeypatch, plan, (1, m), 320, 0, macro.Area(256, 512, 0, n))
+    asked = asked_of_a(monkeypatch, plan, (1, m), 320, 0, macrokernel.Area(256, 512, 0, n))
     assert asked == {step * m + at for step in range(k) for at in range(384, 448, line)}
 
 
 def test_a_task_of_one_element_of_the_outer_axes_asks_for_no_other():
     plan = plan_asking_for_a(64, 64, 40, "rows", mc=8, mt=64, kc=64)
     batched = replace(plan, outer=(Axis(size=5, lhs=4096, rhs=0, out=2560),))
-    assert macro.Macrokernel(replace(batched, outer_per_task=1)).to_next_element(2) == 0
-    assert macro.Macrokernel(replace(batched, outer_per_task=5)).to_next_element(2) == 4096
-    assert macro.Macrokernel(replace(batched, outer_per_task=5)).to_next_element(4) == 0
+    assert macrokernel.Macrokernel(replace(batched, outer_per_task=1)).to_next_element(2) == 0
+    assert macrokernel.Macrokernel(replace(batched, outer_per_task=5)).to_next_element(2) == 4096
+    assert macrokernel.Macrokernel(replace(batched, outer_per_task=5)).to_next_element(4) == 0
 
 
 def test_a_is_asked_for_as_it_lies_and_b_gone_through_at_once():

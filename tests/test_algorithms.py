@@ -22,9 +22,9 @@ from jax.lax import DotAlgorithm, DotAlgorithmPreset, Precision
 from support import kernels, normal
 
 import jax_nano
-from jax_nano.algorithm import followed
-from jax_nano.problem import Dot, Operand, UnsupportedDot
-from jax_nano.targets import host
+from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
+from jax_nano.lowering.precision import followed
+from jax_nano.machine import host
 
 TARGETS = [isa.name for isa in host.machine().isas]
 NO_KERNEL = {

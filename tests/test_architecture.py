@@ -4,32 +4,26 @@ import ast
 import pathlib
 
 import pytest
+from support import run_python
 
 import jax_nano
-from jax_nano.targets import x86
+from jax_nano.machine import x86
 
 PACKAGE = pathlib.Path(jax_nano.__file__).parent
 # A room may use what stands in its own line or below.
 ORDER = (
     ("__init__", "__main__"),
-    ("autotune",),
-    ("accelerate", "api", "fused_matmul", "inspection", "installation", "memory", "roofline"),
-    ("fused",),
-    ("fusion",),
-    ("region", "activations"),
-    ("layout", "scatters", "sums"),
-    ("steps",),
-    ("values",),
-    ("primitive", "packed", "quantized"),
-    ("algorithm", "custom_call", "rebind", "report", "jaxprs", "views", "tuning"),
-    ("compiler",),
-    ("emit", "cache"),
-    ("kernels",),
-    ("panels",),
+    ("api",),
+    ("lowering",),
+    ("weights",),
+    ("runtime",),
+    ("codegen",),
     ("schedule",),
-    ("targets", "model", "build", "division"),
-    ("plan", "problem", "elementwise", "elementwise_jaxpr", "isa", "dtypes", "weights", "_native"),
+    ("jaxpr", "machine"),
+    ("ir", "config", "_native"),
 )
+# Rooms of one line that may not use each other.
+APART = {("jaxpr", "machine"), ("machine", "jaxpr"), ("schedule", "jaxpr"), ("ir", "_native")}
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
 
@@ -38,8 +32,14 @@ def room(name):
     return pathlib.PurePath(name).parts[0].removesuffix(".py")
 
 
+def module(name):
+    """What a file is imported as."""
+    parts = ("jax_nano", *pathlib.PurePath(name).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
 def imports(name):
-    """Every module that a file imports when it runs, at any place in it."""
+    """Every module, and every name in one, that a file imports when it runs, at any place in it."""
     found = set()
     tree = ast.parse(FILES[name].read_text())
     for node in list(ast.walk(tree)):
@@ -64,23 +64,29 @@ def test_imports_go_only_downwards(name):
     assert room(name) in LEVEL, f"give {name} its place in ORDER and in docs/architecture.md"
     upwards = {used for used in uses(name) if LEVEL.get(used, len(ORDER)) < LEVEL[room(name)]}
     assert not upwards, f"{name} imports {sorted(upwards)} from above"
+    aside = {used for used in uses(name) if (room(name), used) in APART}
+    assert not aside, f"{name} imports {sorted(aside)} from beside it"
 
 
-@pytest.mark.parametrize("name", ["model/__init__.py", "schedule.py"])
-def test_plans_are_made_without_jax_and_mlir(name):
-    seen, ahead = set(), [name]
-    while ahead:
-        current = ahead.pop()
-        seen.add(current)
-        outside = {module.split(".")[0] for module in imports(current)}
-        assert not outside & {"jax", "jaxlib"}, f"{name} reaches {current}, which imports jax"
-        # elementwise_jaxpr.py makes programs out of jaxprs, where one is at hand; plans only carry programs.
-        ahead += [f for f in FILES if room(f) in uses(current) and f not in seen and f != "elementwise_jaxpr.py"]
+def test_no_import_goes_in_circles():
+    files = {module(name): name for name in FILES}
+    left = {name: {files[m] for i in imports(name) for m in (i, i.rpartition(".")[0]) if m in files} for name in FILES}
+    del left["__init__.py"], left["__main__.py"]  # which import all others
+    while ready := [name for name, others in left.items() if not (others - {name}) & left.keys()]:
+        for name in ready:
+            del left[name]
+    assert not left
 
 
-@pytest.mark.parametrize(
-    "name", [f for f in FILES if room(f) in ("kernels", "emit", "build", "model", "schedule", "plan")]
-)
+@pytest.mark.parametrize("package", ["ir", "machine", "schedule"])
+def test_plans_are_made_without_jax_and_mlir_and_the_extension(package):
+    files = [name for name in FILES if room(name) == package and not name.endswith("host.py")]
+    code = "import sys, " + ", ".join(map(module, files)) + "\nprint(*sys.modules)"
+    loaded = {name.split(".")[0] if "_native" not in name else "_native" for name in run_python(code).split()}
+    assert not loaded & {"jax", "jaxlib", "mlir", "_native"}
+
+
+@pytest.mark.parametrize("name", [f for f in FILES if room(f) in ("codegen", "schedule")])
 def test_only_targets_know_their_names(name):
     names = {isa.name for machine in x86.MACHINES for isa in machine.isas} | {machine.name for machine in x86.MACHINES}
     literals = {

@@ -6,9 +6,9 @@ import re
 import pytest
 from products import Product, matrix
 
-from jax_nano import schedule
-from jax_nano.compiler import Kernel, processor_for
-from jax_nano.targets import host
+from jax_nano.machine import host
+from jax_nano.runtime.kernel import Kernel, processor_for
+from jax_nano.schedule.candidates import kernel_plans
 
 MULTIPLY_ADDS = re.compile(r"(?:\{vex\}\s*)?(?:vfmadd\w+p[sd]|vdpbf16ps|vpdp\w+|vpmaddwd)")
 LABEL, JUMP = re.compile(r"(\.L\w+):"), re.compile(r"j\w+\s+(\.L\w+)")
@@ -67,7 +67,7 @@ def plans(isa):
         for m, n, k in SIZES:
             for b in ("rows", "columns"):
                 dot = Product(lhs=matrix(m, k, "rows", lhs), rhs=matrix(k, n, b, rhs), out=out).dot
-                for plan in schedule.kernel_plans(dot, machine, machine.isa(isa)):
+                for plan in kernel_plans(dot, machine, machine.isa(isa)):
                     whole = plan.m.size >= plan.mr and plan.n.size >= plan.nr and plan.kc >= 4 * plan.step
                     kind = (
                         lhs, rhs, plan.instruction.name, plan.lanes, plan.mr, plan.nr, plan.unroll, plan.hold_lhs,

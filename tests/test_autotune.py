@@ -6,18 +6,21 @@ import numpy as np
 import pytest
 
 import jax_nano
-from jax_nano import compiler, schedule
-from jax_nano.problem import Dot, Operand
-from jax_nano.targets import host
-from jax_nano.tuning import tune
+from jax_nano.ir.dot import Dot, Operand
+from jax_nano.machine import host
+from jax_nano.machine.host import target
+from jax_nano.runtime import cache
+from jax_nano.runtime.compiler import _kernel, kernel_for, remembered_winner
+from jax_nano.runtime.tuning import tune
+from jax_nano.schedule.choose import choose, ranked_plans
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_NANO_CACHE_DIR", str(tmp_path / "cache"))
-    compiler._kernel.cache_clear()
+    _kernel.cache_clear()
     yield
-    compiler._kernel.cache_clear()
+    _kernel.cache_clear()
 
 
 def product(m, n, k):
@@ -28,8 +31,8 @@ def product(m, n, k):
 def test_candidates_begin_with_the_models_choice():
     machine = host.machine()
     dot, isa = product(100, 200, 50), machine.isas[0]
-    plans = schedule.candidates(dot, machine, isa, 5)
-    assert plans[0] == schedule.choose(dot, machine, isa)
+    plans = ranked_plans(dot, machine, isa, 5)
+    assert plans[0] == choose(dot, machine, isa)
     assert 1 < len(plans) <= 5
     assert len(set(plans)) == len(plans)
 
@@ -39,16 +42,16 @@ def test_the_winner_is_remembered():
     tuned = tune(dot)
     fastest, seconds = tuned.seconds[0]
     assert seconds <= tuned.chosen
-    assert compiler.kernel_for(dot).plan == fastest
-    assert "measured" in compiler.kernel_for(dot).plan.why
+    assert kernel_for(dot).plan == fastest
+    assert "measured" in kernel_for(dot).plan.why
 
 
 def test_a_winner_on_disk_serves_a_process_that_did_not_measure(monkeypatch):
     dot = product(40, 72, 25)
     fastest, _ = tune(dot).seconds[0]
-    monkeypatch.setattr(compiler.cache, "_put", {})
-    compiler._kernel.cache_clear()
-    assert compiler.remembered(dot, compiler.target(host.machine())) == fastest
+    monkeypatch.setattr(cache, "_put", {})
+    _kernel.cache_clear()
+    assert remembered_winner(dot, target(host.machine())) == fastest
 
 
 def test_every_product_of_a_program_is_tuned_once():
@@ -62,4 +65,4 @@ def test_the_environment_asks_for_tuning_at_the_first_compilation(monkeypatch):
     monkeypatch.setenv("JAX_NANO_AUTOTUNE", "1")
     a, b = np.ones((9, 33), np.float32), np.ones((33, 20), np.float32)
     np.testing.assert_array_equal(jax_nano.matmul(a, b), a @ b)
-    assert compiler.remembered(product(9, 20, 33), compiler.target(host.machine())) is not None
+    assert remembered_winner(product(9, 20, 33), target(host.machine())) is not None

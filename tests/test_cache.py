@@ -17,11 +17,13 @@ import warnings
 import pytest
 
 import jax_nano
-from jax_nano import _native, cache
+from jax_nano import _native
 from jax_nano.__main__ import main
-from jax_nano.compiler import Processor, kernel_for
-from jax_nano.plan import Plan
-from jax_nano.problem import Dot, Operand
+from jax_nano.ir.dot import Dot, Operand
+from jax_nano.runtime import cache
+from jax_nano.runtime.compiler import kernel_for
+from jax_nano.runtime.kernel import Processor
+from jax_nano.schedule.plan import Plan
 
 CODE = b"\x7fELF" + bytes(range(256)) * 4
 PARTS = ("a plan", 1)
@@ -106,14 +108,14 @@ def test_what_has_no_lasting_description_is_compiled_each_time(value):
 def sources(home, monkeypatch):
     """A copy of jax_nano's sources, which the toolchain's digest is of."""
     copied = shutil.copytree(pathlib.Path(jax_nano.__file__).parent, home / "jax_nano")
-    monkeypatch.setattr(cache, "__file__", str(copied / "cache.py"))
+    monkeypatch.setattr(cache, "__file__", str(copied / "runtime" / "cache.py"))
     return copied
 
 
 def test_the_toolchain_changes_with_the_sources(sources):
     before = cache.toolchain()
     assert before == cache.toolchain() == cache.TOOLCHAIN
-    with (sources / "kernels" / "nano.py").open("a") as file:
+    with (sources / "codegen" / "nanokernel.py").open("a") as file:
         file.write("\n")
     assert cache.toolchain() != before
 
@@ -454,7 +456,7 @@ def test_the_cache_is_measured_again_after_a_quarter_of_what_is_free(small, monk
 
 CROWD = """
 import os, random
-from jax_nano import cache
+from jax_nano.runtime import cache
 
 def child(seed):
     choose = random.Random(seed)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jax_nano
-from jax_nano.custom_call import BALLAST
+from jax_nano.lowering.custom_call import BALLAST
 
 
 def compiled(f, *operands):

@@ -7,7 +7,8 @@ import pytest
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jax_nano.elementwise import Constant, Input, Operation, Program, Unfusable
+from jax_nano.ir.program import Constant, Input, Operation, Program, Unfusable
+from jax_nano.jaxpr.program_reader import program_of
 
 C = (2, 8, 16)
 
@@ -17,7 +18,7 @@ def array(*shape, dtype=jnp.float32):
 
 
 def program(f, *arguments):
-    return Program.of(jax.make_jaxpr(f)(*arguments))
+    return program_of(jax.make_jaxpr(f)(*arguments))
 
 
 def names(program):

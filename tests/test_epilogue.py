@@ -13,9 +13,10 @@ import scipy.special
 from elementwise_runner import NUMPY_TYPES, TARGETS, assembly, evaluate
 from jax import lax
 
-from jax_nano.elementwise import ANYTHING, FLOATS, INTEGERS, NUMBERS, OPERATIONS, Input, Operation, Program
-from jax_nano.kernels import epilogue
-from jax_nano.targets import host
+from jax_nano.codegen.vector import evaluate as evaluation
+from jax_nano.ir.program import ANYTHING, FLOATS, INTEGERS, NUMBERS, OPERATIONS, Input, Operation, Program
+from jax_nano.jaxpr.program_reader import program_of
+from jax_nano.machine import host
 
 TYPES = sorted(ANYTHING)
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
@@ -337,12 +338,12 @@ def everything(dtype):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("program_of", [everything, conversions])
-def test_no_operation_calls_a_function(program_of, dtype, target):
-    program = program_of(dtype)
+@pytest.mark.parametrize("make", [everything, conversions])
+def test_no_operation_calls_a_function(make, dtype, target):
+    program = make(dtype)
     operands = tuple(source.dtype for source in program.inputs)
     results = tuple(program.dtype(number) for number in program.results)
-    text = assembly(functools.partial(epilogue.evaluate, program), operands, results, target)
+    text = assembly(functools.partial(evaluation.evaluate, program), operands, results, target)
     assert not re.findall(r"\bcall.*", text)
 
 
@@ -367,7 +368,7 @@ def test_nan_keeps_being_nan_in_bf16():
 
 
 def program(f, *arrays):
-    return Program.of(jax.make_jaxpr(f)(*arrays))
+    return program_of(jax.make_jaxpr(f)(*arrays))
 
 
 def normal(*shape, dtype=np.float32, scale=3):
@@ -466,7 +467,7 @@ def test_native_rounding_to_bf16_is_one_instruction():
     found = program(lambda x: jnp.tanh(x).astype(jnp.bfloat16), np.zeros(1, np.float32))
 
     def emit(operands):
-        return epilogue.evaluate(found, operands, native_bf16=True)
+        return evaluation.evaluate(found, operands, native_bf16=True)
 
     text = assembly(emit, ("f32",), ("bf16",), "avx512", features=("avx512bf16",))
     assert len(re.findall("vcvtneps2bf16", text)) == 1
@@ -476,6 +477,6 @@ def test_native_rounding_to_bf16_is_one_instruction():
 @pytest.mark.parametrize("target", TARGETS)
 def test_f16_is_converted_by_single_instructions(target):
     found = program(lambda x: x * 2, np.zeros(1, np.float16))
-    text = assembly(functools.partial(epilogue.evaluate, found), ("f16",), ("f16",), target)
+    text = assembly(functools.partial(evaluation.evaluate, found), ("f16",), ("f16",), target)
     assert re.search("vcvtph2ps", text)
     assert re.search("vcvtps2ph", text)

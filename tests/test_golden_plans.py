@@ -9,9 +9,9 @@ import pathlib
 import pytest
 from products import Product, matrix
 
-from jax_nano import schedule
-from jax_nano.problem import Axis, Dot, Operand
-from jax_nano.targets import x86
+from jax_nano.ir.dot import Axis, Dot, Operand
+from jax_nano.machine import x86
+from jax_nano.schedule.choose import choose
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "plans"
 THREADS = 8
@@ -63,7 +63,7 @@ def described(plan):
 @pytest.mark.parametrize("machine", x86.MACHINES, ids=lambda machine: machine.name)
 def test_plans_are_as_before(machine, request):
     machine = dataclasses.replace(machine, threads=THREADS)
-    plans = (f"{name}\n{described(schedule.choose(dot, machine, machine.isas[0]))}" for name, dot in PRODUCTS.items())
+    plans = (f"{name}\n{described(choose(dot, machine, machine.isas[0]))}" for name, dot in PRODUCTS.items())
     chosen = "\n\n".join(plans) + "\n"
     file = GOLDEN / f"{machine.name}.txt"
     if request.config.getoption("--update-golden"):

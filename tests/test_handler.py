@@ -11,11 +11,12 @@ import pytest
 from kernel_runner import Runner
 from products import Product, matrix
 
-from jax_nano import schedule
-from jax_nano.compiler import TARGET_NAME, kernel_for
-from jax_nano.panels import panels_for
-from jax_nano.problem import Dot, Operand
-from jax_nano.targets import host
+from jax_nano.ir.dot import Dot, Operand
+from jax_nano.machine import host
+from jax_nano.runtime.compiler import kernel_for
+from jax_nano.runtime.kernel import TARGET_NAME
+from jax_nano.schedule.choose import choose
+from jax_nano.schedule.weight_panels import panels_for
 
 A = np.random.default_rng(0).standard_normal((24, 100)).astype(np.float32)
 B = np.random.default_rng(1).standard_normal((100, 40)).astype(np.float32)
@@ -108,7 +109,7 @@ def test_a_plan_for_any_number_of_threads_gives_the_same_bits(types, sizes):
     product = Product(lhs=matrix(m, k, "rows", dtype), rhs=matrix(k, n, "rows", dtype), out=out)
     operands = product.operands()
     machine = host.machine()
-    plans = [schedule.choose(product.dot, replace(machine, threads=t), machine.isas[0]) for t in (1, 2, 8, 64)]
+    plans = [choose(product.dot, replace(machine, threads=t), machine.isas[0]) for t in (1, 2, 8, 64)]
     results = [Runner(plan)(*operands) for plan in dict.fromkeys(plans)]
     for result in results[1:]:
         assert np.array_equal(result.view(np.uint8), results[0].view(np.uint8))
@@ -123,7 +124,7 @@ def test_a_plan_for_packed_weights_gives_the_same_bits_on_any_number_of_threads(
     weight = Operand(shape=(k, n), strides=(1, panels.rows), dtype=dtype, panels=panels)
     dot = Dot.of(Operand.row_major((m, k), dtype), weight, MATRICES, "f32" if dtype == "bf16" else dtype)
     lhs, rhs = Product(lhs=matrix(m, k, "rows", dtype), rhs=matrix(k, n, "rows", dtype), out=dot.out).operands()
-    plans = [schedule.choose(dot, replace(machine, threads=t), isa) for t in (1, 2, 8, 16, 64)]
+    plans = [choose(dot, replace(machine, threads=t), isa) for t in (1, 2, 8, 16, 64)]
     results = [Runner(plan)(lhs, rhs) for plan in dict.fromkeys(plans)]
     for result in results[1:]:
         assert np.array_equal(result.view(np.uint8), results[0].view(np.uint8))

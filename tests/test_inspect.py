@@ -11,7 +11,7 @@ from support import kernels, normal
 
 import jax_nano
 from jax_nano import __main__ as command_line
-from jax_nano.targets import host
+from jax_nano.machine import host
 
 X, W = normal(64, 32), normal(32, 16)
 TARGETS = [isa.name for isa in host.machine().isas]

@@ -8,9 +8,9 @@ from kernel_table import TARGETS, TYPES
 from products import Product, matrix
 from strategies import chosen_plans, plans, products
 
-from jax_nano import schedule
-from jax_nano.problem import Dot, Operand, UnsupportedDot
-from jax_nano.targets import host
+from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
+from jax_nano.machine import host
+from jax_nano.schedule.choose import choose
 
 SLOW = settings(deadline=None, max_examples=120)
 
@@ -43,7 +43,7 @@ def test_vectors_and_matrices(types, target, a, b):
     for m, n, k in SIZES:
         product = Product(lhs=matrix(m, k, a, lhs), rhs=matrix(k, n, b, rhs), out=out)
         operands = product.operands()
-        plan = schedule.choose(product.dot, machine, machine.isa(target))
+        plan = choose(product.dot, machine, machine.isa(target))
         product.check(Runner(plan)(*operands), *operands)
 
 

@@ -15,11 +15,12 @@ from support import assert_close, assert_dot_general, equation, kernels
 
 import jax_nano
 from jax_nano import _native
-from jax_nano.compiler import TARGET_NAME, compiled, kernel_for, processor_for
-from jax_nano.dtypes import dtype_name
-from jax_nano.problem import Dot, Operand, UnsupportedDot
-from jax_nano.schedule import choose
-from jax_nano.targets import host, x86
+from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
+from jax_nano.ir.dtypes import dtype_name
+from jax_nano.machine import host, x86
+from jax_nano.runtime.compiler import compiled, kernel_for
+from jax_nano.runtime.kernel import TARGET_NAME, processor_for
+from jax_nano.schedule.choose import choose
 
 TARGETS = [isa.name for isa in host.machine().isas]
 FLOAT8 = [f"float8_{name}" for name in "e5m2 e5m2fnuz e4m3 e4m3fn e4m3fnuz e4m3b11fnuz e3m4".split()]

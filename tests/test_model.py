@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_nano import schedule
-from jax_nano.isa import Cache, Core
-from jax_nano.model import blocks, memory, packing
-from jax_nano.panels import panels_for
-from jax_nano.problem import Dot, Operand
-from jax_nano.targets import x86
+from jax_nano.ir.dot import Dot, Operand
+from jax_nano.machine import x86
+from jax_nano.machine.isa import Cache, Core
+from jax_nano.schedule.candidates import kernel_plans
+from jax_nano.schedule.cost import memory, packing
+from jax_nano.schedule.cost.microkernel import LATENCY_SLACK, SHARED_PORTS, Extra, block_cycles, panels, step_cycles
+from jax_nano.schedule.register_block import register_blocks, tile_blocks
+from jax_nano.schedule.weight_panels import panels_for
 
 CORE = Core(
     dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=4, issue_per_cycle=8
@@ -35,31 +37,29 @@ def nearly(cycles):
     [
         (14, 2, 14, "28 multiply-accumulates, 2 in a cycle"),
         (12, 1, 6.5, "13 loads, 2 in a cycle"),
-        (1, 3, blocks.LATENCY_SLACK * 4, "the latency of an accumulator's own last update"),
+        (1, 3, LATENCY_SLACK * 4, "the latency of an accumulator's own last update"),
     ],
 )
 def test_a_step_takes_as_long_as_what_limits_it(rows, registers, cycles, limit):
-    assert blocks.step_cycles(CORE, FMA, rows, registers) == nearly(cycles), limit
+    assert step_cycles(CORE, FMA, rows, registers) == nearly(cycles), limit
 
 
 def test_a_step_waits_for_other_vector_instructions_and_for_issue():
-    assert blocks.step_cycles(CORE, FMA, 8, 2, blocks.Extra(per_register=12)) == nearly(
-        8 + blocks.SHARED_PORTS * 24 / 4
-    )
-    assert blocks.step_cycles(CORE, FMA, 2, 4, blocks.Extra(per_register=12)) == nearly((8 + 48) / 4)
-    assert blocks.step_cycles(replace(CORE, issue_per_cycle=1), FMA, 8, 2) == nearly(16 + 10 + 1)
+    assert step_cycles(CORE, FMA, 8, 2, Extra(per_register=12)) == nearly(8 + SHARED_PORTS * 24 / 4)
+    assert step_cycles(CORE, FMA, 2, 4, Extra(per_register=12)) == nearly((8 + 48) / 4)
+    assert step_cycles(replace(CORE, issue_per_cycle=1), FMA, 8, 2) == nearly(16 + 10 + 1)
 
 
 def test_a_slower_instruction_has_its_own_throughput():
     core = replace(CORE, slower=((FMA.name, 0.5, 8),))
-    assert blocks.step_cycles(core, FMA, 4, 4) == nearly(32)
-    assert blocks.step_cycles(core, FMA, 1, 1) == nearly(blocks.LATENCY_SLACK * 8)
+    assert step_cycles(core, FMA, 4, 4) == nearly(32)
+    assert step_cycles(core, FMA, 1, 1) == nearly(LATENCY_SLACK * 8)
 
 
 def test_longer_sums_take_longer():
-    times = [blocks.block_cycles(CORE, FMA, 14, 2, steps) for steps in (1, 10, 100)]
+    times = [block_cycles(CORE, FMA, 14, 2, steps) for steps in (1, 10, 100)]
     assert times == sorted(set(times))
-    assert times[2] - times[1] == pytest.approx(90 * blocks.step_cycles(CORE, FMA, 14, 2))
+    assert times[2] - times[1] == pytest.approx(90 * step_cycles(CORE, FMA, 14, 2))
 
 
 # Register blocks
@@ -77,7 +77,7 @@ TILES = [(isa, dot) for _, isa in PROCESSORS for dot in isa.dots if dot.tiles]
 def test_a_register_block_fits_the_registers_and_the_matrix(row, m, n, k):
     machine, isa, instruction = row
     lanes = instruction.shape[1]
-    block = blocks.register_blocks(isa, machine, instruction, m, n, k)[0]
+    block = register_blocks(isa, machine, instruction, m, n, k)[0]
     registers = -(-block.cols // lanes)
     assert block.rows * registers + min(block.rows, registers) + 1 <= isa.register_count
     assert block.hold_lhs == (block.rows < registers)
@@ -90,7 +90,7 @@ def test_a_register_block_fits_the_registers_and_the_matrix(row, m, n, k):
 def test_blocks_of_tiles_fit_the_registers_and_the_matrix(row, m, n):
     isa, instruction = row
     rows, lanes, _ = instruction.shape
-    choices = blocks.tile_blocks(isa, instruction, m, n)
+    choices = tile_blocks(isa, instruction, m, n)
     assert choices
     for block in choices:
         tall, wide = block.rows // rows, block.cols // lanes
@@ -103,13 +103,13 @@ def test_blocks_of_tiles_fit_the_registers_and_the_matrix(row, m, n):
 def test_too_few_registers():
     isa = replace(x86.AVX512, register_count=2)
     with pytest.raises(ValueError, match=f"^{re.escape('avx512 has 2 registers; a block needs at least 3')}$"):
-        blocks.register_blocks(isa, x86.MACHINES[0], FMA, 8, 8, 8)
+        register_blocks(isa, x86.MACHINES[0], FMA, 8, 8, 8)
 
 
 @pytest.mark.parametrize("m, n", [(0, 8), (8, 0)])
 def test_an_empty_block(m, n):
     with pytest.raises(ValueError, match=r"^a block needs at least one row and one column$"):
-        blocks.register_blocks(x86.AVX512, x86.MACHINES[0], FMA, m, n, 8)
+        register_blocks(x86.AVX512, x86.MACHINES[0], FMA, m, n, 8)
 
 
 # Panels and caches
@@ -117,9 +117,9 @@ def test_an_empty_block(m, n):
 
 @given(st.integers(1, 10_000), st.integers(1, 100))
 def test_panels_cover_what_there_is(size, step):
-    panels = blocks.panels(size, step)
-    assert sum(extent * count for extent, count in panels) == size
-    assert all(0 < extent <= step and count > 0 for extent, count in panels)
+    covering = panels(size, step)
+    assert sum(extent * count for extent, count in covering) == size
+    assert all(0 < extent <= step and count > 0 for extent, count in covering)
 
 
 L1 = Cache(level=1, bytes=32 << 10, ways=8)
@@ -151,7 +151,7 @@ def test_weights_in_panels_cost_no_packing():
     panels = panels_for("f32", 256, 512, machine, x86.AVX512)
     weight = Operand(shape=(256, 512), strides=(1, panels.rows), dtype="f32", panels=panels)
     dot = Dot.of(Operand.row_major((4, 256), "f32"), weight, (((1,), (0,)), ((), ())), "f32")
-    plans = list(schedule.kernel_plans(dot, machine, x86.AVX512))
+    plans = list(kernel_plans(dot, machine, x86.AVX512))
     assert {plan.rhs for plan in plans} == {"panels"}
     assert all(packing.packing_cycles(plan, machine) == (0, 0) for plan in plans if plan.lhs == "direct")
 
@@ -160,7 +160,7 @@ def test_a_block_of_a_is_packed_again_for_every_block_of_b():
     contract = (((0,), (0,)), ((), ()))
     dot = Dot.of(Operand.row_major((1024, 512), "f32"), Operand.row_major((1024, 4096), "f32"), contract, "f32")
     machine = x86.MACHINES[0]
-    plan = next(p for p in schedule.kernel_plans(dot, machine, x86.AVX512) if (p.lhs, p.rhs) == ("columns", "private"))
+    plan = next(p for p in kernel_plans(dot, machine, x86.AVX512) if (p.lhs, p.rhs) == ("columns", "private"))
     once, again = (
         sum(packing.packing_cycles(replace(plan, nb=nb), machine))
         - sum(packing.packing_cycles(replace(plan, nb=nb, lhs="direct"), machine))

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 import jax_nano
 from benchmarks import products, report, roof, static, tables, timing
 from benchmarks.products import Size
-from jax_nano.targets import host
+from jax_nano.machine import host
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -15,11 +15,13 @@ from kernel_table import TYPES
 from products import Product, matrix
 from strategies import plans, products
 
-from jax_nano import model, schedule
-from jax_nano.model import blocks
-from jax_nano.plan import Plan
-from jax_nano.problem import Dot, Operand, UnsupportedDot, extent
-from jax_nano.targets import x86
+from jax_nano.ir.dot import Dot, Operand, UnsupportedDot, extent
+from jax_nano.machine import x86
+from jax_nano.schedule.candidates import STREAMS, kernel_plans
+from jax_nano.schedule.choose import choose, order_of_sums
+from jax_nano.schedule.cost import estimate
+from jax_nano.schedule.cost.microkernel import LOOKUP_REGISTERS
+from jax_nano.schedule.plan import Plan
 
 MIB = 1 << 20
 PROCESSORS = [(machine, isa) for machine in x86.MACHINES for isa in machine.isas]
@@ -107,7 +109,7 @@ def on_any_processor(draw):
     product = draw(products())
     machine, isa = draw(st.sampled_from(PROCESSORS))
     machine = replace(machine, threads=draw(st.sampled_from([1, 2, 8, 64])))
-    return machine, schedule.choose(product.dot, machine, isa)
+    return machine, choose(product.dot, machine, isa)
 
 
 @settings(deadline=None, max_examples=200)
@@ -122,7 +124,7 @@ def test_a_chosen_plan_computes_each_element_once(drawn):
 @given(st.sampled_from(PROCESSORS), products())
 def test_every_kernel_weighed_fits_the_registers(processor, product):
     machine, isa = processor
-    for plan in schedule.kernel_plans(product.dot, machine, isa):
+    for plan in kernel_plans(product.dot, machine, isa):
         assert registers(plan) <= machine.isa(plan.isa).register_count, plan
 
 
@@ -157,7 +159,7 @@ MACHINES = {machine.name: machine for machine in x86.MACHINES}
 
 @functools.cache
 def chosen(dot, name, isa, threads):
-    return schedule.choose(dot, replace(MACHINES[name], threads=threads), isa)
+    return choose(dot, replace(MACHINES[name], threads=threads), isa)
 
 
 @every_processor
@@ -174,7 +176,7 @@ def test_registers_and_scratch_suffice(machine, isa, threads):
 def test_what_orders_a_sum_does_not_depend_on_threads(machine, isa):
     for dot in LARGE:
         plans = [chosen(dot, machine.name, isa, threads) for threads in (1, 2, 8, 64)]
-        assert len({schedule.order_of_sums(plan) for plan in plans}) == 1, plans
+        assert len({order_of_sums(plan) for plan in plans}) == 1, plans
 
 
 @every_processor
@@ -184,16 +186,16 @@ def test_several_threads_are_not_expected_to_take_longer_than_one(machine, isa, 
     for dot in LARGE:
         several, one = (chosen(dot, machine.name, isa, t) for t in (threads, 1))
         if one.splits == 1:
-            assert model.seconds(several, machine, threads).total <= 1.05 * model.seconds(one, machine, 1).total, (
-                several
-            )
+            assert (
+                estimate.seconds(several, machine, threads).total <= 1.05 * estimate.seconds(one, machine, 1).total
+            ), several
 
 
 @every_processor
 def test_more_work_is_expected_to_take_longer(machine, isa):
     for types, b in itertools.product(TYPES, ("rows", "columns")):
         cubes = [large(types, (size,) * 3, "rows", b) for size in (8, 32, 128, 512, 2048)]
-        times = [model.seconds(chosen(dot, machine.name, isa, 1), machine, 1).total for dot in cubes]
+        times = [estimate.seconds(chosen(dot, machine.name, isa, 1), machine, 1).total for dot in cubes]
         assert times == sorted(times), (types, b)
 
 
@@ -219,7 +221,7 @@ def plan(**changes):
     """A plan for a product of 100 x 100 by 100 x 100."""
     machine, isa = PROCESSORS[0]
     product = Product(lhs=matrix(100, 100, "rows", "f32"), rhs=matrix(100, 100, "rows", "f32"), out="f32")
-    chosen = schedule.choose(product.dot, machine, isa)
+    chosen = choose(product.dot, machine, isa)
     blocks = {"mr": 4, "nr": 16, "mc": 8, "mt": 16, "nt": 32, "nc": 64, "nb": 0, "kc": 100, "unroll": 1, "splits": 1}
     return replace(chosen, **blocks | {"lhs": "direct", "rhs": "direct"} | changes)
 
@@ -270,7 +272,7 @@ def test_types_that_an_instruction_set_lacks():
     isa = replace(x86.AVX2, dots=x86.AVX2.dots[:1])
     dot = Product(lhs=matrix(2, 3, "rows", "f64"), rhs=matrix(3, 4, "rows", "f64"), out="f64").dot
     with pytest.raises(UnsupportedDot, match=r"^avx2 has no instruction that multiplies f64 by f64 into f64$"):
-        schedule.choose(dot, x86.MACHINES[0], isa)
+        choose(dot, x86.MACHINES[0], isa)
 
 
 @pytest.mark.parametrize("k", [16, 17, 600, 1000, 1008, 1024, 2048])
@@ -278,7 +280,7 @@ def test_types_that_an_instruction_set_lacks():
 def test_packed_rows_do_not_compete_for_cache_lines(k, dtype):
     machine = x86.MACHINES[0]
     product = Product(lhs=matrix(3000, k, "rows", dtype), rhs=matrix(k, 16, "rows", dtype), out=dtype)
-    plans = [plan for plan in schedule.kernel_plans(product.dot, machine, x86.AVX512) if plan.lhs == "rows"]
+    plans = [plan for plan in kernel_plans(product.dot, machine, x86.AVX512) if plan.lhs == "rows"]
     assert plans
     for plan in plans:
         assert plan.lhs_stride >= plan.kc
@@ -292,10 +294,10 @@ def test_rows_of_a_large_matrix_are_read_as_they_lie_in_memory(dtype, columns, t
     """By tasks that have all columns, unless threads were idle then."""
     machine = replace(next(machine for machine in x86.MACHINES if machine.name == "znver5"), threads=threads)
     a, b = Operand.row_major((1, 768), "bf16"), Operand.row_major((768, columns), dtype)
-    plan = schedule.choose(Dot.of(a, b, (((1,), (0,)), ((), ())), "bf16"), machine, machine.isas[0])
-    assert (plan.lhs, plan.rhs, plan.splits) == ("direct", "direct", schedule.STREAMS)
-    assert plan.n_tasks == 1 or threads > schedule.STREAMS
-    assert plan.tasks["compute"] >= min(threads, schedule.STREAMS * (columns // plan.nr))
+    plan = choose(Dot.of(a, b, (((1,), (0,)), ((), ())), "bf16"), machine, machine.isas[0])
+    assert (plan.lhs, plan.rhs, plan.splits) == ("direct", "direct", STREAMS)
+    assert plan.n_tasks == 1 or threads > STREAMS
+    assert plan.tasks["compute"] >= min(threads, STREAMS * (columns // plan.nr))
     check(plan)
 
 
@@ -305,7 +307,7 @@ def test_words_stay_in_registers_while_their_steps_are_taken_out_of_them(m):
     machine = next(machine for machine in x86.MACHINES if machine.name == "znver5")
     isa = machine.isas[0]
     a, b = Operand.row_major((m, 768), "bf16"), Operand.row_major((768, 50257), "s4x8")
-    plan = schedule.choose(Dot.of(a, b, (((1,), (0,)), ((), ())), "f32"), machine, isa)
+    plan = choose(Dot.of(a, b, (((1,), (0,)), ((), ())), "f32"), machine, isa)
     registers = plan.nr // plan.instruction.shape[1]
     assert plan.rhs == "direct"
-    assert (plan.mr + 1) * registers + blocks.LOOKUP_REGISTERS < isa.register_count
+    assert (plan.mr + 1) * registers + LOOKUP_REGISTERS < isa.register_count

@@ -12,11 +12,12 @@ from kernel_table import TARGETS
 from support import kernels, normal, primitives
 
 import jax_nano
-from jax_nano import model, schedule
-from jax_nano.elementwise import Input, Operation, Program
-from jax_nano.plan import Plan
-from jax_nano.problem import Dot, Operand
-from jax_nano.targets import host, x86
+from jax_nano.ir.dot import Dot, Operand
+from jax_nano.ir.program import Input, Operation, Program
+from jax_nano.machine import host, x86
+from jax_nano.schedule.choose import choose
+from jax_nano.schedule.cost import estimate
+from jax_nano.schedule.plan import Plan
 
 X, W = normal(6, 24), normal(24, 10, seed=1)
 ROW, COLUMN, MATRIX = normal(24, seed=2), normal(6, 1, seed=3), normal(6, 24, seed=4)
@@ -421,7 +422,7 @@ def dot_with_prologue(m, n, k, operation="mul"):
 @pytest.mark.parametrize("machine", x86.MACHINES, ids=lambda machine: machine.name)
 def test_a_is_packed_once_by_every_task(machine):
     for m, n, k in ((512, 4096, 1024), (128, 2304, 768), (1, 3072, 768)):
-        plan = schedule.choose(dot_with_prologue(m, n, k), machine, machine.isas[0])
+        plan = choose(dot_with_prologue(m, n, k), machine, machine.isas[0])
         assert plan.lhs != "direct"
         assert plan.lhs_packings == 1
 
@@ -430,15 +431,15 @@ def test_the_model_charges_for_work_that_tasks_do_again():
     machine = host.machine()
     costs = {}
     for operation in ("mul", "pow"):
-        plan = schedule.choose(dot_with_prologue(256, 1024, 512), machine, machine.isas[0])
+        plan = choose(dot_with_prologue(256, 1024, 512), machine, machine.isas[0])
         plan = Plan(**{**vars(plan), "dot": dot_with_prologue(256, 1024, 512, operation)})
-        costs[operation] = model.seconds(plan, machine).packing
+        costs[operation] = estimate.seconds(plan, machine).packing
     assert costs["pow"] > 2 * costs["mul"]
 
 
 def test_a_with_a_prologue_is_not_read_in_place():
     machine = host.machine()
-    plan = schedule.choose(dot_with_prologue(8, 64, 64), machine, machine.isas[0])
+    plan = choose(dot_with_prologue(8, 64, 64), machine, machine.isas[0])
     with pytest.raises(ValueError, match="a prologue is done while A is packed: A cannot be read in place"):
         Plan(**{**vars(plan), "lhs": "direct"})
 

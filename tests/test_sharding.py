@@ -97,7 +97,7 @@ def test_shard_map_over_some_axes_only():
 
 
 def test_rebinding_inside_and_outside_of_shard_map():
-    from jax_nano.primitive import nano
+    from jax_nano.lowering.dot_general import nano
 
     def sharded(f):
         return jax.shard_map(f, mesh=mesh(), in_specs=(P("x"), P()), out_specs=P("x"))

@@ -13,7 +13,7 @@ from programs import FORWARD_ONLY, PROGRAMS, REVERSE_ONLY
 from support import assert_close, kernels, normal, primitives, run_python
 
 import jax_nano
-from jax_nano.primitive import nano
+from jax_nano.lowering.dot_general import nano
 
 A, B, G = normal(6, 5), normal(5, 7, seed=1), normal(6, 7, seed=2)
 S = normal(5, 5, seed=3)
@@ -274,7 +274,7 @@ def test_f64(x64):
 def test_roofline():
     from jax.experimental import roofline
 
-    importlib.import_module("jax_nano.roofline")
+    importlib.import_module("jax_nano.api.roofline")
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (A, B)]
     assert roofline.roofline(jax_nano.matmul)(*shapes)[1] == roofline.roofline(jnp.matmul)(*shapes)[1]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_nano.views import NoView, Part, View, together
+from jax_nano.jaxpr.strided_views import NoView, Part, View, together
 
 
 def elements(view):

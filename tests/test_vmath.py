@@ -10,8 +10,8 @@ import pytest
 import scipy.special
 from elementwise_runner import NUMPY_TYPES, TARGETS, assembly, run
 
-from jax_nano.kernels import vmath
-from jax_nano.kernels.power import power
+from jax_nano.codegen.vector import math as vmath
+from jax_nano.codegen.vector.power import power
 
 MOST_ULPS = {"f32": 2.0, "f64": 4.0}
 INF, NAN = np.inf, np.nan

@@ -8,12 +8,14 @@ import pytest
 from kernel_runner import DTYPES, Runner, linked
 from support import assert_dot_general
 
-from jax_nano import _native, emit, schedule
-from jax_nano.algorithm import followed
-from jax_nano.compiler import Kernel, processor_for
-from jax_nano.panels import panels_for
-from jax_nano.problem import Dot, Operand
-from jax_nano.targets import x86
+from jax_nano import _native
+from jax_nano.codegen.module import build_module, phase_symbols
+from jax_nano.ir.dot import Dot, Operand
+from jax_nano.lowering.precision import followed
+from jax_nano.machine import x86
+from jax_nano.runtime.kernel import Kernel, processor_for
+from jax_nano.schedule.candidates import kernel_plans
+from jax_nano.schedule.weight_panels import panels_for
 
 from .build import processor_flags
 
@@ -55,7 +57,7 @@ def tile_plans(lhs, rhs, dimension_numbers, types, packed=False, precision=None,
         panels = panels_for(types[1], *rhs, MACHINE, AMX)
         b = replace(b, strides=(1, panels.rows), panels=panels)
     dot = followed(precision, Dot.of(a, b, dimension_numbers, types[2]))
-    plans = (plan for plan in schedule.kernel_plans(dot, MACHINE, AMX) if plan.instruction.tiles)
+    plans = (plan for plan in kernel_plans(dot, MACHINE, AMX) if plan.instruction.tiles)
     return [plan for plan in plans if plan.interleaved == interleaved]
 
 
@@ -80,7 +82,7 @@ def blocked(plan, tall, wide, *, panels=None, depth=None):
 def kernel_of(plan):
     """The kernel of a plan, past the caches."""
     processor = processor_for(plan, MACHINE)
-    code = _native.compile(emit.module(plan), processor.cpu, processor.features, processor.tune)
+    code = _native.compile(build_module(plan), processor.cpu, processor.features, processor.tune)
     return Kernel(plan.dot.swapped() if plan.swapped else plan.dot, plan, processor, code)
 
 
@@ -89,7 +91,7 @@ class TileRunner(Runner):
 
     def __init__(self, plan):
         self.kernel, self.plan = kernel_of(plan), plan
-        self.entries = linked(self.kernel.object, emit.symbols(plan))
+        self.entries = linked(self.kernel.object, phase_symbols(plan))
 
 
 def check(plans, dimension_numbers, types, lhs, rhs, **run):

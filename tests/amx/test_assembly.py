@@ -5,7 +5,7 @@ import re
 import pytest
 from jax.lax import DotAlgorithmPreset
 
-from jax_nano.compiler import Kernel, processor_for
+from jax_nano.runtime.kernel import Kernel, processor_for
 
 from .kernels import AMX, MACHINE, MATMUL, PRODUCTS, blocked, tile_plans
 

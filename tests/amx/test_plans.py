@@ -9,10 +9,12 @@ import pytest
 from jax.lax import DotAlgorithmPreset
 
 import jax_nano
-from jax_nano import model, schedule
-from jax_nano.algorithm import followed
-from jax_nano.problem import Dot, Operand
-from jax_nano.targets import host
+from jax_nano.ir.dot import Dot, Operand
+from jax_nano.lowering.precision import followed
+from jax_nano.machine import host
+from jax_nano.schedule.candidates import kernel_plans
+from jax_nano.schedule.choose import choose
+from jax_nano.schedule.cost import estimate
 
 from .kernels import MATMUL
 
@@ -22,7 +24,7 @@ NAMES = ("sapphirerapids", "emeraldrapids", "graniterapids")
 def chosen(machine, types, m, n, k, threads=1, precision=None):
     machine = replace(machine, threads=threads)
     lhs, rhs = Operand.row_major((m, k), types[0]), Operand.row_major((k, n), types[1])
-    return schedule.choose(followed(precision, Dot.of(lhs, rhs, MATMUL, types[2])), machine, machine.isas[0])
+    return choose(followed(precision, Dot.of(lhs, rhs, MATMUL, types[2])), machine, machine.isas[0])
 
 
 @pytest.fixture(params=NAMES)
@@ -65,8 +67,8 @@ def test_vectors_multiply_what_tiles_cannot(machine, types):
 def test_packing_is_interleaved_where_it_would_take_long(machine, types, m):
     plan = chosen(machine, types, m, 512, 512)
     assert plan.interleaved
-    before = [x for x in schedule.kernel_plans(plan.dot, machine, machine.isas[0]) if not x.interleaved]
-    assert model.seconds(plan, machine, 1).total < 0.95 * min(model.seconds(x, machine, 1).total for x in before)
+    before = [x for x in kernel_plans(plan.dot, machine, machine.isas[0]) if not x.interleaved]
+    assert estimate.seconds(plan, machine, 1).total < 0.95 * min(estimate.seconds(x, machine, 1).total for x in before)
 
 
 def test_panels_are_interleaved_by_tasks_that_pack_them_once(machine):
@@ -89,11 +91,11 @@ def test_products_of_components_go_by_tiles_faster_than_f32(machine, precision, 
     assert len(plan.terms) == plan.dot.terms > 1
     plain = chosen(machine, F32, 1024, 1024, 1024, threads)
     shared = replace(machine, threads=threads)
-    assert model.seconds(plan, shared).total < model.seconds(plain, shared).total
+    assert estimate.seconds(plan, shared).total < estimate.seconds(plain, shared).total
 
 
 def test_more_products_of_components_take_longer(machine):
-    times = [model.seconds(chosen(machine, F32, 512, 512, 512, 1, x), machine, 1) for x in COMPONENTS]
+    times = [estimate.seconds(chosen(machine, F32, 512, 512, 512, 1, x), machine, 1) for x in COMPONENTS]
     for fewer, more in itertools.pairwise(times):
         assert fewer.compute < more.compute
 

@@ -8,7 +8,7 @@ from jax.lax import DotAlgorithmPreset
 from support import normal
 
 import jax_nano
-from jax_nano import schedule
+from jax_nano.schedule.candidates import kernel_plans
 
 from .kernels import AMX, MACHINE, TileRunner, blocked, needs_tile_vectors
 
@@ -53,7 +53,7 @@ def plans_of(prologue, arrays, columns=False, precision=None):
     (report,) = jax_nano.inspect(jax_nano.accelerate(product), x.T.copy() if columns else x, *others)
     assert report.problem.prologue
     assert {axis.lhs for axis in report.problem.k} == {len(x) if columns else 1}
-    plans = [plan for plan in schedule.kernel_plans(report.problem, MACHINE, AMX) if plan.instruction.tiles]
+    plans = [plan for plan in kernel_plans(report.problem, MACHINE, AMX) if plan.instruction.tiles]
     assert plans
     return plans
 

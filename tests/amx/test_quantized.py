@@ -9,7 +9,7 @@ from quantized import assert_product, weight
 from support import normal
 
 import jax_nano
-from jax_nano import schedule
+from jax_nano.schedule.candidates import kernel_plans
 
 from .kernels import AMX, MACHINE, TileRunner, blocked, needs_tile_vectors
 
@@ -26,7 +26,7 @@ def product(m, k, n, **options):
     x, q = jnp.asarray(normal(m, k), jnp.bfloat16), jax_nano.quantize(weight(k, n, dtype=jnp.bfloat16), **options)
     (report,) = jax_nano.inspect(jax_nano.matmul, x, q)
     assert report.problem.scaling
-    plans = [plan for plan in schedule.kernel_plans(report.problem, MACHINE, AMX) if plan.instruction.tiles]
+    plans = [plan for plan in kernel_plans(report.problem, MACHINE, AMX) if plan.instruction.tiles]
     assert plans
     return x, q, plans
 

@@ -1,0 +1,30 @@
+"""autotune: measures instead of trusting the model, for every product of a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jax_nano.api.inspect import inspect
+from jax_nano.runtime.tuning import Tuned, tune
+
+
+def autotune(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Tuned, ...]:
+    """Measures the best plans for every product in f, instead of trusting the model, and remembers the winners.
+
+    Programs that are compiled afterwards, by this process and by others of this user on this processor, use them. The
+    bits of a result may differ from those of the model's choice, within the same bound. JAX_NANO_AUTOTUNE=1 in the
+    environment does the same for each product when it is first compiled.
+
+    Args:
+      f: a function, jitted or not, as for `inspect`; it is not run.
+      *args: its arguments; a jax.ShapeDtypeStruct may stand for an array.
+      **kwargs: likewise.
+
+    Returns:
+      What was measured, for each product that a kernel runs.
+    """
+    problems = dict.fromkeys(
+        report.problem for report in inspect(f, *args, **kwargs) if report.kernel and report.problem
+    )
+    return tuple(tune(dot) for dot in problems)

@@ -1,0 +1,197 @@
+"""Matrix products with elementwise work on the accumulators, and on A."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.extend.core import Jaxpr, Var, jaxprs_in_params
+from jax.typing import ArrayLike
+
+from jax_nano.ir.program import OPERATIONS
+from jax_nano.jaxpr.inline import Atom, type_of
+from jax_nano.jaxpr.operands import VIEWS, viewed
+from jax_nano.jaxpr.program_reader import CALLS, NOTHING, SYNONYMS
+from jax_nano.jaxpr.strided_views import NoView, View
+from jax_nano.lowering.region import accelerated_whole
+
+# Primitives that make each element of their result of the same elements of their operands.
+ELEMENTWISE = frozenset({
+    *OPERATIONS, *SYNONYMS, *NOTHING,
+    "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e", "bessel_i1e", "clz", "complex", "conj",
+    "cosh", "digamma", "erf_inv", "igamma", "igamma_grad_a", "igammac", "imag", "lgamma", "nextafter", "polygamma",
+    "population_count", "random_gamma_grad", "real", "reduce_precision", "regularized_incomplete_beta", "sinh", "tan",
+    "zeta",
+})  # fmt: skip
+
+
+def fused_matmul(
+    x: ArrayLike,
+    w: ArrayLike,
+    *extras: ArrayLike,
+    epilogue: Callable[..., Array] | None = None,
+    prologue: Callable[..., Array] | None = None,
+    prologue_extras: Sequence[ArrayLike] = (),
+    precision: lax.PrecisionLike = None,
+) -> Array:
+    """Multiplies matrices, and works on each element of the product while it is in registers.
+
+    `fused_matmul(x, w, bias, epilogue=lambda acc, bias: jax.nn.gelu(acc + bias))` is `gelu(x @ w + bias)` in one
+    kernel, differentiable and batchable like the two. What kernels have no vector code for, such as `lgamma`, is
+    computed from the product afterwards; `jax_nano.inspect` says where a kernel begins and ends.
+
+    A prologue is work on each element of `x` on its way into the product, which saves an array in memory:
+
+        def normalized(x, mean, rstd, gamma):
+            return (x - mean) * rstd * gamma
+
+        fused_matmul(x, w, prologue=normalized, prologue_extras=(mean, rstd, gamma))  # mean, rstd: (M, 1); gamma: (K,)
+
+    It may be done several times for an element: each task that computes other columns does it for itself. So what
+    takes long, such as `exp` or `tanh`, is worth the while only with few columns, up to some hundred.
+
+    Args:
+      x: `(..., M, K)` or `(K,)`.
+      w: `(..., K, N)` or `(K,)`; leading dimensions broadcast as in `matmul`.
+      *extras: arrays for the epilogue that broadcast to the product's shape: scalars, rows `(N,)`, columns `(M, 1)`,
+        arrays of its shape, with leading dimensions or without.
+      epilogue: a function of the product and the extras, which JAX traces once for each set of shapes. It is given the
+        sums before they are rounded: f32 for floats of 16 and 8 bits, s32 for integers of up to 16 bits, else the
+        type of `x` and `w` together. Any elementwise JAX function will do, and any function of the extras alone.
+        Without one, the sums are rounded to the type that `matmul` gives.
+      prologue: a function of `x` and the arrays in `prologue_extras`, likewise. What it returns is multiplied, in the
+        type that it gives it: a conversion to bf16 rounds.
+      prologue_extras: arrays for the prologue that broadcast to the shape of `x`: scalars, rows `(K,)`, columns
+        `(M, 1)`, arrays of its shape, with leading dimensions or without.
+      precision: as in `dot_general`.
+
+    Returns:
+      What the epilogue returns: an array of the product's shape, `(..., M, N)`, in the type that the epilogue gives it.
+
+    Raises:
+      ValueError: an extra does not broadcast to the shape it belongs to, or the epilogue or prologue does not make each
+        element of its result of the same element of its argument.
+      TypeError: the contracted sizes differ, an operand is not an array, or prologue_extras is no sequence of arrays.
+    """
+    if not isinstance(prologue_extras, Sequence):
+        raise TypeError(f"prologue_extras is a sequence of arrays, such as (row,); not {type(prologue_extras)}")
+    if epilogue is None and extras:
+        raise TypeError("fused_matmul takes extras for an epilogue, and there is none")
+    if prologue is None and prologue_extras:
+        raise TypeError("fused_matmul takes prologue_extras for a prologue, and there is none")
+    _check_arrays(x, w, *extras, where="")
+    _check_arrays(*prologue_extras, where=" of prologue_extras")
+    return _fused_matmul(
+        x, w, extras, tuple(prologue_extras), epilogue=epilogue, prologue=prologue, precision=precision
+    )
+
+
+@partial(jax.jit, static_argnames=("epilogue", "prologue", "precision"), inline=True)
+def _fused_matmul(x: Array, w: Array, extras, prologue_extras, *, epilogue, prologue, precision) -> Array:
+    made = jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
+    if prologue:
+        made = _checked(prologue, "prologue", "first argument", made, *prologue_extras)
+    product = partial(jnp.matmul, precision=precision)
+    if epilogue:
+        product = partial(product, preferred_element_type=_summed(jax.eval_shape(product, made, w).dtype))
+        _checked(epilogue, "epilogue", "product", jax.eval_shape(product, made, w), *extras)
+
+    def program(x, w, extras, prologue_extras):
+        acc = product(prologue(x, *prologue_extras) if prologue else x, w)
+        return epilogue(acc, *extras) if epilogue else acc
+
+    return accelerated_whole(program)(x, w, extras, prologue_extras)
+
+
+def _check_arrays(*values: Any, where: str) -> None:
+    """Sees to it that values are arrays, as jax.numpy does.
+
+    Raises:
+      TypeError: one is not.
+    """
+    for position, value in enumerate(values):
+        if not isinstance(value, ArrayLike) and not hasattr(value, "__jax_array__"):
+            raise TypeError(
+                f"fused_matmul requires ndarray or scalar arguments, got {type(value)} at position {position}{where}."
+            )
+
+
+def _summed(dtype: Any) -> Any:
+    """The type that products of this type are summed in."""
+    if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4:
+        return np.dtype(np.float32)
+    return np.dtype(np.int32) if jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize < 4 else dtype
+
+
+def _checked(f: Callable[..., Array], name: str, of: str, array: jax.ShapeDtypeStruct, *extras: Array) -> Any:
+    """What an epilogue or prologue makes of an array, once it is seen that extras broadcast, and it is elementwise.
+
+    Raises:
+      ValueError: they do not, or it is not.
+    """
+    for i, extra in enumerate(extras):
+        try:
+            fits = np.broadcast_shapes(np.shape(extra), array.shape) == array.shape
+        except ValueError:
+            fits = False
+        if not fits:
+            kind, columns = ("extra", "N") if name == "epilogue" else ("prologue_extra", "K")
+            raise ValueError(
+                f"{kind} {i} has the shape {np.shape(extra)}, which does not broadcast to the {of}'s, {array.shape}; "
+                f"extras are scalars, rows ({columns},), columns (M, 1) or arrays of the {of}'s shape"
+            )
+    closed, result = jax.make_jaxpr(f, return_shape=True)(array, *extras)
+    shape = getattr(result, "shape", None)
+    if shape != array.shape:
+        given = f"an array of the shape {shape}" if shape is not None else f"a {type(result).__name__}"
+        raise ValueError(f"the {name} returns {given}; it has to return one of the {of}'s shape, {array.shape}")
+    whole = View.of(array.shape)
+    places = {closed.jaxpr.invars[0]: whole}
+    try:
+        _follow(closed.jaxpr, places, of)
+        (out,) = closed.jaxpr.outvars
+        if isinstance(out, Var) and places.get(out, whole) != whole:
+            raise NoView(f"elements of the {of} change their places")
+    except NoView as reason:
+        instead = "do that to the result instead" if name == "epilogue" else "do that before"
+        raise ValueError(f"the {name} is not elementwise: {reason}; {instead}") from None
+    return result
+
+
+def _follow(jaxpr: Jaxpr, places: dict[Var, View], of: str) -> None:
+    """Notes for each value that is made of an array, which errors call `of`, where its elements belong in that.
+
+    Raises:
+      NoView: an element is made of others than the one at its place.
+    """
+    for eqn in jaxpr.eqns:
+        found = {places[x] for x in eqn.invars if isinstance(x, Var) and x in places}
+        if not found:
+            continue
+        if len(found) > 1:
+            raise NoView(f"{eqn.primitive} combines elements from different places of the {of}")
+        (place,) = found
+        if eqn.primitive.name in CALLS:
+            (inner,) = jaxprs_in_params(eqn.params)
+            own = _at(inner.invars, eqn.invars, places)
+            _follow(inner, own, of)
+            places |= _at(eqn.outvars, inner.outvars, own)
+        elif eqn.primitive in VIEWS:
+            places[eqn.outvars[0]] = viewed(eqn, place)
+        elif eqn.primitive.name not in ELEMENTWISE:
+            raise NoView(f"{eqn.primitive} is no elementwise operation")
+        else:
+            places |= dict.fromkeys(eqn.outvars, place)
+        if any(type_of(x).shape != places[x].shape for x in eqn.outvars if x in places):
+            raise NoView(f"{eqn.primitive} broadcasts the {of}")
+
+
+def _at(targets: Sequence[Var], sources: Sequence[Atom], places: dict[Var, View]) -> dict[Var, View]:
+    """The places of values that stand for others."""
+    pairs = zip(targets, sources, strict=True)
+    return {target: places[x] for target, x in pairs if isinstance(x, Var) and x in places}

@@ -1,0 +1,38 @@
+"""Inspection: what becomes of every product in a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jax_nano.jaxpr.rewrite import arrays, merged
+from jax_nano.lowering.dot_general import nano
+from jax_nano.runtime.report import Reports, reports
+
+
+def inspect(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Reports:
+    """Shows what becomes of every product in f under jax_nano, without running it.
+
+    The program is lowered as `install()` would have it: each lax.dot_general in it, and each product of jax_nano, at
+    any depth of jit, scan, cond, remat, custom derivatives, shard_map and the like. A function that the program calls
+    several times through one jit is compiled once and reported once.
+
+    Args:
+      f: a function, jitted or not; also jax.grad of one, or a single product such as `jax_nano.matmul`.
+      *args: its arguments; a jax.ShapeDtypeStruct may stand for an array.
+      **kwargs: likewise.
+
+    Returns:
+      A sequence with a `Report` for each product; printed, it is a readable summary.
+    """
+    leaves, tree = jax.tree.flatten((args, kwargs))
+
+    def of_arrays(*values):
+        args, kwargs = tree.unflatten(merged(leaves, values))
+        return nano(f)(*args, **kwargs)
+
+    with reports() as collected:
+        jax.jit(of_arrays).trace(*arrays(leaves)).lower(lowering_platforms=("cpu",))
+    return Reports(collected)

@@ -1,0 +1,83 @@
+"""Installation: every product of every JAX program through jax_nano, until it is undone."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import jax
+from jax._src.interpreters import mlir as registry
+from jax.extend.core.primitives import dot_general_p
+
+from jax_nano.lowering.dot_general import lowering
+
+
+def install() -> None:
+    """Makes every lax.dot_general on CPUs a jax_nano product: jnp, flax, equinox, optax and all that is built on JAX.
+
+    Programs compiled before are forgotten (jax.clear_caches) and compiled anew when next called, except those that the
+    caller holds from `.lower().compile()`. Calling it again changes nothing. What jax_nano has no kernel for runs as
+    before; `jax_nano.inspect` says why. So does what jax.export makes: a program for other machines than this one.
+    """
+    _switch.turn(wanted=True)
+
+
+def uninstall() -> None:
+    """Undoes install(): gives lax.dot_general its original lowering back and forgets the programs compiled meanwhile.
+
+    While a block of `installed()` is open in some thread, it takes effect when the last one ends.
+    """
+    _switch.turn(wanted=False)
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[None]:
+    """Installs jax_nano for a block of code, in all threads. Blocks may nest, and overlap between threads."""
+    _switch.turn(blocks=+1)
+    try:
+        yield
+    finally:
+        _switch.turn(blocks=-1)
+
+
+class _Switch:
+    """Which CPU lowering lax.dot_general has, and who wants ours."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.wanted = False  # by install()
+        self.blocks = 0  # of installed(), open in any thread
+        self.original: registry.LoweringRuleEntry | None = None  # kept while ours is in its place
+
+    def turn(self, *, wanted: bool | None = None, blocks: int = 0) -> None:
+        with self.lock:
+            self.wanted = self.wanted if wanted is None else wanted
+            self.blocks += blocks
+            if (self.wanted or self.blocks > 0) != (self.original is not None):
+                self.exchange()
+                jax.clear_caches()
+
+    def exchange(self) -> None:
+        rules = registry._platform_specific_lowerings["cpu"]
+        if self.original is None:
+            self.original = rules[dot_general_p]
+            # Not cacheable, as in primitive.py: transposed operands have to be seen.
+            registry.register_lowering(dot_general_p, _rule(self.original.rule), platform="cpu", cacheable=False)
+        else:
+            rules[dot_general_p] = self.original
+            registry._uncacheable_primitives.discard(dot_general_p)
+            self.original = None
+
+
+def _rule(original: registry.LoweringRule) -> registry.LoweringRule:
+    kernel = lowering(original)
+
+    def lower(ctx: registry.LoweringRuleContext, *operands, **params):
+        exported = ctx.module_context.lowering_parameters.for_export
+        return (original if exported else kernel)(ctx, *operands, **params)
+
+    return lower
+
+
+_switch = _Switch()

@@ -1,0 +1,134 @@
+"""Indices that fold: arithmetic on integers known here, or on values in the program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import arith
+
+from jax_nano.ir.dtypes import BITS, WORDS
+
+Index = int | ir.Value
+Values = list[ir.Value]
+
+FLOATS: dict[str, Callable[[], ir.Type]] = {
+    "f64": ir.F64Type.get,
+    "f32": ir.F32Type.get,
+    "bf16": ir.BF16Type.get,
+    "f16": ir.F16Type.get,
+}
+
+
+def element_type(dtype: str) -> ir.Type:
+    """The MLIR type that holds elements of a short name's type in memory.
+
+    Signs live in operations, not in types; so do the meanings of 8-bit floats. Two elements of 4 bits share a byte, or
+    eight of them a word.
+    """
+    if dtype in WORDS:
+        return ir.IntegerType.get_signless(32)
+    return FLOATS[dtype]() if dtype in FLOATS else ir.IntegerType.get_signless(max(8, BITS[dtype]))
+
+
+def index(i: Index) -> ir.Value:
+    """An index as a value."""
+    return arith.constant(ir.IndexType.get(), i) if isinstance(i, int) else i
+
+
+def add(*terms: Index) -> Index:
+    """The sum; constants are added up here."""
+    constant = sum(t for t in terms if isinstance(t, int))
+    total: Index = 0
+    for term in terms:
+        if not isinstance(term, int):
+            total = term if isinstance(total, int) else arith.addi(total, term)
+    if isinstance(total, int):
+        return constant
+    return arith.addi(total, index(constant)) if constant else total
+
+
+def mul(a: Index, b: int) -> Index:
+    """a times a constant."""
+    if b == 0:
+        return 0
+    if isinstance(a, int):
+        return a * b
+    return a if b == 1 else arith.muli(a, index(b))
+
+
+def times(a: Index, b: Index) -> Index:
+    """a * b, both of which may be values."""
+    if isinstance(b, int):
+        return mul(a, b)
+    return mul(b, a) if isinstance(a, int) else arith.muli(a, b)
+
+
+def select(condition: bool | ir.Value, a: Index, b: Index) -> Index:
+    """One of two."""
+    if isinstance(condition, bool):
+        return a if condition else b
+    return arith.select(condition, index(a), index(b))
+
+
+def subtract(a: Index, b: Index) -> Index:
+    """a - b."""
+    if isinstance(b, int):
+        return add(a, -b)
+    return arith.subi(index(a), b)
+
+
+def divmod_(a: Index, b: int) -> tuple[Index, Index]:
+    """(a // b, a % b) of a non-negative index and a constant."""
+    if isinstance(a, int):
+        return divmod(a, b)
+    if b == 1:
+        return a, 0
+    return arith.divui(a, index(b)), arith.remui(a, index(b))
+
+
+def minimum(a: Index, b: Index) -> Index:
+    """The smaller one."""
+    if isinstance(a, int) and isinstance(b, int):
+        return min(a, b)
+    return arith.minsi(index(a), index(b))
+
+
+def one_of(values: Sequence[int], i: Index) -> Index:
+    """values[i]."""
+    if isinstance(i, int):
+        return values[i]
+    chosen = index(values[-1])
+    for number, value in enumerate(values[:-1]):
+        chosen = arith.select(arith.cmpi(arith.CmpIPredicate.eq, i, index(number)), index(value), chosen)
+    return chosen
+
+
+def equal(a: Index, b: Index) -> bool | ir.Value:
+    """Whether a = b, decided here where both are constants."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    return arith.cmpi(arith.CmpIPredicate.eq, index(a), index(b))
+
+
+def less(a: Index, b: Index) -> bool | ir.Value:
+    """Whether a < b, decided here where both are constants."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a < b
+    return arith.cmpi(arith.CmpIPredicate.slt, index(a), index(b))
+
+
+def both(a: bool | ir.Value, b: bool | ir.Value) -> bool | ir.Value:
+    """Whether both conditions hold."""
+    if isinstance(a, bool):
+        return a and b
+    if isinstance(b, bool):
+        return b and a
+    return arith.andi(a, b)
+
+
+def negation(condition: bool | ir.Value) -> bool | ir.Value:
+    """Whether a condition does not hold."""
+    if isinstance(condition, bool):
+        return not condition
+    return arith.xori(condition, arith.constant(condition.type, 1))

@@ -1,0 +1,69 @@
+"""Loads, stores and prefetches."""
+
+from __future__ import annotations
+
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import arith, memref, vector
+
+from jax_nano.codegen.index import Index, add, divmod_, index, mul, subtract
+from jax_nano.codegen.registers import bitcast, broadcast, splat, zeros
+from jax_nano.codegen.shuffles import interleave
+
+
+def first_lanes(count: Index, lanes: int) -> ir.Value:
+    """A mask of the first `count` lanes: none or all of them, where a value is below 1 or above `lanes`."""
+    kind = ir.VectorType.get([lanes], ir.IntegerType.get_signless(1))
+    return vector.constant_mask(kind, [count]) if isinstance(count, int) else vector.create_mask(kind, [count])
+
+
+def load(base: ir.Value, at: Index, lanes: int, count: Index | None = None) -> ir.Value:
+    """`lanes` elements from `at` on; beyond the first `count` nothing is read, and zeros stand."""
+    dtype = ir.MemRefType(base.type).element_type
+    kind = ir.VectorType.get([lanes], dtype)
+    if count is None or (isinstance(count, int) and count >= lanes):
+        return vector.load(kind, base, [index(at)])
+    return vector.maskedload(kind, base, [index(at)], first_lanes(count, lanes), zeros(lanes, dtype))
+
+
+def load_halves(base: ir.Value, at: Index, lanes: int, count: int) -> ir.Value:
+    """The same of unsigned 4-bit elements, two in a byte with the first in its lower half: each as a byte."""
+    byte, odd = divmod_(at, 2)
+    lower = half_bytes(base, byte, mul(odd, 4), max(1, lanes // 2), (count + 1) // 2)
+    if lanes == 1:
+        return lower
+    upper = half_bytes(base, add(byte, odd), subtract(4, mul(odd, 4)), lanes // 2, count // 2)
+    return interleave([lower, upper])
+
+
+def half_bytes(base: ir.Value, at: Index, shift: Index, lanes: int, count: int) -> ir.Value:
+    """Half of each byte from `at` on: the 4 bits that begin at bit `shift`."""
+    byte, word = ir.IntegerType.get_signless(8), ir.IntegerType.get_signless(16)
+    value = load(base, at, lanes, count) if count else zeros(lanes, byte)
+    unit, units = (word, lanes // 2) if lanes % 2 == 0 else (byte, lanes)  # vector units shift words, not bytes
+    by = broadcast(arith.index_cast(unit, index(shift)), units)
+    moved = bitcast(arith.shrui(bitcast(value, units, unit), by), lanes, byte)
+    return arith.andi(moved, splat(15, lanes, byte))
+
+
+def store(value: ir.Value, base: ir.Value, at: Index, count: int | None = None) -> None:
+    """The first `count` lanes (all by default) to `at` and on."""
+    lanes = ir.VectorType(value.type).shape[0]
+    if count is None or count >= lanes:
+        vector.store(value, base, [index(at)])
+    elif count == 1:  # LLVM 22 writes 32 bits for one lane that is truncated to fewer
+        memref.store(vector.extract(value, [], [0]), base, [index(at)])
+    else:
+        vector.maskedstore(base, [index(at)], first_lanes(count, lanes), value)
+
+
+def prefetch(base: ir.Value, at: Index, write: bool = False) -> None:
+    """Asks for the line of an element that will be read or written: to write nearest, to read one cache further.
+
+    Nothing happens where there is no such element.
+    """
+    memref.prefetch(base, [index(at)], write, 3 if write else 2, True)
+
+
+def load_scalar(base: ir.Value, at: Index) -> ir.Value:
+    """One element."""
+    return memref.load(base, [index(at)])

@@ -1,0 +1,88 @@
+"""Plan -> MLIR module."""
+
+from __future__ import annotations
+
+import math
+
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import func
+from jax.interpreters.mlir import make_ir_context
+
+from jax_nano.codegen.index import element_type
+from jax_nano.codegen.macrokernel import Frame, Macrokernel
+from jax_nano.ir.dot import Axis, extent
+from jax_nano.schedule.plan import Plan
+
+
+def kernel_name(plan: Plan) -> str:
+    """The kernel's symbol, which says what it is."""
+    dot = plan.dot
+    types = dot.lhs if dot.lhs == dot.rhs == dot.out else f"{dot.lhs}{dot.rhs}_{dot.out}"
+    if dot.algorithm:
+        types += f"_{dot.algorithm.dtype}x{dot.terms}"
+    b, m, n, k = dot.sizes
+    batch = f"b{b}" if b > 1 else ""
+    fused = ("_panels" if dot.panels else "") + ("_fused" if dot.epilogue or dot.prologue else "")
+    return f"nano_{types}_{batch}m{m}n{n}k{k}_{plan.isa}_{plan.mr}x{plan.nr}{fused}"
+
+
+def phase_symbols(plan: Plan) -> list[str]:
+    """The entry points of the phases, in order."""
+    return [kernel_name(plan) if phase == "compute" else f"{kernel_name(plan)}_{phase}" for phase in plan.tasks]
+
+
+def build_module(plan: Plan) -> str:
+    """The MLIR module of a plan, in generic form: a public function for every phase."""
+    with make_ir_context() as context, ir.Location.unknown():
+        context.allow_unregistered_dialects = True  # jaxlib does not know every dialect that MLIR 22 parses
+        top = ir.Module.create()
+        macro = Macrokernel(plan)
+        phases = {"compute": macro.compute_phase, "pack": macro.pack_phase, "reduce": macro.reduce_phase}
+        with ir.InsertionPoint(top.body):
+            for phase, symbol in zip(plan.tasks, phase_symbols(plan), strict=True):
+                function = func.FuncOp(symbol, (argument_types(plan), []))
+                with ir.InsertionPoint(function.add_entry_block()):
+                    round_, task, shared, local, *buffers = function.arguments
+                    lhs, rhs, *extras, out = buffers
+                    if plan.swapped:
+                        lhs, rhs = rhs, lhs
+                    number = 0 if plan.rounds == 1 else round_
+                    task = 0 if plan.tasks[phase] == 1 else task
+                    frame = Frame(number, task, shared, local, lhs, rhs, out, tuple(extras))
+                    phases[phase](frame)
+                    func.return_([])
+        top.operation.verify()
+        return str(top.operation.get_asm(print_generic_op_form=True))
+
+
+def argument_types(plan: Plan) -> list[ir.Type]:
+    """(round, task, shared, local, the arrays in the caller's order)."""
+    dot = plan.dot.swapped() if plan.swapped else plan.dot
+    index = ir.IndexType.get()
+    byte = ir.IntegerType.get_signless(8)
+    groups = dot.b, dot.m, dot.n, dot.k
+    axes = [axis for group in groups for axis in group]
+    extras = [dtype for dtype, _ in dot.extras]
+    lhs, rhs, out, *rest = (span(axes, array) for array in range(3 + len(extras)))
+    if dot.panels:
+        rhs = dot.panels.elements
+    if dot.scaling:  # beside the first group's, one for each further group
+        further = (extent(dot.k) - 1) // dot.scaling.group * dot.scaling.stride
+        rest[-len(dot.scaling.arrays) :] = [size + further for size in rest[-len(dot.scaling.arrays) :]]
+    sizes = ((lhs, dot.lhs), (rhs, dot.rhs), *zip(rest, extras, strict=True), (out, dot.out))
+    arrays = [ir.MemRefType.get([size], element_type(dtype)) for size, dtype in sizes]
+    scratch = [ir.MemRefType.get([max(1, size)], byte) for size in (plan.shared_bytes, plan.local_bytes)]
+    return [index, index, *scratch, *arrays]
+
+
+def span(axes: list[Axis], array: int) -> int:
+    """How many elements lie between the first and the last that a product touches in one of its arrays.
+
+    Arrays are counted as in Axis.strides.
+    """
+    return 1 + sum((axis.size - 1) * axis.strides()[array] for axis in axes)
+
+
+def operations(plan: Plan) -> int:
+    """Multiplications and additions in the product."""
+    return 2 * math.prod(extent(group) for group in (plan.dot.b, plan.dot.m, plan.dot.n, plan.dot.k))

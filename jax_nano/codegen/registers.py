@@ -1,0 +1,30 @@
+"""Vectors as values: constants, broadcasts, other types of the same bits."""
+
+from __future__ import annotations
+
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import arith, vector
+
+
+def splat(number: float, lanes: int, dtype: ir.Type) -> ir.Value:
+    """A constant in every lane."""
+    kind = ir.VectorType.get([lanes], dtype)
+    integer = isinstance(dtype, ir.IntegerType)
+    value = ir.IntegerAttr.get(dtype, int(number)) if integer else ir.FloatAttr.get(dtype, number)
+    return arith.constant(kind, ir.DenseElementsAttr.get_splat(kind, value))
+
+
+def zeros(lanes: int, dtype: ir.Type) -> ir.Value:
+    """A vector of zeros."""
+    return splat(0, lanes, dtype)
+
+
+def broadcast(scalar: ir.Value, lanes: int) -> ir.Value:
+    """A scalar in every lane."""
+    return vector.broadcast(ir.VectorType.get([lanes], scalar.type), scalar)
+
+
+def bitcast(value: ir.Value, lanes: int, dtype: ir.Type) -> ir.Value:
+    """The same bits as a vector of other elements."""
+    kind = ir.VectorType.get([lanes], dtype)
+    return value if value.type == kind else vector.bitcast(kind, value)

@@ -1,0 +1,1 @@
+"""Elementwise work on vectors: conversions, elementary functions, programs."""

@@ -1,0 +1,170 @@
+"""Conversions between element types, on whole registers: exact where the target holds a value, else to nearest even."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import arith
+
+from jax_nano.codegen.index import element_type
+from jax_nano.codegen.registers import bitcast
+from jax_nano.codegen.vector import arithmetic as v
+from jax_nano.ir.dtypes import BITS
+
+FLOATS = ("f64", "f32", "bf16", "f16")
+SIGNED = ("s4", "s8", "s16", "s32")
+UNSIGNED = ("u4", "u8", "u16", "u32")
+
+
+@dataclass(frozen=True)
+class Float8:
+    """An 8-bit float: a sign, an exponent, and a mantissa, from the upper end down.
+
+    `special` says which codes are not finite: "ieee", those whose exponent is all ones, as in IEEE 754; "fn", only the
+    two that are all ones behind the sign, which are NaN; "fnuz", only the one that would be -0, which is NaN.
+
+    Source: Micikevicius et al., "FP8 Formats for Deep Learning" (arXiv 2209.05433); "8-bit Numerical Formats for Deep
+    Neural Networks" (arXiv 2206.02915) for fnuz; ml_dtypes for the others.
+    """
+
+    mantissa: int  # bits
+    bias: int  # of the exponent
+    special: Literal["ieee", "fn", "fnuz"]
+
+
+FLOAT8 = {
+    "f8e5m2": Float8(2, 15, "ieee"),
+    "f8e5m2fnuz": Float8(2, 16, "fnuz"),
+    "f8e4m3": Float8(3, 7, "ieee"),
+    "f8e4m3fn": Float8(3, 7, "fn"),
+    "f8e4m3fnuz": Float8(3, 8, "fnuz"),
+    "f8e4m3b11fnuz": Float8(3, 11, "fnuz"),
+    "f8e3m4": Float8(4, 3, "ieee"),
+}
+F16_BIAS, F16_INFINITY, F16_NAN = 15, 0x7C00, 0x7E00
+
+
+def convert(value: ir.Value, source: str, target: str, native_bf16: bool = False) -> ir.Value:
+    """The vector `value` of element type `source` as elements of type `target`.
+
+    Args:
+      value: a vector.
+      source: its element type's short name, which carries its sign.
+      target: the element type to give.
+      native_bf16: whether the target converts f32 to bf16 itself. Such instructions take denormal numbers for zero.
+
+    Raises:
+      ValueError: there is no such conversion.
+    """
+    if source == target:
+        return value
+    if source in FLOAT8:
+        return narrowed(from_float8(value, FLOAT8[source]), target, native_bf16)
+    kind = v.of(value, element_type(target))
+    if source in FLOATS and target in FLOATS:
+        if widens(source, target):
+            return arith.extf(kind, value)
+        if target == "bf16" and not native_bf16:
+            return round_to_bf16(convert(value, source, "f32"))
+        return arith.truncf(kind, value)
+    if source in (*SIGNED, *UNSIGNED) and target in FLOATS:
+        return from_integer(value, source, target, native_bf16)
+    if source in (*SIGNED, *UNSIGNED) and target in (*SIGNED, *UNSIGNED):
+        return resized(value, source, target)
+    raise ValueError(f"no conversion from {source} to {target}")
+
+
+def widens(source: str, target: str) -> bool:
+    """Whether every value of one float type is one of another, wider one."""
+    return (source, target) in {("bf16", "f32"), ("f16", "f32"), ("bf16", "f64"), ("f16", "f64"), ("f32", "f64")}
+
+
+def resized(value: ir.Value, source: str, target: str) -> ir.Value:
+    """An integer in more or fewer bits; what does not fit wraps."""
+    kind = v.of(value, element_type(target))
+    if kind == value.type:
+        return value
+    if ir.IntegerType(v.element(value)).width > BITS[target]:  # a value may have more bits than its type asks for
+        return arith.trunci(kind, value)
+    return arith.extui(kind, value) if source in UNSIGNED else arith.extsi(kind, value)
+
+
+def from_integer(value: ir.Value, source: str, target: str, native_bf16: bool) -> ir.Value:
+    """An integer as a float, through s32 and f32, which all vector units convert between."""
+    wide = resized(value, source, "s32")
+    if target == "f64":
+        return arith.sitofp(v.of(wide, element_type("f64")), wide)
+    single = arith.sitofp(v.of(wide, element_type("f32")), wide)
+    return narrowed(single, target, native_bf16) if BITS[source] <= 8 else convert(single, "f32", target, native_bf16)
+
+
+def component(value: ir.Value, source: str, target: str, number: int, native_bf16: bool) -> ir.Value:
+    """Component `number` of values in type `target`: rounded from what the components before it leave of them."""
+    rest = convert(value, source, "f32")
+    for _ in range(number):
+        taken = convert(rest, "f32", target, native_bf16)
+        rest = v.sub(rest, convert(taken, target, "f32"))
+    return convert(rest, "f32", target, native_bf16)
+
+
+def signed_halves(value: ir.Value) -> ir.Value:
+    """4-bit integers, each in the lower half of a byte, with their sign."""
+    return v.sub(arith.xori(*v.vectors(value, 8)), 8)
+
+
+def from_float8(value: ir.Value, source: Float8) -> ir.Value:
+    """8-bit floats as f32: their fields moved to where f16 has them, and what f16 means by them scaled.
+
+    The conversion of f16 takes denormal numbers as they are, in every mode of the processor.
+    """
+    shift = 10 - source.mantissa
+    wide = arith.extsi(v.of(value, ir.IntegerType.get_signless(16)), value)
+    bits = v.mask(v.shift_left(wide, shift), (0x7F << shift) - 0x8000)
+    magnitude = v.mask(bits, 0x7FFF)
+    if source.bias > F16_BIAS:
+        # f16 has infinity in place of the largest exponent. One less halves the number, which is right; where that
+        # leaves no exponent, half of the bits is right, and the greater one.
+        halved = arith.maxsi(v.sub(magnitude, 0x400), v.shift_right(magnitude, 1))
+        bits = arith.ori(v.mask(bits, -0x8000), halved)
+    if source.special == "fnuz":
+        bits = v.select(compared("eq", wide, -0x80), F16_NAN, bits)
+    elif source.special == "fn":
+        bits = v.select(compared("eq", magnitude, 0x7F << shift), F16_NAN, bits)
+    elif source.bias != F16_BIAS:
+        finite = compared("slt", magnitude, 0x7F >> source.mantissa << 10)
+        bits = v.select(finite, bits, arith.ori(*v.vectors(bits, F16_INFINITY)))
+    single = arith.extf(v.of(bits, element_type("f32")), bitcast(bits, v.count(bits), element_type("f16")))
+    return single if source.bias >= F16_BIAS else v.mul(single, 2.0 ** (F16_BIAS - source.bias))
+
+
+def compared(how: str, value: ir.Value, number: int) -> ir.Value:
+    """Where integers compare with a number."""
+    return arith.cmpi(arith.CmpIPredicate[how], *v.vectors(value, number))
+
+
+def narrowed(value: ir.Value, target: str, native_bf16: bool) -> ir.Value:
+    """f32 as a type that holds these very numbers."""
+    if target != "bf16" or native_bf16:
+        return convert(value, "f32", target, native_bf16)
+    return upper_half(v.bits(value))
+
+
+def upper_half(bits: ir.Value) -> ir.Value:
+    """The bf16 numbers whose bits are the upper halves of words."""
+    half = arith.trunci(v.of(bits, ir.IntegerType.get_signless(16)), v.shift_right(bits, 16))
+    return bitcast(half, v.count(bits), element_type("bf16"))
+
+
+def round_to_bf16(value: ir.Value) -> ir.Value:
+    """f32 to bf16 in integer arithmetic, to nearest even: half an ulp is added, less one bit where the result is even.
+
+    A NaN stays one: its upper half keeps the sign and is made quiet.
+    """
+    bits = v.bits(value)
+    odd = v.mask(v.shift_right(bits, 16), 1)
+    rounded = v.add(bits, v.add(odd, 0x7FFF))
+    is_nan = arith.cmpf(arith.CmpFPredicate.UNO, value, value)
+    quiet = arith.ori(*v.vectors(bits, 0x400000))
+    return upper_half(arith.select(is_nan, quiet, rounded))

@@ -1,0 +1,1 @@
+"""What to compute: frozen descriptions of products. Needs neither JAX nor MLIR."""

@@ -1,0 +1,24 @@
+"""The primitives of jax_nano, without their rules."""
+
+from __future__ import annotations
+
+from jax.extend.core import Primitive
+from jax.extend.core.primitives import dot_general_p
+
+nano_dot_general_p = Primitive("nano_dot_general")
+"""lax.dot_general_p's double: the same parameters, types, errors and derivatives."""
+
+
+nano_region_p = Primitive("nano_region")
+"""Computes a region, its parameter `region`, of the arrays that are its operands. lowering/region.py has its rules."""
+
+
+nano_unpack_p = Primitive("nano_unpack")
+"""The matrices in panels (..., N / width, K / group, width, group), with parameters k and n; see problem.Panels."""
+
+
+PRODUCTS = frozenset({dot_general_p, nano_dot_general_p})
+
+
+nano_dequantize_p = Primitive("nano_dequantize")
+"""The floats that integers, scales and zero points stand for: a product that reads them computes on the integers."""

@@ -1,0 +1,141 @@
+"""The primitive nano_dot_general: lax.dot_general to every transformation, a composed kernel where it is lowered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+from jax._src.interpreters.partial_eval import Recompute
+from jax.extend.core import JaxprEqn, Var
+from jax.extend.core.primitives import dot_general_p
+from jax.interpreters import ad, batching, mlir, partial_eval, xla
+
+from jax_nano import _native
+from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
+from jax_nano.ir.dtypes import dtype_name
+from jax_nano.jaxpr.primitives import nano_dot_general_p
+from jax_nano.jaxpr.rewrite import Rebinding
+from jax_nano.lowering.custom_call import custom_call
+from jax_nano.lowering.precision import followed
+from jax_nano.runtime.kernel import TARGET_NAME
+from jax_nano.runtime.report import Report, tell
+from jax_nano.runtime.tuning import best_kernel_for
+
+jax.ffi.register_ffi_target(
+    TARGET_NAME,
+    {"instantiate": _native.instantiate_handler(), "execute": _native.execute_handler()},
+    platform="cpu",
+)
+
+nano = Rebinding({dot_general_p: nano_dot_general_p})
+"""`nano(f)` is f with jax_nano's product for every lax.dot_general in it, however deep."""
+
+nano_dot_general_p.def_impl(partial(xla.apply_primitive, nano_dot_general_p))
+nano_dot_general_p.def_effectful_abstract_eval(dot_general_p.abstract_eval)
+# JAX's own rules, in which every product is ours.
+batching.fancy_primitive_batchers[nano_dot_general_p] = nano(batching.fancy_primitive_batchers[dot_general_p])
+ad.primitive_jvps[nano_dot_general_p] = nano(ad.primitive_jvps[dot_general_p])
+ad.primitive_transposes[nano_dot_general_p] = nano(ad.primitive_transposes[dot_general_p])
+
+
+def remat_rule(product: Callable[[JaxprEqn], JaxprEqn]) -> Callable:
+    """The rule of jax.checkpoint for an equation whose product, a lax.dot_general, is what policies know.
+
+    What a policy would offload stays where it is: on CPUs that is the same memory.
+    """
+
+    def rule(saveable, unknown, instantiated, eqn):
+        missing = [x for x, there in zip(eqn.invars, instantiated, strict=True) if isinstance(x, Var) and not there]
+        if any(unknown):
+            return None, eqn, [True], [True], missing
+        asked = product(eqn)
+        if saveable(dot_general_p, *(x.aval for x in asked.invars), **asked.params) in (False, Recompute):
+            return eqn, eqn, [False], [True], missing
+        return eqn, None, [False], [False], []
+
+    return rule
+
+
+partial_eval.partial_eval_jaxpr_custom_rules[nano_dot_general_p] = remat_rule(lambda eqn: eqn)
+
+
+def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
+    """The CPU lowering rule of a dot_general: a custom call of its kernel, or `default` where it has none."""
+
+    def lower(ctx: mlir.LoweringRuleContext, lhs: mlir.ir.Value, rhs: mlir.ir.Value, **params: Any):
+        equation = equation_of((*ctx.avals_in, *ctx.avals_out), params["dimension_numbers"])
+        dot = None
+        try:
+            (lhs_array, a), (rhs_array, b) = map(_source, (lhs, rhs), ctx.avals_in)
+            dot = _dot(ctx, a, b, params["dimension_numbers"], params["precision"])
+            kernel = best_kernel_for(dot)
+        except UnsupportedDot as reason:
+            tell(Report(equation=equation, problem=dot, reason=str(reason)))
+            return default(ctx, lhs, rhs, **params)
+        tell(Report(equation=equation, problem=dot, kernel=kernel))
+        return custom_call(ctx, kernel, (lhs_array, rhs_array))
+
+    return lower
+
+
+def _source(value: mlir.ir.Value, aval: Any) -> tuple[mlir.ir.Value, Operand]:
+    """The row-major array behind an operand, and how the operand strides over it: transposes are read through."""
+    if not all(isinstance(size, int) for size in aval.shape):
+        raise UnsupportedDot(f"the shape {aval.shape} is symbolic; kernels are made for known sizes")
+    permutation = list(range(aval.ndim))
+    while not isinstance(value.owner, mlir.ir.Block) and value.owner.name == "stablehlo.transpose":
+        outer = mlir.ir.DenseI64ArrayAttr(value.owner.attributes["permutation"])
+        permutation = [outer[dimension] for dimension in permutation]
+        value = value.owner.operands[0]
+    source = Operand.row_major(mlir.ir.RankedTensorType(value.type).shape, dtype_name(aval.dtype))
+    return value, source.transposed(permutation)
+
+
+def _dot(ctx: mlir.LoweringRuleContext, lhs: Operand, rhs: Operand, dimension_numbers, precision) -> Dot:
+    (out,) = ctx.avals_out
+    return settled(ctx, Dot.of(lhs, rhs, dimension_numbers, dtype_name(out.dtype)), precision)
+
+
+def settled(ctx: mlir.LoweringRuleContext, dot: Dot, precision) -> Dot:
+    """The problem with what `precision` asks for.
+
+    Raises:
+      UnsupportedDot: kernels do not compute that, or may not stand where the context is.
+    """
+    if (devices := _automatic_devices(ctx.module_context.axis_context)) > 1:
+        raise UnsupportedDot(
+            f"XLA partitions this program over {devices} devices and would gather both operands on each for a custom "
+            "call; under shard_map every device runs a kernel on its shard"
+        )
+    return followed(precision, dot)
+
+
+def _automatic_devices(context) -> int:
+    """Over how many devices XLA itself spreads the program at this point: 1 inside shard_map."""
+    match context:
+        case mlir.ShardingContext():
+            return context.num_devices
+        case mlir.SPMDAxisContext():
+            return math.prod(n for name, n in context.mesh.shape.items() if name not in context.manual_axes)
+    return 1
+
+
+def equation_of(avals: Sequence[Any], dimension_numbers) -> str:
+    """A dot_general of operands and a result of these types, in words."""
+    lhs, rhs, out = map(_type, avals)
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
+    text = f"{lhs} x {rhs} -> {out}, contracting {list(lhs_contract)} with {list(rhs_contract)}"
+    return f"{text}, batch {list(lhs_batch)} with {list(rhs_batch)}" if lhs_batch else text
+
+
+def _type(aval: Any) -> str:
+    return f"{dtype_name(aval.dtype)}[{','.join(map(str, aval.shape))}]"
+
+
+_as_lax = mlir.lower_fun(dot_general_p.bind, multiple_results=False)
+# Not cacheable: a cached lowering is a function of its own, which cannot see that an operand is a transpose.
+mlir.register_lowering(nano_dot_general_p, _as_lax, cacheable=False)
+mlir.register_lowering(nano_dot_general_p, lowering(_as_lax), platform="cpu")

@@ -1,0 +1,1 @@
+"""Facts about instruction sets and processors, each with its source. Needs neither JAX nor MLIR."""

@@ -1,0 +1,157 @@
+"""The shape of facts about processors: types only, each value stands in targets/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from jax_nano.ir.dtypes import BITS, bytes_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class DotInstruction:
+    """acc[m, n] += lhs[m, k] @ rhs[k, n], by one instruction on one accumulator register."""
+
+    name: str
+    lhs: str
+    rhs: str
+    acc: str
+    shape: tuple[int, int, int]  # (m, n, k), elements
+    features: tuple[str, ...] = ()  # LLVM subtarget features beyond the instruction set's own
+    lhs_offset: int = 0  # what must be added to lhs before, and taken from acc again: lhs_offset * sum of rhs over k
+    operations: int = 1  # vector instructions that it takes: 2 where products are added by another one
+    tiles: bool = False  # registers hold tiles, whose rows and depth are configured: `shape` is the most they hold
+
+    @property
+    def group(self) -> int:
+        """Neighbours along k that stand together, in the place of one accumulator: v of the VNNI layout."""
+        return BITS[self.acc] // BITS[self.rhs]
+
+    def fitted(self, m: int, k: int) -> DotInstruction:
+        """The instruction on tiles that cut m rows and k steps evenly, in as few as it can.
+
+        All tiles of an operand then have one shape, which a task configures once.
+        """
+        rows, lanes, steps = self.shape
+        return replace(self, shape=(even_part(m, rows, 1), lanes, even_part(k, steps, self.group)))
+
+
+def even_part(size: int, most: int, multiple: int) -> int:
+    """The size of the parts where the fewest that cover `size` are even; a multiple, and not above `most`."""
+    parts = -(-size // most)
+    return -(-size // (parts * multiple)) * multiple
+
+
+@dataclass(frozen=True, kw_only=True)
+class Isa:
+    """An instruction set: registers, and the instructions that update a block of accumulators."""
+
+    name: str
+    register_count: int
+    register_bytes: int
+    cpu: str  # LLVM's name of the baseline that has it, and nothing newer
+    features: tuple[str, ...]  # LLVM's names of what the baseline needs of a processor
+    dots: tuple[DotInstruction, ...]
+    source: str  # where to check these numbers
+    conversions: tuple[str, ...] = ()  # features by which LLVM converts f16 in fewer instructions
+    vectors: Isa | None = None  # what packs operands and finishes results where these registers are tiles
+
+    def __post_init__(self):
+        for dot in self.dots:
+            m, n, _ = dot.shape
+            if (used := bytes_of(dot.acc, m * n)) != self.register_bytes:
+                raise ValueError(
+                    f"{self.name}: {dot.name} accumulates {used} bytes; a register holds {self.register_bytes}"
+                )
+
+    def lanes(self, dtype: str) -> int:
+        """How many elements of a type fill a register."""
+        return self.register_bytes // bytes_of(dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """One level of data cache."""
+
+    level: int
+    bytes: int
+    ways: int
+    line_bytes: int = 64
+    shared: bool = False  # by all cores
+
+    @property
+    def way_bytes(self) -> int:
+        """Addresses this far apart compete for the same lines."""
+        return self.bytes // self.ways
+
+
+@dataclass(frozen=True, kw_only=True)
+class Core:
+    """What one core does in a cycle, for full registers of one instruction set."""
+
+    dots_per_cycle: float  # multiply-accumulate instructions begun
+    dot_latency_cycles: int  # from one update of an accumulator to the next
+    loads_per_cycle: float
+    stores_per_cycle: float
+    vector_per_cycle: float  # vector instructions of any kind, but for loads and stores
+    shuffles_per_cycle: float = 1  # of these, those that move elements between lanes
+    issue_per_cycle: int  # instructions of any kind
+    setup_cycles: int = 0  # before a task's first instruction, and after its last
+    slower: tuple[tuple[str, float, int], ...] = ()  # other instructions: (name, begun per cycle, latency in cycles)
+
+    def rate(self, instruction: str) -> tuple[float, int]:
+        """(begun per cycle, latency in cycles) of a multiply-accumulate instruction."""
+        for name, per_cycle, latency in self.slower:
+            if name == instruction:
+                return per_cycle, latency
+        return self.dots_per_cycle, self.dot_latency_cycles
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """A processor: its instruction sets, best first, and what they cost here."""
+
+    name: str  # LLVM's name, which also selects the scheduling model
+    isas: tuple[Isa, ...]
+    cores: dict[str, Core]  # by instruction set
+    caches: tuple[Cache, ...]  # innermost first
+    ghz: float  # sustained under vector load
+    memory_gb_per_s: tuple[float, float]  # read bandwidth of one core, and of all
+    l3_gb_per_s: float  # read bandwidth of one core from the last level of cache
+    source: str
+    threads: int = 1
+    l2_bytes_per_cycle: int = 32  # what one core reads from its second cache
+    l3_stream_bytes_per_cycle: int = 24  # what it reads from the last one where that was asked for ahead
+    page_bytes: int = 4096  # where prefetchers end
+    # The following were fitted to measured products, on Zen 5: published for no processor, and taken for all of them.
+    ahead_bytes: int = 16 << 10  # on their way from memory where they come in time
+    row_cycles: float = 6  # from a row of C that is stored to the next
+    conflict_cycles: float = 60  # the same where all rows compete for the same lines
+    wake_us: float = 2.0  # from handing out a task until another thread begins it
+    lacks: tuple[str, ...] = ()  # features that instructions of its instruction sets need, and that it does not have
+    note: str = ""  # which of its instruction sets are left out, and why
+
+    def __post_init__(self):
+        if missing := {isa.name for isa in self.isas} - set(self.cores):
+            raise ValueError(f"{self.name}: no throughputs for {sorted(missing)}")
+
+    @property
+    def second_cache(self) -> Cache:
+        """The cache behind the nearest one, or that one where it is alone."""
+        return self.caches[:2][-1]
+
+    def vector_core(self, isa: str) -> Core:
+        """What a core does with vectors beside the instructions of that instruction set."""
+        vectors = self.isa(isa).vectors
+        return self.cores[vectors.name if vectors else isa]
+
+    def isa(self, name: str) -> Isa:
+        """The instruction set of that name.
+
+        Raises:
+          ValueError: this machine has none of that name.
+        """
+        for isa in self.isas:
+            if isa.name == name:
+                return isa
+        known = ", ".join(isa.name for isa in self.isas)
+        raise ValueError(f"{self.name} has no {name} (it has {known}); choose one of these")

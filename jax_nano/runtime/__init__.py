@@ -1,0 +1,1 @@
+"""Object code: made once, kept on disk, described to XLA."""

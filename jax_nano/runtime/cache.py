@@ -1,0 +1,383 @@
+"""Kernels on disk: what one process compiled, others load.
+
+An entry is a file `<symbol>-<key>.o`: the object code, as object file tools read it, and behind it a digest of the
+file's name and the code. The key stands for all that shapes the code: the plan, what LLVM compiles for, the toolchain.
+Entries appear whole or not at all, so any number of processes and threads may read, write and remove them at once.
+
+The directory is the user's own: code from where another user can write would run with this user's rights, so it is
+not used. Whatever fails here (no home, a full disk, a damaged entry) costs a compilation, never a product.
+
+The environment says where it is (JAX_NANO_CACHE_DIR, else XDG_CACHE_HOME, else ~/.cache), how large it may become
+(JAX_NANO_CACHE_MIB), and turns it off (JAX_NANO_CACHE=0).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import numbers
+import os
+import pathlib
+import re
+import secrets
+import stat
+import time
+import warnings
+from collections.abc import Callable, Iterator
+
+import jaxlib.version
+
+from jax_nano import _native
+
+LIMIT_MIB = 512
+KEY_DIGITS = 32
+ENTRY = re.compile(rf"nano_\w+-[0-9a-f]{{{KEY_DIGITS}}}\.o")
+UNFINISHED = re.compile(r"\.nano_.+\.o\.[0-9a-f]+")
+UNFINISHED_SECONDS = 3600  # after this time an unfinished entry's writer must have died
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class Unusable(Exception):
+    """The cache, or an entry of it, must not be used; the text says why and what to do."""
+
+
+def fetch(symbol: str, parts: tuple[object, ...], compiled: Callable[[], bytes]) -> bytes:
+    """The object code that `parts` describe: from the cache, else `compiled()`, which is then kept.
+
+    The entry's name begins with `symbol`. `parts` are all that shapes the code, besides the toolchain: see
+    `description`. Raises only what `compiled` raises.
+    """
+    if why_off():
+        return compiled()
+    entry = code = None
+    with harmless():
+        entry = f"{symbol}-{key(parts)}.o"
+        code = load(entry)
+    if code is None:
+        code = compiled()
+        with harmless():
+            if entry:
+                store(entry, code)
+    return code
+
+
+def get(symbol: str, parts: tuple[object, ...]) -> bytes | None:
+    """What was put under `parts`, on disk or in this process; None where there is nothing, or nothing to be trusted."""
+    if not why_off():
+        with harmless():
+            if (found := load(f"{symbol}-{key(parts)}.o")) is not None:
+                return found
+    return _put.get((symbol, parts))
+
+
+def put(symbol: str, parts: tuple[object, ...], value: bytes) -> None:
+    """Keeps a few bytes under `parts`, which are all that they depend on besides the toolchain."""
+    _put[symbol, parts] = value
+    if not why_off():
+        with harmless():
+            store(f"{symbol}-{key(parts)}.o", value)
+
+
+_put: dict[tuple[str, tuple[object, ...]], bytes] = {}  # what stands for the disk where there is none
+
+
+@contextlib.contextmanager
+def harmless() -> Iterator[None]:
+    """Keeps what fails in the cache from failing a product."""
+    try:
+        yield
+    except Unusable as reason:
+        warn(f"jax_nano compiles a kernel that its cache may hold: {reason}")
+    except OSError:
+        pass
+
+
+@functools.cache
+def warn(text: str) -> None:
+    """Warns, once in a process."""
+    warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
+# What an entry's key stands for.
+
+
+def key(parts: tuple[object, ...]) -> str:
+    """Names the code that `parts` and this toolchain make."""
+    return hashlib.sha256(f"{TOOLCHAIN} {description(parts)}".encode()).hexdigest()[:KEY_DIGITS]
+
+
+def description(value: object) -> str:
+    """A text that tells a value from others, and is the same in every process.
+
+    Fields that take no part in comparison take none here.
+
+    Raises:
+      Unusable: there is no such text for a value of this type.
+    """
+    if dataclasses.is_dataclass(value):
+        fields = (f.name for f in dataclasses.fields(value) if f.compare)
+        inner = ", ".join(f"{name}={description(getattr(value, name))}" for name in fields)
+        return f"{type(value).__name__}({inner})"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(description, value))})"
+    if isinstance(value, numbers.Integral):
+        return repr(int(value))
+    if value is None or isinstance(value, (str, float)):
+        return repr(value)
+    raise Unusable(
+        f"its plan has a value of type {type(value).__name__}, which has no lasting text; "
+        "make plans of numbers, strings, tuples and dataclasses"
+    )
+
+
+def toolchain() -> str:
+    """A digest of what makes code of a plan: jax_nano's own sources and extension, LLVM, and jaxlib's MLIR.
+
+    Empty where it cannot be read.
+    """
+    digest = hashlib.sha256(f"{_native.llvm_version} {jaxlib.version.__version__}".encode())
+    sources = sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
+    try:
+        for file in (*sources, pathlib.Path(_native.__file__)):
+            digest.update(file.name.encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        for library in _native.libraries:  # too large to read
+            status = pathlib.Path(library).stat()
+            digest.update(f"{library} {status.st_size} {status.st_mtime_ns}".encode())
+    except OSError:
+        return ""
+    return digest.hexdigest()
+
+
+# Read at import, when the sources are still those that run.
+TOOLCHAIN = toolchain()
+
+
+# Where entries are, and how they are read and written.
+
+
+def why_off() -> str:
+    """Why the cache is not asked at all; empty where it is."""
+    if (setting := os.environ.get("JAX_NANO_CACHE", "")).lower() in ("0", "off", "no", "false"):
+        return f"JAX_NANO_CACHE={setting}"
+    return "" if TOOLCHAIN else "jax_nano's own files cannot be read"
+
+
+def directory() -> pathlib.Path:
+    """Where the kernels are.
+
+    Raises:
+      OSError: the environment names no place, and there is no home.
+    """
+    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        if named := os.environ.get("JAX_NANO_CACHE_DIR"):
+            root = pathlib.Path(named).expanduser()
+        else:
+            root = (base if base.is_absolute() else pathlib.Path.home() / ".cache") / "jax_nano"
+    except RuntimeError as no_home:
+        raise OSError(f"{no_home} Set JAX_NANO_CACHE_DIR") from no_home
+    return root / "kernels"
+
+
+def limit_bytes() -> int:
+    """How much the cache may hold."""
+    text = os.environ.get("JAX_NANO_CACHE_MIB") or str(LIMIT_MIB)
+    if not text.isdecimal():
+        warn(f"JAX_NANO_CACHE_MIB={text} is not a whole number; the cache holds {LIMIT_MIB} MiB")
+        return LIMIT_MIB << 20
+    return int(text) << 20
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[int]:
+    """A descriptor of the directory: what was found private stays what is worked in, whatever becomes of its name.
+
+    Raises:
+      Unusable: others could have written there.
+      OSError: it cannot be opened; FileNotFoundError where it is not there.
+    """
+    path = directory()
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if fault := fault_of(os.fstat(folder)):
+            raise Unusable(f"{path} {fault}; remove it, or set JAX_NANO_CACHE_DIR to a directory of your own")
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def fault_of(status: os.stat_result) -> str:
+    """How another user could have written to a file or directory; empty where none could."""
+    if status.st_uid != os.geteuid():
+        return f"belongs to another user ({status.st_uid})"
+    return "is writable by other users" if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else ""
+
+
+def within(folder: int, more_flags: int = 0) -> Callable[[str, int], int]:
+    """An opener of files in a directory; those it creates are the user's alone."""
+    return lambda name, flags: os.open(name, flags | more_flags, 0o600, dir_fd=folder)
+
+
+def seal_of(entry: str, code: bytes) -> bytes:
+    """What stands behind the code in an entry."""
+    return hashlib.sha256(entry.encode() + code).digest()
+
+
+def load(entry: str) -> bytes | None:
+    """The code of an entry, or None where the file is not what was stored under this name.
+
+    Raises:
+      Unusable: others could have written to it.
+      OSError: it cannot be read, or is not there.
+    """
+    # Without O_NONBLOCK, a named pipe would be waited for.
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK
+    with opened() as folder, open(entry, "rb", opener=within(folder, flags)) as file:
+        status = os.fstat(file.fileno())
+        if fault := fault_of(status):
+            raise Unusable(f"{entry} {fault}; it will be replaced. `python -m jax_nano cache --clear` removes all")
+        content = file.read() if stat.S_ISREG(status.st_mode) else b""
+        code, seal = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
+        if seal != seal_of(entry, code):
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(file.fileno())  # the time of last use
+        return code
+
+
+def store(entry: str, code: bytes) -> None:
+    """Writes an entry, or replaces it; removes the entries used longest ago where the cache has become too large.
+
+    Raises:
+      Unusable, OSError: it could not be written.
+    """
+    path = directory()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+    unfinished = f".{entry}.{secrets.token_hex(8)}"
+    with opened() as folder:
+        try:
+            with open(unfinished, "xb", opener=within(folder)) as file:
+                file.write(code + seal_of(entry, code))
+            os.replace(unfinished, entry, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            remove(folder, unfinished)
+            raise
+        allowance.spend(len(code), folder)
+
+
+# How large the cache is, and how it is kept so.
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One kernel on disk."""
+
+    name: str
+    bytes: int
+    used: float  # seconds since the epoch
+
+
+def entries(folder: int) -> list[Entry]:
+    """The kernels in the directory, the last used first. What dead writers left is removed on the way."""
+    found = []
+    with os.scandir(folder) as files:
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):
+                status = file.stat(follow_symlinks=False)
+                if ENTRY.fullmatch(file.name):
+                    found.append(Entry(file.name, status.st_size, status.st_mtime))
+                elif UNFINISHED.fullmatch(file.name) and time.time() - status.st_mtime > UNFINISHED_SECONDS:
+                    remove(folder, file.name)
+    return sorted(found, key=lambda entry: entry.used, reverse=True)
+
+
+def remove(folder: int, name: str) -> None:
+    """Removes a file, if it is still there and can be removed."""
+    with contextlib.suppress(OSError):
+        os.unlink(name, dir_fd=folder)
+
+
+def sweep(folder: int, limit: int) -> int:
+    """Where the cache holds more than `limit` bytes, brings it to three quarters of that; returns what it holds."""
+    found = entries(folder)
+    held = sum(entry.bytes for entry in found)
+    if held > limit:
+        while found and held > limit * 3 // 4:
+            entry = found.pop()
+            remove(folder, entry.name)
+            held -= entry.bytes
+    return held
+
+
+class Allowance:
+    """How much this process may store before it measures the cache again, which takes longer the more is in it."""
+
+    def __init__(self):
+        self.bytes = 0
+
+    def spend(self, size: int, folder: int) -> None:
+        """Counts what was stored. Four processes that each use up a quarter of what is free keep to the limit."""
+        self.bytes -= size
+        if self.bytes < 0:
+            limit = limit_bytes()
+            self.bytes = (limit - sweep(folder, limit)) // 4
+
+
+allowance = Allowance()
+
+
+# The command line.
+
+
+def summary() -> str:
+    """Whether the cache is in use, what it holds and where."""
+    if reason := why_off():
+        return f"off: {reason}"
+    try:
+        with opened() as folder:
+            found = entries(folder)
+    except FileNotFoundError:
+        found = []
+    except (Unusable, OSError) as reason:
+        return f"not in use: {reason}"
+    return f"{measured(found)} of {limit_bytes() >> 20} MiB at most, in {directory()}"
+
+
+def measured(found: list[Entry]) -> str:
+    """As in `3 kernels, 25 KiB`."""
+    return f"{len(found)} kernel{'s' * (len(found) != 1)}, {sum(entry.bytes for entry in found) >> 10} KiB"
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Adds `python -m jax_nano cache`."""
+    parser = commands.add_parser("cache", help="the kernels kept on disk")
+    parser.add_argument("--list", action="store_true", help="name them, the last used first")
+    parser.add_argument("--clear", action="store_true", help="remove them")
+
+
+def command(options: argparse.Namespace) -> str:
+    """What `python -m jax_nano cache` prints.
+
+    Raises:
+      ValueError: the cache must not be used, or cannot be.
+    """
+    if not options.list and not options.clear:
+        return summary()
+    try:
+        with opened() as folder:
+            found = entries(folder)
+            for entry in found if options.clear else ():
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(entry.name, dir_fd=folder)
+    except FileNotFoundError:
+        found = []
+    except (Unusable, OSError) as reason:
+        raise ValueError(str(reason)) from reason
+    if options.clear:
+        return f"removed {measured(found)}"
+    return "\n".join(f"{time.strftime('%F %T', time.localtime(e.used))} {e.bytes:9,}  {e.name}" for e in found)

@@ -1,0 +1,145 @@
+"""What becomes of a product, in data and in words."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from jax_nano.ir.dot import Dot
+from jax_nano.runtime.kernel import Kernel
+from jax_nano.schedule.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Report:
+    """What became of one product of a program; prints as a few lines.
+
+    Attributes:
+      equation: the product as the program has it: operands, result, dimension numbers.
+      problem: the product as jax_nano sees it; None where it has no kernel for such a one.
+      kernel: what runs; None for lax.dot_general.
+      reason: why it runs as lax.dot_general; empty for a kernel.
+      fused: what the kernel does beside the product, in the order of the program.
+      kept: in an accelerated program, what comes before, on A, and is not fused.
+      stopped: in an accelerated program, what comes next and is not fused.
+    """
+
+    equation: str
+    problem: Dot | None = None
+    kernel: Kernel | None = None
+    reason: str = ""
+    fused: tuple[str, ...] = ()
+    kept: str = ""
+    stopped: str = ""
+
+    @property
+    def ran_as(self) -> str:
+        """Either "kernel" or "lax.dot_general"."""
+        return "kernel" if self.kernel else "lax.dot_general"
+
+    @property
+    def plan(self) -> Plan | None:
+        """Target, register block, cache blocks, phases and tasks, and why they were chosen."""
+        return self.kernel.plan if self.kernel else None
+
+    @property
+    def mlir(self) -> str | None:
+        """The composed MLIR module, in generic form."""
+        return self.kernel.mlir if self.kernel else None
+
+    @property
+    def llvm_ir(self) -> str | None:
+        """The LLVM IR it became, optimized."""
+        return self.kernel.llvm_ir if self.kernel else None
+
+    @property
+    def assembly(self) -> str | None:
+        """The assembly of that, in AT&T syntax."""
+        return self.kernel.assembly if self.kernel else None
+
+    def __str__(self) -> str:
+        lines = {"runs as": f"kernel {self.kernel.name}" if self.kernel else "lax.dot_general"}
+        if self.problem:
+            lines["problem"] = describe(self.problem)
+        if self.kept:
+            lines["before"] = self.kept
+        if self.fused:
+            lines["fused"] = ", ".join(self.fused)
+        if self.stopped:
+            lines["then"] = self.stopped
+        if self.kernel:
+            lines |= summary(self.kernel.plan) | {"code": f"{len(self.kernel.object):,} bytes"}
+        if self.reason:
+            lines["because"] = self.reason
+        return "\n".join([self.equation, *(f"  {name:9}{text}" for name, text in lines.items())])
+
+    __repr__ = __str__
+
+
+class Reports(tuple[Report, ...]):
+    """The reports of a program's products, in the order of its lowering; prints as them all."""
+
+    def __str__(self) -> str:
+        kernels = sum(report.kernel is not None for report in self)
+        heading = f"{_count(len(self), 'product')}: {kernels} by kernels, {len(self) - kernels} by lax.dot_general"
+        return "\n\n".join([heading, *map(str, self)])
+
+    __repr__ = __str__
+
+
+_listeners: ContextVar[tuple[list[Report], ...]] = ContextVar("jax_nano_listeners", default=())
+
+
+@contextlib.contextmanager
+def reports(*, alone: bool = False) -> Iterator[list[Report]]:
+    """Collects what becomes of each product that this thread lowers inside the block, in order.
+
+    Who collects outside of the block hears of it too, unless this collector is to be alone.
+    """
+    collected: list[Report] = []
+    token = _listeners.set((collected,) if alone else (*_listeners.get(), collected))
+    try:
+        yield collected
+    finally:
+        _listeners.reset(token)
+
+
+def tell(report: Report) -> None:
+    """Hands a report to who collects them."""
+    for collected in _listeners.get():
+        collected.append(report)
+
+
+def describe(problem: Dot) -> str:
+    """One line: sizes, types, and which operands lie transposed in memory."""
+    b, m, n, k = problem.sizes
+    sizes = f"M {m}, N {n}, K {k}" if b == 1 else f"B {b}, M {m}, N {n}, K {k}"
+    text = f"{sizes}; {problem.lhs} x {problem.rhs} -> {problem.out}, summed in {problem.acc}"
+    if problem.algorithm:
+        text += f"; {_count(problem.terms, 'product')} of components rounded to {problem.algorithm.dtype}"
+    if problem.m and problem.k and problem.k[-1].lhs > problem.m[-1].lhs:
+        text += "; A transposed"
+    if problem.panels:
+        text += f"; B in panels of {problem.panels.width}"
+    elif problem.n and problem.k and problem.n[-1].rhs > problem.k[-1].rhs:
+        text += "; B transposed"
+    return text
+
+
+def summary(plan: Plan) -> dict[str, str]:
+    """The plan in words, by topic."""
+    phases = ", then ".join(f"{name} in {_count(count, 'task')}" for name, count in plan.tasks.items())
+    held = "A" if plan.hold_lhs else "B"
+    return {
+        "target": f"{plan.isa}, {plan.instruction.name}" + (", operands exchanged" if plan.swapped else ""),
+        "block": f"{plan.mr} x {plan.nr} accumulators, {held} held, K unrolled by {plan.unroll}",
+        "cache": f"MC {plan.mc}, KC {plan.kc}, NC {plan.nc}; A {plan.lhs}, B {plan.rhs}",
+        "phases": phases + (f", in {plan.rounds} rounds" if plan.rounds > 1 else ""),
+        "chosen": plan.why,
+    }
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

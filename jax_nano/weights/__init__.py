@@ -1,0 +1,1 @@
+"""Weights in other forms than arrays: packed, or quantized."""

@@ -1,0 +1,100 @@
+"""Activations as integers: products with weights that ask for it, of rows rounded to 127 steps on either side of 0."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.core import ShapedArray
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Jaxpr, JaxprEqn, Var
+
+from jax_nano.jaxpr.inline import type_of
+from jax_nano.jaxpr.primitives import PRODUCTS, nano_dequantize_p
+from jax_nano.weights.quantized import STEPS, no_derivative
+
+
+def with_integer_activations(jaxpr: Jaxpr) -> Jaxpr:
+    """The jaxpr with the other operand rounded in every product with a weight that asks for it.
+
+    Those are products that sum along the weight's rows. Derivatives are those of the product that is not rounded.
+    """
+    weights = {
+        eqn.outvars[0]: eqn
+        for eqn in jaxpr.eqns
+        if eqn.primitive is nano_dequantize_p and eqn.params["activations"] == "int8"
+    }
+    if not weights:
+        return jaxpr
+    return jaxpr.replace(eqns=[_rounded(eqn, weights) for eqn in jaxpr.eqns])
+
+
+def _rounded(eqn: JaxprEqn, weights: dict[Any, JaxprEqn]) -> JaxprEqn:
+    if eqn.primitive not in PRODUCTS:
+        return eqn
+    x, w = eqn.invars
+    if not isinstance(w, Var) or w not in weights:
+        return eqn
+    (_, contracting), _ = eqn.params["dimension_numbers"]
+    along_rows, dtype = tuple(contracting) == (type_of(w).ndim - 2,), type_of(x).dtype
+    if not isinstance(x, Var) or not along_rows or not jnp.issubdtype(dtype, jnp.floating):
+        return eqn
+    inputs = (x, *weights[w].invars)
+    call = _call(
+        tuple(type_of(atom) for atom in inputs),
+        tuple(weights[w].params.items()),
+        eqn.params["dimension_numbers"],
+        eqn.params["precision"],
+        jnp.dtype(type_of(eqn.outvars[0]).dtype),
+    )
+    return call.replace(invars=[*inputs], outvars=eqn.outvars, source_info=eqn.source_info)
+
+
+@functools.lru_cache(maxsize=1024)
+def _call(
+    inputs: tuple[ShapedArray, ...], params: tuple[tuple[str, Any], ...], dimension_numbers, precision, dtype
+) -> JaxprEqn:
+    """The equation of such a product of x, integers and scales."""
+    weight = functools.partial(nano_dequantize_p.bind, **(dict(params) | {"activations": None}))
+
+    @jax.custom_jvp
+    def product(x: Array, values: Array, scales: Array) -> Array:
+        integers, steps = rows_of_steps(x, dimension_numbers)
+        w = weight(values, scales)
+        total = lax.dot_general(
+            integers.astype(w.dtype), w, dimension_numbers, precision=precision, preferred_element_type=jnp.float32
+        )
+        return (total * lax.expand_dims(steps, range(steps.ndim, total.ndim))).astype(dtype)
+
+    @functools.partial(product.defjvp, symbolic_zeros=True)
+    def _(primals, tangents):
+        tangent, *others = tangents
+        if not all(isinstance(t, SymbolicZero) or t.dtype == jax.dtypes.float0 for t in others):
+            raise TypeError(no_derivative)
+        x, values, scales = primals
+        out = product(x, values, scales)
+        if isinstance(tangent, SymbolicZero):
+            return out, jnp.zeros_like(out)
+        return out, lax.dot_general(
+            tangent, weight(values, scales), dimension_numbers, precision=precision, preferred_element_type=dtype
+        )
+
+    (eqn,) = jax.make_jaxpr(product)(*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs)).eqns
+    return eqn
+
+
+def rows_of_steps(x: Array, dimension_numbers) -> tuple[Array, Array]:
+    """Integers from -127 to 127, and what a step of each row is worth, along the product's dimensions.
+
+    A row is all that goes into one sum; its largest magnitude is 127 steps.
+    """
+    (contracting, _), (batch, _) = dimension_numbers
+    free = [d for d in range(x.ndim) if d not in (*contracting, *batch)]
+    wide = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(wide), axis=tuple(contracting), keepdims=True)
+    steps = jnp.where(largest == 0, 1, largest / STEPS)
+    integers = jnp.round(wide / steps).astype(jnp.int8)
+    return integers, lax.transpose(steps, (*batch, *free, *contracting)).reshape([x.shape[d] for d in (*batch, *free)])
