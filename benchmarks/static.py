@@ -102,7 +102,7 @@ def loops_of(plan: Plan, machine: Machine) -> Iterator[Loop]:
     bodies = main_loops(assembly, product)
     if plan.instruction.tiles:
         yield tile_loop(min(bodies, key=len), plan, machine)
-        if plan.interleaved:
+        if plan.overlap_packing:
             yield tile_loop(max(bodies, key=len), plan, machine)._replace(packs=True)
         return
     body, core = bodies[0], machine.cores[plan.isa]

@@ -136,7 +136,7 @@ def in_type(params: Params, name: str) -> Params:
 
 # Its text
 
-WORDS = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
+PACKED_INT4 = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
 
 
 class Tokenizer:
@@ -152,7 +152,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text."""
-        return [self.numbers[part] for word in WORDS.findall(text) for part in self.joined(word)]
+        return [self.numbers[part] for word in PACKED_INT4.findall(text) for part in self.joined(word)]
 
     def joined(self, word: str) -> list[str]:
         """The parts of a word that are tokens."""

@@ -76,7 +76,7 @@ def in_panels(matrix, panels):
     """A matrix in panels, with zeros around it."""
     padded = np.zeros((panels.rows, panels.columns), matrix.dtype)
     padded[: matrix.shape[0], : matrix.shape[1]] = matrix
-    return padded.reshape(-1, panels.group, panels.columns // panels.width, panels.width).transpose(2, 0, 3, 1).copy()
+    return padded.reshape(-1, panels.vnni, panels.columns // panels.width, panels.width).transpose(2, 0, 3, 1).copy()
 
 
 def guarded_copy(array, *, before):

@@ -47,35 +47,35 @@ class Kind:
     lhs: str
     b: str  # likewise; or "panels"
     rhs: str
-    lanes: str = "n"
+    inner_product: bool = False
 
     def serves(self, instruction: DotInstruction, types: tuple[str, str, str]) -> bool:
         """Whether the instruction can have operands of these types so."""
         if self.b == "panels" and types[1] not in ("f64", "f32", "bf16", "f16"):
             return False
-        lhs = self.lhs != "direct" or self.a == "rows" or instruction.group == 1
-        rhs = (self.rhs != "direct" and self.lanes == "n") or instruction.lhs_offset == 0
+        lhs = self.lhs != "unpacked" or self.a == "rows" or instruction.vnni == 1
+        rhs = (self.rhs != "unpacked" and not self.inner_product) or instruction.lhs_offset == 0
         return lhs and rhs
 
 
 KINDS = (
-    Kind("direct", "rows", "direct", "rows", "direct"),
-    Kind("direct_from_columns", "columns", "direct", "rows", "direct"),
-    Kind("direct_from_apart", "apart", "direct", "rows", "direct"),
-    Kind("a_by_rows", "rows", "rows", "rows", "direct"),
-    Kind("a_by_columns", "columns", "columns", "rows", "direct"),
-    Kind("a_by_columns_from_rows", "rows", "columns", "rows", "private"),
-    Kind("b_private", "rows", "direct", "rows", "private"),
-    Kind("b_private_from_columns", "rows", "rows", "columns", "private"),
-    Kind("b_private_from_apart", "apart", "columns", "apart", "private"),
-    Kind("b_shared", "rows", "rows", "rows", "shared"),
-    Kind("b_shared_from_columns", "columns", "columns", "columns", "shared"),
-    Kind("b_shared_from_apart", "rows", "direct", "apart", "shared"),
-    Kind("b_panels", "rows", "direct", "panels", "panels"),
+    Kind("unpacked", "rows", "unpacked", "rows", "unpacked"),
+    Kind("direct_from_columns", "columns", "unpacked", "rows", "unpacked"),
+    Kind("direct_from_apart", "apart", "unpacked", "rows", "unpacked"),
+    Kind("a_by_rows", "rows", "rows", "rows", "unpacked"),
+    Kind("a_by_columns", "columns", "columns", "rows", "unpacked"),
+    Kind("a_by_columns_from_rows", "rows", "columns", "rows", "per_task"),
+    Kind("b_private", "rows", "unpacked", "rows", "per_task"),
+    Kind("b_private_from_columns", "rows", "rows", "columns", "per_task"),
+    Kind("b_private_from_apart", "apart", "columns", "apart", "per_task"),
+    Kind("b_shared", "rows", "rows", "rows", "per_round"),
+    Kind("b_shared_from_columns", "columns", "columns", "columns", "per_round"),
+    Kind("b_shared_from_apart", "rows", "unpacked", "apart", "per_round"),
+    Kind("b_panels", "rows", "unpacked", "panels", "panels"),
     Kind("b_panels_a_by_columns", "columns", "columns", "panels", "panels"),
-    Kind("along_k", "rows", "direct", "columns", "direct", lanes="k"),
-    Kind("along_k_b_turned", "rows", "direct", "rows", "private", lanes="k"),
-    Kind("along_k_a_turned", "columns", "rows", "columns", "direct", lanes="k"),
+    Kind("along_k", "rows", "unpacked", "columns", "unpacked", inner_product=True),
+    Kind("along_k_b_turned", "rows", "unpacked", "rows", "per_task", inner_product=True),
+    Kind("along_k_a_turned", "columns", "rows", "columns", "unpacked", inner_product=True),
 )
 
 
@@ -99,15 +99,15 @@ class Row:
 
     def panels(self, k, n) -> Operand:
         """B in panels of two of the plan's register blocks."""
-        group = self.instruction.group if self.instruction.rhs == self.types[1] else 1
+        group = self.instruction.vnni if self.instruction.rhs == self.types[1] else 1
         rows, width = max(2, -(-k // group) * group), 4 * self.instruction.shape[1]
-        panels = Panels(matrices=1, rows=rows, columns=-(-n // width) * width, width=width, group=group)
+        panels = Panels(matrices=1, rows=rows, columns=-(-n // width) * width, width=width, vnni=group)
         return Operand(shape=(k, n), strides=(1, rows), dtype=self.types[1], panels=panels)
 
     def plan(self, m, n, k, **changes) -> Plan:
         """A plan of this kind: one task, one block of k and small register blocks, but for the `changes`."""
         dot, kind, lanes = self.product(m, n, k).dot, self.kind, self.instruction.shape[1]
-        fields = {"mr": 3, "nr": 2 if kind.lanes == "k" else 2 * lanes} | changes
+        fields = {"mr": 3, "nr": 2 if kind.inner_product else 2 * lanes} | changes
         rows, columns = (-(-size // block) * block for size, block in ((m, fields["mr"]), (n, fields["nr"])))
         whole = {"mc": fields.get("mt", rows), "mt": fields.get("mc", rows), "kc": k, "nc": columns, "nt": columns}
         axes = {
@@ -115,7 +115,7 @@ class Row:
         } | {name: axis for name in "mnk" for axis in getattr(dot, name)}  # fmt: skip
         return Plan(
             dot=dot, swapped=False, isa=self.target, instruction=self.instruction,
-            lhs=kind.lhs, rhs=kind.rhs, lanes=kind.lanes, **axes, **(whole | fields),
+            lhs=kind.lhs, rhs=kind.rhs, inner_product=kind.inner_product, **axes, **(whole | fields),
         )  # fmt: skip
 
     @functools.cached_property
@@ -123,14 +123,14 @@ class Row:
         """The register block that the schedule gives large products of this row, or of the kind nearest to it."""
         machine, kind = host.machine(), self.kind
         few = self.instruction.shape[1]
-        m, n = (few if kind.lanes == "k" and where != "direct" else 512 for where in (kind.lhs, kind.rhs))
+        m, n = (few if kind.inner_product and where != "unpacked" else 512 for where in (kind.lhs, kind.rhs))
         plans = [
             plan
             for plan in kernel_plans(self.product(m, n, 512).dot, machine, machine.isa(self.target))
-            if plan.instruction == self.instruction and plan.lanes == kind.lanes
+            if plan.instruction == self.instruction and plan.inner_product == kind.inner_product
         ]
         plan = min(plans, key=lambda plan: (plan.lhs != kind.lhs) + (plan.rhs != kind.rhs))
-        return {"mr": plan.mr, "nr": plan.nr, "unroll": plan.unroll, "hold_lhs": plan.hold_lhs}
+        return {"mr": plan.mr, "nr": plan.nr, "unroll": plan.unroll, "lhs_stationary": plan.lhs_stationary}
 
 
 def rows() -> list[Row]:

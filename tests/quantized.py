@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from support import normal, wide
 
-from jax_nano.ir.dtypes import WORD_STEPS
+from jax_nano.ir.dtypes import INT4_PER_WORD
 from jax_nano.ir.packed_weight import step_bit
 
 EPS = float(np.finfo(np.float32).eps)
@@ -23,7 +23,7 @@ def exact(q):
     """(integer - zero point) * scale, in float64."""
     values = np.asarray(q.values)
     if q.bits == 4:
-        steps = [values >> step_bit(step) & 15 for step in range(WORD_STEPS)]
+        steps = [values >> step_bit(step) & 15 for step in range(INT4_PER_WORD)]
         values = np.stack(steps, -2).reshape(*values.shape[:-2], -1, values.shape[-1])[..., : q.rows, :].astype(int)
         values = values if q.zeros is not None else (values ^ 8) - 8
     zeros = 0 if q.zeros is None else of_rows(q.zeros, q)

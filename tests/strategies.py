@@ -64,24 +64,26 @@ def plans(draw, product):
     moved = instruction.lhs_offset != 0
     a_along_k, b_along_k, b_along_n = plan.k.lhs == 1, plan.k.rhs == 1, plan.n.rhs == 1
     inner = not moved and draw(st.booleans())
-    lhs = ["direct"] * (a_along_k or group == 1) + ["rows"] * a_along_k + ["columns"]
-    rhs = ["direct"] * (b_along_n and not moved) + ["private"] + ["shared"] * (not plan.outer and not plan.k_outer)
+    lhs = ["unpacked"] * (a_along_k or group == 1) + ["rows"] * a_along_k + ["columns"]
+    rhs = (
+        ["unpacked"] * (b_along_n and not moved) + ["per_task"] + ["per_round"] * (not plan.outer and not plan.k_outer)
+    )
     if inner:
-        lhs, rhs = ["direct"] * a_along_k + ["rows"], ["direct"] * b_along_k + ["private"]
+        lhs, rhs = ["unpacked"] * a_along_k + ["rows"], ["unpacked"] * b_along_k + ["per_task"]
     plan = replace(
-        plan, instruction=instruction, lanes="k" if inner else "n", splits=1, kc=plan.k.size, lhs_far=False,
+        plan, instruction=instruction, inner_product=inner, split_k=1, kc=plan.k.size, prefetch_lhs=False,
         lhs=draw(st.sampled_from(lhs)), rhs=draw(st.sampled_from(rhs)),
-        unroll=draw(FEW), hold_lhs=draw(st.booleans()), outer_per_task=draw(FEW), pack_panels=draw(FEW),
+        unroll=draw(FEW), lhs_stationary=draw(st.booleans()), outer_per_task=draw(FEW), pack_panels=draw(FEW),
     )  # fmt: skip
     mr, nr = draw(FEW), draw(st.integers(1, 3)) * (1 if inner else lanes)
     mc = replace(plan, mr=mr, mc=plan.m.size, mt=plan.m.size).lhs_panel * draw(FEW)
     nb = nr * draw(st.integers(0, 2))
     mt, nt, nc = mc * draw(FEW), (nb or nr) * draw(FEW), nr * draw(FEW)
-    asked = (plan.lhs == "direct" or (plan.lhs == "columns" and not a_along_k)) and not inner and not nb
-    far = {"lhs_far": asked and draw(st.booleans()), "rhs_far": draw(st.booleans())}
+    asked = (plan.lhs == "unpacked" or (plan.lhs == "columns" and not a_along_k)) and not inner and not nb
+    far = {"prefetch_lhs": asked and draw(st.booleans()), "prefetch_rhs": draw(st.booleans())}
     plan = replace(plan, mr=mr, nr=nr, mc=mc, mt=mt, nb=nb, nt=nt, nc=nc, **far)
     plan = replace(plan, kc=min(plan.k.size, plan.k_multiple * draw(FEW)))
-    if plan.rhs == "shared" or plan.k_blocks == 1 or draw(st.booleans()):
+    if plan.rhs == "per_round" or plan.k_blocks == 1 or draw(st.booleans()):
         return plan
     per_split = draw(st.integers(1, plan.k_blocks))
-    return replace(plan, splits=-(-plan.k_blocks // per_split))
+    return replace(plan, split_k=-(-plan.k_blocks // per_split))

@@ -8,7 +8,7 @@ from products import Product, matrix
 from jax_nano.codegen import macrokernel, microkernel
 from jax_nano.codegen.matrix_ref import Integers, View
 from jax_nano.ir.dot import Axis
-from jax_nano.ir.dtypes import WORD_STEPS, bytes_of
+from jax_nano.ir.dtypes import INT4_PER_WORD, bytes_of
 from jax_nano.machine import host
 from jax_nano.schedule.candidates import kernel_plans
 from jax_nano.schedule.plan import LINE_BYTES
@@ -83,7 +83,7 @@ def test_rows_that_stand_together_are_asked_for_together(monkeypatch, interleave
 @pytest.mark.parametrize("width", [16, 80])
 def test_rows_of_words_are_asked_for_in_order(monkeypatch, width, blocks):
     view, line = Integers(None, 0, (4096, 1), "s4x8"), LINE_BYTES // microkernel.WORD_BYTES
-    wanted = {row * 4096 + j for row in range(DEPTH // WORD_STEPS) for j in range(0, width, line)}
+    wanted = {row * 4096 + j for row in range(DEPTH // INT4_PER_WORD) for j in range(0, width, line)}
     found = [at for turn in asked(monkeypatch, view, blocks, width, 2) for at in turn]
     assert wanted <= set(found)
     assert found == sorted(found)
@@ -99,7 +99,7 @@ def product_in_place(m, k, n):
     machine = host.machine()
     dot = Product(lhs=matrix(m, k, "rows", "f32"), rhs=matrix(k, n, "rows", "f32"), out="f32").dot
     plans = kernel_plans(dot, machine, machine.isa("avx2"))
-    return next(plan for plan in plans if plan.rhs_far and plan.kc < k)
+    return next(plan for plan in plans if plan.prefetch_rhs and plan.kc < k)
 
 
 @pytest.mark.parametrize("k", [1024, 1000], ids=["whole blocks", "a shorter one"])
@@ -153,7 +153,7 @@ def plan_asking_for_a(m, k, n, order, **blocks):
     dot = Product(lhs=matrix(m, k, order, "f32"), rhs=matrix(k, n, "rows", "f32"), out="f32").dot
     plan = next(kernel_plans(dot, machine, machine.isa("avx2")))
     nt = -(-n // 32) * 32
-    return replace(plan, lhs="direct", lhs_far=True, mr=8, nr=32, nt=nt, nc=nt, unroll=1, **blocks)
+    return replace(plan, lhs="unpacked", prefetch_lhs=True, mr=8, nr=32, nt=nt, nc=nt, unroll=1, **blocks)
 
 
 @pytest.mark.parametrize("mc", [8, 24], ids=["one panel of rows", "several"])
@@ -207,6 +207,6 @@ def test_a_task_of_one_element_of_the_outer_axes_asks_for_no_other():
 def test_a_is_asked_for_as_it_lies_and_b_gone_through_at_once():
     plan = product_in_place(16, 1024, 1024)
     message = "A is asked for where it is read in place or packed out of columns, all of B at once"
-    for other in ({"lhs": "rows"}, {"lhs": "columns"}, {"lanes": "k"}, {"rhs": "private", "nb": plan.nr}):
+    for other in ({"lhs": "rows"}, {"lhs": "columns"}, {"inner_product": True}, {"rhs": "per_task", "nb": plan.nr}):
         with pytest.raises(ValueError, match=f"^{message}$"):
-            replace(plan, lhs_far=True, kc=1024, unroll=1, **other)
+            replace(plan, prefetch_lhs=True, kc=1024, unroll=1, **other)

@@ -70,8 +70,8 @@ def plans(isa):
                 for plan in kernel_plans(dot, machine, machine.isa(isa)):
                     whole = plan.m.size >= plan.mr and plan.n.size >= plan.nr and plan.kc >= 4 * plan.step
                     kind = (
-                        lhs, rhs, plan.instruction.name, plan.lanes, plan.mr, plan.nr, plan.unroll, plan.hold_lhs,
-                        plan.lhs, plan.rhs == "direct",
+                        lhs, rhs, plan.instruction.name, plan.lanes, plan.mr, plan.nr, plan.unroll, plan.lhs_stationary,
+                        plan.lhs, plan.rhs == "unpacked",
                     )  # fmt: skip
                     if whole and not plan.instruction.tiles and plan.dot.lhs == lhs:
                         found.setdefault(kind, plan)
@@ -80,10 +80,10 @@ def plans(isa):
 
 def named_loads(plan):
     """The loads that the nanokernel names in an iteration, at most: of A's elements, and of B's registers or rows."""
-    if plan.lanes == "k":
+    if plan.inner_product:
         return plan.unroll * (plan.mr + plan.nr)
     registers = plan.nr // plan.instruction.shape[1]
-    rows = plan.instruction.group if plan.rhs == "direct" else 1
+    rows = plan.instruction.vnni if plan.rhs == "unpacked" else 1
     return plan.unroll * (plan.mr + registers * rows)
 
 
@@ -92,7 +92,7 @@ def test_no_block_spills_or_loads_what_it_does_not_name(isa):
     wrong = []
     for kind, plan in plans(isa).items():
         loop = main_loop(plan)
-        registers = plan.nr if plan.lanes == "k" else plan.nr // plan.instruction.shape[1]
+        registers = plan.nr if plan.inner_product else plan.nr // plan.instruction.shape[1]
         if len(multiply_adds(loop)) % (plan.mr * registers) or not multiply_adds(loop):
             wrong.append((kind, f"{len(multiply_adds(loop))} multiply-adds"))
         if spilled := [line for line in loop if "(%rsp" in line]:

@@ -78,7 +78,7 @@ def test_nnx_linear_takes_a_product():
 class Model(NamedTuple):
     apply: Callable[[Any, Any], jax.Array]
     params: Any
-    biased: int  # layers whose bias is added by the kernel of their product
+    compensated: int  # layers whose bias is added by the kernel of their product
 
 
 class Transformer(nn.Module):
@@ -90,18 +90,18 @@ class Transformer(nn.Module):
 
 def flax_model():
     model = Transformer()
-    return Model(model.apply, jax.jit(model.init)(KEY, X), biased=6)
+    return Model(model.apply, jax.jit(model.init)(KEY, X), compensated=6)
 
 
 def nnx_model():
     layers = nnx.Sequential(nnx.Linear(16, 64, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(64, 16, rngs=nnx.Rngs(1)))
     definition, state = nnx.split(layers)
-    return Model(lambda state, x: nnx.merge(definition, state)(x), state, biased=2)
+    return Model(lambda state, x: nnx.merge(definition, state)(x), state, compensated=2)
 
 
 def equinox_model():
     arrays, static = eqx.partition(eqx.nn.MLP(16, 16, 64, 2, key=KEY), eqx.is_array)
-    return Model(lambda arrays, x: jax.vmap(jax.vmap(eqx.combine(arrays, static)))(x), arrays, biased=3)
+    return Model(lambda arrays, x: jax.vmap(jax.vmap(eqx.combine(arrays, static)))(x), arrays, compensated=3)
 
 
 def haiku_model():
@@ -109,7 +109,7 @@ def haiku_model():
         return hk.nets.MLP([64, 64, 16])(x)
 
     model = hk.without_apply_rng(hk.transform(network))
-    return Model(model.apply, jax.jit(model.init)(KEY, X), biased=3)
+    return Model(model.apply, jax.jit(model.init)(KEY, X), compensated=3)
 
 
 @functools.cache
@@ -119,12 +119,12 @@ def model_of(library):
 
 @pytest.mark.parametrize("library", ["flax", "nnx", "equinox", "haiku"])
 def test_models_run_on_kernels(library):
-    apply, params, biased = model_of(library)
+    apply, params, compensated = model_of(library)
     fast = jax_nano.accelerate(apply)
     wanted = jax.jit(apply)(params, X)
     reports = jax_nano.inspect(fast, params, X)
     assert all(report.ran_as == "kernel" for report in reports)
-    assert sum("add" in report.fused for report in reports) == biased
+    assert sum("add" in report.fused for report in reports) == compensated
     with kernels(len(reports)):
         assert_same(jax.jit(fast)(params, X), wanted)
     with kernels(len(reports)), jax_nano.installed():

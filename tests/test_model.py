@@ -80,7 +80,7 @@ def test_a_register_block_fits_the_registers_and_the_matrix(row, m, n, k):
     block = register_blocks(isa, machine, instruction, m, n, k)[0]
     registers = -(-block.cols // lanes)
     assert block.rows * registers + min(block.rows, registers) + 1 <= isa.register_count
-    assert block.hold_lhs == (block.rows < registers)
+    assert block.lhs_stationary == (block.rows < registers)
     assert 0 < block.rows <= m
     assert block.cols % lanes == 0
     assert 0 < block.cols < n + lanes
@@ -95,7 +95,7 @@ def test_blocks_of_tiles_fit_the_registers_and_the_matrix(row, m, n):
     for block in choices:
         tall, wide = block.rows // rows, block.cols // lanes
         assert tall * wide + min(tall, wide) + 1 <= isa.register_count
-        assert block.hold_lhs == (tall < wide)
+        assert block.lhs_stationary == (tall < wide)
         assert 0 < block.rows < m + rows
         assert 0 < block.cols < n + lanes
 
@@ -153,17 +153,17 @@ def test_weights_in_panels_cost_no_packing():
     dot = Dot.of(Operand.row_major((4, 256), "f32"), weight, (((1,), (0,)), ((), ())), "f32")
     plans = list(kernel_plans(dot, machine, x86.AVX512))
     assert {plan.rhs for plan in plans} == {"panels"}
-    assert all(packing.packing_cycles(plan, machine) == (0, 0) for plan in plans if plan.lhs == "direct")
+    assert all(packing.packing_cycles(plan, machine) == (0, 0) for plan in plans if plan.lhs == "unpacked")
 
 
 def test_a_block_of_a_is_packed_again_for_every_block_of_b():
     contract = (((0,), (0,)), ((), ()))
     dot = Dot.of(Operand.row_major((1024, 512), "f32"), Operand.row_major((1024, 4096), "f32"), contract, "f32")
     machine = x86.MACHINES[0]
-    plan = next(p for p in kernel_plans(dot, machine, x86.AVX512) if (p.lhs, p.rhs) == ("columns", "private"))
+    plan = next(p for p in kernel_plans(dot, machine, x86.AVX512) if (p.lhs, p.rhs) == ("columns", "per_task"))
     once, again = (
         sum(packing.packing_cycles(replace(plan, nb=nb), machine))
-        - sum(packing.packing_cycles(replace(plan, nb=nb, lhs="direct"), machine))
+        - sum(packing.packing_cycles(replace(plan, nb=nb, lhs="unpacked"), machine))
         for nb in (0, plan.nt // plan.nr // 8 * plan.nr)
     )
     assert again == pytest.approx(8 * once)

@@ -38,8 +38,8 @@ def edges(row):
 
 @every_row
 def test_edges_of_the_planned_register_block(row):
-    for sizes, hold_lhs in zip(edges(row), itertools.cycle((True, False)), strict=False):
-        product, run = row.product(*sizes), Runner(row.plan(*sizes, **row.planned | {"hold_lhs": hold_lhs}))
+    for sizes, lhs_stationary in zip(edges(row), itertools.cycle((True, False)), strict=False):
+        product, run = row.product(*sizes), Runner(row.plan(*sizes, **row.planned | {"lhs_stationary": lhs_stationary}))
         operands = product.operands()
         product.check(run.at_both_ends(*operands), *operands)
 
@@ -50,13 +50,13 @@ def divisions(row):
     mr, nr, steps = plan.lhs_panel, plan.nr, plan.k_multiple
     yield {"mt": 2 * mr, "nt": nr}
     yield {"mc": mr, "mt": 3 * mr, "nt": 2 * nr, "nc": 3 * nr, "pack_panels": 2}
-    yield {"kc": row.plan(1, 1, 1, unroll=2).k_multiple, "unroll": 2, "hold_lhs": True}
+    yield {"kc": row.plan(1, 1, 1, unroll=2).k_multiple, "unroll": 2, "lhs_stationary": True}
     yield {"kc": steps, "mc": 2 * mr, "nc": 2 * nr, "nt": nr}
-    yield {"unroll": 4, "hold_lhs": True}
-    if row.kind.rhs != "shared":
-        yield {"kc": steps, "splits": 3, "nt": 2 * nr}
-        yield {"kc": 2 * steps, "splits": 2, "mt": mr}
-    if row.kind.rhs == "private":
+    yield {"unroll": 4, "lhs_stationary": True}
+    if row.kind.rhs != "per_round":
+        yield {"kc": steps, "split_k": 3, "nt": 2 * nr}
+        yield {"kc": 2 * steps, "split_k": 2, "mt": mr}
+    if row.kind.rhs == "per_task":
         yield {"kc": 2 * steps, "nb": nr, "nt": 3 * nr}
 
 

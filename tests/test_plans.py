@@ -49,7 +49,7 @@ def along(begin, end, size, step) -> Iterator[range]:
 
 def steps(plan: Plan) -> Iterator[Step]:
     """What the computing phase does, as docs/architecture.md and plan.py say it: a second reading of them."""
-    shape = plan.splits, plan.outer_tasks, plan.m_tasks, plan.n_tasks
+    shape = plan.split_k, plan.outer_tasks, plan.m_tasks, plan.n_tasks
     assert plan.tasks["compute"] == math.prod(shape)
     for round_, task in itertools.product(range(plan.rounds), range(plan.tasks["compute"])):
         split, outer_task, m_task, n_task = np.unravel_index(task, shape)
@@ -74,8 +74,8 @@ def steps(plan: Plan) -> Iterator[Step]:
 def check(plan: Plan) -> None:
     """Asserts that a plan computes each element of C once, its parts of the sum in order, in one task."""
     c = extent(plan.outer), plan.m.size, plan.n.size
-    depth = np.zeros((plan.splits, *c), int)
-    following = np.zeros((plan.splits, *c), int) + np.arange(plan.splits).reshape(-1, 1, 1, 1) * plan.blocks_per_split
+    depth = np.zeros((plan.split_k, *c), int)
+    following = np.zeros((plan.split_k, *c), int) + np.arange(plan.split_k).reshape(-1, 1, 1, 1) * plan.blocks_per_split
     writers = {}
     for step in steps(plan):
         where = (
@@ -98,10 +98,10 @@ def check(plan: Plan) -> None:
 def registers(plan: Plan) -> int:
     """Accumulators, what is held of one operand, and a register through which the other streams."""
     rows, lanes, _ = plan.instruction.shape
-    if plan.lanes == "k":
+    if plan.inner_product:
         return plan.mr * plan.nr + min(plan.mr, plan.nr) + 1
     m, n = -(-plan.mr // rows), -(-plan.nr // lanes)
-    return m * n + (m if plan.hold_lhs else n) + 1
+    return m * n + (m if plan.lhs_stationary else n) + 1
 
 
 @st.composite
@@ -185,7 +185,7 @@ def test_several_threads_are_not_expected_to_take_longer_than_one(machine, isa, 
     """Where the sum is not made in parts, which then are tasks of their own."""
     for dot in LARGE:
         several, one = (chosen(dot, machine.name, isa, t) for t in (threads, 1))
-        if one.splits == 1:
+        if one.split_k == 1:
             assert (
                 estimate.seconds(several, machine, threads).total <= 1.05 * estimate.seconds(one, machine, 1).total
             ), several
@@ -204,7 +204,7 @@ def test_large_blocks_keep_the_multipliers_busy(machine, isa):
     """Neither loads nor the latency of accumulators hold up the multiply-accumulates of 1024 cubed."""
     for dot in LARGE:
         plan = chosen(dot, machine.name, isa, 1)
-        if min(dot.sizes[1:]) < 256 or plan.instruction.tiles or plan.lanes == "k":
+        if min(dot.sizes[1:]) < 256 or plan.instruction.tiles or plan.inner_product:
             continue
         core = machine.cores[plan.isa]
         per_cycle, latency = core.rate(plan.instruction.name)
@@ -222,8 +222,8 @@ def plan(**changes):
     machine, isa = PROCESSORS[0]
     product = Product(lhs=matrix(100, 100, "rows", "f32"), rhs=matrix(100, 100, "rows", "f32"), out="f32")
     chosen = choose(product.dot, machine, isa)
-    blocks = {"mr": 4, "nr": 16, "mc": 8, "mt": 16, "nt": 32, "nc": 64, "nb": 0, "kc": 100, "unroll": 1, "splits": 1}
-    return replace(chosen, **blocks | {"lhs": "direct", "rhs": "direct"} | changes)
+    blocks = {"mr": 4, "nr": 16, "mc": 8, "mt": 16, "nt": 32, "nc": 64, "nb": 0, "kc": 100, "unroll": 1, "split_k": 1}
+    return replace(chosen, **blocks | {"lhs": "unpacked", "rhs": "unpacked"} | changes)
 
 
 @pytest.mark.parametrize(
@@ -236,9 +236,9 @@ def plan(**changes):
         ({"nb": 48, "nt": 64}, "nt = 64 is not a multiple of 48: panels would overlap"),
         ({"nc": 72}, "nc = 72 is not a multiple of 16: panels would overlap"),
         ({"kc": 30, "unroll": 4}, "kc = 30 is not a multiple of 4: panels would overlap"),
-        ({"kc": 40, "rhs": "private"}, "kc = 40 is not a multiple of 16: panels would overlap"),
-        ({"kc": 20, "splits": 4}, "4 splits of 5 blocks: one would be empty, or B is shared"),
-        ({"kc": 32, "splits": 2, "rhs": "shared"}, "2 splits of 4 blocks: one would be empty, or B is shared"),
+        ({"kc": 40, "rhs": "per_task"}, "kc = 40 is not a multiple of 16: panels would overlap"),
+        ({"kc": 20, "split_k": 4}, "4 splits of 5 blocks: one would be empty, or B is shared"),
+        ({"kc": 32, "split_k": 2, "rhs": "per_round"}, "2 splits of 4 blocks: one would be empty, or B is shared"),
     ],
 )
 def test_blocks_that_do_not_fit_together(changes, text):
@@ -295,7 +295,7 @@ def test_rows_of_a_large_matrix_are_read_as_they_lie_in_memory(dtype, columns, t
     machine = replace(next(machine for machine in x86.MACHINES if machine.name == "znver5"), threads=threads)
     a, b = Operand.row_major((1, 768), "bf16"), Operand.row_major((768, columns), dtype)
     plan = choose(Dot.of(a, b, (((1,), (0,)), ((), ())), "bf16"), machine, machine.isas[0])
-    assert (plan.lhs, plan.rhs, plan.splits) == ("direct", "direct", STREAMS)
+    assert (plan.lhs, plan.rhs, plan.split_k) == ("unpacked", "unpacked", STREAMS)
     assert plan.n_tasks == 1 or threads > STREAMS
     assert plan.tasks["compute"] >= min(threads, STREAMS * (columns // plan.nr))
     check(plan)
@@ -309,5 +309,5 @@ def test_words_stay_in_registers_while_their_steps_are_taken_out_of_them(m):
     a, b = Operand.row_major((m, 768), "bf16"), Operand.row_major((768, 50257), "s4x8")
     plan = choose(Dot.of(a, b, (((1,), (0,)), ((), ())), "f32"), machine, isa)
     registers = plan.nr // plan.instruction.shape[1]
-    assert plan.rhs == "direct"
+    assert plan.rhs == "unpacked"
     assert (plan.mr + 1) * registers + LOOKUP_REGISTERS < isa.register_count

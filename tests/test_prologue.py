@@ -423,7 +423,7 @@ def dot_with_prologue(m, n, k, operation="mul"):
 def test_a_is_packed_once_by_every_task(machine):
     for m, n, k in ((512, 4096, 1024), (128, 2304, 768), (1, 3072, 768)):
         plan = choose(dot_with_prologue(m, n, k), machine, machine.isas[0])
-        assert plan.lhs != "direct"
+        assert plan.lhs != "unpacked"
         assert plan.lhs_packings == 1
 
 
@@ -441,7 +441,7 @@ def test_a_with_a_prologue_is_not_read_in_place():
     machine = host.machine()
     plan = choose(dot_with_prologue(8, 64, 64), machine, machine.isas[0])
     with pytest.raises(ValueError, match="a prologue is done while A is packed: A cannot be read in place"):
-        Plan(**{**vars(plan), "lhs": "direct"})
+        Plan(**{**vars(plan), "lhs": "unpacked"})
 
 
 # Errors.

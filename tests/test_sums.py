@@ -15,7 +15,7 @@ import jax_nano
 X, W, B = normal(300, 8), normal(8, 24, seed=1), normal(24, seed=2)
 
 
-def biased(x, w, b):
+def compensated(x, w, b):
     return jnp.tanh(x @ w + b).astype(jnp.float32).sum()
 
 
@@ -32,7 +32,7 @@ def total(*axes):
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["as it is", "jit", "remat"])
 def test_a_biass_gradient_is_a_product(dtype, wrap):
     x, w, b = (jnp.asarray(array, dtype) for array in (X, W, B))
-    f = jax.grad(wrap(biased), argnums=2)
+    f = jax.grad(wrap(compensated), argnums=2)
     assert sums(f, x, w, b) == 2  # that of the loss, and that of the one row that b is broadcast from
     actual = jax.jit(jax_nano.accelerate(f))(x, w, b)
     assert actual.dtype == dtype

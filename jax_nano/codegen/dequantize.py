@@ -13,14 +13,14 @@ from jax_nano.codegen.matrix_ref import Integers, View
 from jax_nano.codegen.registers import bitcast, broadcast
 from jax_nano.codegen.vector import arithmetic as v
 from jax_nano.codegen.vector.convert import resized
-from jax_nano.ir.dtypes import WORD_STEPS, WORDS
+from jax_nano.ir.dtypes import INT4_PER_WORD, PACKED_INT4
 
 
 def integers(source: Integers, k: Index, j: Index, lanes: int, count: Index) -> tuple[ir.Value, str]:
     """`count` columns of row k from j on, zeros beyond; and their type, of which they may have more bits."""
     value, dtype = load(source.base, source.offset(k, j), lanes, count), source.dtype
-    if dtype in WORDS:
-        value, dtype = of_word(value, divmod_(add(source.row, k), WORD_STEPS)[1], dtype[0] == "s"), f"{dtype[0]}4"
+    if dtype in PACKED_INT4:
+        value, dtype = of_word(value, divmod_(add(source.row, k), INT4_PER_WORD)[1], dtype[0] == "s"), f"{dtype[0]}4"
     if source.zeros is None:
         return value, dtype
     return v.sub(resized(value, dtype, "s32"), zero_points(source, source.zeros, k, j, lanes, count)), "s16"
@@ -28,7 +28,7 @@ def integers(source: Integers, k: Index, j: Index, lanes: int, count: Index) -> 
 
 def zero_points(source: Integers, zeros: View, k: Index, j: Index, lanes: int, count: Index) -> ir.Value:
     """Those of row k, for `count` columns from j on, as words."""
-    at = zeros.offset(divmod_(add(source.row, k), source.group)[0], j)
+    at = zeros.offset(divmod_(add(source.row, k), source.group_size)[0], j)
     return resized(load(zeros.base, at, lanes, count), zeros.dtype, "s32")
 
 
@@ -45,7 +45,7 @@ def pair_codes(source: Integers, k: Index, j: int, lanes: int, count: int) -> ir
     """Steps k and k + 1, an even one and the next, of words: by the lowest 5 bits of each half, pair_table has them."""
     half = ir.IntegerType.get_signless(16)
     halves = bitcast(load(source.base, source.offset(k, j), lanes, count), 2 * lanes, half)
-    pair = divmod_(divmod_(add(source.row, k), WORD_STEPS)[1], 2)[0]
+    pair = divmod_(divmod_(add(source.row, k), INT4_PER_WORD)[1], 2)[0]
     codes = arith.shrui(halves, broadcast(arith.index_cast(half, index(mul(pair, 4))), 2 * lanes))
     if source.zeros is None:
         return codes

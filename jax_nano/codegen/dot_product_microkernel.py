@@ -24,7 +24,7 @@ class InnerMicrokernel(Microkernel):
 
     def emit(self, a: View, b: View, result: Result, block: Block, part: Part, beside: Sequence[Beside] = ()) -> None:  # noqa: ARG002
         """Emits one block of C."""
-        width = self.nano.lanes * self.nano.group
+        width = self.nano.lanes * self.nano.vnni
         acc = [self.nano.zero()] * (block.rows * block.cols)
 
         def row(i: int, k: Index, live: int) -> ir.Value:

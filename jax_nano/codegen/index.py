@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
-from jax_nano.ir.dtypes import BITS, WORDS
+from jax_nano.ir.dtypes import BITS, PACKED_INT4
 
 Index = int | ir.Value
 Values = list[ir.Value]
@@ -26,7 +26,7 @@ def element_type(dtype: str) -> ir.Type:
     Signs live in operations, not in types; so do the meanings of 8-bit floats. Two elements of 4 bits share a byte, or
     eight of them a word.
     """
-    if dtype in WORDS:
+    if dtype in PACKED_INT4:
         return ir.IntegerType.get_signless(32)
     return FLOATS[dtype]() if dtype in FLOATS else ir.IntegerType.get_signless(max(8, BITS[dtype]))
 

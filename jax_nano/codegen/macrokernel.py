@@ -31,7 +31,7 @@ from jax_nano.codegen.epilogue import Finish
 from jax_nano.codegen.index import Index, add, divmod_, equal, less, minimum, mul, select, subtract
 from jax_nano.codegen.load_store import load, store
 from jax_nano.codegen.loops import along, for_range
-from jax_nano.codegen.matrix_ref import Integers, View, Worked, scratch
+from jax_nano.codegen.matrix_ref import Integers, PrologueView, View, scratch
 from jax_nano.codegen.microkernel import Beside, Epilogue, Microkernel, Part, Result
 from jax_nano.codegen.nanokernel import Block, Nanokernel, TileNanokernel
 from jax_nano.codegen.pack import Packer, Panels
@@ -39,7 +39,7 @@ from jax_nano.codegen.prefetch import Ahead
 from jax_nano.codegen.tile_microkernel import TileMicrokernel
 from jax_nano.codegen.vector.convert import convert
 from jax_nano.ir.dot import Axis, extent
-from jax_nano.ir.dtypes import WORDS
+from jax_nano.ir.dtypes import PACKED_INT4
 from jax_nano.schedule.plan import Plan
 
 RhsPanels = Callable[[Index], tuple[View, View]]  # of a column: its panel, and the starting values behind that
@@ -93,7 +93,7 @@ class Macrokernel:
         plan = self.plan
         rest, ni = split(frame.task, plan.n_tasks)
         rest, mi = split(rest, plan.m_tasks)
-        part, run = split(rest, plan.outer_tasks) if plan.splits > 1 else (0, rest if plan.outer_tasks > 1 else 0)
+        part, run = split(rest, plan.outer_tasks) if plan.split_k > 1 else (0, rest if plan.outer_tasks > 1 else 0)
         m0, round_begin = mul(mi, plan.mt), mul(frame.round, plan.nc)
         n0 = add(round_begin, mul(ni, plan.nt))
         m1 = minimum(add(m0, plan.mt), plan.m.size)
@@ -124,8 +124,8 @@ class Macrokernel:
                 first=equal(number.i, begin_k) if plan.blocks_per_split > 1 else True,
                 last=equal(number.i, plan.k_blocks - 1),
             )
-            biased = plan.instruction.lhs_offset != 0 and (part.first if plan.rhs == "shared" else True)
-            group = divmod_(k0, dot.scaling.group)[0] if dot.scaling else 0
+            compensated = plan.instruction.lhs_offset != 0 and (part.first if plan.rhs == "per_round" else True)
+            group = divmod_(k0, dot.scaling.group_size)[0] if dot.scaling else 0
             b_matrix = rhs.moved(at_k[1])
             whole_a = self.lhs(frame, [add(*both) for both in zip(at, at_k, strict=True)])
             a_matrix = whole_a.block(0, k0)
@@ -138,23 +138,25 @@ class Macrokernel:
                     a_panel = all_rows or self.lhs_panels(frame, a_matrix, begin, end, part)
 
                     def column_panel(j: Index, cols: int, begin=begin, end=end, a_panel=a_panel) -> None:
-                        b, bias = b_panel(j)
-                        following = self.following(b, b_matrix, k0, j, area) if plan.ahead else None
-                        next_a = self.following_lhs(whole_a, after, begin, k0, area) if plan.lhs_far else None
+                        b, compensation = b_panel(j)
+                        following = self.following(b, b_matrix, k0, j, area) if plan.prefetches_rhs else None
+                        next_a = self.following_lhs(whole_a, after, begin, k0, area) if plan.prefetch_lhs else None
 
                         def row_panel(i: Index, count: int, packing: Sequence[Beside] = ()) -> None:
                             c = out.block(i, j)
                             where = partial.block(subtract(i, area.m0), subtract(j, area.n0)) if plan.has_partial else c
                             block = Block(count, cols, self.nano.lanes)
-                            epilogue = self.epilogue(extras, i, j) if plan.splits == 1 else None
+                            epilogue = self.epilogue(extras, i, j) if plan.split_k == 1 else None
                             scales = scaling[0].block(group, j) if scaling else None
-                            result = Result(c, where, bias, biased, epilogue, scales, plan.has_partial, tiles)
+                            result = Result(
+                                c, where, compensation, compensated, epilogue, scales, plan.has_partial, tiles
+                            )
                             beside = (*self.ahead(following, area, i, j, cols), *packing)
                             beside += self.lhs_ahead(next_a, area, begin, i, j)
                             self.micro.emit(a_panel(i), b, result, block, part, beside)
 
                         others = begin
-                        if plan.interleaved:
+                        if plan.overlap_packing:
                             others = minimum(add(begin, plan.mr), end)
                             packing = self.packing(b_matrix.block(k0, 0), b_panel, add(j, plan.nr), n1)
                             along(begin, others, plan.m.size, plan.mr, functools.partial(row_panel, packing=packing))
@@ -171,9 +173,9 @@ class Macrokernel:
         """
         plan = self.plan
         if plan.rhs == "panels":
-            return panel.block(plan.rows_ahead)
-        if plan.rhs == "private":
-            return b.block(k0, add(j, 2 * plan.nr if plan.interleaved else plan.block_columns))
+            return panel.block(plan.prefetch_distance)
+        if plan.rhs == "per_task":
+            return b.block(k0, add(j, 2 * plan.nr if plan.overlap_packing else plan.block_columns))
         more = False if plan.streamed else less(add(j, plan.nr), area.n1)
         steps = minimum(add(k0, plan.kc), plan.k.size - plan.kc)  # after the last ones, nothing that is not at hand
         return b.block(select(more, k0, steps), select(more, add(j, plan.nr), area.n0))
@@ -209,7 +211,7 @@ class Macrokernel:
     def to_next_element(self, outer: Index) -> Index:
         """Elements of A from one element of the outer axes to a task's next one; none where it has no other."""
         plan = self.plan
-        if not plan.lhs_far or plan.outer_per_task == 1:
+        if not plan.prefetch_lhs or plan.outer_per_task == 1:
             return 0
         other = minimum(add(outer, 1), extent(plan.outer) - 1)
         here, there = (offsets(plan.outer, number, self.arrays)[0] for number in (outer, other))
@@ -242,7 +244,7 @@ class Macrokernel:
             of_component = replace(source, component=self.component(number))
             self.rhs_packer.copy_steps(of_component, target, k, steps, cols, plan.nr)
 
-        return [functools.partial(copy, number=number) for number in range(self.dot.components[1])]
+        return [functools.partial(copy, number=number) for number in range(self.dot.bf16_splits[1])]
 
     def reduce_phase(self, frame: Frame) -> None:
         """One task: a run of C's rows, each element the sum of the splits' in their order."""
@@ -259,7 +261,7 @@ class Macrokernel:
             def elements(j: Index, count: int, i=i, parts=parts, out=out, extras=extras) -> None:
                 at = parts.offset(i, j)
                 total = load(parts.base, at, nano.lanes, count)
-                for number in range(1, plan.splits):
+                for number in range(1, plan.split_k):
                     total = nano.plus(total, load(parts.base, add(at, number * plan.results), nano.lanes, count))
                 if epilogue := self.epilogue(extras, i, j):
                     (value,) = epilogue([total], [(0, 0, count)])
@@ -286,17 +288,17 @@ class Macrokernel:
             for i, (dtype, _) in enumerate(dot.prologue.extras, first)
         )
         strides, program = (m.lhs, k.lhs), dot.prologue.program
-        return Worked(frame.lhs, at[0], strides, dot.lhs, self.component(0), program=program, beside=beside)
+        return PrologueView(frame.lhs, at[0], strides, dot.lhs, self.component(0), program=program, beside=beside)
 
     def rhs(self, frame: Frame, at: Sequence[Index]) -> View:
         """B, beginning where the offsets in all arrays say, as a matrix over k and n."""
         plan, scaling = self.plan, self.dot.scaling
         strides = plan.k.rhs, plan.n.rhs
         zeros = self.scaling(frame, at)[1:]
-        if not zeros and self.dot.rhs not in WORDS:
+        if not zeros and self.dot.rhs not in PACKED_INT4:
             return View(frame.rhs, at[1], strides, self.dot.rhs, self.component(0))
-        group = scaling.group if scaling else 1
-        return Integers(frame.rhs, at[1], strides, self.dot.rhs, group=group, zeros=zeros[0] if zeros else None)
+        group = scaling.group_size if scaling else 1
+        return Integers(frame.rhs, at[1], strides, self.dot.rhs, group_size=group, zeros=zeros[0] if zeros else None)
 
     def scaling(self, frame: Frame, at: Sequence[Index]) -> list[View]:
         """The scales of B's integers, and the zero points if any, as matrices over groups of k and columns."""
@@ -318,9 +320,9 @@ class Macrokernel:
         """Where tasks put their sums: C, or the split's own copy of it."""
         plan = self.plan
         strides = plan.m.out, plan.n.out
-        if plan.splits == 1:
+        if plan.split_k == 1:
             return View(frame.out, 0, strides, self.dot.out)
-        base = scratch(frame.shared, 0, plan.splits * plan.results, plan.instruction.acc)
+        base = scratch(frame.shared, 0, plan.split_k * plan.results, plan.instruction.acc)
         return View(base, mul(split_number, plan.results), strides, plan.instruction.acc)
 
     def partial(self, frame: Frame, out: View) -> View:
@@ -342,31 +344,31 @@ class Macrokernel:
     def pack_rhs(self, source: View, panel: RhsPanels, begin: Index, end: Index, depth: Index) -> None:
         """Packs columns [begin, end) of B, and the starting values that belong to their panels."""
         n, width, k = self.plan.n, self.plan.nr, self.plan.k
-        for number in range(self.dot.components[1]):
+        for number in range(self.dot.bf16_splits[1]):
             first = number * self.plan.rhs_component_stride
             panels = Panels(begin, end, n.size, width, lambda j, first=first: panel(j)[0].block(first, 0))
             self.rhs_packer.panels(panels, replace(source, component=self.component(number)), depth, k.size, width)
         if self.plan.instruction.lhs_offset:
             panels = Panels(begin, end, n.size, width, lambda j: panel(j)[0])
-            panels.each(lambda j, _, target: self.rhs_packer.bias(target, panel(j)[1], depth, width))
+            panels.each(lambda j, _, target: self.rhs_packer.compensation(target, panel(j)[1], depth, width))
 
     def component(self, number: int) -> tuple[str, int] | None:
         """What is meant by an operand's elements: a component of them, where the product's algorithm has such."""
         return (self.dot.algorithm.dtype, number) if self.dot.algorithm else None
 
     def panel(self, base: ir.Value, at: Index, depth: int, k0: Index = 0) -> tuple[View, View]:
-        """A panel of B of `depth` steps, from its step k0 on; its bias stands behind it."""
+        """A panel of B of `depth` steps, from its step k0 on; its compensation stands behind it."""
         plan = self.plan
-        panel = View(base, at, (plan.nr, self.nano.group), plan.instruction.rhs)
-        return panel.block(k0, 0), panel.block(plan.dot.components[1] * plan.rounded_up(depth), 0)
+        panel = View(base, at, (plan.nr, self.nano.vnni), plan.instruction.rhs)
+        return panel.block(k0, 0), panel.block(plan.dot.bf16_splits[1] * plan.rounded_up(depth), 0)
 
     def stored_panel(self, rhs: View, j: Index, k0: Index) -> View:
         """The part of a panel of B, as the caller has them, that begins at column j, from its step k0 on."""
         plan, panels = self.plan, self.dot.panels
         assert panels
         panel, column = divmod_(j, panels.width) if plan.nr < panels.width else (j, 0)
-        at = add(mul(panel, panels.rows * (panels.width if plan.nr < panels.width else 1)), mul(column, panels.group))
-        whole = View(rhs.base, add(rhs.at, at), (panels.width, panels.group), rhs.dtype, interleaved=panels.group)
+        at = add(mul(panel, panels.rows * (panels.width if plan.nr < panels.width else 1)), mul(column, panels.vnni))
+        whole = View(rhs.base, add(rhs.at, at), (panels.width, panels.vnni), rhs.dtype, interleaved=panels.vnni)
         return whole.block(k0, 0)
 
     def shared_panels(self, frame: Frame, k0: Index = 0) -> RhsPanels:
@@ -379,16 +381,16 @@ class Macrokernel:
     def rhs_panels(self, frame: Frame, rhs: View, begin: Index, end: Index, k0: Index, part: Part) -> RhsPanels:
         """Sees to it that B's block is where microkernels read it; gives the panel that begins at column j."""
         plan = self.plan
-        if plan.rhs == "direct":
+        if plan.rhs == "unpacked":
             return lambda j: (rhs.block(k0, j), rhs)
-        if plan.rhs == "shared":
+        if plan.rhs == "per_round":
             return self.shared_panels(frame, k0)
         if plan.rhs == "panels":
             return lambda j: (self.stored_panel(rhs, j, k0), rhs)
         elements = plan.local_rhs_columns * plan.panel_rows(plan.kc)
         base = scratch(frame.local, plan.local_rhs_at, elements, plan.instruction.rhs)
 
-        if plan.lanes == "k":
+        if plan.inner_product:
             columns = View(base, 0, (1, plan.panel_rows(plan.kc)), plan.instruction.rhs)
 
             def column(j: Index) -> View:
@@ -400,18 +402,18 @@ class Macrokernel:
 
         def panel(j: Index) -> tuple[View, View]:
             column = subtract(j, begin)
-            if plan.interleaved:
+            if plan.overlap_packing:
                 column = divmod_(column, 2 * plan.nr)[1]
             return self.panel(base, mul(column, plan.panel_rows(plan.kc)), plan.kc)
 
-        first = minimum(add(begin, plan.nr), end) if plan.interleaved else end
+        first = minimum(add(begin, plan.nr), end) if plan.overlap_packing else end
         self.pack_rhs(rhs.block(k0, 0), panel, begin, first, part.depth)
         return panel
 
     def lhs_panels(self, frame: Frame, lhs: View, begin: Index, end: Index, part: Part) -> Callable[[Index], View]:
         """The same for A: gives the panel that begins at row i."""
         plan = self.plan
-        if plan.lhs == "direct":
+        if plan.lhs == "unpacked":
             return lambda i: lhs.block(i, 0)
         base = scratch(frame.local, 0, plan.local_lhs_rows * plan.lhs_stride, plan.instruction.lhs)
         if plan.lhs == "rows":
@@ -420,7 +422,7 @@ class Macrokernel:
             def row(i: Index) -> View:
                 return target.block(subtract(i, begin), 0)
 
-            for number in range(self.dot.components[0]):
+            for number in range(self.dot.bf16_splits[0]):
                 source = replace(lhs, component=self.component(number))
                 first = number * plan.lhs_component_stride
                 step = plan.instruction.shape[0]
@@ -430,10 +432,10 @@ class Macrokernel:
 
         def panel(i: Index) -> View:
             number, row = divmod_(subtract(i, begin), plan.lhs_panel)
-            at = add(mul(number, plan.lhs_panel * plan.lhs_stride), mul(row, self.nano.group))
-            return View(base, at, (self.nano.group, plan.lhs_panel), plan.instruction.lhs)
+            at = add(mul(number, plan.lhs_panel * plan.lhs_stride), mul(row, self.nano.vnni))
+            return View(base, at, (self.nano.vnni, plan.lhs_panel), plan.instruction.lhs)
 
-        for number in range(self.dot.components[0]):
+        for number in range(self.dot.bf16_splits[0]):
             source = replace(lhs.transposed, component=self.component(number))
             first = number * plan.lhs_component_stride
             step = plan.lhs_panel
@@ -444,13 +446,19 @@ class Macrokernel:
 
 def microkernel(plan: Plan) -> Microkernel:
     """The kind of microkernel that a plan is made of."""
-    packed = plan.lhs != "direct", plan.reads_panels
+    packed = plan.lhs != "unpacked", plan.reads_panels
     if plan.instruction.tiles:
         return TileMicrokernel(
-            TileNanokernel(plan.instruction, hold_lhs=plan.hold_lhs), plan.unroll, packed, plan.terms
+            TileNanokernel(plan.instruction, lhs_stationary=plan.lhs_stationary), plan.unroll, packed, plan.terms
         )
-    kind = InnerMicrokernel if plan.lanes == "k" else Microkernel
-    return kind(Nanokernel(plan.instruction, hold_lhs=plan.hold_lhs), plan.unroll, packed, plan.terms, plan.chains)
+    kind = InnerMicrokernel if plan.inner_product else Microkernel
+    return kind(
+        Nanokernel(plan.instruction, lhs_stationary=plan.lhs_stationary),
+        plan.unroll,
+        packed,
+        plan.terms,
+        plan.accumulator_chains,
+    )
 
 
 def split(number: Index, count: int) -> tuple[Index, Index]:

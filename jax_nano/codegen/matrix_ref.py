@@ -9,7 +9,7 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import memref
 
 from jax_nano.codegen.index import Index, add, divmod_, element_type, index, mul
-from jax_nano.ir.dtypes import WORD_STEPS, WORDS
+from jax_nano.ir.dtypes import INT4_PER_WORD, PACKED_INT4
 
 if TYPE_CHECKING:
     from jax_nano.ir.program import Program
@@ -46,19 +46,19 @@ class View:
 
 @dataclass(frozen=True)
 class Integers(View):
-    """A matrix of integers, less the zero points that belong to the columns, row by row to `group` of its rows.
+    """A matrix of integers, less the zero points that belong to the columns, row by row to `group_size` of its rows.
 
     Where rows share words, `strides[0]` leads from one row of words to the next. Rows are contiguous.
     """
 
     row: Index = 0  # which of the matrix's rows is row 0
-    group: int = 1
+    group_size: int = 1
     zeros: View | None = None
 
     def offset(self, i: Index = 0, j: Index = 0) -> Index:
         """Where element (i, j) stands in `base`, or the word that it shares."""
         row = add(self.row, i)
-        line = divmod_(row, WORD_STEPS)[0] if self.dtype in WORDS else row
+        line = divmod_(row, INT4_PER_WORD)[0] if self.dtype in PACKED_INT4 else row
         return add(self.at, mul(line, self.strides[0]), j)
 
     def block(self, i: Index = 0, j: Index = 0) -> Integers:
@@ -67,7 +67,7 @@ class Integers(View):
 
 
 @dataclass(frozen=True)
-class Worked(View):
+class PrologueView(View):
     """A matrix of what a program makes of each element of an array and of those at its place in other arrays.
 
     Along rows, strides of the others are 0 or those of the array; where the array has none of 1, any.
@@ -76,12 +76,12 @@ class Worked(View):
     program: Program = field(kw_only=True)
     beside: tuple[View, ...] = field(kw_only=True)
 
-    def block(self, i: Index = 0, j: Index = 0) -> Worked:
+    def block(self, i: Index = 0, j: Index = 0) -> PrologueView:
         """The matrix that begins at element (i, j)."""
         return replace(self, at=self.offset(i, j), beside=tuple(view.block(i, j) for view in self.beside))
 
     @property
-    def transposed(self) -> Worked:
+    def transposed(self) -> PrologueView:
         """Element (j, i) in place of (i, j)."""
         return replace(self, strides=self.strides[::-1], beside=tuple(view.transposed for view in self.beside))
 

@@ -57,15 +57,16 @@ class Epilogue(Protocol):
 
 @dataclass(frozen=True)
 class Result:
-    """Where a block goes: C, and P, which may be C itself; and `bias`, a row of starting values for `biased` parts.
+    """Where a block goes: C, and P, which may be C itself; and `compensation`, a row of starting values for
+    `compensated` parts.
 
     P may be `padded` to whole tiles. Other tiles that C cannot take go to `tiles`.
     """
 
     out: View
     partial: View
-    bias: View
-    biased: bool | ir.Value
+    compensation: View
+    compensated: bool | ir.Value
     epilogue: Epilogue | None = None
     scales: View | None = None  # of the columns: what sums are multiplied by before they are added to others
     padded: bool = False
@@ -88,7 +89,7 @@ class Microkernel:
     unroll: int  # updates in an iteration
     packed: tuple[bool, bool]  # whether A and B are in panels
     terms: tuple[tuple[int, int], ...] = ((0, 0),)  # where the components stand whose products are added up, in order
-    chains: int = 1  # sums side by side, one for each of as many updates, that are added up after the loop
+    accumulator_chains: int = 1  # sums side by side, one for each of as many updates, that are added up after the loop
 
     def emit(self, a: View, b: View, result: Result, block: Block, part: Part, beside: Sequence[Beside] = ()) -> None:
         """Emits one block of C."""
@@ -147,12 +148,15 @@ class Microkernel:
         lanes, accumulator = self.nano.lanes, ir.VectorType(self.nano.accumulator())
 
         def row() -> Values:
-            parts = [load(result.bias.base, result.bias.offset(0, j * lanes), lanes * self.nano.group) for j in columns]
+            parts = [
+                load(result.compensation.base, result.compensation.offset(0, j * lanes), lanes * self.nano.vnni)
+                for j in columns
+            ]
             return [bitcast(part, lanes, accumulator.element_type) for part in parts]
 
         columns = range(len(block.counts))
         return (
-            either(result.biased, [accumulator] * len(columns), row, lambda: [self.nano.zero()] * len(columns))
+            either(result.compensated, [accumulator] * len(columns), row, lambda: [self.nano.zero()] * len(columns))
             * block.rows
         )
 
@@ -174,20 +178,20 @@ class Microkernel:
         self, acc: Values, a: View, b: View, block: Block, part: Part, beside: Sequence[Beside] = ()
     ) -> Values:
         """The loop over K, with the accumulators in registers throughout."""
-        group, step = self.nano.group, self.nano.group * self.unroll
+        group, step = self.nano.vnni, self.nano.vnni * self.unroll
         unrolled, whole = rounded_down(part.depth, part.size, step), rounded_down(part.depth, part.size, group)
         if unrolled != 0:
-            others = [self.nano.zero()] * (len(acc) * (self.chains - 1))
+            others = [self.nano.zero()] * (len(acc) * (self.accumulator_chains - 1))
             with for_range(0, unrolled, step, carry=[*acc, *others]) as loop:
-                chains = chunks(loop.carry, self.chains)
+                chains = chunks(loop.carry, self.accumulator_chains)
                 for number, k in enumerate(range(0, step, group)):
                     for other in beside:
                         other(add(loop.i, k), group)
                     at_a, at_b = a.block(0, loop.i), b.block(loop.i, 0)
-                    chain = number % self.chains
+                    chain = number % self.accumulator_chains
                     chains[chain] = self.nano.update(chains[chain], at_a, at_b, k, block, group, self.packed)
                 loop.next = [value for chain in chains for value in chain]
-            chains = chunks(loop.results, self.chains)
+            chains = chunks(loop.results, self.accumulator_chains)
             acc = [functools.reduce(self.nano.plus, sums) for sums in zip(*chains, strict=True)]
         if part.size % step >= group:
             with for_range(unrolled, whole, group, carry=acc) as loop:

@@ -67,7 +67,7 @@ def argument_types(plan: Plan) -> list[ir.Type]:
     if dot.panels:
         rhs = dot.panels.elements
     if dot.scaling:  # beside the first group's, one for each further group
-        further = (extent(dot.k) - 1) // dot.scaling.group * dot.scaling.stride
+        further = (extent(dot.k) - 1) // dot.scaling.group_size * dot.scaling.stride
         rest[-len(dot.scaling.arrays) :] = [size + further for size in rest[-len(dot.scaling.arrays) :]]
     sizes = ((lhs, dot.lhs), (rhs, dot.rhs), *zip(rest, extras, strict=True), (out, dot.out))
     arrays = [ir.MemRefType.get([size], element_type(dtype)) for size, dtype in sizes]

@@ -15,13 +15,13 @@ from jax.extend.mlir.dialects import arith, vector
 from jax_nano.codegen.dequantize import integers, pair_codes, pair_table
 from jax_nano.codegen.index import Index, Values, add, divmod_, element_type, index, mul, subtract
 from jax_nano.codegen.load_store import first_lanes, load, load_halves, load_scalar
-from jax_nano.codegen.matrix_ref import Integers, View, Worked
+from jax_nano.codegen.matrix_ref import Integers, PrologueView, View
 from jax_nano.codegen.registers import bitcast, broadcast, splat, zeros
 from jax_nano.codegen.shuffles import interleave, interleave_registers
 from jax_nano.codegen.vector import arithmetic as v
 from jax_nano.codegen.vector.convert import component, convert, signed_halves
 from jax_nano.codegen.vector.evaluate import evaluate
-from jax_nano.ir.dtypes import BITS, WIDENS, WORDS
+from jax_nano.ir.dtypes import BITS, PACKED_INT4, WIDENS
 from jax_nano.machine.isa import DotInstruction
 
 
@@ -54,7 +54,7 @@ def elements(source: View, at: Index, lanes: int, count: Index) -> tuple[ir.Valu
     return (signed_halves(value), "s8") if source.dtype == "s4" else (value, "u8")
 
 
-def worked(source: Worked, i: Index, j: Index, lanes: int, count: int, native_bf16: bool) -> tuple[ir.Value, str]:
+def worked(source: PrologueView, i: Index, j: Index, lanes: int, count: int, native_bf16: bool) -> tuple[ir.Value, str]:
     """The same of a program's results, `count` columns of row i from j on."""
     program, inputs = source.program, []
     for view, wanted in zip((source, *source.beside), program.inputs, strict=True):
@@ -117,17 +117,17 @@ MULTIPLY_ADD: dict[str, Callable[[ir.Value, ir.Value, ir.Value], ir.Value]] = {
 class Nanokernel:
     """acc[i, j] += a[i, k] * b[k, j] on one block, by one instruction: a broadcast, b along the lanes.
 
-    An instruction takes `group` steps of k at once: that many neighbours of A in every lane, and B interleaved, as the
+    An instruction takes `vnni` steps of k at once: that many neighbours of A in every lane, and B interleaved, as the
     VNNI layout has it.
     """
 
     instruction: DotInstruction
-    hold_lhs: bool = False  # broadcast all rows of A first and stream B; else hold B and stream A
+    lhs_stationary: bool = False  # broadcast all rows of A first and stream B; else hold B and stream A
 
     @property
-    def group(self) -> int:
+    def vnni(self) -> int:
         """How many neighbours along k stand together."""
-        return self.instruction.group
+        return self.instruction.vnni
 
     @property
     def lanes(self) -> int:
@@ -166,7 +166,7 @@ class Nanokernel:
         """The same of `count` columns from j on of row k."""
         if isinstance(source, Integers):
             return self.ready(*integers(source, k, j, lanes, count), operand)
-        if isinstance(source, Worked):
+        if isinstance(source, PrologueView):
             assert isinstance(count, int)
             value, dtype = worked(source, k, j, lanes, count, self.native_bf16)
             return self.ready(value, dtype, operand, source.component)
@@ -174,28 +174,28 @@ class Nanokernel:
 
     def load_lhs(self, a: View, i: int, k: Index, live: int, packed: bool) -> ir.Value:
         """Elements (i, k) to (i, k + live - 1) of A in every lane, and zeros up to the group."""
-        if self.group == 1 and (packed or (a.dtype == self.instruction.lhs and not a.component)):
+        if self.vnni == 1 and (packed or (a.dtype == self.instruction.lhs and not a.component)):
             return broadcast(load_scalar(a.base, a.offset(i, k)), self.lanes)
         at = a.offset(i, k)
-        if self.group == 1 and a.dtype == "f16" and not a.component:  # memory repeats an element for nothing
+        if self.vnni == 1 and a.dtype == "f16" and not a.component:  # memory repeats an element for nothing
             return self.ready(broadcast(load_scalar(a.base, at), self.lanes), a.dtype, "lhs")
-        group = load(a.base, at, self.group) if packed else self.read(a, at, self.group, live, "lhs")
-        unit = ir.IntegerType.get_signless(self.group * BITS[self.instruction.lhs])
+        group = load(a.base, at, self.vnni) if packed else self.read(a, at, self.vnni, live, "lhs")
+        unit = ir.IntegerType.get_signless(self.vnni * BITS[self.instruction.lhs])
         scalar = vector.extract(bitcast(group, 1, unit), [], [0])
         kind = element_type(self.instruction.lhs)
-        return bitcast(broadcast(scalar, self.lanes), self.lanes * self.group, kind)
+        return bitcast(broadcast(scalar, self.lanes), self.lanes * self.vnni, kind)
 
     def load_rhs(self, b: View, k: Index, block: Block, live: int, packed: bool) -> Iterator[ir.Value]:
         """Rows k to k + live - 1 of B, register by register of the block's columns."""
         width = self.lanes * len(block.counts)
-        if b.interleaved > self.group:
+        if b.interleaved > self.vnni:
             yield from self.taken_apart(b, k, width)
             return
         if not packed:
             yield from self.interleaved(b, k, width, block.cols, live, "rhs")
             return
         for j in range(0, width, self.lanes):
-            yield load(b.base, b.offset(k, j), self.lanes * self.group)
+            yield load(b.base, b.offset(k, j), self.lanes * self.vnni)
 
     def taken_apart(self, b: View, k: Index, width: int) -> Iterator[ir.Value]:
         """Row k of bf16 in pairs of rows, as f32: the lower halves of words or the upper ones, and zeros below."""
@@ -220,7 +220,7 @@ class Nanokernel:
             for j in range(0, width, self.lanes):
                 yield self.pairs_of_words(source, k, j, max(0, min(self.lanes, cols - j)))
             return
-        kind, whole = element_type(getattr(self.instruction, operand)), self.lanes * self.group
+        kind, whole = element_type(getattr(self.instruction, operand)), self.lanes * self.vnni
 
         def rows(j: int, lanes: int) -> Values:
             count = min(lanes, cols - j) if isinstance(cols, int) else subtract(cols, j)
@@ -229,7 +229,7 @@ class Nanokernel:
                 self.read_row(source, add(k, row), j, lanes, count, operand)
                 if row < live and not none
                 else zeros(lanes, kind)
-                for row in range(self.group)
+                for row in range(self.vnni)
             ]
 
         first = width // whole * whole
@@ -240,7 +240,7 @@ class Nanokernel:
 
     def looks_up(self, source: Integers) -> bool:
         """Whether a table gives pairs of steps as bf16 out of words of 4-bit integers."""
-        return source.dtype in WORDS and self.instruction.rhs == "bf16" and self.group * self.lanes == TABLE
+        return source.dtype in PACKED_INT4 and self.instruction.rhs == "bf16" and self.vnni * self.lanes == TABLE
 
     def pairs_of_words(self, source: Integers, k: Index, j: int, count: int) -> ir.Value:
         """Steps k and k + 1, an even one and the next, of `count` columns from j on; zeros beyond.
@@ -258,7 +258,7 @@ class Nanokernel:
 
     def load_along_k(self, source: View, at: Index, live: int, operand: str) -> ir.Value:
         """`live` neighbours along k as one register, zeros beyond."""
-        return self.read(source, at, self.lanes * self.group, live, operand)
+        return self.read(source, at, self.lanes * self.vnni, live, operand)
 
     def finite(self, value: ir.Value) -> ir.Value:
         """A register of floats with zeros in place of infinities and NaN."""
@@ -300,7 +300,7 @@ class Nanokernel:
         def lhs(i: int) -> ir.Value:
             return self.load_lhs(a, i, k, live, packed[0])
 
-        if self.hold_lhs:
+        if self.lhs_stationary:
             held = [lhs(i) for i in range(block.rows)]
             for j, streamed in enumerate(self.load_rhs(b, k, block, live, packed[1])):
                 for i in range(block.rows):
@@ -356,9 +356,9 @@ class TileNanokernel(Nanokernel):
 
     def load_rhs(self, b: View, k: Index, block: Block, live: int, packed: bool) -> Iterator[ir.Value]:  # noqa: ARG002
         """B from step k on, tile by tile of the block's columns."""
-        kind = self.tile(self.instruction.rhs, self.instruction.shape[2] // self.group, self.lanes * self.group)
+        kind = self.tile(self.instruction.rhs, self.instruction.shape[2] // self.vnni, self.lanes * self.vnni)
         for j in range(0, self.lanes * len(block.counts), self.lanes):
-            yield self.load_tile(kind, b, b.offset(k, j), b.strides[0] * self.group)
+            yield self.load_tile(kind, b, b.offset(k, j), b.strides[0] * self.vnni)
 
     def multiply_add(self, acc: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
         """One instruction."""

@@ -7,7 +7,7 @@ B, a panel of `width` columns (NR):         A by rows:                    A by c
 
 With K along the lanes of accumulators, B stands by columns, as A does by rows.
 
-Where an instruction takes `group` steps of k at once, that many rows of a panel are interleaved (the VNNI layout).
+Where an instruction takes `vnni` steps of k at once, that many rows of a panel are interleaved (the VNNI layout).
 Elements are converted on the way to the type that the instruction multiplies. What a panel holds beyond the matrix is
 zero, so that microkernels read whole registers. Rows of A are padded apart, so that the rows of a block do not compete
 for the same cache lines.
@@ -64,9 +64,9 @@ class Packer:
         return self.nano.lanes
 
     @property
-    def group(self) -> int:
+    def vnni(self) -> int:
         """Steps of k in a group."""
-        return self.nano.group
+        return self.nano.vnni
 
     @property
     def kind(self) -> ir.Type:
@@ -76,7 +76,7 @@ class Packer:
     @property
     def unit(self) -> ir.Type:
         """A group as one number."""
-        return ir.IntegerType.get_signless(self.group * BITS[getattr(self.nano.instruction, self.operand)])
+        return ir.IntegerType.get_signless(self.vnni * BITS[getattr(self.nano.instruction, self.operand)])
 
     def read(self, source: View, i: Index, j: Index, lanes: int, count: int) -> ir.Value:
         """`count` columns of row i from j on, which are contiguous, as the instruction wants them; zeros beyond."""
@@ -106,11 +106,11 @@ class Packer:
         """Zeros from the last group of steps to the end of the last instruction's."""
         steps = self.nano.instruction.shape[2]
         rest = size % steps
-        missing = range(-(-rest // self.group) * self.group, steps, self.group)
+        missing = range(-(-rest // self.vnni) * self.vnni, steps, self.vnni)
         if not rest or not missing:
             return
         whole = rounded_down(depth, size, steps)
-        nothing = zeros(self.lanes * self.group, self.kind)
+        nothing = zeros(self.lanes * self.vnni, self.kind)
 
         def clear(_first: Index, _cols: int, target: View) -> None:
             for k in missing:
@@ -125,18 +125,18 @@ class Packer:
 
         def rows(k: Index, live: int) -> None:
             def panel(first: Index, cols: int, target: View) -> None:
-                for step in range(self.group):
+                for step in range(self.vnni):
                     for j in range(0, cols, LINE_BYTES // bytes_of(source.dtype)):
                         prefetch(source.base, source.offset(add(k, ROWS_AHEAD + step), add(first, j)))
                 self.copy_group(source.block(0, first), target, k, cols, live, width)
 
             panels.each(panel)
 
-        whole = rounded_down(depth, size, self.group)
+        whole = rounded_down(depth, size, self.vnni)
         if whole != 0:
-            with for_range(0, whole, self.group) as loop:
-                rows(loop.i, self.group)
-        if rest := size % self.group:
+            with for_range(0, whole, self.vnni) as loop:
+                rows(loop.i, self.vnni)
+        if rest := size % self.vnni:
             with when(differ(whole, depth)):
                 rows(whole, rest)
 
@@ -148,12 +148,12 @@ class Packer:
 
     def copy_steps(self, source: View, target: View, k: Index, steps: int, cols: Index, width: int) -> None:
         """Rows k to k + steps - 1, which are contiguous, in whole groups. There may be no column of them."""
-        for first in range(0, steps, self.group):
-            self.copy_group(source, target, add(k, first), cols, self.group, width)
+        for first in range(0, steps, self.vnni):
+            self.copy_group(source, target, add(k, first), cols, self.vnni, width)
 
     def copy_transposed(self, source: View, target: View, depth: Index, size: int, cols: int, width: int) -> None:
         """Columns that are contiguous: squares of `lanes` x `lanes` groups transposed in registers."""
-        step = self.lanes * self.group
+        step = self.lanes * self.vnni
 
         def square(k: Index, j: Index, live: int, count: int) -> Values:
             first = source.block(k, j).transposed
@@ -161,37 +161,37 @@ class Packer:
                 bitcast(self.read(first, c, 0, step, live if c < count else 0), self.lanes, self.unit)
                 for c in range(self.lanes)
             ]
-            return [bitcast(row, step, self.kind) for row in transpose(columns)[: -(-live // self.group)]]
+            return [bitcast(row, step, self.kind) for row in transpose(columns)[: -(-live // self.vnni)]]
 
         def squares(k: Index, live: int) -> None:
             whole = cols // self.lanes * self.lanes
             if whole:
                 with for_range(0, whole, self.lanes) as loop:
                     for i, row in enumerate(square(k, loop.i, live, self.lanes)):
-                        store(row, target.base, target.offset(add(k, i * self.group), loop.i))
+                        store(row, target.base, target.offset(add(k, i * self.vnni), loop.i))
             for j in range(whole, width, self.lanes):
-                nothing = [zeros(step, self.kind)] * -(-live // self.group)
+                nothing = [zeros(step, self.kind)] * -(-live // self.vnni)
                 for i, row in enumerate(square(k, j, live, cols - j) if j < cols else nothing):
-                    self.put(row, target, add(k, i * self.group), j, width)
+                    self.put(row, target, add(k, i * self.vnni), j, width)
 
         self.along_k(depth, size, squares)
 
     def copy_elements(self, source: View, target: View, depth: Index, size: int, cols: int, width: int) -> None:
         """Strided both ways: element by element, into a panel cleared before."""
-        groups = rounded_down(add(depth, self.group - 1), size, self.group) if size % self.group else depth
-        with for_range(0, groups, self.group) as row:
+        groups = rounded_down(add(depth, self.vnni - 1), size, self.vnni) if size % self.vnni else depth
+        with for_range(0, groups, self.vnni) as row:
             for j in range(0, width, self.lanes):
-                self.put(zeros(self.lanes * self.group, self.kind), target, row.i, j, width)
+                self.put(zeros(self.lanes * self.vnni, self.kind), target, row.i, j, width)
         with for_range(0, depth) as row:
-            group, within = divmod_(row.i, self.group)
-            k = mul(group, self.group)
+            group, within = divmod_(row.i, self.vnni)
+            k = mul(group, self.vnni)
             with for_range(0, cols) as column:
                 value = self.read(source, row.i, column.i, 1, 1)
                 store(value, target.base, add(target.offset(k, column.i), within))
 
     def put(self, register: ir.Value, target: View, k: Index, j: int, width: int) -> None:
         """Stores a register of a panel; the last may be cut short by the panel's end."""
-        store(register, target.base, target.offset(k, j), (width - j) * self.group)
+        store(register, target.base, target.offset(k, j), (width - j) * self.vnni)
 
     def rows(self, panels: Panels, source: View, depth: Index, size: int) -> None:
         """Copies rows of A, element (i, k), so that each is contiguous; up to a register is written behind each."""
@@ -208,7 +208,7 @@ class Packer:
         """A row that is contiguous already."""
 
         def piece(k: Index, live: int) -> None:
-            value = self.read(source, 0, k, self.lanes * self.group, live)
+            value = self.read(source, 0, k, self.lanes * self.vnni, live)
             store(value, target.base, target.offset(0, k))
 
         self.along_k(depth, size, piece)
@@ -218,18 +218,18 @@ class Packer:
 
         def square(k: Index, live: int) -> None:
             along, groups = source.block(0, k).transposed, []
-            for first in range(0, self.lanes * self.group, self.group):
-                steps = range(first, first + self.group)
+            for first in range(0, self.lanes * self.vnni, self.vnni):
+                steps = range(first, first + self.vnni)
                 columns = [self.read(along, v, 0, self.lanes, count if v < live else 0) for v in steps]
                 groups.append(bitcast(interleave(columns), self.lanes, self.unit))
             for i, row in enumerate(transpose(groups)[:count]):
-                store(bitcast(row, self.lanes * self.group, self.kind), target.base, target.offset(i, k))
+                store(bitcast(row, self.lanes * self.vnni, self.kind), target.base, target.offset(i, k))
 
         self.along_k(depth, size, square)
 
     def copy_row_elements(self, source: View, target: View, depth: Index, size: int) -> None:
         """A row that is neither, element by element."""
-        step = self.lanes * self.group
+        step = self.lanes * self.vnni
         if size % step:
             whole = rounded_down(depth, size, step)
             with when(differ(whole, depth)):
@@ -239,7 +239,7 @@ class Packer:
 
     def along_k(self, depth: Index, size: int, body: Callable[[Index, int], None]) -> None:
         """Runs `body(k, live)` for whole registers of steps, and for the rest, where it is live."""
-        step = self.lanes * self.group
+        step = self.lanes * self.vnni
         whole = rounded_down(depth, size, step)
         if whole != 0:
             with for_range(0, whole, step) as loop:
@@ -248,22 +248,22 @@ class Packer:
             with when(differ(whole, depth)):
                 body(whole, rest)
 
-    def bias(self, target: View, at: View, depth: Index, width: int) -> None:
+    def compensation(self, target: View, at: View, depth: Index, width: int) -> None:
         """Writes what accumulators must start from where A is moved by an offset: -offset * sum of B over k.
 
         The sums are made by the instruction itself, of packed rows by ones.
         """
         instruction = self.nano.instruction
-        ones = splat(1, self.lanes * self.group, element_type(instruction.lhs))
+        ones = splat(1, self.lanes * self.vnni, element_type(instruction.lhs))
         columns = range(0, width, self.lanes)
-        with for_range(0, depth, self.group, carry=[self.nano.zero()] * len(columns)) as loop:
+        with for_range(0, depth, self.vnni, carry=[self.nano.zero()] * len(columns)) as loop:
             loop.next = [
-                self.nano.multiply_add(acc, ones, load(target.base, target.offset(loop.i, j), self.lanes * self.group))
+                self.nano.multiply_add(acc, ones, load(target.base, target.offset(loop.i, j), self.lanes * self.vnni))
                 for acc, j in zip(loop.carry, columns, strict=True)
             ]
         minus = splat(-instruction.lhs_offset, self.lanes, element_type(instruction.acc))
         for total, j in zip(loop.results, columns, strict=True):
-            value = bitcast(arith.muli(total, minus), self.lanes * self.group, self.kind)
+            value = bitcast(arith.muli(total, minus), self.lanes * self.vnni, self.kind)
             store(value, at.base, at.offset(0, j))
 
 

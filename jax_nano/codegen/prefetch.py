@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jax_nano.codegen.index import Index, add, divmod_, minimum, mul, times
 from jax_nano.codegen.load_store import prefetch
 from jax_nano.codegen.matrix_ref import View
-from jax_nano.ir.dtypes import WORD_STEPS, WORDS, bytes_of
+from jax_nano.ir.dtypes import INT4_PER_WORD, PACKED_INT4, bytes_of
 from jax_nano.schedule.plan import LINE_BYTES
 
 WORD_BYTES = 4
@@ -41,12 +41,12 @@ class Ahead:
     @property
     def _together(self) -> int:
         """Rows that stand together."""
-        return WORD_STEPS if self.source.dtype in WORDS else self.source.interleaved
+        return INT4_PER_WORD if self.source.dtype in PACKED_INT4 else self.source.interleaved
 
     @property
     def _line(self) -> int:
         """Elements, or words of them, in a line."""
-        return LINE_BYTES // (WORD_BYTES if self.source.dtype in WORDS else bytes_of(self.source.dtype))
+        return LINE_BYTES // (WORD_BYTES if self.source.dtype in PACKED_INT4 else bytes_of(self.source.dtype))
 
     def _ask_of_rows(self, k: Index, group: int) -> None:
         """Asks for a share of the rows that a step goes through; several blocks may take turns with one line."""

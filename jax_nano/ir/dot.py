@@ -95,7 +95,7 @@ class Scaling:
     elements are. Sums of groups are scaled, so integers are multiplied as they are.
     """
 
-    group: int  # steps of k
+    group_size: int  # steps of k
     stride: int  # elements from a group's to the next one's
     arrays: tuple[tuple[str, int], ...]  # types, and how many elements there are in memory
 
@@ -113,7 +113,7 @@ class Algorithm:
     terms: tuple[tuple[int, int], ...] = ((0, 0),)
 
     @property
-    def components(self) -> tuple[int, int]:
+    def bf16_splits(self) -> tuple[int, int]:
         """How many components A and B have."""
         return 1 + max(i for i, _ in self.terms), 1 + max(j for _, j in self.terms)
 
@@ -244,9 +244,9 @@ class Dot:
         return lhs, rhs
 
     @property
-    def components(self) -> tuple[int, int]:
+    def bf16_splits(self) -> tuple[int, int]:
         """How many components A and B have."""
-        return self.algorithm.components if self.algorithm else (1, 1)
+        return self.algorithm.bf16_splits if self.algorithm else (1, 1)
 
     @property
     def terms(self) -> int:

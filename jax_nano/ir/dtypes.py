@@ -16,8 +16,8 @@ BITS = {
     "s4x8": 4, "u4x8": 4,  # steps of k in a word of 32 bits, as step_bit says; eight rows are one row of words
     "pred": 8,  # truth values are bytes
 }  # fmt: skip
-WORDS = frozenset({"s4x8", "u4x8"})
-WORD_STEPS = 8
+PACKED_INT4 = frozenset({"s4x8", "u4x8"})
+INT4_PER_WORD = 8
 FLOAT8 = frozenset(dtype for dtype in BITS if dtype.startswith("f8"))
 # What each type can be turned into without loss, on the way into an instruction.
 WIDENS = {

@@ -15,7 +15,7 @@ from jax.extend.core import JaxprEqn, Var
 from jax.extend.core.primitives import broadcast_in_dim_p, convert_element_type_p, reshape_p, squeeze_p, transpose_p
 
 from jax_nano.ir.dot import Scaling, row_major_strides
-from jax_nano.ir.dtypes import FLOAT8, WORDS, dtype_name
+from jax_nano.ir.dtypes import FLOAT8, PACKED_INT4, dtype_name
 from jax_nano.ir.packed_weight import Panels
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.strided_views import NoView, View
@@ -70,7 +70,7 @@ class Weight:
     @property
     def is_in_place(self) -> bool:
         """Whether only B can be read so, with the sum along the weight's own rows."""
-        return self.is_scaled or self.dtype in WORDS
+        return self.is_scaled or self.dtype in PACKED_INT4
 
     def scaling(self, stored: Sequence[ShapedArray]) -> Scaling | None:
         """How sums of B are scaled, by parameters of these types, if they are."""
@@ -78,7 +78,7 @@ class Weight:
             return None
         rows, columns = type_of(self.eqn.outvars[0]).shape[-2:]
         return Scaling(
-            group=self.eqn.params["group"] or rows,
+            group_size=self.eqn.params["group"] or rows,
             stride=columns,
             arrays=tuple((dtype_name(x.dtype), math.prod(x.shape)) for x in stored),
         )
@@ -191,4 +191,4 @@ def unpacked_view(eqn: JaxprEqn) -> View:
 def panels_of(array: ShapedArray) -> Panels:
     """How the matrices in an array of panels lie."""
     *batch, count, groups, width, group = array.shape
-    return Panels(matrices=math.prod(batch), rows=groups * group, columns=count * width, width=width, group=group)
+    return Panels(matrices=math.prod(batch), rows=groups * group, columns=count * width, width=width, vnni=group)

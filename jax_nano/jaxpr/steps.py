@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from jax_nano.ir.dot import Operand
-from jax_nano.ir.dtypes import WORD_STEPS, WORDS
+from jax_nano.ir.dtypes import INT4_PER_WORD, PACKED_INT4
 from jax_nano.ir.packed_weight import Panels
 from jax_nano.jaxpr.inline import type_of
 from jax_nano.jaxpr.operands import Array
@@ -69,8 +69,8 @@ def as_operand(steps: Sequence[Step], strides: Sequence[int], dtype: str, panels
 
 def in_words(rhs: Array, steps: list[Step]) -> list[Step]:
     """Steps with those from matrix to matrix of B in words, where B's rows share them."""
-    if not rhs.weight or rhs.weight.dtype not in WORDS:
+    if not rhs.weight or rhs.weight.dtype not in PACKED_INT4:
         return steps
     rows, columns = type_of(rhs.weight.eqn.outvars[0]).shape[-2:]
-    stored = -(-rows // WORD_STEPS)
+    stored = -(-rows // INT4_PER_WORD)
     return [replace(x, rhs=x.rhs // rows * stored) if x.rhs % (rows * columns) == 0 else x for x in steps]

@@ -22,7 +22,7 @@ class DotInstruction:
     tiles: bool = False  # registers hold tiles, whose rows and depth are configured: `shape` is the most they hold
 
     @property
-    def group(self) -> int:
+    def vnni(self) -> int:
         """Neighbours along k that stand together, in the place of one accumulator: v of the VNNI layout."""
         return BITS[self.acc] // BITS[self.rhs]
 
@@ -32,7 +32,7 @@ class DotInstruction:
         All tiles of an operand then have one shape, which a task configures once.
         """
         rows, lanes, steps = self.shape
-        return replace(self, shape=(even_part(m, rows, 1), lanes, even_part(k, steps, self.group)))
+        return replace(self, shape=(even_part(m, rows, 1), lanes, even_part(k, steps, self.vnni)))
 
 
 def even_part(size: int, most: int, multiple: int) -> int:
@@ -135,9 +135,19 @@ class Machine:
             raise ValueError(f"{self.name}: no throughputs for {sorted(missing)}")
 
     @property
-    def second_cache(self) -> Cache:
-        """The cache behind the nearest one, or that one where it is alone."""
+    def l1(self) -> Cache:
+        """The innermost data cache."""
+        return self.caches[0]
+
+    @property
+    def l2(self) -> Cache:
+        """The second level of cache, or the only one."""
         return self.caches[:2][-1]
+
+    @property
+    def llc(self) -> Cache:
+        """The last level of cache."""
+        return self.caches[-1]
 
     def vector_core(self, isa: str) -> Core:
         """What a core does with vectors beside the instructions of that instruction set."""

@@ -12,7 +12,7 @@ import numpy as np
 from jax_nano import _native
 from jax_nano.codegen.module import build_module, kernel_name, phase_symbols
 from jax_nano.ir.dot import Dot, extent
-from jax_nano.ir.dtypes import FFI_TYPES, WORD_STEPS, WORDS
+from jax_nano.ir.dtypes import FFI_TYPES, INT4_PER_WORD, PACKED_INT4
 from jax_nano.machine.isa import Machine
 from jax_nano.schedule.plan import Plan
 
@@ -68,9 +68,9 @@ class Kernel:
         axes = (*dot.b, *dot.m, *dot.n, *dot.k)
         lhs, rhs, out = (math.prod(axis.size for axis in axes if axis.strides()[array]) for array in range(3))
         weight = dot.rhs, dot.panels.elements if dot.panels else rhs
-        if dot.rhs in WORDS:
+        if dot.rhs in PACKED_INT4:
             steps = extent(dot.k)
-            weight = "u32", rhs // steps * -(-steps // WORD_STEPS)
+            weight = "u32", rhs // steps * -(-steps // INT4_PER_WORD)
         return ((dot.lhs, lhs), weight, *dot.extras), (dot.out, out)
 
     @functools.cached_property

@@ -131,7 +131,7 @@ def describe(problem: Dot) -> str:
 def summary(plan: Plan) -> dict[str, str]:
     """The plan in words, by topic."""
     phases = ", then ".join(f"{name} in {_count(count, 'task')}" for name, count in plan.tasks.items())
-    held = "A" if plan.hold_lhs else "B"
+    held = "A" if plan.lhs_stationary else "B"
     return {
         "target": f"{plan.isa}, {plan.instruction.name}" + (", operands exchanged" if plan.swapped else ""),
         "block": f"{plan.mr} x {plan.nr} accumulators, {held} held, K unrolled by {plan.unroll}",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from jax_nano.ir.dot import Axis, Dot, UnsupportedDot, extent
-from jax_nano.ir.dtypes import BITS, WIDENS, WORD_STEPS, WORDS, bytes_of
+from jax_nano.ir.dtypes import BITS, INT4_PER_WORD, PACKED_INT4, WIDENS, bytes_of
 from jax_nano.machine.isa import DotInstruction, Isa, Machine
 from jax_nano.schedule.cost.memory import FEW_ROWS, PACKED, InPlace
 from jax_nano.schedule.cost.microkernel import extra_work
@@ -50,7 +50,7 @@ def instructions_for(isa: Isa, dot: Dot) -> list[tuple[Isa, DotInstruction]]:
     if not found:
         text = f"{isa.name} has no instruction that multiplies {lhs} by {rhs} into {dot.acc}"
         if dot.panels:
-            text += f" where B lies in panels of {dot.panels.width} columns, rows by groups of {dot.panels.group}"
+            text += f" where B lies in panels of {dot.panels.width} columns, rows by groups of {dot.panels.vnni}"
         raise UnsupportedDot(text)
     return found
 
@@ -61,12 +61,12 @@ def reads(instruction: DotInstruction, dot: Dot) -> bool:
         return True
     if dot.panels.width % instruction.shape[1] or instruction.lhs_offset:
         return False
-    if not instruction.tiles and (dot.panels.group == 1 or (instruction.group == 1 and dot.rhs == "bf16")):
+    if not instruction.tiles and (dot.panels.vnni == 1 or (instruction.vnni == 1 and dot.rhs == "bf16")):
         return True
     k = extent(dot.k)
     steps = instruction.fitted(1, k).shape[2] if instruction.tiles else instruction.shape[2]
     whole = dot.panels.rows >= -(-k // steps) * steps
-    own = instruction.rhs == dot.rhs and instruction.group == dot.panels.group
+    own = instruction.rhs == dot.rhs and instruction.vnni == dot.panels.vnni
     return own and whole
 
 
@@ -99,23 +99,23 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
     work, m, n, k = (common[name] for name in ("dot", "m", "n", "k"))
     core = machine.cores[isa.name]
     packed = instruction.lhs_offset != 0 or work.terms > 1
-    lhs_direct = work.terms == 1 and (instruction.group == 1 or k.lhs == 1) and not work.prologue
-    rhs_direct = n.rhs == 1 and not packed
-    streamed = lhs_direct and rhs_direct and streams(machine, work, m, n, k)
+    lhs_unpacked = work.terms == 1 and (instruction.vnni == 1 or k.lhs == 1) and not work.prologue
+    rhs_unpacked = n.rhs == 1 and not packed
+    streamed = lhs_unpacked and rhs_unpacked and streams(machine, work, m, n, k)
     packed_lhs = "rows" if k.lhs == 1 else "columns"
-    for lhs in (packed_lhs,) if not lhs_direct else ("direct",) if streamed else ("direct", packed_lhs):
-        once = rhs_direct and m.size <= READ_ONCE_ROWS
-        for rhs in ("direct",) if once else ("direct", "private") if rhs_direct else ("private",):
-            extra = extra_work(machine, core, work, m, instruction, lhs == "direct", rhs == "direct")
-            large = bytes_of(work.rhs, k.size * n.size) > machine.second_cache.bytes
-            far = rhs == "direct" and large
-            in_place = InPlace.of(work, n, k, far) if rhs == "direct" else PACKED
-            lhs_far = (lhs == "direct" or k.lhs != 1) and comes_from_afar(machine, common)
+    for lhs in (packed_lhs,) if not lhs_unpacked else ("unpacked",) if streamed else ("unpacked", packed_lhs):
+        once = rhs_unpacked and m.size <= READ_ONCE_ROWS
+        for rhs in ("unpacked",) if once else ("unpacked", "per_task") if rhs_unpacked else ("per_task",):
+            extra = extra_work(machine, core, work, m, instruction, lhs == "unpacked", rhs == "unpacked")
+            large = bytes_of(work.rhs, k.size * n.size) > machine.l2.bytes
+            far = rhs == "unpacked" and large
+            in_place = InPlace.of(work, n, k, far) if rhs == "unpacked" else PACKED
+            prefetch_lhs = (lhs == "unpacked" or k.lhs != 1) and comes_from_afar(machine, common)
             steps = depths(machine, instruction, rhs, work, m, n, k)
-            if lhs_far and k.lhs != 1:
+            if prefetch_lhs and k.lhs != 1:
                 steps = tuple(sorted({min(k.size, count) for count in PANEL_STEPS}))
             for depth in (steps_at_once(work, n),) if streamed else steps:
-                stride = bytes_of(work.lhs, m.lhs) if lhs == "direct" else 0
+                stride = bytes_of(work.lhs, m.lhs) if lhs == "unpacked" else 0
                 choices = register_blocks(isa, machine, instruction, m.size, n.size, depth, extra, in_place, stride)
                 for block in choices if far else choices[:1]:
                     yield blocked(
@@ -125,19 +125,19 @@ def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common
                         instruction=instruction,
                         lhs=lhs,
                         rhs=rhs,
-                        rhs_far=far,
-                        lhs_far=lhs_far,
+                        prefetch_rhs=far,
+                        prefetch_lhs=prefetch_lhs,
                         streamed=streamed,
-                        hold_lhs=block.hold_lhs,
+                        lhs_stationary=block.lhs_stationary,
                         **common,
                     )
-    in_rows = work.scaling is not None or work.rhs in WORDS
+    in_rows = work.scaling is not None or work.rhs in PACKED_INT4
     along_k, few = (k.lhs == 1, k.rhs == 1), (m.size <= instruction.shape[1], n.size <= instruction.shape[1])
     one_turned = (along_k[0] and few[1]) or (along_k[1] and few[0])
     if not packed and not in_rows and (all(along_k) or one_turned):
         block = inner_block(isa, machine, instruction, work, m, n, k)
-        lhs, rhs = "direct" if along_k[0] and not work.prologue else "rows", "direct" if along_k[1] else "private"
-        yield blocked(machine, block, k.size, instruction=instruction, lanes="k", lhs=lhs, rhs=rhs, **common)
+        lhs, rhs = "unpacked" if along_k[0] and not work.prologue else "rows", "unpacked" if along_k[1] else "per_task"
+        yield blocked(machine, block, k.size, instruction=instruction, inner_product=True, lhs=lhs, rhs=rhs, **common)
 
 
 def tile_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: dict) -> Iterator[Plan]:
@@ -147,15 +147,15 @@ def tile_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: 
     are scaled are made of whole tiles. Panels of B are packed first, or beside products where rows are contiguous.
     """
     work, m, n, k = (common[name] for name in ("dot", "m", "n", "k"))
-    instruction = instruction.fitted(m.size, min(k.size, work.scaling.group) if work.scaling else k.size)
+    instruction = instruction.fitted(m.size, min(k.size, work.scaling.group_size) if work.scaling else k.size)
     rows, _, steps = instruction.shape
     in_place = k.lhs == 1 and work.lhs == instruction.lhs and m.size % rows == 0 and k.size % steps == 0
     in_place &= not work.prologue
     whole_elements = BITS[work.rhs] >= 8 and not work.scaling
     beside = n.rhs == 1 and whole_elements and k.size % steps == 0
-    for lhs in ("direct", "rows") if in_place else ("rows",):
+    for lhs in ("unpacked", "rows") if in_place else ("rows",):
         for block in tile_blocks(isa, instruction, m.size, n.size):
-            near = machine.caches[0].bytes // 2 // bytes_of(instruction.rhs, work.components[1] * block.cols)
+            near = machine.l1.bytes // 2 // bytes_of(instruction.rhs, work.bf16_splits[1] * block.cols)
             for depth in {k.size, min(k.size, near)}:
                 plan = blocked(
                     machine,
@@ -163,13 +163,13 @@ def tile_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: 
                     depth,
                     instruction=instruction,
                     lhs=lhs,
-                    rhs="private",
-                    hold_lhs=block.hold_lhs,
+                    rhs="per_task",
+                    lhs_stationary=block.lhs_stationary,
                     **common,
                 )
                 yield plan
                 if beside and block.cols < n.size:
-                    yield replace(plan, interleaved=True, mc=plan.mt)
+                    yield replace(plan, overlap_packing=True, mc=plan.mt)
 
 
 def panel_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: dict) -> Iterator[Plan]:
@@ -181,16 +181,16 @@ def panel_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common:
     if instruction.tiles:
         instruction = instruction.fitted(m.size, k.size)
         rows, _, steps = instruction.shape
-        lhs_direct = k.lhs == 1 and work.lhs == instruction.lhs and m.size % rows == 0 and k.size % steps == 0
+        lhs_unpacked = k.lhs == 1 and work.lhs == instruction.lhs and m.size % rows == 0 and k.size % steps == 0
     else:
-        lhs_direct = instruction.group == 1 or k.lhs == 1
-    lhs_direct &= not work.prologue
-    near_rows = machine.ahead_bytes // bytes_of(work.rhs, width)
-    for lhs in ("direct", packed_lhs) if lhs_direct else (packed_lhs,):
+        lhs_unpacked = instruction.vnni == 1 or k.lhs == 1
+    lhs_unpacked &= not work.prologue
+    prefetch_rows = machine.ahead_bytes // bytes_of(work.rhs, width)
+    for lhs in ("unpacked", packed_lhs) if lhs_unpacked else (packed_lhs,):
         if instruction.tiles:
             choices = tile_blocks(isa, instruction, m.size, width)
         else:
-            extra = extra_work(machine, core, work, m, instruction, lhs == "direct", not as_it_is)
+            extra = extra_work(machine, core, work, m, instruction, lhs == "unpacked", not as_it_is)
             choices = [
                 register_blocks(isa, machine, instruction, m.size, cols, k.size, extra)[0]
                 for cols in range(instruction.shape[1], width + 1, instruction.shape[1])
@@ -203,8 +203,8 @@ def panel_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common:
                 instruction=instruction,
                 lhs=lhs,
                 rhs="panels",
-                near_rows=near_rows,
-                hold_lhs=block.hold_lhs,
+                prefetch_rows=prefetch_rows,
+                lhs_stationary=block.lhs_stationary,
                 **common,
             )
 
@@ -217,8 +217,8 @@ def comes_from_afar(machine: Machine, common: dict) -> bool:
     work, m, n, k = (common[name] for name in ("dot", "m", "n", "k"))
     axes = (m, k, *common["outer"], *common["k_outer"])
     size = bytes_of(work.lhs, math.prod(axis.size for axis in axes if axis.lhs))
-    large = size > max(machine.second_cache.bytes, bytes_of(work.out, math.prod(work.sizes[:3])) // FAR_LARGER)
-    run, steps, cache = (k, k.size, machine.second_cache) if k.lhs == 1 else (m, PANEL_STEPS[0], machine.caches[0])
+    large = size > max(machine.l2.bytes, bytes_of(work.out, math.prod(work.sizes[:3])) // FAR_LARGER)
+    run, steps, cache = (k, k.size, machine.l2) if k.lhs == 1 else (m, PANEL_STEPS[0], machine.l1)
     near = 2 * bytes_of(work.rhs, steps * n.size) <= cache.bytes
     return large and near and run.lhs == 1 and bytes_of(work.lhs, run.size) >= LINE_BYTES
 
@@ -230,11 +230,11 @@ def depths(
 
     A large B is read in place by panels that stay in the nearest caches while rows of A go through them.
     """
-    inner = machine.second_cache.bytes
+    inner = machine.l2.bytes
     if bytes_of(dot.rhs, k.size * n.size) <= inner:
         return (k.size,)
-    if rhs == "direct":
-        steps = max(instruction.shape[2], WORD_STEPS if dot.rhs in WORDS else 1)  # in a row of memory
+    if rhs == "unpacked":
+        steps = max(instruction.shape[2], INT4_PER_WORD if dot.rhs in PACKED_INT4 else 1)  # in a row of memory
         worth = PANEL_STEPS[:1] if m.size <= FEW_ROWS else PANEL_STEPS
         return tuple(sorted({min(k.size, steps * count) for count in worth}))
     parts = -(-k.size // PACKED_STEPS)
@@ -243,49 +243,49 @@ def depths(
 
 def streams(machine: Machine, dot: Dot, m: Axis, n: Axis, k: Axis) -> bool:
     """Whether B is best streamed where it is read in place: too large to stay near a core, for sums that do so."""
-    large = 2 * bytes_of(dot.rhs, k.size * n.size) > machine.second_cache.bytes
-    few = m.size <= FEW_ROWS and 2 * bytes_of(dot.acc, m.size * n.size) <= machine.caches[0].bytes
+    large = 2 * bytes_of(dot.rhs, k.size * n.size) > machine.l2.bytes
+    few = m.size <= FEW_ROWS and 2 * bytes_of(dot.acc, m.size * n.size) <= machine.l1.bytes
     alone = math.prod(dot.sizes) == m.size * n.size * k.size
     return large and few and alone and BITS[dot.rhs] <= STREAMED_BITS
 
 
 def steps_at_once(dot: Dot, n: Axis) -> int:
     """Steps of k in a block of a B that is streamed."""
-    steps = ROWS_AT_ONCE // 2 * WORD_STEPS if dot.rhs in WORDS else ROWS_AT_ONCE
+    steps = ROWS_AT_ONCE // 2 * INT4_PER_WORD if dot.rhs in PACKED_INT4 else ROWS_AT_ONCE
     return steps * -(-BYTES_AT_ONCE // bytes_of(dot.rhs, steps * n.size))
 
 
 def blocked(machine: Machine, block: RegisterBlock, depth: int, **plan) -> Plan:
     """A plan of one task around a register block: the sum in as few parts as caches and scratch allow."""
     m, n, k, instruction = plan["m"], plan["n"], plan["k"], plan["instruction"]
-    along_k = plan.get("lanes") == "k"
+    along_k = plan.get("inner_product", False)
     registers = block.cols if along_k else -(-block.cols // instruction.shape[1])
     step = instruction.shape[2] * (instruction.shape[1] if along_k else 1)
     dots = UNROLLED_DOTS if instruction.tiles else block.rows * registers
-    converted = registers * (plan["dot"].rhs != instruction.rhs and plan.get("rhs", "direct") == "direct")
+    converted = registers * (plan["dot"].rhs != instruction.rhs and plan.get("rhs", "unpacked") == "unpacked")
     free = machine.isa(plan["isa"]).register_count - dots  # for what several steps convert side by side
     unroll = max(1, min(4, UNROLLED_DOTS // dots, k.size // step, free // (converted + 1)))
     if panels := plan["dot"].panels:  # an iteration takes whole groups of the rows that stand together
-        group = max(1, panels.group // instruction.group)
+        group = max(1, panels.vnni // instruction.vnni)
         unroll = max(1, unroll // group) * group
-    if plan["dot"].rhs in WORDS and plan.get("rhs") == "direct":  # an iteration goes through whole words
-        unroll = max(1, WORD_STEPS // step)
+    if plan["dot"].rhs in PACKED_INT4 and plan.get("rhs") == "unpacked":  # an iteration goes through whole words
+        unroll = max(1, INT4_PER_WORD // step)
     if panels and not instruction.tiles:  # they are narrow: with few rows, one sum would wait for itself
         per_cycle, latency = machine.cores[plan["isa"]].rate(instruction.name)
-        plan["chains"] = max(1, min(unroll, int(per_cycle * latency) // dots))
+        plan["accumulator_chains"] = max(1, min(unroll, int(per_cycle * latency) // dots))
     cols = -(-n.size // block.cols) * block.cols
     result = Plan(mr=block.rows, nr=block.cols, unroll=unroll, mc=m.size, kc=k.size, nc=cols, mt=m.size, nt=cols,
                   outer_per_task=extent(plan["outer"]), **plan)  # fmt: skip
-    if result.lhs != "direct":
+    if result.lhs != "unpacked":
         mc = min(m.size, -(-ROW_PANELS * block.rows // result.lhs_panel) * result.lhs_panel)
         result = replace(result, mc=mc, mt=-(-m.size // mc) * mc)
     multiple = result.k_multiple
-    most = k_block(machine, block, instruction, k.size, multiple, result.dot.components)
+    most = k_block(machine, block, instruction, k.size, multiple, result.dot.bf16_splits)
     kc = min(k.size, -(-depth // multiple) * multiple, most)
     if scaling := result.dot.scaling:
-        kc = in_group(kc, multiple, scaling.group, k.size)
+        kc = in_group(kc, multiple, scaling.group_size, k.size)
     result = replace(result, kc=kc)
-    if result.lhs == "direct" and result.rows_in_blocks:
+    if result.lhs == "unpacked" and result.rows_in_blocks:
         mc = block.rows * (1 if result.lhs_by_rows else ROW_PANELS)
         result = replace(result, mc=mc, mt=-(-m.size // mc) * mc)
     return split(result)
@@ -309,7 +309,7 @@ def k_block(
     components: tuple[int, int],
 ) -> int:  # fmt: skip
     """Steps of k in a block: all of them while the panels of a microkernel stay in the second cache together."""
-    l2 = machine.second_cache.bytes
+    l2 = machine.l2.bytes
     lhs, rhs = components
     per_step = bytes_of(instruction.lhs, lhs * block.rows) + bytes_of(instruction.rhs, rhs * block.cols)
     most = max(step, l2 // per_step)
@@ -326,4 +326,4 @@ def split(plan: Plan) -> Plan:
     kc = min(plan.kc, -(-plan.k.size // parts // plan.k_multiple) * plan.k_multiple)
     blocks = -(-plan.k.size // kc)
     per_split = -(-blocks // parts)
-    return replace(plan, kc=kc, splits=-(-blocks // per_split))
+    return replace(plan, kc=kc, split_k=-(-blocks // per_split))

@@ -38,8 +38,8 @@ def order_of_sums(plan: Plan) -> tuple:
     """What decides about the bits of the result. Sums of integers are exact in any order."""
     if plan.instruction.acc == "s32":
         return (plan.instruction,)
-    chained = (plan.chains, plan.unroll) if plan.chains > 1 else ()
-    return plan.swapped, plan.instruction, plan.lanes, plan.k, plan.k_outer, plan.kc, plan.splits, chained
+    chained = (plan.accumulator_chains, plan.unroll) if plan.accumulator_chains > 1 else ()
+    return plan.swapped, plan.instruction, plan.inner_product, plan.k, plan.k_outer, plan.kc, plan.split_k, chained
 
 
 def ranked_plans(dot: Dot, machine: Machine, isa: Isa, count: int) -> list[Plan]:

@@ -33,25 +33,29 @@ class Plan:
     k_outer: tuple[Axis, ...] = ()  # the k blocks of each element of them follow one another
     mr: int
     nr: int
-    hold_lhs: bool = False
+    lhs_stationary: bool = False
     unroll: int = 1
-    chains: int = 1  # sums side by side for an element of C, of every so many-th step, that are added up
+    accumulator_chains: int = 1  # sums side by side for an element of C, of every so many-th step, that are added up
     mc: int
     kc: int
     nc: int  # columns in a round
     mt: int  # rows in a task
     nt: int  # columns in a task
     nb: int = 0  # columns of B that a task packs at a time; 0: all of its own
-    lhs: str = "direct"  # or "rows", "columns": packed per task
-    rhs: str = "direct"  # or "private": packed per task, "shared": in a phase before; "panels": as dot.panels says
-    interleaved: bool = False  # panels of B are packed one by one, each beside the products of the one before
-    lanes: str = "n"  # what stands in the lanes of an accumulator: columns of C, or "k": parts of one sum
-    splits: int = 1  # parts of the sum that different tasks make, and a phase of its own adds up in order
+    lhs: str = "unpacked"  # or "rows", "columns": packed per task
+    rhs: str = (
+        "unpacked"  # or "per_task": packed per task, "per_round": in a phase before; "panels": as dot.panels says
+    )
+    overlap_packing: bool = False  # panels of B are packed one by one, each beside the products of the one before
+    inner_product: bool = False  # parts of one sum stand in the lanes of an accumulator, not columns of C
+    split_k: int = 1  # parts of the sum that different tasks make, and a phase of its own adds up in order
     pack_panels: int = 1  # panels in a task of the packing phase
-    lhs_far: bool = False  # A comes from beyond a core's own caches, and is asked for by blocks of rows or of steps
-    rhs_far: bool = False  # B, read in place, comes from there
+    prefetch_lhs: bool = (
+        False  # A comes from beyond a core's own caches, and is asked for by blocks of rows or of steps
+    )
+    prefetch_rhs: bool = False  # B, read in place, comes from there
     streamed: bool = False  # B, read in place, is asked for in the order in which its rows lie in memory
-    near_rows: int = 0  # of a panel of packed weights, that are there in time where they are asked for
+    prefetch_rows: int = 0  # of a panel of packed weights, that are there in time where they are asked for
     why: str = field(default="", compare=False)
 
     def __post_init__(self):
@@ -62,26 +66,26 @@ class Plan:
         ):  # fmt: skip
             if value % step and (size == 0 or value < size):
                 raise ValueError(f"{name} = {value} is not a multiple of {step}: panels would overlap")
-        if self.dot.prologue and self.lhs == "direct":
+        if self.dot.prologue and self.lhs == "unpacked":
             raise ValueError("a prologue is done while A is packed: A cannot be read in place")
-        if self.dot.panels and self.unroll * self.instruction.group % self.dot.panels.group:
-            raise ValueError(f"iterations of {self.step} steps end within {self.dot.panels.group} interleaved rows")
-        if self.splits > 1 and (
-            self.rhs == "shared" or self.splits * self.blocks_per_split - self.k_blocks >= self.blocks_per_split
+        if self.dot.panels and self.unroll * self.instruction.vnni % self.dot.panels.vnni:
+            raise ValueError(f"iterations of {self.step} steps end within {self.dot.panels.vnni} interleaved rows")
+        if self.split_k > 1 and (
+            self.rhs == "per_round" or self.split_k * self.blocks_per_split - self.k_blocks >= self.blocks_per_split
         ):
-            raise ValueError(f"{self.splits} splits of {self.k_blocks} blocks: one would be empty, or B is shared")
-        as_it_lies = self.lhs == "direct" or (self.lhs == "columns" and not self.lhs_by_rows)
-        if self.lhs_far and (not as_it_lies or self.lanes == "k" or self.nb):
+            raise ValueError(f"{self.split_k} splits of {self.k_blocks} blocks: one would be empty, or B is shared")
+        as_it_lies = self.lhs == "unpacked" or (self.lhs == "columns" and not self.lhs_by_rows)
+        if self.prefetch_lhs and (not as_it_lies or self.inner_product or self.nb):
             raise ValueError("A is asked for where it is read in place or packed out of columns, all of B at once")
         whole = self.mc >= self.mt and self.k.size % self.instruction.shape[2] == 0
-        if self.interleaved and (self.rhs != "private" or self.nb or not whole):
+        if self.overlap_packing and (self.rhs != "per_task" or self.nb or not whole):
             raise ValueError("panels of B are packed beside products by each task, once for its rows, in whole steps")
 
     @property
     def step(self) -> int:
         """Steps of k in an iteration of the microkernel."""
         _, lanes, group = self.instruction.shape
-        return self.unroll * group * (lanes if self.lanes == "k" else 1)
+        return self.unroll * group * (lanes if self.inner_product else 1)
 
     @property
     def block_columns(self) -> int:
@@ -105,8 +109,8 @@ class Plan:
 
         Microkernels go by whole iterations, packing by whole registers.
         """
-        packed = self.lhs != "direct" or self.rhs != "direct"
-        return math.lcm(self.step, self.instruction.shape[1] * self.instruction.group if packed else 1)
+        packed = self.lhs != "unpacked" or self.rhs != "unpacked"
+        return math.lcm(self.step, self.instruction.shape[1] * self.instruction.vnni if packed else 1)
 
     @property
     def lhs_by_rows(self) -> bool:
@@ -121,7 +125,7 @@ class Plan:
     @property
     def rows_in_blocks(self) -> bool:
         """Whether tasks go through A by blocks of rows, which they pack or ask for."""
-        return self.lhs != "direct" or (self.lhs_far and not self.lhs_by_steps)
+        return self.lhs != "unpacked" or (self.prefetch_lhs and not self.lhs_by_steps)
 
     @property
     def m_tasks(self) -> int:
@@ -151,7 +155,7 @@ class Plan:
     @property
     def blocks_per_split(self) -> int:
         """Blocks of the sum that one task makes."""
-        return -(-self.k_blocks // self.splits)
+        return -(-self.k_blocks // self.split_k)
 
     @property
     def outer_tasks(self) -> int:
@@ -161,10 +165,10 @@ class Plan:
     @property
     def tasks(self) -> dict[str, int]:
         """Phases in order, and how many tasks each has in a round."""
-        phases = {"compute": self.splits * self.outer_tasks * self.m_tasks * self.n_tasks}
-        if self.rhs == "shared":
+        phases = {"compute": self.split_k * self.outer_tasks * self.m_tasks * self.n_tasks}
+        if self.rhs == "per_round":
             phases = {"pack": -(-self._columns(self.nc) // (self.pack_panels * self.nr)), **phases}
-        if self.splits > 1:
+        if self.split_k > 1:
             phases["reduce"] = -(-extent(self.outer) * self.m.size // self.reduced_rows)
         return phases
 
@@ -180,29 +184,29 @@ class Plan:
         return b * m * n
 
     @property
-    def ahead(self) -> bool:
+    def prefetches_rhs(self) -> bool:
         """Whether what comes next of B is asked for while a panel of it is gone through."""
-        if self.lanes == "k":
+        if self.inner_product:
             return False
-        if self.rhs == "private":
-            return self.interleaved or self.block_columns < self.nt
-        return self.rhs == "panels" or (self.rhs == "direct" and (self.rhs_far or self.streamed))
+        if self.rhs == "per_task":
+            return self.overlap_packing or self.block_columns < self.nt
+        return self.rhs == "panels" or (self.rhs == "unpacked" and (self.prefetch_rhs or self.streamed))
 
     @property
-    def rows_ahead(self) -> int:
+    def prefetch_distance(self) -> int:
         """How far ahead of a row of packed weights another one is asked for.
 
         Panels follow one another: it is the next panel's while several panels of rows go through this one, and else one
         so far away that it is there in time.
         """
         panels = self.dot.panels
-        return panels.rows if panels and self.mt > self.mr else self.near_rows
+        return panels.rows if panels and self.mt > self.mr else self.prefetch_rows
 
     @property
     def has_partial(self) -> bool:
         """Whether sums stand in scratch between parts, as C's type is too narrow for them."""
         narrow = self.dot.out != self.instruction.acc or self.dot.epilogue is not None
-        return self.k_blocks > 1 and self.splits == 1 and narrow
+        return self.k_blocks > 1 and self.split_k == 1 and narrow
 
     def rounded_up(self, depth: int) -> int:
         """Steps of k in whole instructions."""
@@ -212,7 +216,7 @@ class Plan:
     @property
     def packs_rhs(self) -> bool:
         """Whether tasks pack B."""
-        return self.rhs in ("private", "shared")
+        return self.rhs in ("per_task", "per_round")
 
     @property
     def reads_panels(self) -> bool:
@@ -225,16 +229,16 @@ class Plan:
         Those are the steps of each component, and one group of starting values where A is moved. With K along the
         lanes, a panel is a column, in whole registers.
         """
-        if self.lanes == "k":
-            register = self.instruction.shape[1] * self.instruction.group
+        if self.inner_product:
+            register = self.instruction.shape[1] * self.instruction.vnni
             return apart(-(-depth // register) * register, self.instruction.rhs)
-        steps = self.dot.components[1] * self.rounded_up(depth)
-        return steps + (self.instruction.group if self.instruction.lhs_offset else 0)
+        steps = self.dot.bf16_splits[1] * self.rounded_up(depth)
+        return steps + (self.instruction.vnni if self.instruction.lhs_offset else 0)
 
     @property
     def rhs_component_stride(self) -> int:
         """Elements between components of B in a packed panel, over its width."""
-        return self.rounded_up(self.k.size if self.rhs == "shared" else self.kc)
+        return self.rounded_up(self.k.size if self.rhs == "per_round" else self.kc)
 
     @property
     def lhs_component_stride(self) -> int:
@@ -246,7 +250,7 @@ class Plan:
     @property
     def lhs_stride(self) -> int:
         """Elements between packed rows of A; of packed panels, elements over their rows."""
-        stride = self.dot.components[0] * self.lhs_component_stride
+        stride = self.dot.bf16_splits[0] * self.lhs_component_stride
         return stride if self.lhs == "columns" else apart(stride, self.instruction.lhs)
 
     @property
@@ -260,7 +264,7 @@ class Plan:
     @property
     def local_lhs_rows(self) -> int:
         """Rows of a packed block of A, in whole panels."""
-        return 0 if self.lhs == "direct" else -(-self.mc // self.lhs_panel) * self.lhs_panel
+        return 0 if self.lhs == "unpacked" else -(-self.mc // self.lhs_panel) * self.lhs_panel
 
     @property
     def local_rhs_at(self) -> int:
@@ -270,9 +274,9 @@ class Plan:
     @property
     def local_rhs_columns(self) -> int:
         """Columns of a thread's packed block of B: those of two panels that take turns, where they are interleaved."""
-        if self.rhs != "private":
+        if self.rhs != "per_task":
             return 0
-        return 2 * self.nr if self.interleaved else self.block_columns
+        return 2 * self.nr if self.overlap_packing else self.block_columns
 
     @property
     def local_partial_at(self) -> int:
@@ -296,9 +300,9 @@ class Plan:
     @property
     def shared_bytes(self) -> int:
         """Scratch that all tasks see."""
-        if self.splits > 1:
-            return bytes_of(self.instruction.acc, self.splits * self.results)
-        return bytes_of(self.instruction.rhs, self.nc * self.panel_rows(self.k.size)) if self.rhs == "shared" else 0
+        if self.split_k > 1:
+            return bytes_of(self.instruction.acc, self.split_k * self.results)
+        return bytes_of(self.instruction.rhs, self.nc * self.panel_rows(self.k.size)) if self.rhs == "per_round" else 0
 
     def _columns(self, columns: int) -> int:
         return min(columns, -(-self.n.size // self.nr) * self.nr)

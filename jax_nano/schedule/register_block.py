@@ -24,7 +24,7 @@ class RegisterBlock:
 
     rows: int
     cols: int
-    hold_lhs: bool  # all of A's rows are held and B streams, rather than the reverse
+    lhs_stationary: bool  # all of A's rows are held and B streams, rather than the reverse
 
 
 def register_blocks(
@@ -54,7 +54,7 @@ def register_blocks(
         raise ValueError(f"{isa.name} has {isa.register_count} registers; a block needs at least 3")
     lanes, steps = instruction.shape[1], -(-k // instruction.shape[2])
     widest = isa.register_count if rhs.bytes else isa.register_count // 2  # code that packs is as long as it is wide
-    registers_of_n, biased = -(-n // lanes), instruction.lhs_offset != 0  # a row of starting values
+    registers_of_n, compensated = -(-n // lanes), instruction.lhs_offset != 0  # a row of starting values
     best: dict[int, tuple[float, int]] = {}  # by registers of n: the cycles, and the rows
     for rows in range(1, min(m, isa.register_count) + 1):
         for registers in range(1, min(registers_of_n, widest) + 1):
@@ -68,7 +68,7 @@ def register_blocks(
                 coming = Coming(
                     first=steps * stream_cycles(machine, rhs.bytes, c * lanes * rhs.element_bytes, b_rows, m),
                     near=steps * b_rows * lines(row_bytes) / machine.l2_bytes_per_cycle,
-                    again=steps * fetch_cycles(machine, (steps + biased) * piece, piece),
+                    again=steps * fetch_cycles(machine, (steps + compensated) * piece, piece),
                     stalled=steps * b_rows * rhs_stalls(machine, rhs, k, row_bytes, again=m > rows),
                     far=rhs.far,
                 )
@@ -84,7 +84,7 @@ def register_blocks(
         raise ValueError("a block needs at least one row and one column")
     fastest = sorted((cycles, rows, registers) for registers, (cycles, rows) in best.items())[:2]
     return [
-        RegisterBlock(rows, registers * lanes, hold_lhs=rows < registers)
+        RegisterBlock(rows, registers * lanes, lhs_stationary=rows < registers)
         for cycles, rows, registers in fastest
         if cycles <= HARDLY_MORE * fastest[0][0]
     ]
@@ -103,7 +103,7 @@ def tile_blocks(isa: Isa, instruction: DotInstruction, m: int, n: int) -> list[R
 
     sizes = range(1, isa.register_count)
     return [
-        RegisterBlock(tall * height, wide * lanes, hold_lhs=tall < wide)
+        RegisterBlock(tall * height, wide * lanes, lhs_stationary=tall < wide)
         for tall in sizes
         for wide in sizes
         if allowed(tall, wide) and not (allowed(tall + 1, wide) and allowed(tall, wide + 1))
@@ -118,7 +118,7 @@ def inner_block(
     Rows of A and columns of B are read side by side: blocks whose streams push each other out of the nearest cache are
     left out.
     """
-    l1 = machine.caches[0]
+    l1 = machine.l1
     lanes, steps = instruction.shape[1], -(-k.size // (instruction.shape[1] * instruction.shape[2]))
     spare = instruction.operations + (dot.lhs != instruction.lhs) + (dot.rhs != instruction.rhs)
     best: tuple[float, int, int] | None = None
@@ -138,4 +138,4 @@ def inner_block(
                 best = cycles, rows, cols
     if best is None:
         raise ValueError("a block needs at least one row and one column")
-    return RegisterBlock(best[1], best[2], hold_lhs=False)
+    return RegisterBlock(best[1], best[2], lhs_stationary=False)

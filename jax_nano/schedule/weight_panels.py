@@ -29,9 +29,9 @@ def panels_for(dtype: str, k: int, n: int, machine: Machine, isa: Isa) -> Panels
     plans = [plan for plan in kernel_plans(dot, machine, isa) if plan.packs_rhs]
     best = min(plans, key=lambda plan: estimate.seconds(plan, machine, 1).total)
     _, lanes, steps = best.instruction.shape
-    group = best.instruction.group if best.instruction.rhs == dtype else 1
+    group = best.instruction.vnni if best.instruction.rhs == dtype else 1
     widths = [lanes * registers for registers in REGISTERS]
     width = next((w for w in widths if -n % w <= n * PADDING), min(widths, key=lambda w: (-n % w, -w)))
     # With one row, steps along K and along N could not be told apart.
     rows = max(2, -(-k // steps) * steps if group > 1 else k)
-    return Panels(matrices=1, rows=rows, columns=-(-n // width) * width, width=width, group=group)
+    return Panels(matrices=1, rows=rows, columns=-(-n // width) * width, width=width, vnni=group)

@@ -101,7 +101,7 @@ def pack(w: ArrayLike) -> PackedWeight:
 def _packed(w: Array, panels: Panels) -> Array:
     *batch, k, n = w.shape
     padded = jnp.pad(w, [*[(0, 0)] * len(batch), (0, panels.rows - k), (0, panels.columns - n)])
-    pieces = padded.reshape(*batch, panels.rows // panels.group, panels.group, -1, panels.width)
+    pieces = padded.reshape(*batch, panels.rows // panels.vnni, panels.vnni, -1, panels.width)
     return jnp.moveaxis(pieces, (-2, -4, -1, -3), (-4, -3, -2, -1))
 
 

@@ -18,7 +18,7 @@ from jax import Array
 from jax.interpreters import ad, batching, mlir, xla
 from jax.typing import ArrayLike, DTypeLike
 
-from jax_nano.ir.dtypes import WORD_STEPS
+from jax_nano.ir.dtypes import INT4_PER_WORD
 from jax_nano.ir.packed_weight import step_bit
 from jax_nano.jaxpr.primitives import nano_dequantize_p
 from jax_nano.weights.weight import Weight
@@ -26,7 +26,7 @@ from jax_nano.weights.weight import Weight
 FLOATS = tuple(map(jnp.dtype, (jnp.bfloat16, jnp.float16, jnp.float32)))
 GROUPS = (32, 64, 128)
 STEPS = 127  # on either side of 0, of 8-bit integers
-_BITS = np.array([[step_bit(step)] for step in range(WORD_STEPS)], np.uint32)
+_BITS = np.array([[step_bit(step)] for step in range(INT4_PER_WORD)], np.uint32)
 
 no_derivative = (
     "a QuantizedWeight has no derivative: its integers do not change by small steps; differentiate with respect to the "
@@ -213,8 +213,8 @@ def _of_rows(x: Array, group: int | None, rows: int) -> Array:
 
 def _in_words(values: Array) -> Array:
     """Integers of 4 bits, eight rows in one of words."""
-    codes = _padded(values, WORD_STEPS).astype(jnp.uint32) & 15
-    steps = codes.reshape(*values.shape[:-2], -1, WORD_STEPS, values.shape[-1])
+    codes = _padded(values, INT4_PER_WORD).astype(jnp.uint32) & 15
+    steps = codes.reshape(*values.shape[:-2], -1, INT4_PER_WORD, values.shape[-1])
     return (steps << _BITS).sum(-2, dtype=jnp.uint32)
 
 

@@ -40,7 +40,7 @@ def numbers(rng, shape, dtype):
     return rng.standard_normal(shape).astype(dtype)
 
 
-def tile_plans(lhs, rhs, dimension_numbers, types, packed=False, precision=None, interleaved=False):
+def tile_plans(lhs, rhs, dimension_numbers, types, packed=False, precision=None, overlap_packing=False):
     """Every plan by tiles that the schedule weighs, before it divides work into tasks.
 
     Args:
@@ -50,7 +50,7 @@ def tile_plans(lhs, rhs, dimension_numbers, types, packed=False, precision=None,
       types: of A, B and C.
       packed: whether B lies in panels.
       precision: what lax.dot_general would be asked for.
-      interleaved: whether panels of B are packed beside products.
+      overlap_packing: whether panels of B are packed beside products.
     """
     a, b = Operand.row_major(lhs, types[0]), Operand.row_major(rhs, types[1])
     if packed:
@@ -58,7 +58,7 @@ def tile_plans(lhs, rhs, dimension_numbers, types, packed=False, precision=None,
         b = replace(b, strides=(1, panels.rows), panels=panels)
     dot = followed(precision, Dot.of(a, b, dimension_numbers, types[2]))
     plans = (plan for plan in kernel_plans(dot, MACHINE, AMX) if plan.instruction.tiles)
-    return [plan for plan in plans if plan.interleaved == interleaved]
+    return [plan for plan in plans if plan.overlap_packing == overlap_packing]
 
 
 def blocked(plan, tall, wide, *, panels=None, depth=None):
@@ -72,8 +72,8 @@ def blocked(plan, tall, wide, *, panels=None, depth=None):
     mr, nr = rows * tall, cols * wide
     m, n = (-(-axis.size // step) * step for axis, step in ((plan.m, mr), (plan.n, nr)))
     mt, nt = (mr * panels, nr * panels) if panels else (m, n)
-    mc = mr if plan.lhs == "rows" and not plan.interleaved else mt
-    one = replace(plan, mr=mr, nr=nr, hold_lhs=tall < wide, mc=mc, mt=mt, nc=n, nt=nt, kc=plan.k.size)
+    mc = mr if plan.lhs == "rows" and not plan.overlap_packing else mt
+    one = replace(plan, mr=mr, nr=nr, lhs_stationary=tall < wide, mc=mc, mt=mt, nc=n, nt=nt, kc=plan.k.size)
     if depth is None:
         return one
     return replace(one, kc=min(plan.k.size, -(-depth // one.k_multiple) * one.k_multiple))

@@ -76,7 +76,7 @@ def test_every_way_to_share_out_work(out):
         tasks = blocked(plan, 2, 2, panels=1)
         parts = blocked(plan, 2, 2, panels=1, depth=128)
         plans = [
-            parts, replace(tasks, rhs="shared"), replace(parts, rhs="shared"), replace(parts, splits=2),
+            parts, replace(tasks, rhs="per_round"), replace(parts, rhs="per_round"), replace(parts, split_k=2),
             replace(blocked(plan, 2, 2), nb=32),
         ]  # fmt: skip
         check(name, plans, *operands(m, n, 620))
@@ -85,7 +85,7 @@ def test_every_way_to_share_out_work(out):
 @every_algorithm
 def test_components_packed_beside_products(name):
     m, n, k = 40, 70, 256
-    plans = plans_of(name, m, n, k, interleaved=True)
+    plans = plans_of(name, m, n, k, overlap_packing=True)
     check(name, [*plans[:3], blocked(plans[0], 2, 1, panels=1, depth=128)], *operands(m, n, k))
 
 

@@ -45,7 +45,7 @@ def test_the_main_loop_multiplies_four_times_for_four_loads(name):
 ], ids=str)  # fmt: skip
 def test_packing_stands_in_the_loop_of_the_first_rows(types, tall, lines):
     """Nothing is added to the others' loop, and to theirs a load or so, a few shuffles and a store for each line."""
-    for plan in tile_plans((512, 512), (512, 512), MATMUL, types, interleaved=True):
+    for plan in tile_plans((512, 512), (512, 512), MATMUL, types, overlap_packing=True):
         text = assembly(blocked(plan, tall, 4 // tall))
         assert "Folded Spill" not in "".join(line for line in text.splitlines() if "tile" in line)
         assert text.count("ldtilecfg") == text.count("tilerelease") == 1

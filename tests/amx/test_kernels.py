@@ -131,10 +131,10 @@ def test_every_way_to_share_out_work(types):
         tasks = blocked(plan, 2, 2, panels=1)
         parts = blocked(plan, 2, 2, panels=1, depth=128)
         plans = [
-            replace(tasks, rhs="shared"),
-            replace(tasks, rhs="shared", nc=64),
-            replace(parts, rhs="shared"),
-            replace(parts, splits=2),
+            replace(tasks, rhs="per_round"),
+            replace(tasks, rhs="per_round", nc=64),
+            replace(parts, rhs="per_round"),
+            replace(parts, split_k=2),
             replace(blocked(plan, 2, 2), nb=32),
         ]
         check(plans, MATMUL, types, lhs, rhs)
@@ -147,7 +147,7 @@ def test_register_blocks_give_the_same_bits(m, precision):
     types, rng = ("f32" if precision else "bf16",) * 2 + ("f32",), np.random.default_rng(m)
     lhs, rhs = numbers(rng, (m, 1000), types[0]), numbers(rng, (1000, 66), types[1])
     (plan, *_) = tile_plans(lhs.shape, rhs.shape, MATMUL, types, precision=precision)
-    for parts in ({}, {"splits": 2}):
+    for parts in ({}, {"split_k": 2}):
         plans = [replace(blocked(plan, *block, depth=250), **parts) for block in ((1, 1), (2, 2), (1, 3), (4, 1))]
         assert len({order_of_sums(plan) for plan in plans}) == 1
         first, *others = (bits(TileRunner(plan)(lhs, rhs)) for plan in plans)
@@ -165,7 +165,7 @@ def test_panels_packed_beside_products(types, n):
     """Of the last panel's columns some are there; after it comes none. A task's rows may be fewer than a block's."""
     rng = np.random.default_rng(n)
     lhs, rhs = numbers(rng, (50, 256), types[0]), numbers(rng, (256, n), types[1])
-    (plan, *_) = tile_plans(lhs.shape, rhs.shape, MATMUL, types, interleaved=True)
+    (plan, *_) = tile_plans(lhs.shape, rhs.shape, MATMUL, types, overlap_packing=True)
     for tall, wide in ((1, 1), (2, 2), (4, 1), (1, 2)):
         ways = {"panels": 1}, {"panels": 2}, {"panels": 2, "depth": 128}, {}
         check([blocked(plan, tall, wide, **way) for way in ways], MATMUL, types, lhs, rhs, before=tall == 2)
@@ -175,11 +175,11 @@ def test_batches_and_parts_of_sums_packed_beside_products():
     types, rng = ("bf16", "bf16", "f32"), np.random.default_rng(0)
     lhs, rhs = numbers(rng, (3, 18, 64), types[0]), numbers(rng, (3, 64, 70), types[1])
     batch = ((2,), (1,)), ((0,), (0,))
-    check(tile_plans(lhs.shape, rhs.shape, batch, types, interleaved=True), batch, types, lhs, rhs)
+    check(tile_plans(lhs.shape, rhs.shape, batch, types, overlap_packing=True), batch, types, lhs, rhs)
     lhs, rhs = numbers(rng, (30, 640), types[0]), numbers(rng, (640, 70), types[1])
-    for plan in tile_plans(lhs.shape, rhs.shape, MATMUL, types, interleaved=True):
+    for plan in tile_plans(lhs.shape, rhs.shape, MATMUL, types, overlap_packing=True):
         parts = blocked(plan, 2, 1, panels=1, depth=128)
-        check([parts, replace(parts, splits=3)], MATMUL, types, lhs, rhs)
+        check([parts, replace(parts, split_k=3)], MATMUL, types, lhs, rhs)
 
 
 @pytest.mark.parametrize("name", BYTES)

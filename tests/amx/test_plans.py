@@ -66,15 +66,15 @@ def test_vectors_multiply_what_tiles_cannot(machine, types):
 @pytest.mark.parametrize("types", [("bf16", "bf16", "f32"), ("s8", "s8", "s32")], ids="-".join)
 def test_packing_is_interleaved_where_it_would_take_long(machine, types, m):
     plan = chosen(machine, types, m, 512, 512)
-    assert plan.interleaved
-    before = [x for x in kernel_plans(plan.dot, machine, machine.isas[0]) if not x.interleaved]
+    assert plan.overlap_packing
+    before = [x for x in kernel_plans(plan.dot, machine, machine.isas[0]) if not x.overlap_packing]
     assert estimate.seconds(plan, machine, 1).total < 0.95 * min(estimate.seconds(x, machine, 1).total for x in before)
 
 
 def test_panels_are_interleaved_by_tasks_that_pack_them_once(machine):
     plan = chosen(machine, ("bf16", "bf16", "f32"), 64, 512, 512)
     text = "panels of B are packed beside products by each task, once for its rows, in whole steps"
-    for changes in ({"rhs": "shared"}, {"nb": plan.nr}, {"mt": 64, "mc": 32}, {"k": replace(plan.k, size=500)}):
+    for changes in ({"rhs": "per_round"}, {"nb": plan.nr}, {"mt": 64, "mc": 32}, {"k": replace(plan.k, size=500)}):
         with pytest.raises(ValueError, match=f"^{text}$"):
             replace(plan, **changes)
 

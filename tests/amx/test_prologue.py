@@ -87,7 +87,7 @@ def test_nothing_beside_the_operands_is_multiplied(name, m, n, k, columns):
 @pytest.mark.parametrize(("tall", "wide"), [(1, 1), (2, 2), (1, 3), (4, 1)])
 def test_register_blocks_and_parts_of_sums(tall, wide):
     arrays = operands(70, 100, 256, np.int8)
-    for plan in {plan.interleaved: plan for plan in plans_of(to_bytes, arrays)}.values():
+    for plan in {plan.overlap_packing: plan for plan in plans_of(to_bytes, arrays)}.values():
         ways = {}, {"panels": 1}, {"panels": 1, "depth": 128}
         check(to_bytes, arrays, [blocked(plan, tall, wide, **way) for way in ways], eps=0)
 

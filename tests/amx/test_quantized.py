@@ -57,7 +57,7 @@ def test_register_blocks(tall, wide):
     for m, n in ((16 * (tall + 1), 16 * (wide + 1)), (33 * tall, 40 * wide)):
         x, q, (plan, *_) = product(m, 200, n, group=64)
         shared = blocked(plan, tall, wide, panels=1, depth=64)
-        check(x, q, [blocked(plan, tall, wide, depth=32), shared, replace(shared, rhs="shared")])
+        check(x, q, [blocked(plan, tall, wide, depth=32), shared, replace(shared, rhs="per_round")])
 
 
 def test_a_program_scales_groups_by_tiles(here):

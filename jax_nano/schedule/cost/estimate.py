@@ -65,9 +65,9 @@ def seconds(plan: Plan, machine: Machine, threads: int | None = None) -> Estimat
     hertz = machine.ghz * 1e9
     compute = compute_cycles(plan, machine) / hertz
     work, fetching = packing_cycles(plan, machine)
-    if plan.ahead:
-        pieces = plan.nr if plan.interleaved else plan.block_columns
-        first = pieces / plan.nt if plan.rhs == "private" else 0.0  # of a task: nothing asks for it
+    if plan.prefetches_rhs:
+        pieces = plan.nr if plan.overlap_packing else plan.block_columns
+        first = pieces / plan.nt if plan.rhs == "per_task" else 0.0  # of a task: nothing asks for it
         hidden = min((1 - UNHIDDEN) * fetching, compute * hertz)
         fetching -= (1 - first) * hidden
     packing = (work - hidden_packing_cycles(plan, machine, compute * hertz) + fetching) / hertz
@@ -101,7 +101,7 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
     component of B.
     """
     core, instruction = machine.cores[plan.isa], plan.instruction
-    if plan.lanes == "k":
+    if plan.inner_product:
         steps = -(-plan.kc // (instruction.shape[2] * instruction.shape[1]))
         cycles = sum(
             r_count * c_count * inner_cycles(machine.isa(plan.isa), machine, instruction, r, c, steps, plan.m.size)
@@ -109,12 +109,12 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
             for c, c_count in panels(plan.n.size, plan.nr)
         )
         return cycles * extent(plan.outer) * plan.k_blocks
-    terms, components = plan.dot.terms, plan.dot.components[1]
+    terms, components = plan.dot.terms, plan.dot.bf16_splits[1]
     lanes, steps = instruction.shape[1], terms * -(-plan.kc // instruction.shape[2])
     blocks = -(-plan.m.size // plan.mc) if plan.n.size > plan.nr else 1
     b_bytes = rhs_block_bytes(plan)
     extra = extra_for(plan, machine)
-    in_place = InPlace.of(plan.dot, plan.n, plan.k, plan.rhs_far) if plan.rhs == "direct" else PACKED
+    in_place = InPlace.of(plan.dot, plan.n, plan.k, plan.prefetch_rhs) if plan.rhs == "unpacked" else PACKED
     cycles = unasked = 0.0
     for cols, col_count in panels(plan.n.size, plan.nr):
         registers = -(-cols // lanes)
@@ -122,7 +122,7 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
         row_bytes, rows_in_step = bytes_of(plan.dot.rhs, registers * lanes), instruction.shape[2]
         held = steps * components // terms + (instruction.lhs_offset != 0)  # with the starting values
         again = steps * fetch_cycles(machine, held * step_bytes, step_bytes)
-        if plan.rhs == "direct":
+        if plan.rhs == "unpacked":
             first = steps * stream_cycles(machine, b_bytes, row_bytes, rows_in_step, plan.m.size)
             first *= 1 + STREAM_BYTES / bytes_of(plan.dot.rhs, plan.nt)
         elif plan.rhs == "panels":
@@ -132,7 +132,7 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
             first = share * steps * fetch_cycles(machine, b_bytes, step_bytes) + (1 - share) * again
         waits = rhs_stalls(machine, in_place, plan.kc, row_bytes, again=plan.m.size > plan.mr)
         near = steps * rows_in_step * whole_lines(row_bytes) / machine.l2_bytes_per_cycle
-        coming = Coming(first, near, again, stalled=steps * rows_in_step * waits, far=plan.rhs_far)
+        coming = Coming(first, near, again, stalled=steps * rows_in_step * waits, far=plan.prefetch_rhs)
         column = 0.0
         for rows, row_count in panels(plan.m.size, plan.mr):
             tall = -(-rows // instruction.shape[0])
@@ -146,7 +146,7 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
         cycles += col_count * coming.column(column)
         unasked = max(unasked, first)
     cycles *= extent(plan.outer) * plan.k_blocks
-    if plan.rhs_far:  # nothing asks for a task's first panel
+    if plan.prefetch_rhs:  # nothing asks for a task's first panel
         cycles += extent(plan.outer) * plan.m_tasks * plan.n_tasks * UNASKED * unasked
     cycles = beside(cycles, lhs_wait_cycles(plan, machine))
     cycles += extent(plan.outer) * plan.m.size * (plan.n_tasks * plan.rounds - 1) * machine.row_cycles
@@ -155,9 +155,9 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
 
 def extra_for(plan: Plan, machine: Machine) -> Extra:
     """What a plan's steps need beside loads and multiply-accumulates."""
-    in_place = plan.lhs == "direct", not plan.reads_panels
+    in_place = plan.lhs == "unpacked", not plan.reads_panels
     core = machine.vector_core(plan.isa)
-    return extra_work(machine, core, plan.dot, plan.m, plan.instruction, *in_place, plan.lanes)
+    return extra_work(machine, core, plan.dot, plan.m, plan.instruction, *in_place, plan.inner_product)
 
 
 def tile_pass_cycles(plan: Plan, machine: Machine, rows: int, registers: int) -> float:

@@ -70,17 +70,17 @@ def fits(cache: Cache, pieces: int, piece_bytes: int, stride_bytes: int) -> bool
 
 def misses(machine: Machine, pieces: int, piece_bytes: int, stride_bytes: int) -> float:
     """Cycles of waiting for one of some runs of bytes, a stride apart, that are gone through again and again."""
-    if fits(machine.caches[0], pieces, piece_bytes, stride_bytes):
+    if fits(machine.l1, pieces, piece_bytes, stride_bytes):
         return 0.0
     lines = piece_bytes / LINE_BYTES
-    if fits(machine.second_cache, pieces, piece_bytes, stride_bytes):
+    if fits(machine.l2, pieces, piece_bytes, stride_bytes):
         return lines * (FOLLOWED_MISS if stride_bytes < machine.page_bytes else 1)
     return max(2 * lines, FAR_MISS_CYCLES)
 
 
 def lhs_stalls(plan: Plan, machine: Machine, rows: int) -> float:
     """Cycles that a step of k waits for lines of A that strides have pushed out of the nearest caches."""
-    if plan.lhs != "direct":
+    if plan.lhs != "unpacked":
         return 0.0
     by_elements = not plan.instruction.tiles  # tiles take whole lines at once
     waits = thrashed(machine, rows, bytes_of(plan.dot.lhs, plan.m.lhs)) if by_elements else 0.0
@@ -91,7 +91,7 @@ def lhs_stalls(plan: Plan, machine: Machine, rows: int) -> float:
 
 def thrashed(machine: Machine, rows: int, stride_bytes: int) -> float:
     """The same of elements of so many rows side by side."""
-    near = rows == 1 or stride_bytes == 0 or fits(machine.caches[0], rows + 2, LINE_BYTES, stride_bytes)
+    near = rows == 1 or stride_bytes == 0 or fits(machine.l1, rows + 2, LINE_BYTES, stride_bytes)
     return 0.0 if near else THRASHED_CYCLES * rows
 
 
@@ -99,7 +99,7 @@ def rhs_stalls(machine: Machine, rhs: InPlace, rows: int, row_bytes: int, again:
     """The same of one of `rows` rows of B in place, which rows of A may go through `again`."""
     if not rhs.bytes:
         return 0.0
-    l1 = machine.caches[0]
+    l1 = machine.l1
     if rhs.far and rhs.stride_bytes % l1.way_bytes == 0 and rows > l1.ways:
         return ALIASED_CYCLES
     return misses(machine, rows, row_bytes, rhs.stride_bytes) if again else 0.0
@@ -110,14 +110,14 @@ def fetch_cycles(machine: Machine, held_bytes: int, step_bytes: float) -> float:
     for cache, bytes_per_cycle in zip(machine.caches[:-1], (math.inf, machine.l2_bytes_per_cycle), strict=False):
         if held_bytes <= cache.bytes * PANEL_SHARE:
             return step_bytes / bytes_per_cycle
-    far = held_bytes > machine.caches[-1].bytes
+    far = held_bytes > machine.llc.bytes
     bandwidth = machine.memory_gb_per_s[0] * MEMORY_SHARE if far else machine.l3_gb_per_s
     return step_bytes * machine.ghz / bandwidth
 
 
 def stream_cycles(machine: Machine, held_bytes: int, row_bytes: float, rows: int, m: int) -> float:
     """The same where B is read in place and asked for ahead, by pieces of `rows` of its rows, for `m` rows of A."""
-    if held_bytes <= machine.second_cache.bytes:
+    if held_bytes <= machine.l2.bytes:
         return 0.0
     row_bytes = max(row_bytes, LINE_BYTES) + (ROW_BYTES if m <= FEW_ROWS else 0)
     return rows * row_bytes * stream_rate(machine, held_bytes, PUSHED_OUT)
@@ -125,7 +125,7 @@ def stream_cycles(machine: Machine, held_bytes: int, row_bytes: float, rows: int
 
 def stream_rate(machine: Machine, held_bytes: int, pushed_out: float = 0.0) -> float:
     """Cycles for a byte of what is asked for ahead; of `held_bytes` that fit the last cache, a share may have gone."""
-    share = 1.0 if held_bytes > machine.caches[-1].bytes * PANEL_SHARE else pushed_out
+    share = 1.0 if held_bytes > machine.llc.bytes * PANEL_SHARE else pushed_out
     from_memory, from_cache = machine.memory_gb_per_s[0] / machine.ghz, machine.l3_stream_bytes_per_cycle
     return share / from_memory + (1 - share) / from_cache
 
@@ -136,7 +136,7 @@ def run_cycles(machine: Machine, dot: Dot, m: Axis) -> float:
     Rows whose stride shares a large power of two with the size of a way push each other out of the caches.
     """
     _, rows, cols, _ = dot.sizes
-    l1 = machine.caches[0]
+    l1 = machine.l1
     if m.size == 1 or bytes_of(dot.out, rows * cols) <= l1.bytes:
         return 0.0
     places = l1.way_bytes // math.gcd(bytes_of(dot.out, m.out), l1.way_bytes)
@@ -148,7 +148,7 @@ def lhs_refetch_cycles(plan: Plan, machine: Machine, tall: int) -> float:
     if not plan.instruction.tiles:
         return 0.0
     rows, _, depth = plan.instruction.shape
-    block = bytes_of(plan.instruction.lhs, min(plan.mc, plan.m.size) * plan.kc * plan.dot.components[0])
+    block = bytes_of(plan.instruction.lhs, min(plan.mc, plan.m.size) * plan.kc * plan.dot.bf16_splits[0])
     return fetch_cycles(machine, block, bytes_of(plan.instruction.lhs, tall * rows * depth))
 
 
@@ -158,7 +158,7 @@ def rhs_block_bytes(plan: Plan) -> int:
     if not plan.packs_rhs:
         return bytes_of(dtype, plan.n.size * plan.k.size)
     columns = plan.local_rhs_columns or plan.nc  # what others packed is not in this core's caches
-    return bytes_of(dtype, min(columns, plan.n.size) * plan.kc * plan.dot.components[1])
+    return bytes_of(dtype, min(columns, plan.n.size) * plan.kc * plan.dot.bf16_splits[1])
 
 
 def lhs_wait_cycles(plan: Plan, machine: Machine) -> float:
@@ -171,7 +171,7 @@ def lhs_wait_cycles(plan: Plan, machine: Machine) -> float:
         rows = plan.mt if plan.lhs_by_steps else plan.mc
         beside = 0.0 if plan.lhs_by_rows else STREAM_BYTES / bytes_of(plan.dot.lhs, rows)
         return (1 + beside) * bytes_of(plan.dot.lhs, size) * stream_rate(machine, footprint(plan))
-    if plan.lhs != "direct":
+    if plan.lhs != "unpacked":
         return 0.0
     waiting = IN_PLACE * lines(size, plan.dot.lhs) * line_fetch_cycles(plan, machine)
     if plan.k.lhs == 1:
@@ -183,11 +183,11 @@ def lhs_wait_cycles(plan: Plan, machine: Machine) -> float:
 
 def asked_in_time(plan: Plan, machine: Machine) -> bool:
     """Whether A is asked for ahead and stays near a core until it is read: of columns, those in hand and the next."""
-    if not plan.lhs_far or plan.lhs_by_rows:
-        return plan.lhs_far
+    if not plan.prefetch_lhs or plan.lhs_by_rows:
+        return plan.prefetch_lhs
     columns, rows = (2 * plan.kc, plan.mt) if plan.lhs_by_steps else (plan.kc, 2 * plan.mc)
     run, stride = bytes_of(plan.dot.lhs, min(rows, plan.m.size)), bytes_of(plan.dot.lhs, plan.k.lhs)
-    return fits(machine.second_cache, columns, run, stride)
+    return fits(machine.l2, columns, run, stride)
 
 
 def line_fetch_cycles(plan: Plan, machine: Machine, pushed_out: float = 0.0) -> float:
@@ -196,9 +196,9 @@ def line_fetch_cycles(plan: Plan, machine: Machine, pushed_out: float = 0.0) -> 
     Of an operand that fits the last cache, a share may have been pushed out.
     """
     size = footprint(plan)
-    if size <= machine.second_cache.bytes:
+    if size <= machine.l2.bytes:
         return 0.0
-    share = 1.0 if size > machine.caches[-1].bytes else pushed_out
+    share = 1.0 if size > machine.llc.bytes else pushed_out
     per_gb = share / (machine.memory_gb_per_s[0] * MEMORY_SHARE) + (1 - share) / machine.l3_gb_per_s
     return LINE_BYTES * per_gb * machine.ghz / PACKING_RATE
 
@@ -207,13 +207,13 @@ def memory_seconds(plan: Plan, machine: Machine, workers: int) -> float:
     """How long the arrays take on their way to the cores: each task along m reads B again, each along n reads A."""
     size = footprint(plan)
     b, m, n, k = plan.dot.sizes
-    again = (plan.m_tasks - 1) * (plan.rhs != "shared") * bytes_of(plan.dot.rhs, b * k * n)
+    again = (plan.m_tasks - 1) * (plan.rhs != "per_round") * bytes_of(plan.dot.rhs, b * k * n)
     again += (plan.n_tasks * plan.rounds - 1) * bytes_of(plan.dot.lhs, b * m * k)
     inner = sum(cache.bytes * (1 if cache.shared else workers) for cache in machine.caches[:-1])
     if size <= inner:
         return 0.0
     one, every = machine.memory_gb_per_s
-    if size <= machine.caches[-1].bytes:
+    if size <= machine.llc.bytes:
         return (size + again) / (machine.l3_gb_per_s * workers * 1e9)
     return (size + again) / (min(one * workers, every) * 1e9)
 

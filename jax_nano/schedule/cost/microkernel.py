@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from jax_nano.ir.dot import Axis, Dot
-from jax_nano.ir.dtypes import LARGEST, WORDS
+from jax_nano.ir.dtypes import LARGEST, PACKED_INT4
 from jax_nano.machine.isa import Core, DotInstruction, Isa, Machine
 from jax_nano.schedule.cost.memory import fetch_cycles, run_cycles
 
@@ -36,32 +36,38 @@ class Extra:
 
 
 def extra_work(
-    machine: Machine, core: Core, dot: Dot, m: Axis, instruction: DotInstruction, lhs_direct: bool, rhs_direct: bool,
-    lanes: str = "n",
-) -> Extra:  # fmt: skip
+    machine: Machine,
+    core: Core,
+    dot: Dot,
+    m: Axis,
+    instruction: DotInstruction,
+    lhs_unpacked: bool,
+    rhs_unpacked: bool,
+    inner_product: bool = False,
+) -> Extra:
     """The same before there is a plan: conversions in registers, rows of B interleaved there, and rows of C."""
     per_row = per_register = 0.0
-    group = instruction.group
+    group = instruction.vnni
     registers = instruction.operations - 1
-    if lhs_direct:
+    if lhs_unpacked:
         per_row = 2.0 if dot.lhs != instruction.lhs else 0.0
         if instruction.lhs_offset:  # through a general register, out of which one is spread in a cycle
             per_row += core.vector_per_cycle
         registers += dot.lhs != instruction.lhs
     runs = run_cycles(machine, dot, m)
-    if dot.rhs in WORDS and instruction.rhs == "bf16" and rhs_direct:
+    if dot.rhs in PACKED_INT4 and instruction.rhs == "bf16" and rhs_unpacked:
         looked_up = 1.0 + core.vector_per_cycle / core.shuffles_per_cycle  # a shift and a permutation
         return Extra(per_row, looked_up, registers=LOOKUP_REGISTERS, held=1, per_run=runs)
-    if not rhs_direct:
+    if not rhs_unpacked:
         return Extra(per_row, registers=registers, per_run=runs)
-    interleaved, converted = group > 1 and lanes == "n", dot.rhs != instruction.rhs
+    interleaved, converted = group > 1 and not inner_product, dot.rhs != instruction.rhs
     if interleaved:
         per_register += 2.0 * core.vector_per_cycle / core.shuffles_per_cycle * math.log2(group)
         registers += 2 * group  # rows as they are, and interleaved
     if converted:
         per_register += group * (4.0 if dot.rhs in LARGEST and instruction.rhs == "bf16" else 2.0)  # f32, half by half
         registers += 2
-    held = int(dot.rhs in WORDS)
+    held = int(dot.rhs in PACKED_INT4)
     return Extra(per_row, per_register, group if interleaved else 1, registers, held, runs)
 
 

@@ -37,29 +37,29 @@ def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
     m, n, k, outer = plan.m.size, plan.n.size, plan.k.size * extent(plan.k_outer), extent(plan.outer)
     cycles = waiting = 0.0
     if plan.packs_rhs:
-        times = outer * (plan.m_tasks if plan.rhs == "private" else 1)  # shared panels have no outer axes
+        times = outer * (plan.m_tasks if plan.rhs == "per_task" else 1)  # shared panels have no outer axes
         cycles += times * rhs_copy_cycles(plan, machine)
-        columns = plan.pack_panels * plan.nr if plan.rhs == "shared" else plan.block_columns
-        far = footprint(plan) > machine.caches[-1].bytes
-        if plan.interleaved and far:
+        columns = plan.pack_panels * plan.nr if plan.rhs == "per_round" else plan.block_columns
+        far = footprint(plan) > machine.llc.bytes
+        if plan.overlap_packing and far:
             columns = plan.nr
         run = bytes_of(plan.dot.rhs, min(columns, n) if plan.n.rhs == 1 else plan.kc)
         waiting += times * lines(k * n, plan.dot.rhs) * line_fetch_cycles(plan, machine, PUSHED_OUT)
         if far:
-            cycles += waiting * FAR_RUN_BYTES / run * (AHEAD_RUN if plan.ahead else 1)
+            cycles += waiting * FAR_RUN_BYTES / run * (AHEAD_RUN if plan.prefetches_rhs else 1)
         else:  # prefetchers bring it at the full rate
             cycles += waiting * RUN_BYTES / run
             waiting *= PACKING_RATE
-    if plan.lhs != "direct":
+    if plan.lhs != "unpacked":
         times = outer * plan.n_tasks * plan.rounds * plan.lhs_packings
-        cycles += times * m * k * plan.dot.components[0] * prologue_cycles(plan, core)
+        cycles += times * m * k * plan.dot.bf16_splits[0] * prologue_cycles(plan, core)
         by_rows = plan.lhs == "rows" and plan.k.lhs == 1
         copied, turned = plan.m.lhs == 1 and plan.lhs == "columns", plan.k.lhs == 1 or plan.m.lhs == 1
-        panel = bytes_of(plan.instruction.lhs, plan.lhs_panel * plan.instruction.group)
+        panel = bytes_of(plan.instruction.lhs, plan.lhs_panel * plan.instruction.vnni)
         stores = max(1.0, LINE_BYTES / panel) if plan.lhs == "columns" else 1.0
         converted = plan.dot.lhs != plan.instruction.lhs
         copying = stores * line_cycles(core, plan, by_rows or copied, turned, converted, plain=by_rows)
-        cycles += times * lines(m * k * plan.dot.components[0], plan.instruction.lhs) * copying
+        cycles += times * lines(m * k * plan.dot.bf16_splits[0], plan.instruction.lhs) * copying
         run = bytes_of(plan.dot.lhs, min(plan.mc, m) if plan.m.lhs == 1 else plan.kc)
         fetching = line_fetch_cycles(plan, machine, LHS_PUSHED_OUT) * (1 + RUN_BYTES / run)
         if asked_in_time(plan, machine):
@@ -74,7 +74,7 @@ def hidden_packing_cycles(plan: Plan, machine: Machine, products: float) -> floa
 
     Where those are of components, it is the last ones.
     """
-    if not plan.interleaved:
+    if not plan.overlap_packing:
         return 0.0
     panels = extent(plan.outer) * plan.m_tasks * (1 - plan.nr / plan.nt)
     alone, units = (panels * rhs_copy_cycles(plan, machine, alone) for alone in (True, False))
@@ -85,9 +85,9 @@ def hidden_packing_cycles(plan: Plan, machine: Machine, products: float) -> floa
 def rhs_copy_cycles(plan: Plan, machine: Machine, alone: bool = True) -> float:
     """Cycles of packing B once."""
     core, k = machine.vector_core(plan.isa), plan.k.size * extent(plan.k_outer)
-    padded = -(-plan.n.size // plan.nr) * plan.nr * plan.dot.components[1]
+    padded = -(-plan.n.size // plan.nr) * plan.nr * plan.dot.bf16_splits[1]
     converted = plan.dot.rhs != plan.instruction.rhs
-    in_order = plan.n.rhs == 1 and plan.lanes == "n"
+    in_order = plan.n.rhs == 1 and not plan.inner_product
     copying = line_cycles(core, plan, in_order, 1 in (plan.n.rhs, plan.k.rhs), converted, alone=alone)
     return lines(k * padded, plan.instruction.rhs) * copying
 
@@ -96,7 +96,7 @@ def line_cycles(
     core: Core, plan: Plan, copied: bool, transposed: bool, converted: bool, plain: bool = False, alone: bool = True
 ) -> float:
     """Cycles of packing one line's worth of elements; unless `alone`, those of the units that it keeps busy most."""
-    lanes, group = plan.instruction.shape[1], plan.instruction.group
+    lanes, group = plan.instruction.shape[1], plan.instruction.vnni
     registers = LINE_BYTES / (lanes * bytes_of(plan.instruction.acc))
     if copied:
         shuffles = 0.0 if plain else 2.0 * (group - 1)
