@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from products import Product, matrix
 
-from jax_nano.codegen import macrokernel, microkernel
+from jax_nano.codegen import macrokernel, prefetch
 from jax_nano.codegen.matrix_ref import Integers, View
 from jax_nano.ir.dot import Axis
 from jax_nano.ir.dtypes import INT4_PER_WORD, bytes_of
@@ -19,9 +19,9 @@ DEPTH = 96
 def asked(monkeypatch, view, blocks, width, group, in_order=False):
     """The elements asked for at each step of each block of C."""
     turns = []
-    monkeypatch.setattr(microkernel, "prefetch", lambda _base, at: turns[-1].append(at))
+    monkeypatch.setattr(prefetch, "prefetch", lambda _base, at: turns[-1].append(at))
     for number in range(blocks):
-        ahead = microkernel.Ahead(view, number, blocks, DEPTH, width, in_order)
+        ahead = prefetch.Ahead(view, number, blocks, DEPTH, width, in_order)
         for k in range(0, DEPTH, group):
             turns.append([])
             ahead.ask(k, group)
@@ -82,7 +82,7 @@ def test_rows_that_stand_together_are_asked_for_together(monkeypatch, interleave
 @pytest.mark.parametrize("blocks", [1, 3, 16])
 @pytest.mark.parametrize("width", [16, 80])
 def test_rows_of_words_are_asked_for_in_order(monkeypatch, width, blocks):
-    view, line = Integers(None, 0, (4096, 1), "s4x8"), LINE_BYTES // microkernel.WORD_BYTES
+    view, line = Integers(None, 0, (4096, 1), "s4x8"), LINE_BYTES // prefetch.WORD_BYTES
     wanted = {row * 4096 + j for row in range(DEPTH // INT4_PER_WORD) for j in range(0, width, line)}
     found = [at for turn in asked(monkeypatch, view, blocks, width, 2) for at in turn]
     assert wanted <= set(found)
@@ -122,7 +122,7 @@ def test_of_streamed_rows_a_task_asks_for_its_columns_of_the_next_ones(monkeypat
     plan = next(plan for plan in kernel_plans(dot, machine, machine.isa("avx2")) if plan.streamed)
     area, b = macrokernel.Area(0, 1, 0, 2048), View(None, 0, (2048, 1), "f16")
     asked: list[int] = []
-    monkeypatch.setattr(microkernel, "prefetch", lambda _base, at: asked.append(at))
+    monkeypatch.setattr(prefetch, "prefetch", lambda _base, at: asked.append(at))
     for j in range(0, 2048, plan.nr):
         kernel = macrokernel.Macrokernel(plan)
         (ask,) = kernel.ahead(kernel.following(b, b, plan.kc, j, area), area, 0, j, plan.nr)
@@ -137,7 +137,7 @@ def asked_of_a(monkeypatch, plan, strides, begin, k0, area, after=0):
     kernel, a = macrokernel.Macrokernel(plan), View(None, 0, strides, "f32")
     asked: list[int] = []
     line = LINE_BYTES // bytes_of("f32")
-    monkeypatch.setattr(microkernel, "prefetch", lambda _base, at: asked.append(at // line * line))
+    monkeypatch.setattr(prefetch, "prefetch", lambda _base, at: asked.append(at // line * line))
     following = kernel.following_lhs(a, after, begin, k0, area)
     for j in range(area.n0, area.n1, plan.nr):
         for i in range(begin, begin + plan.mc, plan.mr):
