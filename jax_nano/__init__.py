@@ -6,6 +6,7 @@ Names are loaded when they are first used: what knows neither JAX nor MLIR, such
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from jax_nano.weights.quantized import QuantizedWeight as QuantizedWeight
     from jax_nano.weights.quantized import quantization_error as quantization_error
     from jax_nano.weights.quantized import quantize as quantize
+
+if "jax" in sys.modules:  # programs of earlier processes, which call kernels, can be loaded
+    importlib.import_module("jax_nano.runtime.kernel")
 
 _HOME = {
     "_native": ("executed_kernels",),

@@ -7,28 +7,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import jax
 from jax._src.interpreters.partial_eval import Recompute
 from jax.extend.core import JaxprEqn, Var
 from jax.extend.core.primitives import dot_general_p
 from jax.interpreters import ad, batching, mlir, partial_eval, xla
 
-from jax_nano import _native
 from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
 from jax_nano.jaxpr.primitives import nano_dot_general_p
 from jax_nano.jaxpr.rewrite import Rebinding
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.precision import followed
-from jax_nano.runtime.kernel import TARGET_NAME
 from jax_nano.runtime.report import Report, tell
 from jax_nano.runtime.tuning import best_kernel_for
-
-jax.ffi.register_ffi_target(
-    TARGET_NAME,
-    {"instantiate": _native.instantiate_handler(), "execute": _native.execute_handler()},
-    platform="cpu",
-)
 
 nano = Rebinding({dot_general_p: nano_dot_general_p})
 """`nano(f)` is f with jax_nano's product for every lax.dot_general in it, however deep."""

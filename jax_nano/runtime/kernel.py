@@ -7,6 +7,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from jax_nano import _native
@@ -17,6 +18,11 @@ from jax_nano.machine.isa import Machine
 from jax_nano.schedule.plan import Plan
 
 TARGET_NAME = "jax_nano"  # of the custom call
+jax.ffi.register_ffi_target(
+    TARGET_NAME,
+    {"instantiate": _native.instantiate_handler(), "execute": _native.execute_handler()},
+    platform="cpu",
+)
 
 
 @dataclass(frozen=True)
