@@ -1,16 +1,23 @@
-"""Several CPU devices for every test, and a kernel cache of the run's own; f64 where a test asks for it."""
+"""Several CPU devices for every test, and a kernel cache of the run's own; f64 or AMX where a test asks for it."""
 
 import os
 import tempfile
 
 import jax
 import pytest
+from amx import emulator
+from amx.build import processor_flags
+from amx.selection import way
+
+from jax_nano import _native
+from jax_nano.machine import x86
 
 jax.config.update("jax_num_cpu_devices", 4)
 # Of the whole run: its workers inherit the name.
 KERNELS = tempfile.TemporaryDirectory(prefix="jax_nano_tests_") if "PYTEST_XDIST_WORKER" not in os.environ else None
 if KERNELS:
     os.environ["JAX_NANO_CACHE_DIR"] = KERNELS.name
+AMX = x86.AMX
 
 
 def pytest_addoption(parser):
@@ -22,7 +29,42 @@ def pytest_configure(config):
         config.addinivalue_line("markers", f"{marker}: of NumPy's own tests")
 
 
+def pytest_report_header():
+    ways = {i.name: way(i.features, processor_flags()) or "not at all" for i in AMX.dots}
+    return "AMX: " + ", ".join(f"{name} {how}" for name, how in ways.items())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Marks what runs AMX, and leaves out what is about processors without it where there is AMX."""
+    for item in items:
+        if "amx" in item.fixturenames:
+            item.add_marker("amx")
+    if way(AMX.features, processor_flags()) == "native":
+        left_out = [item for item in items if item.get_closest_marker("emulator")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture
 def x64():
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def amx():
+    """How AMX instructions run in this process, which is prepared for them: "emulated" or "native"."""
+    return emulator.install()
+
+
+@pytest.fixture
+def here(amx, monkeypatch):
+    """Programs take AMX kernels, and run them."""
+    monkeypatch.setenv("JAX_NANO_TARGET", "amx")
+    if amx == "native":
+        yield
+        return
+    _native._assume_features(",".join(sorted({name for i in AMX.dots for name in (*AMX.features, *i.features)})))
+    yield
+    _native._assume_features("")

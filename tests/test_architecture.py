@@ -4,7 +4,7 @@ import ast
 import pathlib
 
 import pytest
-from support import run_python
+from oracle import run_python
 
 import jax_nano
 from jax_nano.machine import x86

@@ -13,13 +13,8 @@ from .instructions import ldtilecfg, tilerelease, tilezero
 
 PROBE = Path(__file__).with_name("probe.cc")
 CONFIG = tile_config(dict.fromkeys(range(8), (5, 64)))
+about_the_emulator = pytest.mark.emulator
 RAISING = ["raise_sigill", "raise_sigill_before_tilezero"]
-
-
-@pytest.fixture(scope="module")
-def emulated():
-    if emulator.install() != "emulated":
-        pytest.skip("this processor executes AMX itself: nothing traps")
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +22,15 @@ def probe():
     return ctypes.CDLL(str(shared_library(["-O1"], sources=[PROBE])))
 
 
-def test_installing_twice_is_installing_once(emulated):
+@about_the_emulator
+def test_installing_twice_is_installing_once(amx):
     assert emulator.install() == "emulated"
     ldtilecfg(CONFIG)
     tilerelease()
 
 
-def test_executed_instructions_are_counted(emulated):
+@about_the_emulator
+def test_executed_instructions_are_counted(amx):
     before = emulator.executed()
     ldtilecfg(CONFIG)
     tilezero(1)
@@ -47,7 +44,8 @@ def test_executed_instructions_are_counted(emulated):
     }
 
 
-def test_instructions_in_a_row_need_one_trap(emulated):
+@about_the_emulator
+def test_instructions_in_a_row_need_one_trap(amx):
     instructions = ["ldtilecfg (%rdi)", "tilezero %tmm1", "tilezero %tmm2", "tilerelease"]
     library = assemble("\n".join([".globl run", "run:", *instructions, "mov $7, %eax", "ret"]))
     executed, traps = sum(emulator.executed().values()), emulator.traps()
@@ -56,31 +54,36 @@ def test_instructions_in_a_row_need_one_trap(emulated):
     assert emulator.traps() == traps + 1
 
 
+@about_the_emulator
 @pytest.mark.parametrize("earlier", ["handle_with_context", "handle_with_number"])
-def test_what_is_not_amx_goes_to_the_handler_before(emulated, probe, earlier):
+def test_what_is_not_amx_goes_to_the_handler_before(amx, probe, earlier):
     process = child.run(probe, "undefined_between_tiles", CONFIG, before=earlier)
     assert (process.returncode, process.stdout) == (0, "1"), process.stderr
     assert not process.stderr
 
 
-def test_an_undefined_instruction_of_amx_goes_to_the_handler_before(emulated, probe):
+@about_the_emulator
+def test_an_undefined_instruction_of_amx_goes_to_the_handler_before(amx, probe):
     process = child.run(probe, "tiles_unconfigured", before="handle_with_context")
     assert (process.returncode, process.stdout) == (0, "1"), process.stderr
     assert process.stderr == "AMX emulator: tilezero: a tile is not configured\n"
 
 
+@about_the_emulator
 @pytest.mark.parametrize("function", RAISING)
-def test_a_signal_that_no_instruction_raised_goes_to_the_handler_before(emulated, probe, function):
+def test_a_signal_that_no_instruction_raised_goes_to_the_handler_before(amx, probe, function):
     process = child.run(probe, function, CONFIG, before="handle_with_number")
     assert (process.returncode, process.stdout) == (0, "1"), process.stderr
 
 
+@about_the_emulator
 @pytest.mark.parametrize("function", ["undefined_between_tiles", "tiles_unconfigured", *RAISING])
-def test_with_no_handler_before_the_process_dies(emulated, probe, function):
+def test_with_no_handler_before_the_process_dies(amx, probe, function):
     assert child.run(probe, function, CONFIG).returncode == -signal.SIGILL
 
 
-def test_faulthandler_shows_where_python_was(emulated, probe):
+@about_the_emulator
+def test_faulthandler_shows_where_python_was(amx, probe):
     process = child.run(probe, "tiles_unconfigured", before="faulthandler")
     assert process.returncode == -signal.SIGILL
     assert "Fatal Python error: Illegal instruction" in process.stderr
@@ -102,7 +105,9 @@ def test_a_fault_of_memory_can_be_repaired(amx, probe, function):
     assert (process.returncode, process.stdout) == (0, "1"), process.stderr
 
 
+@about_the_emulator
 def test_an_abandoned_load_says_where_to_go_on(amx, probe):
+    """Its handler leaves by a long jump with the tiles as they are. Linux clears those of a processor before it."""
     process = child.run(probe, "abandoned_load", CONFIG)
     assert (process.returncode, process.stdout) == (0, "3"), process.stderr
 

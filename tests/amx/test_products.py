@@ -5,12 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
-from .build import assemble, processor_flags
+from .build import assemble
 from .config import tile_config
 from .model import TYPES, product
+from .selection import those_that_run
 
-PAIRS = ["tdpbf16ps", "tdpfp16ps"]
-BYTES = ["tdpbssd", "tdpbsud", "tdpbusd", "tdpbuud"]
+PAIRS = those_that_run(["tdpbf16ps", "tdpfp16ps"])
+BYTES = those_that_run(["tdpbssd", "tdpbsud", "tdpbusd", "tdpbuud"])
 EDGES = [1, 2, 3, 7, 15, 16]
 
 # void NAME(config, a, b, c): c += a @ b, with rows of 64 bytes in memory.
@@ -32,9 +33,6 @@ PROGRAM = """
 @pytest.fixture
 def run(amx, name):
     """The product `name` of arrays as in model.py, by the instruction."""
-    feature = {"tdpbf16ps": "amx_bf16", "tdpfp16ps": "amx_fp16"}.get(name, "amx_int8")
-    if amx == "native" and feature not in processor_flags():
-        pytest.skip(f"this processor has no {feature}")
     program = assemble(PROGRAM.format(name=name))[name]
 
     def run(a, b, c):
@@ -131,38 +129,39 @@ BF16_DENORMAL = 2.0**-130
 F32_DENORMAL = 2.0**-140
 
 
-@pytest.mark.parametrize(
-    ("name", "a", "b", "c", "expected"),
-    [
-        # The sum of a pair is rounded before it meets the accumulator,
-        ("tdpbf16ps", [(2.0**24, 1)], [(1, 1)], -(2.0**24), 0.0),
-        ("tdpfp16ps", [(2.0**15, 2.0**-9)], [(2.0**9, 2.0**9)], -(2.0**24), 0.0),
-        # and so is the sum over k.
-        ("tdpbf16ps", [(2.0**24, 0), (1, 0)], [(1, 0), (1, 0)], -(2.0**24), 0.0),
-        # Evens and odds do not meet before the end,
-        ("tdpbf16ps", [(2.0**24, 1), (-(2.0**24), 1)], [(1, 1), (1, 1)], 0.0, 2.0),
-        # and to nearest even: 2^24 + 3 is 2^24 + 4.
-        ("tdpbf16ps", [(2.0**24, 3)], [(1, 1)], 0.0, 2.0**24 + 4),
-        # Products are not rounded: this one would be infinite, that one zero.
-        ("tdpbf16ps", [(-(2.0**127), 0), (2.0**127, 0)], [(1, 0), (2, 0)], 0.0, 2.0**127),
-        ("tdpbf16ps", [(2.0**-126, 0), (2.0**-100, 0)], [(1, 0), (2.0**-30, 0)], 0.0, 2.0**-126 + 2.0**-130),
-        # Denormals are zeros, as operands,
-        ("tdpbf16ps", [(BF16_DENORMAL, 0)], [(2.0**100, 0)], 0.0, 0.0),
-        ("tdpbf16ps", [(1, 0)], [(1, 0)], F32_DENORMAL, 1.0),
-        ("tdpbf16ps", [(2.0**-126, 0)], [(1, 0)], -(2.0**-127), 2.0**-126),
-        ("tdpbf16ps", [(0, 0)], [(0, 0)], F32_DENORMAL, 0.0),
-        # but those of f16 are not,
-        ("tdpfp16ps", [(2.0**-24, 0)], [(2.0**15, 0)], 0.0, 2.0**-9),
-        ("tdpfp16ps", [(2.0**-24, 0)], [(2.0**-24, 0)], 0.0, 2.0**-48),
-        ("tdpfp16ps", [(0, 0)], [(0, 0)], F32_DENORMAL, 0.0),
-        # and as results.
-        ("tdpbf16ps", [(2.0**-100, 0)], [(2.0**-27, 0)], 1.0, 1.0),
-        ("tdpbf16ps", [(2.0**-126, -(2.0**-126))], [(1.5, 1)], 0.0, 0.0),
-        ("tdpbf16ps", [(1, np.inf)], [(np.inf, -1)], 0.0, np.nan),
-        ("tdpbf16ps", [(0, 1)], [(np.inf, 1)], 0.0, np.nan),
-        ("tdpfp16ps", [(1, 1)], [(1, np.inf)], -1.0, np.inf),
-    ],
-)
+# (name, a, b, c, expected)
+DEFINING = [
+    # The sum of a pair is rounded before it meets the accumulator,
+    ("tdpbf16ps", [(2.0**24, 1)], [(1, 1)], -(2.0**24), 0.0),
+    ("tdpfp16ps", [(2.0**15, 2.0**-9)], [(2.0**9, 2.0**9)], -(2.0**24), 0.0),
+    # and so is the sum over k.
+    ("tdpbf16ps", [(2.0**24, 0), (1, 0)], [(1, 0), (1, 0)], -(2.0**24), 0.0),
+    # Evens and odds do not meet before the end,
+    ("tdpbf16ps", [(2.0**24, 1), (-(2.0**24), 1)], [(1, 1), (1, 1)], 0.0, 2.0),
+    # and to nearest even: 2^24 + 3 is 2^24 + 4.
+    ("tdpbf16ps", [(2.0**24, 3)], [(1, 1)], 0.0, 2.0**24 + 4),
+    # Products are not rounded: this one would be infinite, that one zero.
+    ("tdpbf16ps", [(-(2.0**127), 0), (2.0**127, 0)], [(1, 0), (2, 0)], 0.0, 2.0**127),
+    ("tdpbf16ps", [(2.0**-126, 0), (2.0**-100, 0)], [(1, 0), (2.0**-30, 0)], 0.0, 2.0**-126 + 2.0**-130),
+    # Denormals are zeros, as operands,
+    ("tdpbf16ps", [(BF16_DENORMAL, 0)], [(2.0**100, 0)], 0.0, 0.0),
+    ("tdpbf16ps", [(1, 0)], [(1, 0)], F32_DENORMAL, 1.0),
+    ("tdpbf16ps", [(2.0**-126, 0)], [(1, 0)], -(2.0**-127), 2.0**-126),
+    ("tdpbf16ps", [(0, 0)], [(0, 0)], F32_DENORMAL, 0.0),
+    # but those of f16 are not,
+    ("tdpfp16ps", [(2.0**-24, 0)], [(2.0**15, 0)], 0.0, 2.0**-9),
+    ("tdpfp16ps", [(2.0**-24, 0)], [(2.0**-24, 0)], 0.0, 2.0**-48),
+    ("tdpfp16ps", [(0, 0)], [(0, 0)], F32_DENORMAL, 0.0),
+    # and as results.
+    ("tdpbf16ps", [(2.0**-100, 0)], [(2.0**-27, 0)], 1.0, 1.0),
+    ("tdpbf16ps", [(2.0**-126, -(2.0**-126))], [(1.5, 1)], 0.0, 0.0),
+    ("tdpbf16ps", [(1, np.inf)], [(np.inf, -1)], 0.0, np.nan),
+    ("tdpbf16ps", [(0, 1)], [(np.inf, 1)], 0.0, np.nan),
+    ("tdpfp16ps", [(1, 1)], [(1, np.inf)], -1.0, np.inf),
+]
+
+
+@pytest.mark.parametrize(("name", "a", "b", "c", "expected"), [case for case in DEFINING if case[0] in PAIRS])
 def test_defining_cases(run, name, a, b, c, expected):
     a, b, c, expected = (np.array(numbers, np.float32) for numbers in ([a], b, [[c]], [[expected]]))
     b = b[:, None]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from support import assert_close, kernels, normal
+from oracle import assert_close, kernels, normal
 
 import jax_nano
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax._src.interpreters import mlir as registry
 from jax.extend.core.primitives import dot_general_p
-from support import assert_close, kernels, normal
+from oracle import assert_close, kernels, normal
 
 import jax_nano
 

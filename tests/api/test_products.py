@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from support import assert_close, assert_dot_general, kernels, normal
+from oracle import assert_close, assert_dot_general, kernels, normal
 
 import jax_nano
 

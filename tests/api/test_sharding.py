@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from support import assert_close, kernels, normal
+from oracle import assert_close, kernels, normal
 
 import jax_nano
 

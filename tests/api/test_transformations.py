@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from oracle import assert_close, kernels, normal, primitives, run_python
 from programs import FORWARD_ONLY, PROGRAMS, REVERSE_ONLY
-from support import assert_close, kernels, normal, primitives, run_python
 
 import jax_nano
 from jax_nano.lowering.dot_general import nano

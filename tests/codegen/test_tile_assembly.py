@@ -4,10 +4,9 @@ import re
 
 import pytest
 from jax.lax import DotAlgorithmPreset
+from tile_kernels import AMX, MACHINE, MATMUL, PRODUCTS, blocked, tile_plans
 
 from jax_nano.runtime.kernel import Kernel, processor_for
-
-from .kernels import AMX, MACHINE, MATMUL, PRODUCTS, blocked, tile_plans
 
 BLOCKS = [(t, w) for t in range(1, 8) for w in range(1, 8) if t * w + min(t, w) + 1 <= AMX.register_count]
 ADDRESSES = {"addq", "leaq", "cmpq", "jb", "jne", "jl", "movq", "subq", "incq", "decq"}

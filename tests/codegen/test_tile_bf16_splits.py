@@ -13,10 +13,9 @@ from algorithms import (
     with_special_rows,
 )
 from jax.lax import DotAlgorithmPreset
+from tile_kernels import MATMUL, TileRunner, blocked, needs_tile_vectors, numbers, tile_plans
 
 import jax_nano
-
-from .kernels import MATMUL, TileRunner, blocked, needs_tile_vectors, numbers, tile_plans
 
 pytestmark = needs_tile_vectors
 F32 = ("f32", "f32", "f32")

@@ -6,16 +6,12 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from amx import emulator
+from amx.selection import those_that_run
 from jax.lax import DotAlgorithmPreset
 from kernel_runner import bits
-from support import assert_dot_general
-
-import jax_nano
-from jax_nano.schedule.choose import order_of_sums
-
-from . import emulator
-from .build import processor_flags
-from .kernels import (
+from oracle import assert_dot_general
+from tile_kernels import (
     AMX,
     MATMUL,
     PRODUCTS,
@@ -25,20 +21,30 @@ from .kernels import (
     kernel_of,
     needs_tile_vectors,
     numbers,
+    run_here,
     tile_plans,
 )
 
+import jax_nano
+from jax_nano.schedule.choose import order_of_sums
+
 pytestmark = needs_tile_vectors
+only_the_emulator_counts = pytest.mark.emulator
 
 ROWS, COLS = [1, 2, 15, 16, 17, 31, 48, 65], [1, 15, 16, 17, 32, 33, 70]
-FLOATS, BYTES = ("tdpbf16ps", "tdpfp16ps"), ("tdpbssd", "tdpbsud", "tdpbusd", "tdpbuud")
+FLOATS = those_that_run(["tdpbf16ps", "tdpfp16ps"])
+BYTES = those_that_run(["tdpbssd", "tdpbsud", "tdpbusd", "tdpbuud"])
 BLOCKS = [(t, w) for t, w in itertools.product(range(1, 8), repeat=2) if t * w + min(t, w) + 1 <= AMX.register_count]
 
 
 @pytest.fixture(autouse=True)
-def _tiles(amx, request):
-    if amx == "native" and "tdpfp16ps" in request.node.name and "amx_fp16" not in processor_flags():
-        pytest.skip("this processor has no amx_fp16")
+def _tiles(amx):
+    """AMX runs, here or in the emulator."""
+
+
+def each_types(*types):
+    """Runs a test for each (lhs, rhs, out) whose instruction can run here."""
+    return pytest.mark.parametrize("types", filter(run_here, types), ids="-".join)
 
 
 def run(types, m, n, k, **options):
@@ -48,14 +54,14 @@ def run(types, m, n, k, **options):
 
 
 @pytest.mark.parametrize("m", ROWS)
-@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("name", FLOATS + BYTES)
 def test_every_edge_of_c(name, m):
     for n in COLS:
         run(PRODUCTS[name], m, n, 37)
 
 
 @pytest.mark.parametrize("before", [False, True])
-@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("name", FLOATS + BYTES)
 def test_every_edge_of_the_sum(name, before):
     step = 64 // np.dtype(np.int8 if name in BYTES else np.float16).itemsize
     for k in (1, 2, 3, 4, 5, step - 1, step, step + 1, step + 8, 2 * step, 3 * step + 7):
@@ -85,7 +91,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["tdpbf16ps", "tdpfp16ps", "tdpbsud"])
+@pytest.mark.parametrize("name", [*FLOATS, "tdpbsud"])
 def test_every_layout(name, layout):
     lhs, rhs, dimension_numbers = LAYOUTS[layout]
     types, rng = PRODUCTS[name], np.random.default_rng(0)
@@ -93,13 +99,9 @@ def test_every_layout(name, layout):
     check(plans, dimension_numbers, types, numbers(rng, lhs, types[0]), numbers(rng, rhs, types[1]))
 
 
-@pytest.mark.parametrize(
-    "types",
-    [
-        ("bf16", "bf16", "bf16"), ("f16", "f16", "f16"), ("f16", "f16", "bf16"), ("s8", "s8", "f32"),
-        ("u8", "s8", "f32"), ("bf16", "s8", "f32"), ("u8", "bf16", "bf16"), ("f16", "u8", "f32"), ("s8", "f16", "f16"),
-    ],
-    ids="-".join,
+@each_types(
+    ("bf16", "bf16", "bf16"), ("f16", "f16", "f16"), ("f16", "f16", "bf16"), ("s8", "s8", "f32"),
+    ("u8", "s8", "f32"), ("bf16", "s8", "f32"), ("u8", "bf16", "bf16"), ("f16", "u8", "f32"), ("s8", "f16", "f16"),
 )  # fmt: skip
 def test_types_are_converted_on_the_way(types):
     for m, n, k in ((32, 32, 64), (21, 35, 45)):
@@ -107,9 +109,7 @@ def test_types_are_converted_on_the_way(types):
 
 
 @pytest.mark.parametrize(("tall", "wide"), BLOCKS)
-@pytest.mark.parametrize(
-    "types", [("bf16", "bf16", "f32"), ("bf16", "bf16", "bf16"), ("s8", "u8", "s32")], ids="-".join
-)
+@each_types(("bf16", "bf16", "f32"), ("bf16", "bf16", "bf16"), ("s8", "u8", "s32"))
 def test_every_register_block(types, tall, wide):
     rng = np.random.default_rng(0)
     for m, n, k in (
@@ -123,7 +123,7 @@ def test_every_register_block(types, tall, wide):
             check(plans, MATMUL, types, lhs, rhs)
 
 
-@pytest.mark.parametrize("types", [("bf16", "bf16", "bf16"), ("s8", "s8", "s32")], ids="-".join)
+@each_types(("bf16", "bf16", "bf16"), ("s8", "s8", "s32"))
 def test_every_way_to_share_out_work(types):
     rng = np.random.default_rng(0)
     lhs, rhs = numbers(rng, (70, 620), types[0]), numbers(rng, (620, 100), types[1])
@@ -154,13 +154,10 @@ def test_register_blocks_give_the_same_bits(m, precision):
         assert all(np.array_equal(first, other) for other in others)
 
 
-INTERLEAVED = [
-    ("bf16", "bf16", "bf16"), ("f16", "f16", "f32"), ("s8", "u8", "s32"), ("u8", "s8", "f32"), ("bf16", "s8", "f32"),
-]  # fmt: skip
-
-
 @pytest.mark.parametrize("n", [17, 33, 64, 65, 100])
-@pytest.mark.parametrize("types", INTERLEAVED, ids="-".join)
+@each_types(
+    ("bf16", "bf16", "bf16"), ("f16", "f16", "f32"), ("s8", "u8", "s32"), ("u8", "s8", "f32"), ("bf16", "s8", "f32"),
+)  # fmt: skip
 def test_panels_packed_beside_products(types, n):
     """Of the last panel's columns some are there; after it comes none. A task's rows may be fewer than a block's."""
     rng = np.random.default_rng(n)
@@ -210,10 +207,9 @@ def counts(plan, lhs, rhs):
     return {name: count - before[name] for name, count in emulator.executed().items() if count != before[name]}
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
-def test_a_task_configures_tiles_once_and_loads_no_more_than_it_multiplies(amx, name):
-    if amx == "native":
-        pytest.skip("only the emulator counts")
+@only_the_emulator_counts
+@pytest.mark.parametrize("name", FLOATS + BYTES)
+def test_a_task_configures_tiles_once_and_loads_no_more_than_it_multiplies(name):
     types, rng = PRODUCTS[name], np.random.default_rng(0)
     k = 640
     lhs, rhs = numbers(rng, (64, k), types[0]), numbers(rng, (k, 96), types[1])
@@ -227,10 +223,9 @@ def test_a_task_configures_tiles_once_and_loads_no_more_than_it_multiplies(amx, 
         assert counts(shared, lhs, rhs) == {**once, **tiles, **loop}
 
 
+@only_the_emulator_counts
 @pytest.mark.parametrize("shape", [(50, 70, 90), (9, 40, 33)])
-def test_ragged_edges_configure_tiles_once(amx, shape):
-    if amx == "native":
-        pytest.skip("only the emulator counts")
+def test_ragged_edges_configure_tiles_once(shape):
     m, n, k = shape
     types, rng = PRODUCTS["tdpbf16ps"], np.random.default_rng(0)
     lhs, rhs = numbers(rng, (m, k), types[0]), numbers(rng, (k, n), types[1])

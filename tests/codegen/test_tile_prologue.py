@@ -5,12 +5,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 from jax.lax import DotAlgorithmPreset
-from support import normal
+from oracle import normal
+from tile_kernels import AMX, MACHINE, TileRunner, blocked, needs_tile_vectors
 
 import jax_nano
 from jax_nano.schedule.candidates import kernel_plans
-
-from .kernels import AMX, MACHINE, TileRunner, blocked, needs_tile_vectors
 
 pytestmark = needs_tile_vectors
 BF16, EPS = ml_dtypes.bfloat16, np.finfo(np.float32).eps

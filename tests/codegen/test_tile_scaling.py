@@ -5,13 +5,12 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracle import normal
 from quantized import assert_product, weight
-from support import normal
+from tile_kernels import AMX, MACHINE, TileRunner, blocked, needs_tile_vectors
 
 import jax_nano
 from jax_nano.schedule.candidates import kernel_plans
-
-from .kernels import AMX, MACHINE, TileRunner, blocked, needs_tile_vectors
 
 pytestmark = needs_tile_vectors
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from jax import lax
-from support import assert_dot_general, kernels
+from oracle import assert_dot_general, kernels
 
 import jax_nano
 

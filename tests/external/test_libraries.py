@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from support import kernels, normal
+from oracle import kernels, normal
 
 import jax_nano
 

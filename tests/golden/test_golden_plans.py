@@ -13,7 +13,7 @@ from jax_nano.ir.dot import Axis, Dot, Operand
 from jax_nano.machine import x86
 from jax_nano.schedule.choose import choose
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "plans"
+GOLDEN = pathlib.Path(__file__).parent / "plans"
 THREADS = 8
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import normal, primitives
+from oracle import normal, primitives
 
 import jax_nano
 

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from jax import lax
-from support import assert_close, assert_dot_general, equation, kernels
+from oracle import assert_close, assert_dot_general, equation, kernels
 
 import jax_nano
 from jax_nano import _native

@@ -19,7 +19,7 @@ from algorithms import (
     with_special_rows,
 )
 from jax.lax import DotAlgorithm, DotAlgorithmPreset, Precision
-from support import kernels, normal
+from oracle import kernels, normal
 
 import jax_nano
 from jax_nano.ir.dot import Dot, Operand, UnsupportedDot

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 from kernel_table import TARGETS
-from support import kernels, normal, primitives
+from oracle import kernels, normal, primitives
 
 import jax_nano
 from jax_nano.ir.dot import Dot, Operand

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from jax.lax import DotAlgorithmPreset
+from tile_kernels import MATMUL
 
 import jax_nano
 from jax_nano.ir.dot import Dot, Operand
@@ -15,8 +16,6 @@ from jax_nano.machine import host
 from jax_nano.schedule.candidates import kernel_plans
 from jax_nano.schedule.choose import choose
 from jax_nano.schedule.cost import estimate
-
-from .kernels import MATMUL
 
 NAMES = ("sapphirerapids", "emeraldrapids", "graniterapids")
 
@@ -126,10 +125,7 @@ def test_granted_tiles_stay(machine):
     assert host.granted(machine) is machine
 
 
-needs_none = pytest.mark.skipif("amx" in [isa.name for isa in host.machine().isas], reason="this machine has AMX")
-
-
-@needs_none
+@pytest.mark.emulator
 def test_another_machines_kernels_can_be_looked_at(monkeypatch):
     monkeypatch.setenv("JAX_NANO_TARGET", "amx")
     x = jax.ShapeDtypeStruct((128, 128), jax.numpy.bfloat16)
@@ -140,7 +136,7 @@ def test_another_machines_kernels_can_be_looked_at(monkeypatch):
     assert "tdpbf16ps" in report.assembly
 
 
-@needs_none
+@pytest.mark.emulator
 def test_another_machines_kernels_do_not_run(monkeypatch):
     monkeypatch.setenv("JAX_NANO_TARGET", "amx")
     x = np.ones((128, 128), jax.numpy.bfloat16)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
-from support import equation
+from oracle import equation
 
 from jax_nano.ir.dot import Dot, Operand
 

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-from support import normal, wide
+from oracle import normal, wide
 
 from jax_nano.ir.dtypes import INT4_PER_WORD
 from jax_nano.ir.packed_weight import step_bit

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from support import assert_close, kernels, normal, primitives
+from oracle import assert_close, kernels, normal, primitives
 
 import jax_nano
 

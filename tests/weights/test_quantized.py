@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracle import kernels, normal, wide
 from quantized import EPS, assert_product, exact, of_rows, weight
-from support import kernels, normal, wide
 
 import jax_nano
 
