@@ -6,18 +6,16 @@ import tempfile
 import jax
 import pytest
 from amx import emulator
-from amx.build import processor_flags
-from amx.selection import way
+from amx.selection import NEEDED, present_here, way
 
 from jax_nano import _native
-from jax_nano.machine import x86
+from jax_nano.machine.x86 import AMX
 
 jax.config.update("jax_num_cpu_devices", 4)
 # Of the whole run: its workers inherit the name.
 KERNELS = tempfile.TemporaryDirectory(prefix="jax_nano_tests_") if "PYTEST_XDIST_WORKER" not in os.environ else None
 if KERNELS:
     os.environ["JAX_NANO_CACHE_DIR"] = KERNELS.name
-AMX = x86.AMX
 
 
 def pytest_addoption(parser):
@@ -30,7 +28,7 @@ def pytest_configure(config):
 
 
 def pytest_report_header():
-    ways = {i.name: way(i.features, processor_flags()) or "not at all" for i in AMX.dots}
+    ways = {name: way(needed, present_here()) or "left out" for name, needed in NEEDED.items()}
     return "AMX: " + ", ".join(f"{name} {how}" for name, how in ways.items())
 
 
@@ -40,7 +38,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "amx" in item.fixturenames:
             item.add_marker("amx")
-    if way(AMX.features, processor_flags()) == "native":
+    if way(AMX.features, present_here()) == "native":
         left_out = [item for item in items if item.get_closest_marker("emulator")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
@@ -65,6 +63,6 @@ def here(amx, monkeypatch):
     if amx == "native":
         yield
         return
-    _native._assume_features(",".join(sorted({name for i in AMX.dots for name in (*AMX.features, *i.features)})))
+    _native._assume_features(",".join(sorted(set().union(*NEEDED.values()))))
     yield
     _native._assume_features("")

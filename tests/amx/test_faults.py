@@ -7,6 +7,7 @@ import pytest
 from . import child
 from .build import assemble
 from .config import tile_config
+from .selection import those_that_run
 
 FULL = tile_config(dict.fromkeys(range(8), (16, 64)))
 NOTHING = bytes(64)
@@ -82,7 +83,10 @@ BEYOND = "start_row is beyond the tile"
             "the accumulator and the second source differ in columns",
         ),
         (tile_config({0: C, 1: A, 2: (4, 20)}), "tdpbf16ps %tmm2, %tmm1, %tmm0", "the two sources differ in depth"),
-        (tile_config({0: C, 1: (2, 8), 2: B}), "tdpfp16ps %tmm2, %tmm1, %tmm0", "the two sources differ in depth"),
+        *(
+            (tile_config({0: C, 1: (2, 8), 2: B}), f"{name} %tmm2, %tmm1, %tmm0", "the two sources differ in depth")
+            for name in those_that_run(["tdpfp16ps"])
+        ),
     ],
     ids=label,
 )

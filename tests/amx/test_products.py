@@ -161,7 +161,10 @@ DEFINING = [
 ]
 
 
-@pytest.mark.parametrize(("name", "a", "b", "c", "expected"), [case for case in DEFINING if case[0] in PAIRS])
+@pytest.mark.parametrize(
+    ("name", "a", "b", "c", "expected"),
+    [pytest.param(*case, id=f"{case[0]}-{i}") for i, case in enumerate(DEFINING) if case[0] in PAIRS],
+)
 def test_defining_cases(run, name, a, b, c, expected):
     a, b, c, expected = (np.array(numbers, np.float32) for numbers in ([a], b, [[c]], [[expected]]))
     b = b[:, None]

@@ -44,7 +44,7 @@ def _tiles(amx):
 
 def each_types(*types):
     """Runs a test for each (lhs, rhs, out) whose instruction can run here."""
-    return pytest.mark.parametrize("types", filter(run_here, types), ids="-".join)
+    return pytest.mark.parametrize("types", list(filter(run_here, types)), ids="-".join)
 
 
 def run(types, m, n, k, **options):
