@@ -1,6 +1,7 @@
 """Every row of the table of kernels, at every edge and in every way to divide the work, against exact results."""
 
 import itertools
+import random
 
 import ml_dtypes
 import numpy as np
@@ -20,56 +21,79 @@ def each(rows):
     return pytest.mark.parametrize("row", rows, ids=str)
 
 
-def around(block):
-    return [1, block - 1, block, block + 1, 2 * block + 3]
+# Sizes of a dimension beside its block: of m and n in the register block, of k in an iteration of the loop.
+EDGES = {
+    "One": lambda block: 1,
+    "BlockMinusOne": lambda block: max(1, block - 1),
+    "Block": lambda block: block,
+    "BlockPlusOne": lambda block: block + 1,
+    "Unaligned": lambda block: 2 * block + 3,
+}
+# Of m, n and k, such that each of them has each edge once; and whether A's registers stay while B's change.
+CORNERS = [
+    ("One", "Unaligned", "BlockPlusOne", True),
+    ("BlockMinusOne", "BlockPlusOne", "One", False),
+    ("Block", "Block", "Block", True),
+    ("BlockPlusOne", "One", "Unaligned", False),
+    ("Unaligned", "BlockMinusOne", "BlockMinusOne", True),
+]
 
 
-def edges(row):
-    """Five times (m, n, k) around the planned register block and an iteration of its loop: each edge of each once.
-
-    Which edges meet differs from row to row.
-    """
-    plan = row.plan(1, 1, 1, **row.planned)
-    sides = around(plan.mr), around(plan.nr), around(plan.step)
-    turns = [ROWS.index(row) * side for side in range(3)]
-    for i in range(5):
-        yield [max(1, sizes[(i + turn) % 5]) for sizes, turn in zip(sides, turns, strict=True)]
+def named(corner):
+    m, n, k, lhs_stationary = corner
+    return f"{m}M-{n}N-{k}K-{'AStationary' if lhs_stationary else 'BStationary'}"
 
 
 @every_row
-def test_edges_of_the_planned_register_block(row):
-    for sizes, lhs_stationary in zip(edges(row), itertools.cycle((True, False)), strict=False):
-        product, run = row.product(*sizes), Runner(row.plan(*sizes, **row.planned | {"lhs_stationary": lhs_stationary}))
-        operands = product.operands()
-        product.check(run.at_both_ends(*operands), *operands)
+@pytest.mark.parametrize("corner", CORNERS, ids=named)
+def test_edges_of_the_planned_register_block(row, corner):
+    *edges, lhs_stationary = corner
+    plan = row.plan(1, 1, 1, **row.planned)
+    sizes = [EDGES[edge](block) for edge, block in zip(edges, (plan.mr, plan.nr, plan.step), strict=True)]
+    product, run = row.product(*sizes), Runner(row.plan(*sizes, **row.planned | {"lhs_stationary": lhs_stationary}))
+    operands = product.operands()
+    product.check(run.at_both_ends(*operands), *operands)
 
 
 def divisions(row):
     """Ways to divide the work, as changes of a plan with blocks of `mr` x `nr`."""
     plan = row.plan(1, 1, 1)
     mr, nr, steps = plan.lhs_panel, plan.nr, plan.k_multiple
-    yield {"mt": 2 * mr, "nt": nr}
-    yield {"mc": mr, "mt": 3 * mr, "nt": 2 * nr, "nc": 3 * nr, "pack_panels": 2}
-    yield {"kc": row.plan(1, 1, 1, unroll=2).k_multiple, "unroll": 2, "lhs_stationary": True}
-    yield {"kc": steps, "mc": 2 * mr, "nc": 2 * nr, "nt": nr}
-    yield {"unroll": 4, "lhs_stationary": True}
+    ways = {
+        "TasksOfTwoPanels": {"mt": 2 * mr, "nt": nr},
+        "BlocksWithinTasks": {"mc": mr, "mt": 3 * mr, "nt": 2 * nr, "nc": 3 * nr, "pack_panels": 2},
+        "BlocksOfTwoSteps": {"kc": row.plan(1, 1, 1, unroll=2).k_multiple, "unroll": 2, "lhs_stationary": True},
+        "BlocksOfEverySize": {"kc": steps, "mc": 2 * mr, "nc": 2 * nr, "nt": nr},
+        "UnrolledByFour": {"unroll": 4, "lhs_stationary": True},
+    }
     if row.kind.rhs != "per_round":
-        yield {"kc": steps, "split_k": 3, "nt": 2 * nr}
-        yield {"kc": 2 * steps, "split_k": 2, "mt": mr}
+        ways["SplitKByThree"] = {"kc": steps, "split_k": 3, "nt": 2 * nr}
+        ways["SplitKByTwo"] = {"kc": 2 * steps, "split_k": 2, "mt": mr}
     if row.kind.rhs == "per_task":
-        yield {"kc": 2 * steps, "nb": nr, "nt": 3 * nr}
+        ways["BPackedInParts"] = {"kc": 2 * steps, "nb": nr, "nt": 3 * nr}
+    return ways
 
 
-@every_row
-def test_divided_work(row):
-    """Three divisions of each row; which ones differs from row to row."""
+def some_divisions(row):
+    """Three of the divisions, which depend on the row's name: other rows of its types, and of its kind, have others."""
+    return random.Random(str(row)).sample(sorted(divisions(row)), 3)
+
+
+DIVIDED = [pytest.param(row, name, id=f"{row}-{name}") for row in ROWS for name in some_divisions(row)]
+
+
+@pytest.mark.parametrize(("row", "division"), DIVIDED)
+def test_divided_work(row, division):
     plan = row.plan(1, 1, 1)
     sizes = 4 * plan.lhs_panel + 2, 4 * plan.nr + 5, 5 * plan.k_multiple + plan.step + 1
     product = row.product(*sizes)
     operands = product.operands()
-    turns = itertools.cycle(divisions(row))
-    for changes in itertools.islice(turns, ROWS.index(row), ROWS.index(row) + 3):
-        product.check(Runner(row.plan(*sizes, **changes)).at_both_ends(*operands), *operands)
+    product.check(Runner(row.plan(*sizes, **divisions(row)[division])).at_both_ends(*operands), *operands)
+
+
+def test_every_target_has_every_division():
+    met = {(row.target, name) for row in ROWS for name in some_divisions(row)}
+    assert met == {(row.target, name) for row in ROWS for name in divisions(row)}
 
 
 # Integers
@@ -132,11 +156,18 @@ def test_sums_round_to_the_largest_number_or_to_infinity(row):
         assert np.array_equal(run(a, b), [sign * np.inf] * 3 + [sign * largest] * 3)
 
 
-@each(FLOATS)
-def test_nan_and_infinities_reach_the_sums_that_contain_them(row):
+@pytest.fixture(scope="module", params=FLOATS, ids=str)
+def ragged(request):
+    """(row, product, kernel): a little more than a block of each dimension. Tests of a row share its kernel."""
+    row = request.param
+    plan = row.plan(1, 1, 1)
+    sizes = plan.mr + 2, plan.nr + 3, plan.k_multiple + 1
+    return row, row.product(*sizes), Runner(row.plan(*sizes))
+
+
+def test_nan_and_infinities_reach_the_sums_that_contain_them(ragged):
     """They stand in the last row, column and step, next to what is not there."""
-    sizes = row.plan(1, 1, 1).mr + 2, row.plan(1, 1, 1).nr + 3, row.plan(1, 1, 1).k_multiple + 1
-    product, run = row.product(*sizes), Runner(row.plan(*sizes))
+    row, product, run = ragged
     a, b = product.operands()
     if row.types[0] not in INTEGERS:
         a[-1, -1], a[0, 0], a[1, 0] = np.nan, np.inf, -np.inf
@@ -151,12 +182,11 @@ def test_nan_and_infinities_reach_the_sums_that_contain_them(row):
     assert np.all(np.isfinite(result[finite]))
 
 
-@each(FLOATS)
-def test_a_sum_of_negative_zeros_is_zero(row):
-    sizes = 4, 5, row.plan(1, 1, 1).step + 1
-    a, b = row.product(*sizes).operands()
+def test_a_sum_of_negative_zeros_is_zero(ragged):
+    row, product, run = ragged
+    a, b = product.operands()
     a[...] = -0.0
     b[...] = 1 if row.types[0] not in INTEGERS else -1
-    result = Runner(row.plan(*sizes))(a, b)
+    result = run(a, b)
     assert np.all(result == 0)
     assert not np.signbit(result).any()
