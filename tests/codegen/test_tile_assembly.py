@@ -4,7 +4,7 @@ import re
 
 import pytest
 from jax.lax import DotAlgorithmPreset
-from tile_kernels import AMX, MACHINE, MATMUL, PRODUCTS, blocked, tile_plans
+from tile_kernels import AMX, MACHINE, MATMUL, PRODUCTS, blocked, tile_ways
 
 from jax_nano.runtime.kernel import Kernel, processor_for
 
@@ -29,7 +29,7 @@ def loops(text, mnemonic):
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_the_main_loop_multiplies_four_times_for_four_loads(name):
     types = PRODUCTS[name]
-    for plan in tile_plans((512, 1024), (1024, 512), MATMUL, types):
+    for plan in tile_ways((512, 1024), (1024, 512), MATMUL, types):
         (loop,) = loops(assembly(blocked(plan, 2, 2)), name)
         assert loop.count(name) == 4
         assert loop.count("tileloadd") == 4
@@ -44,7 +44,7 @@ def test_the_main_loop_multiplies_four_times_for_four_loads(name):
 ], ids=str)  # fmt: skip
 def test_packing_stands_in_the_loop_of_the_first_rows(types, tall, lines):
     """Nothing is added to the others' loop, and to theirs a load or so, a few shuffles and a store for each line."""
-    for plan in tile_plans((512, 512), (512, 512), MATMUL, types, overlap_packing=True):
+    for plan in tile_ways((512, 512), (512, 512), MATMUL, types, overlap_packing=True):
         text = assembly(blocked(plan, tall, 4 // tall))
         assert "Folded Spill" not in "".join(line for line in text.splitlines() if "tile" in line)
         assert text.count("ldtilecfg") == text.count("tilerelease") == 1
@@ -64,7 +64,7 @@ def test_packing_stands_in_the_loop_of_the_first_rows(types, tall, lines):
 def test_products_of_components_have_the_same_loops(terms):
     """One for small terms and one for the largest, without a tile spilled between them."""
     types, precision = ("f32", "f32", "f32"), DotAlgorithmPreset[f"BF16_BF16_F32_X{terms}"]
-    for plan in tile_plans((512, 1024), (1024, 512), MATMUL, types, precision=precision):
+    for plan in tile_ways((512, 1024), (1024, 512), MATMUL, types, precision=precision):
         for depth in (None, 256):
             text = assembly(blocked(plan, 2, 2, depth=depth))
             assert "Folded Spill" not in "".join(line for line in text.splitlines() if "tile" in line)
@@ -81,7 +81,7 @@ def test_products_of_components_have_the_same_loops(terms):
 def test_no_block_spills_tiles_and_all_share_one_configuration(tall, wide, size):
     m, n, k = size
     for types in (("bf16", "bf16", "bf16"), ("s8", "u8", "s32")):
-        for plan in tile_plans((m, k), (k, n), MATMUL, types):
+        for plan in tile_ways((m, k), (k, n), MATMUL, types):
             for depth in (None, 256):
                 text = assembly(blocked(plan, tall, wide, depth=depth))
                 assert "Folded Spill" not in "".join(line for line in text.splitlines() if "tile" in line)

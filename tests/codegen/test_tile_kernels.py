@@ -23,6 +23,7 @@ from tile_kernels import (
     numbers,
     run_here,
     tile_plans,
+    tile_ways,
 )
 
 import jax_nano
@@ -54,8 +55,9 @@ def run(types, m, n, k, **options):
 
 
 @pytest.mark.parametrize("m", ROWS)
-@pytest.mark.parametrize("name", FLOATS + BYTES)
+@pytest.mark.parametrize("name", [*FLOATS, "tdpbusd"])
 def test_every_edge_of_c(name, m):
+    """One product of bytes stands for all: they are packed and stored by the same code."""
     for n in COLS:
         run(PRODUCTS[name], m, n, 37)
 
@@ -118,7 +120,7 @@ def test_every_register_block(types, tall, wide):
         (33 * tall, 40 * wide, 150),
     ):
         lhs, rhs = numbers(rng, (m, k), types[0]), numbers(rng, (k, n), types[1])
-        for plan in tile_plans(lhs.shape, rhs.shape, MATMUL, types):
+        for plan in tile_ways(lhs.shape, rhs.shape, MATMUL, types):
             plans = [blocked(plan, tall, wide), blocked(plan, tall, wide, panels=1, depth=40)]
             check(plans, MATMUL, types, lhs, rhs)
 
@@ -127,7 +129,7 @@ def test_every_register_block(types, tall, wide):
 def test_every_way_to_share_out_work(types):
     rng = np.random.default_rng(0)
     lhs, rhs = numbers(rng, (70, 620), types[0]), numbers(rng, (620, 100), types[1])
-    for plan in tile_plans(lhs.shape, rhs.shape, MATMUL, types):
+    for plan in tile_ways(lhs.shape, rhs.shape, MATMUL, types):
         tasks = blocked(plan, 2, 2, panels=1)
         parts = blocked(plan, 2, 2, panels=1, depth=128)
         plans = [
@@ -174,7 +176,7 @@ def test_batches_and_parts_of_sums_packed_beside_products():
     batch = ((2,), (1,)), ((0,), (0,))
     check(tile_plans(lhs.shape, rhs.shape, batch, types, overlap_packing=True), batch, types, lhs, rhs)
     lhs, rhs = numbers(rng, (30, 640), types[0]), numbers(rng, (640, 70), types[1])
-    for plan in tile_plans(lhs.shape, rhs.shape, MATMUL, types, overlap_packing=True):
+    for plan in tile_ways(lhs.shape, rhs.shape, MATMUL, types, overlap_packing=True):
         parts = blocked(plan, 2, 1, panels=1, depth=128)
         check([parts, replace(parts, split_k=3)], MATMUL, types, lhs, rhs)
 
@@ -213,7 +215,7 @@ def test_a_task_configures_tiles_once_and_loads_no_more_than_it_multiplies(name)
     types, rng = PRODUCTS[name], np.random.default_rng(0)
     k = 640
     lhs, rhs = numbers(rng, (64, k), types[0]), numbers(rng, (k, 96), types[1])
-    for plan in tile_plans(lhs.shape, rhs.shape, MATMUL, types):
+    for plan in tile_ways(lhs.shape, rhs.shape, MATMUL, types):
         shared = blocked(plan, 2, 2, panels=1)
         blocks, steps = 6, k // plan.instruction.shape[2]
         assert shared.tasks == {"compute": blocks}
@@ -249,7 +251,7 @@ def test_tasks_on_many_threads_give_the_same_bits(here):
     """XLA's pool takes the tasks; each thread has tiles of its own."""
     types, rng = PRODUCTS["tdpbf16ps"], np.random.default_rng(0)
     lhs, rhs = numbers(rng, (190, 70), types[0]), numbers(rng, (70, 150), types[1])
-    for plan in tile_plans(lhs.shape, rhs.shape, MATMUL, types):
+    for plan in tile_ways(lhs.shape, rhs.shape, MATMUL, types):
         kernels = [kernel_of(blocked(plan, 2, 2)), kernel_of(blocked(plan, 2, 2, panels=1))]
         results = [run_by_xla(kernel, lhs, rhs) for kernel in kernels for _ in range(5)]
         for result in results:

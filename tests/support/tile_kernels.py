@@ -61,6 +61,14 @@ def tile_plans(lhs, rhs, dimension_numbers, types, packed=False, precision=None,
     return [plan for plan in plans if plan.overlap_packing == overlap_packing]
 
 
+def tile_ways(*args, **options):
+    """Of the plans by tiles, one for each way of the operands to the tiles: for tests that choose the blocks.
+
+    Args: those of tile_plans.
+    """
+    return list({blocked(plan, 1, 1): plan for plan in reversed(tile_plans(*args, **options))}.values())
+
+
 def blocked(plan, tall, wide, *, panels=None, depth=None):
     """The plan with accumulators of tall x wide tiles.
 
