@@ -110,7 +110,7 @@ def measure(turns: int) -> Roof:
             seconds = best_of([repeated(probe, tasks) for tasks in both], turns)
             gflops[probe.name] = tuple(probe.gflop(tasks) / s for tasks, s in zip(both, seconds, strict=True))
     seconds = best_of([reading(tasks) for tasks in both], turns)
-    return Roof(gflops, tuple(READ_BYTES / s / 1e9 for s in seconds))
+    return Roof(gflops, (READ_BYTES / seconds[0] / 1e9, READ_BYTES / seconds[1] / 1e9))
 
 
 @functools.cache
@@ -193,7 +193,7 @@ def module(body: Body, operand: Array, result: Array) -> str:
             _, task, _, _, source, destination = function.arguments
             body(task, source, destination)
             func.return_([])
-        return top.operation.get_asm(print_generic_op_form=True)
+        return str(top.operation.get_asm(print_generic_op_form=True))
 
 
 def memory(array: Array) -> ir.Type:

@@ -84,8 +84,8 @@ def loops(machine: Machine) -> Iterator[Loop]:
 def plan_of(machine: Machine, isa: str, instruction: DotInstruction) -> Plan:
     """The best plan by an instruction, for a cube on one thread."""
     lhs, rhs = (WIDENED.get(dtype, dtype) for dtype in (instruction.lhs, instruction.rhs))
-    operands = (Operand.row_major((SIZE, SIZE), dtype) for dtype in (lhs, rhs))
-    dot = Dot.of(*operands, (((1,), (0,)), ((), ())), instruction.acc)
+    a, b = (Operand.row_major((SIZE, SIZE), dtype) for dtype in (lhs, rhs))
+    dot = Dot.of(a, b, (((1,), (0,)), ((), ())), instruction.acc)
     plans = kernel_plans(dot, machine, machine.isa(isa))
     return min(
         (plan for plan in plans if plan.instruction.name == instruction.name),

@@ -47,7 +47,7 @@ def product_of_pairs(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """x + y in the arithmetic of tile products."""
-    return fused_multiply_add(x, np.float32(1), y)
+    return fused_multiply_add(x, np.ones((), np.float32), y)
 
 
 def fused_multiply_add(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:

@@ -76,7 +76,7 @@ class Form:
           indexed: whether the index is part of the address, rather than a stride.
         """
         values = {register: NOISE.getrandbits(64) for register in REGISTERS} | {"rsp": STACK}
-        if self.tile == 1:
+        if self.base and self.tile == 1:
             weight = 1 + indexed * self.scale
             values[self.base] = -((self.displacement - TARGET) // weight)
             return values, values[self.base] * weight + self.displacement
@@ -89,8 +89,11 @@ class Form:
 
 INDICES = [(None, 1), *itertools.product([register for register in REGISTERS if register != "rsp"], [1, 2, 4, 8])]
 FORMS = [
-    *(Form(base, *index, offset) for base, index, offset in itertools.product(REGISTERS, INDICES, [0, -64, FAR])),
-    *(Form(None, *index, TARGET) for index in INDICES),
+    *(
+        Form(base, index, scale, offset)
+        for base, (index, scale), offset in itertools.product(REGISTERS, INDICES, [0, -64, FAR])
+    ),
+    *(Form(None, index, scale, TARGET) for index, scale in INDICES),
 ]
 
 
@@ -120,7 +123,7 @@ def steps(amx, arena, instruction):
 
 def invoke_each(library, indexed=False):
     """Before each form's turn: the form, where it names memory, and a function that runs it."""
-    first = ctypes.cast(library.steps, ctypes.c_void_p).value
+    first = ctypes.cast(library.steps, ctypes.c_void_p).value or 0
     for i, form in enumerate(FORMS):
         values, start = form.registers(indexed=indexed)
         registers = (ctypes.c_uint64 * 16)(*(values[register] for register in REGISTERS))

@@ -215,7 +215,7 @@ def test_every_product_of_a_tangent(name):
 def test_loops_around_it():
     f = jax_nano.accelerate(lambda x, w: jnp.tanh(x @ w + B))
     with kernels(3):
-        result, _ = lax.scan(lambda x, _: (f(x, S), None), X, None, length=3)
+        result, _ = lax.scan(lambda x, _: (f(x, S), None), jnp.asarray(X), None, length=3)
     assert_same(result, np.tanh(np.tanh(np.tanh(X @ S + B) @ S + B) @ S + B))
     result = lax.fori_loop(0, 2, lambda _, x: f(x, S), X)
     assert_same(result, np.tanh(np.tanh(X @ S + B) @ S + B))
@@ -292,6 +292,7 @@ def test_operands_are_read_in_their_own_type():
     x, w = jnp.asarray(X, jnp.bfloat16), jnp.asarray(W, jnp.int8)
     f = jax_nano.accelerate(lambda x, w: x.astype(jnp.float32) @ w.astype(jnp.float32))
     (report,) = jax_nano.inspect(f, x, w)
+    assert report.problem
     assert (report.problem.lhs, report.problem.rhs, report.problem.out) == ("bf16", "s8", "f32")
     assert_same(jax.jit(f)(x, w), np.asarray(x, np.float64) @ np.asarray(w, np.float64))
 

@@ -92,7 +92,7 @@ def test_the_epilogue_sees_the_sums_and_gives_the_result_its_type(lhs, rhs, summ
 )
 def test_shapes_are_those_of_matmul_and_extras_broadcast(x, w, extras):
     arrays = [normal(*shape, seed=i) for i, shape in enumerate((x, w, *extras))]
-    result = jax_nano.fused_matmul(*arrays, epilogue=lambda acc, *extras: sum(extras, start=3 * acc))
+    result = jax_nano.fused_matmul(*arrays, epilogue=lambda acc, *extras: 3 * acc + sum(extras))
     wanted = exact(lambda x, w, *extras: sum(extras, start=3 * (x @ w)), *arrays)
     assert result.shape == wanted.shape
     np.testing.assert_allclose(result, wanted, atol=1e-4)

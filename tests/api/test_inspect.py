@@ -5,6 +5,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 import numpy as np
 import pytest
 from oracle import kernels, normal
@@ -22,6 +23,7 @@ def test_a_kernel():
     assert report.ran_as == "kernel"
     assert report.reason == ""
     assert report.equation == "f32[64,32] x f32[32,16] -> f32[64,16], contracting [1] with [0]"
+    assert report.problem and report.plan and report.kernel and report.mlir and report.llvm_ir and report.assembly
     assert report.problem.sizes == (1, 64, 16, 32)
     assert report.plan.isa in TARGETS
     assert report.kernel.name in report.mlir
@@ -33,6 +35,7 @@ def test_a_kernel():
 def test_a_kernel_in_words():
     (report,) = reports = jax_nano.inspect(jax_nano.matmul, X, W)
     plan = report.plan
+    assert plan and report.kernel
     lines = str(report).splitlines()
     assert lines[0] == report.equation
     assert lines[1] == f"  runs as  kernel {report.kernel.name}"
@@ -115,7 +118,7 @@ def run(capsys, *arguments):
 
 def test_info(capsys):
     out = run(capsys, "info")
-    for word in ("jax_nano", f"jaxlib      {jax.lib.__version__}", "LLVM, MLIR", "processor", "caches      L1 "):
+    for word in ("jax_nano", f"jaxlib      {jaxlib.version.__version__}", "LLVM, MLIR", "processor", "caches      L1 "):
         assert word in out
     assert all(target in out for target in TARGETS)
 

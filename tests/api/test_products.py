@@ -2,6 +2,7 @@
 
 import inspect
 import pickle
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ def test_namesakes_of_numpy(name, args, exact):
 
 def test_vecdot_takes_an_axis():
     a, b = normal(4, 3), normal(4, 3, seed=1)
-    np.testing.assert_allclose(jax_nano.vecdot(a, b, axis=0), np.vecdot(a, b, axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax_nano.vecdot(a, b, axis=0), (a * b).sum(axis=0), rtol=1e-5, atol=1e-6)
 
 
 def test_einsum_takes_a_path_and_another_product():
@@ -144,7 +145,8 @@ def test_dot_general_contracts_any_dimensions(problem, dtype):
 
 def test_dimension_numbers_may_be_any_sequences():
     a, b = normal(2, 3), normal(3, 4)
-    for numbers in ([[1], [0]], [[], []]), ((np.array([1]), range(1)), ((), ())), ((1, 0), ((), ())):
+    any_sequences: list[Any] = [([[1], [0]], [[], []]), ((np.array([1]), range(1)), ((), ())), ((1, 0), ((), ()))]
+    for numbers in any_sequences:
         with kernels(1):
             assert_close(jax_nano.dot_general(a, b, numbers), "ij,jk->ik", a, b)
 
@@ -237,7 +239,9 @@ def test_a_precision_that_bounds_the_error_runs_a_kernel(precision):
 def test_an_algorithm_that_is_f32_throughout_runs_a_kernel():
     a, b = normal(20, 30), normal(30, 40)
     with kernels(1):
-        assert_close(jax_nano.matmul(a, b, precision=lax.DotAlgorithm(*["float32"] * 3)), "ij,jk->ik", a, b)
+        assert_close(
+            jax_nano.matmul(a, b, precision=lax.DotAlgorithm("float32", "float32", "float32")), "ij,jk->ik", a, b
+        )
 
 
 @pytest.mark.parametrize("precision", ["BF16_BF16_F32", "BF16_BF16_F32_X3"])
@@ -276,7 +280,7 @@ def test_transposed_operands_are_never_materialised(transpose_a, transpose_b):
 
     args = a.T.copy() if transpose_a else a, b.T.copy() if transpose_b else b
     program = jax.jit(f).lower(*args).compile()
-    assert " transpose(" not in program.as_text()
+    assert " transpose(" not in str(program.as_text())
     assert_close(program(*args), "ij,jk->ik", a, b)
 
 
@@ -288,5 +292,5 @@ def test_chained_transposes_are_read_through():
 
     with jax_nano.installed(), kernels(1):
         program = jax.jit(f).lower(x, w).compile()
-        assert " transpose(" not in program.as_text()
+        assert " transpose(" not in str(program.as_text())
         assert_close(program(x, w), "ijkl,jl->ik", x, w)

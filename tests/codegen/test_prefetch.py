@@ -1,6 +1,7 @@
 """What microkernels ask for ahead: every line of the next piece of B or A, evenly over the steps of all blocks of C."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from products import Product, matrix
@@ -14,6 +15,7 @@ from jax_nano.schedule.candidates import kernel_plans
 from jax_nano.schedule.plan import LINE_BYTES
 
 DEPTH = 96
+NOWHERE: Any = None  # of a view whose elements are only named
 
 
 def asked(monkeypatch, view, blocks, width, group, in_order=False):
@@ -33,7 +35,7 @@ def asked(monkeypatch, view, blocks, width, group, in_order=False):
 @pytest.mark.parametrize("blocks", [1, 2, 5, 32])
 @pytest.mark.parametrize("strides", [(4096, 1), (1, 4096)], ids=["rows", "columns"])
 def test_every_line_is_asked_for_in_order_and_evenly(monkeypatch, strides, blocks, group, width, dtype):
-    view = View(None, 0, strides, dtype)
+    view: Any = View(NOWHERE, 0, strides, dtype)
     line = LINE_BYTES // bytes_of(dtype)
     wanted = {view.offset(k, j) // line for k in range(DEPTH) for j in range(width)}
     turns = asked(monkeypatch, view, blocks, width, group, in_order=True)
@@ -48,7 +50,7 @@ def test_every_line_is_asked_for_in_order_and_evenly(monkeypatch, strides, block
 @pytest.mark.parametrize(("group", "width"), [(1, 48), (1, 96), (2, 32), (4, 96)])
 @pytest.mark.parametrize("blocks", [1, 2, 5, 32])
 def test_every_line_of_the_rows_gone_through_is_asked_for_evenly(monkeypatch, blocks, group, width, dtype):
-    view = View(None, 0, (4096, 1), dtype)
+    view: Any = View(NOWHERE, 0, (4096, 1), dtype)
     line = LINE_BYTES // bytes_of(dtype)
     turns = asked(monkeypatch, view, blocks, width, group)
     found = {at // line for turn in turns for at in turn}
@@ -62,7 +64,7 @@ def test_every_line_of_the_rows_gone_through_is_asked_for_evenly(monkeypatch, bl
 @pytest.mark.parametrize("stride", [1001, 1004])
 def test_of_rows_that_begin_within_lines_panels_ask_for_what_the_one_before_left(monkeypatch, stride, width):
     line, panels = LINE_BYTES // bytes_of("f32"), 4
-    views = [View(None, panel * width, (stride, 1), "f32") for panel in range(panels)]
+    views: list[Any] = [View(NOWHERE, panel * width, (stride, 1), "f32") for panel in range(panels)]
     found = {at // line for view in views for turn in asked(monkeypatch, view, 3, width, 1) for at in turn}
     firsts = {view.offset(k, 0) // line for view in views[:1] for k in range(DEPTH)}
     assert {view.offset(k, j) // line for view in views for k in range(DEPTH) for j in range(width)} <= found | firsts
@@ -72,8 +74,8 @@ def test_of_rows_that_begin_within_lines_panels_ask_for_what_the_one_before_left
 @pytest.mark.parametrize("interleaved", [2, 4])
 def test_rows_that_stand_together_are_asked_for_together(monkeypatch, interleaved, blocks):
     width, line = 64, LINE_BYTES // bytes_of("bf16")
-    view = View(
-        None, 0, (width, interleaved), "bf16", interleaved=interleaved
+    view: Any = View(
+        NOWHERE, 0, (width, interleaved), "bf16", interleaved=interleaved
     )  # of panels as wide as what is wanted, one behind the other
     turns = asked(monkeypatch, view, blocks, width, 2)
     assert set(range(DEPTH * width // line)) <= {at // line for turn in turns for at in turn}
@@ -82,7 +84,7 @@ def test_rows_that_stand_together_are_asked_for_together(monkeypatch, interleave
 @pytest.mark.parametrize("blocks", [1, 3, 16])
 @pytest.mark.parametrize("width", [16, 80])
 def test_rows_of_words_are_asked_for_in_order(monkeypatch, width, blocks):
-    view, line = Integers(None, 0, (4096, 1), "s4x8"), LINE_BYTES // prefetch.WORD_BYTES
+    view, line = Integers(NOWHERE, 0, (4096, 1), "s4x8"), LINE_BYTES // prefetch.WORD_BYTES
     wanted = {row * 4096 + j for row in range(DEPTH // INT4_PER_WORD) for j in range(0, width, line)}
     found = [at for turn in asked(monkeypatch, view, blocks, width, 2) for at in turn]
     assert wanted <= set(found)
@@ -90,7 +92,7 @@ def test_rows_of_words_are_asked_for_in_order(monkeypatch, width, blocks):
 
 
 def test_nothing_is_asked_for_of_single_elements(monkeypatch):
-    view = View(None, 0, (4096, 3), "f32")
+    view: Any = View(NOWHERE, 0, (4096, 3), "f32")
     assert not any(asked(monkeypatch, view, 2, 32, 1))
 
 
@@ -106,10 +108,11 @@ def product_in_place(m, k, n):
 def test_of_b_in_place_the_next_panel_in_order_is_asked_for(k):
     plan = product_in_place(16, k, 1024)
     columns, last = 4 * plan.nr, (plan.inner_k_blocks - 1) * plan.kc
-    area, b = macrokernel.Area(0, 16, columns, 2 * columns), View(None, 0, (1024, 1), "f32")
+    area, b = macrokernel.Area(0, 16, columns, 2 * columns), View(NOWHERE, 0, (1024, 1), "f32")
 
     def after(k0, j):
-        return divmod(macrokernel.Macrokernel(plan).following(b, b, k0, j, area).offset(0, 0), 1024)
+        following: Any = macrokernel.Macrokernel(plan).following(b, b, k0, j, area)
+        return divmod(following.offset(0, 0), 1024)
 
     assert after(0, columns) == (0, columns + plan.nr)
     assert after(plan.kc, 2 * columns - plan.nr) == (2 * plan.kc, columns), "then those of the next steps"
@@ -120,7 +123,7 @@ def test_of_streamed_rows_a_task_asks_for_its_columns_of_the_next_ones(monkeypat
     machine = host.machine()
     dot = Product(lhs=matrix(1, 1024, "rows", "f16"), rhs=matrix(1024, 2048, "rows", "f16"), out="f16").dot
     plan = next(plan for plan in kernel_plans(dot, machine, machine.isa("avx2")) if plan.streamed)
-    area, b = macrokernel.Area(0, 1, 0, 2048), View(None, 0, (2048, 1), "f16")
+    area, b = macrokernel.Area(0, 1, 0, 2048), View(NOWHERE, 0, (2048, 1), "f16")
     asked: list[int] = []
     monkeypatch.setattr(prefetch, "prefetch", lambda _base, at: asked.append(at))
     for j in range(0, 2048, plan.nr):
@@ -134,7 +137,7 @@ def test_of_streamed_rows_a_task_asks_for_its_columns_of_the_next_ones(monkeypat
 
 def asked_of_a(monkeypatch, plan, strides, begin, k0, area, after=0):
     """Where the lines of A begin that are asked for while a block of it goes through B."""
-    kernel, a = macrokernel.Macrokernel(plan), View(None, 0, strides, "f32")
+    kernel, a = macrokernel.Macrokernel(plan), View(NOWHERE, 0, strides, "f32")
     asked: list[int] = []
     line = LINE_BYTES // bytes_of("f32")
     monkeypatch.setattr(prefetch, "prefetch", lambda _base, at: asked.append(at // line * line))

@@ -240,7 +240,7 @@ def test_a_program_runs_kernels_by_tiles(here):
     rng = np.random.default_rng(0)
     x, w = numbers(rng, (100, 64), "bf16"), numbers(rng, (64, 90), "bf16")
     (report,) = jax_nano.inspect(jax_nano.matmul, x, w)
-    assert report.plan.instruction.name == "tdpbf16ps"
+    assert report.plan and report.plan.instruction.name == "tdpbf16ps"
     before = jax_nano.executed_kernels()
     result = np.asarray(jax_nano.matmul(x, w))
     assert jax_nano.executed_kernels() == before + 1
@@ -273,7 +273,7 @@ def test_an_epilogue_follows_the_tiles(here):
         return jax.numpy.maximum(jax.numpy.dot(x, w, preferred_element_type=np.float32) * scale + bias, 0)
 
     (report,) = jax_nano.inspect(jax_nano.accelerate(layer), x, w, bias, scale)
-    assert report.plan.instruction.name == "tdpbf16ps"
-    assert report.problem.epilogue
+    assert report.plan and report.plan.instruction.name == "tdpbf16ps"
+    assert report.problem and report.problem.epilogue
     exact = np.maximum(x.astype(np.float64) @ w.astype(np.float64) * scale + bias, 0)
     np.testing.assert_allclose(jax_nano.accelerate(layer)(x, w, bias, scale), exact, rtol=1e-5, atol=1e-4)

@@ -50,6 +50,7 @@ def plans_of(prologue, arrays, columns=False, precision=None):
         return jnp.matmul(a, w, precision=precision, preferred_element_type=out)
 
     (report,) = jax_nano.inspect(jax_nano.accelerate(product), x.T.copy() if columns else x, *others)
+    assert report.problem
     assert report.problem.prologue
     assert {axis.lhs for axis in report.problem.k} == {len(x) if columns else 1}
     plans = [plan for plan in kernel_plans(report.problem, MACHINE, AMX) if plan.instruction.tiles]
@@ -57,7 +58,7 @@ def plans_of(prologue, arrays, columns=False, precision=None):
     return plans
 
 
-def check(prologue, arrays, plans, eps=EPS, **run):
+def check(prologue, arrays, plans, eps: float = float(EPS), **run):
     x, w, column, row = arrays
     a, b = (np.asarray(matrix).astype(np.float64) for matrix in (prologue(*map(jnp.asarray, (x, column, row))), w))
     exact, bound = a @ b, eps * x.shape[1] * (np.abs(a) @ np.abs(b))
@@ -111,8 +112,8 @@ def test_a_program_has_its_prologue_and_epilogue_around_tiles(here):
     (report,) = jax_nano.inspect(layer, x, w, column, row, bias)
     assert report.plan
     assert report.plan.instruction.name == "tdpbf16ps"
-    assert report.problem.prologue
-    assert report.problem.epilogue
+    assert report.problem and report.problem.prologue
+    assert report.problem and report.problem.epilogue
     before = jax_nano.executed_kernels()
     result = layer(x, w, column, row, bias)
     assert jax_nano.executed_kernels() == before + 1

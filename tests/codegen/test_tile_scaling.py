@@ -24,6 +24,7 @@ def product(m, k, n, **options):
     """A, a quantized B, and every plan by tiles for their product."""
     x, q = jnp.asarray(normal(m, k), jnp.bfloat16), jax_nano.quantize(weight(k, n, dtype=jnp.bfloat16), **options)
     (report,) = jax_nano.inspect(jax_nano.matmul, x, q)
+    assert report.problem
     assert report.problem.scaling
     plans = [plan for plan in kernel_plans(report.problem, MACHINE, AMX) if plan.instruction.tiles]
     assert plans
@@ -64,7 +65,7 @@ def test_a_program_scales_groups_by_tiles(here):
     layer = jax_nano.accelerate(lambda x, q, b: jnp.matmul(x, q, preferred_element_type=jnp.float32) + b)
     bias = normal(128)
     (report,) = jax_nano.inspect(layer, x, q, bias)
-    assert report.plan.instruction.name == "tdpbf16ps"
+    assert report.plan and report.plan.instruction.name == "tdpbf16ps"
     before = jax_nano.executed_kernels()
     assert_product(layer(x, q, bias), x, q, [bias])
     assert jax_nano.executed_kernels() == before + 1

@@ -67,7 +67,7 @@ def test_nnx_linear_takes_a_product():
     ours = nnx.Linear(16, 24, rngs=nnx.Rngs(0), dot_general=jax_nano.dot_general)
     gradient = nnx.jit(nnx.grad(lambda layer: (layer(X) ** 2).mean()))
     with kernels(1):
-        assert_same(nnx.jit(lambda layer: layer(X))(ours), plain(X))
+        assert_same(nnx.jit(lambda layer: layer(X))(ours), plain(jnp.asarray(X)))
     with kernels(2):
         assert_same(gradient(ours), gradient(plain))
 
@@ -90,7 +90,8 @@ class Transformer(nn.Module):
 
 def flax_model():
     model = Transformer()
-    return Model(model.apply, jax.jit(model.init)(KEY, X), compensated=6)
+    apply: Callable[..., Any] = model.apply
+    return Model(apply, jax.jit(model.init)(KEY, X), compensated=6)
 
 
 def nnx_model():
@@ -109,7 +110,8 @@ def haiku_model():
         return hk.nets.MLP([64, 64, 16])(x)
 
     model = hk.without_apply_rng(hk.transform(network))
-    return Model(model.apply, jax.jit(model.init)(KEY, X), compensated=3)
+    apply: Callable[..., Any] = model.apply
+    return Model(apply, jax.jit(model.init)(KEY, X), compensated=3)
 
 
 @functools.cache

@@ -48,8 +48,9 @@ class NumPy:
 
 @pytest.fixture(autouse=True)
 def computed_by_jax_nano(monkeypatch):
-    monkeypatch.setattr(suite, "np", NumPy())
-    monkeypatch.setattr(suite, "dot", suite.np.dot)
+    numpy = NumPy()
+    monkeypatch.setattr(suite, "np", numpy)
+    monkeypatch.setattr(suite, "dot", numpy.dot)
     with jax.enable_x64(True):
         yield
 

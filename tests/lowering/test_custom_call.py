@@ -37,7 +37,7 @@ def test_a_short_kernel_stays_on_the_callers_thread():
 
 def test_a_kernel_of_computed_operands_is_called_as_it_is():
     a, b = map(jnp.ones, LARGE)
-    text = compiled(lambda a, b: jax_nano.matmul(jnp.sin(a), jnp.cos(b)), a, b).as_text()
+    text = compiled(lambda a, b: jax_nano.matmul(jnp.sin(a), jnp.cos(b)), a, b).as_text() or ""
     assert f"s32[{BALLAST}]" not in text
 
 

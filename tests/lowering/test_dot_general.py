@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from jax import lax
+from jax.core import ShapedArray
 from oracle import assert_close, assert_dot_general, equation, kernels
 
 import jax_nano
@@ -47,10 +48,10 @@ def random(shape, name, seed=0):
 
 def product(lhs, rhs, dimension_numbers, out, target):
     """The kernel of one target on two arrays, as XLA runs it."""
-    operands = [Operand.row_major(x.shape, dtype_name(x.dtype)) for x in (lhs, rhs)]
-    dot = Dot.of(*operands, dimension_numbers, dtype_name(dtype(out)))
+    a, b = (Operand.row_major(x.shape, dtype_name(x.dtype)) for x in (lhs, rhs))
+    dot = Dot.of(a, b, dimension_numbers, dtype_name(dtype(out)))
     shape = lax.dot_general_p.abstract_eval(
-        *(jax.core.ShapedArray(x.shape, np.float32) for x in (lhs, rhs)), dimension_numbers=dimension_numbers,
+        *(ShapedArray(x.shape, np.float32) for x in (lhs, rhs)), dimension_numbers=dimension_numbers,
         precision=None, preferred_element_type=None, out_sharding=None,
     )[0].shape  # fmt: skip
     call = jax.ffi.ffi_call(TARGET_NAME, jax.ShapeDtypeStruct(shape, dtype(out)))
@@ -317,7 +318,7 @@ def composed(lhs, rhs, out, isa, features, machine):
     operands = Operand.row_major((64, 64), lhs), Operand.row_major((64, 64), rhs)
     plan = choose(Dot.of(*operands, MATRICES, out), described, level)
     kernel = compiled(plan.dot, plan, processor_for(plan, described))
-    assert set(features) <= set(kernel.attributes()["features"].split(","))
+    assert set(features) <= set(str(kernel.attributes()["features"]).split(","))
     return kernel
 
 
@@ -351,4 +352,4 @@ def test_f16_is_converted_by_instructions_of_its_own_where_they_are():
     assert "{1to16}" in kernel.assembly or kernel.plan.lhs != "unpacked"
     assert not re.search(r"\tv(fmadd|mul|add)\w*[ps]h\t", kernel.assembly)
     without = composed("f32", "f32", "f32", "avx512", (), "sapphirerapids")
-    assert "avx512fp16" not in without.attributes()["features"]
+    assert "avx512fp16" not in str(without.attributes()["features"])

@@ -76,7 +76,7 @@ def test_the_whole_prologue_is_in_the_kernel(name):
     prologue, extras = PROLOGUES[name]
     (report,) = jax_nano.inspect(fused(prologue), X, W, *extras)
     assert report.ran_as == "kernel"
-    assert (report.problem.prologue is not None) == (name != "nothing")
+    assert report.problem and (report.problem.prologue is not None) == (name != "nothing")
     assert (report.kept, report.stopped) == ("", "used by the caller")
 
 
@@ -84,7 +84,7 @@ def test_what_has_no_vector_code_is_computed_before():
     prologue, extras = PROLOGUES["no vector code"]
     (report,) = jax_nano.inspect(fused(prologue), X, W, *extras)
     assert report.fused[-1:] == ("add",)
-    assert report.problem.prologue is not None
+    assert report.problem and report.problem.prologue is not None
 
 
 def test_a_prologue_and_an_epilogue():
@@ -220,7 +220,7 @@ def test_sums_along_the_lanes(m):
     x, w, row = normal(m, 200), normal(50, 200, seed=1), normal(200, seed=2)
     f = fused(lambda x, row: jnp.exp(x / 4) - row)
     (report,) = jax_nano.inspect(lambda x, w, row: f(x, w.T, row), x, w, row)
-    assert report.problem.prologue is not None
+    assert report.problem and report.problem.prologue is not None
     assert_close(f(x, w.T, row), exact(plain(lambda x, row: jnp.exp(x / 4) - row), x, w.T, row))
 
 
@@ -231,7 +231,7 @@ def test_weights_in_another_form(pack):
     x, w, column = normal(5, 64), pack(jnp.asarray(normal(64, 48, seed=1))), normal(5, 1, seed=2)
     f = jax.jit(jax_nano.accelerate(lambda x, w, column: (x * column) @ w))
     (report,) = jax_nano.inspect(f, x, w, column)
-    assert report.problem.prologue is not None
+    assert report.problem and report.problem.prologue is not None
     assert_close(f(x, w, column), exact(lambda x, w, column: (x * column) @ w, x, np.asarray(w), column))
 
 
@@ -344,6 +344,7 @@ FOUND = {
 def test_what_is_fused(name):
     f, fused_with = FOUND[name]
     report = report_of(f, X, W)
+    assert report.problem
     made = report.problem.prologue
     if name == "the other operand":  # C's last dimension is that of x: it lies along the lanes
         assert made is None
@@ -372,7 +373,7 @@ KEPT = {
 def test_what_is_not_fused_and_why(name):
     f, reason = KEPT[name]
     report, *_ = jax_nano.inspect(jax_nano.accelerate(f), X, W)
-    assert report.problem.prologue is None
+    assert report.problem and report.problem.prologue is None
     assert report.kept.startswith(reason)
     assert f"before   {reason}" in str(report)
     assert_close(jax.jit(jax_nano.accelerate(f))(X, W), exact(f, X, W))
@@ -380,7 +381,7 @@ def test_what_is_not_fused_and_why(name):
 
 def test_two_arrays_of_a_size_that_would_both_have_to_be_made():
     report = report_of(lambda x, w: (jnp.sin(x) * jnp.cos(x)) @ w, jnp.tile(X, (60, 1)), jnp.tile(W, 20))
-    assert report.problem.prologue is None
+    assert report.problem and report.problem.prologue is None
 
 
 def test_a_conversion_without_rounding_is_read_through_wherever_it_is_used():
@@ -390,6 +391,7 @@ def test_a_conversion_without_rounding_is_read_through_wherever_it_is_used():
 
     x, w = (jnp.asarray(t, jnp.bfloat16) for t in (X, W))
     report = report_of(f, x, w)
+    assert report.problem and report.problem.prologue
     assert (report.problem.lhs, report.problem.prologue.made) == ("bf16", "bf16")
 
 
@@ -486,7 +488,7 @@ def test_extras_without_a_function_of_them():
 def test_extras_that_are_one_array(prologue):
     text = r"^prologue_extras is a sequence of arrays, such as \(row,\); not <class 'numpy.ndarray'>$"
     with pytest.raises(TypeError, match=text):
-        jax_nano.fused_matmul(X, W, prologue=prologue, prologue_extras=ROW)
+        jax_nano.fused_matmul(X, W, prologue=prologue, prologue_extras=ROW)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -498,4 +500,4 @@ def test_operands_that_are_no_arrays(operands, place):
     with pytest.raises(TypeError, match=text):
         jax_nano.fused_matmul(*operands, epilogue=lambda acc, *extras: acc)
     with pytest.raises(TypeError, match=r"got <class 'list'> at position 0 of prologue_extras\.$"):
-        jax_nano.fused_matmul(X, W, prologue=jnp.multiply, prologue_extras=([1.0],))
+        jax_nano.fused_matmul(X, W, prologue=jnp.multiply, prologue_extras=([1.0],))  # pyright: ignore[reportArgumentType]

@@ -398,7 +398,7 @@ def kept(count):
 def test_those_used_longest_ago_go_first(small):
     for i, age in enumerate([20, 30, 10]):
         assert fetch(lambda: THIRD, parts=(i,)) == THIRD
-        os.utime(path((i,)), (time.time() - age,) * 2)
+        os.utime(path((i,)), (time.time() - age, time.time() - age))
     assert kept(3) == [0, 1, 2]
     assert fetch(unreachable, parts=(1,)) == THIRD  # used just now
     fetch(lambda: THIRD, parts=(3,))

@@ -131,9 +131,9 @@ def test_another_machines_kernels_can_be_looked_at(monkeypatch):
     x = jax.ShapeDtypeStruct((128, 128), jax.numpy.bfloat16)
     (report,) = jax_nano.inspect(jax_nano.matmul, x, x)
     assert "target   amx, tdpbf16ps" in str(report)
-    assert '"amx.tile_mulf"' in report.mlir
-    assert "llvm.x86.tdpbf16ps.internal" in report.llvm_ir
-    assert "tdpbf16ps" in report.assembly
+    assert '"amx.tile_mulf"' in str(report.mlir)
+    assert "llvm.x86.tdpbf16ps.internal" in str(report.llvm_ir)
+    assert "tdpbf16ps" in str(report.assembly)
 
 
 @pytest.mark.emulator

@@ -107,7 +107,7 @@ def module(emit, operands, results, count, lanes, subnormals):
                 control("llvm.x86.sse.ldmxcsr", local, 4)
             func.return_([])
         top.operation.verify()
-        return top.operation.get_asm(print_generic_op_form=True)
+        return str(top.operation.get_asm(print_generic_op_form=True))
 
 
 def with_subnormals(local):

@@ -7,6 +7,7 @@ tests with it.
 import contextlib
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from products import Product, matrix
@@ -107,10 +108,16 @@ class Row:
     def plan(self, m, n, k, **changes) -> Plan:
         """A plan of this kind: one task, one block of k and small register blocks, but for the `changes`."""
         dot, kind, lanes = self.product(m, n, k).dot, self.kind, self.instruction.shape[1]
-        fields = {"mr": 3, "nr": 2 if kind.inner_product else 2 * lanes} | changes
+        fields: dict[str, Any] = {"mr": 3, "nr": 2 if kind.inner_product else 2 * lanes} | changes
         rows, columns = (-(-size // block) * block for size, block in ((m, fields["mr"]), (n, fields["nr"])))
-        whole = {"mc": fields.get("mt", rows), "mt": fields.get("mc", rows), "kc": k, "nc": columns, "nt": columns}
-        axes = {
+        whole: dict[str, Any] = {
+            "mc": fields.get("mt", rows),
+            "mt": fields.get("mc", rows),
+            "kc": k,
+            "nc": columns,
+            "nt": columns,
+        }
+        axes: dict[str, Any] = {
             "m": Axis(size=1, out=n), "n": Axis(size=1, rhs=1, out=1), "k": Axis(size=1, lhs=1, rhs=1),
         } | {name: axis for name in "mnk" for axis in getattr(dot, name)}  # fmt: skip
         return Plan(
@@ -119,7 +126,7 @@ class Row:
         )  # fmt: skip
 
     @functools.cached_property
-    def planned(self) -> dict[str, object]:
+    def planned(self) -> dict[str, Any]:
         """The register block that the schedule gives large products of this row, or of the kind nearest to it."""
         machine, kind = host.machine(), self.kind
         few = self.instruction.shape[1]

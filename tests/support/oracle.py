@@ -6,8 +6,10 @@ import math
 import string
 import subprocess
 import sys
+from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -15,7 +17,7 @@ import numpy as np
 import jax_nano
 
 
-def normal(*shape, seed=0, dtype=np.float32):
+def normal(*shape: int, seed: int = 0, dtype: Any = np.float32) -> np.ndarray:
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
 
 

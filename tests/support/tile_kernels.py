@@ -54,7 +54,7 @@ def tile_plans(lhs, rhs, dimension_numbers, types, packed=False, precision=None,
     """
     a, b = Operand.row_major(lhs, types[0]), Operand.row_major(rhs, types[1])
     if packed:
-        panels = panels_for(types[1], *rhs, MACHINE, AMX)
+        panels = panels_for(types[1], rhs[0], rhs[1], MACHINE, AMX)
         b = replace(b, strides=(1, panels.rows), panels=panels)
     dot = followed(precision, Dot.of(a, b, dimension_numbers, types[2]))
     plans = (plan for plan in kernel_plans(dot, MACHINE, AMX) if plan.instruction.tiles)

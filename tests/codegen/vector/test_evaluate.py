@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -371,7 +372,7 @@ def program(f, *arrays):
     return program_of(jax.make_jaxpr(f)(*arrays))
 
 
-def normal(*shape, dtype=np.float32, scale=3):
+def normal(*shape, dtype: Any = np.float32, scale=3):
     return (np.random.default_rng(len(shape)).standard_normal(shape) * scale).astype(dtype)
 
 

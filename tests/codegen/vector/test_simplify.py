@@ -65,4 +65,6 @@ def test_nothing_cancels(target):
     with np.errstate(over="ignore"):
         exact = 2 / (1 + np.exp(-2 * X.astype(np.float64)))
     (actual,) = evaluate(program(lambda x: 1 + jnp.tanh(x)), [X], target)
-    np.testing.assert_allclose(actual, exact, rtol=4 * np.finfo(np.float32).eps, atol=np.finfo(np.float32).tiny)
+    np.testing.assert_allclose(
+        actual, exact, rtol=4 * float(np.finfo(np.float32).eps), atol=float(np.finfo(np.float32).tiny)
+    )
