@@ -121,7 +121,7 @@ def steps(amx, arena, instruction):
     tilerelease()
 
 
-def invoke_each(library, indexed=False):
+def invoke_each(library, *, indexed=False):
     """Before each form's turn: the form, where it names memory, and a function that runs it."""
     first = ctypes.cast(library.steps, ctypes.c_void_p).value or 0
     for i, form in enumerate(FORMS):

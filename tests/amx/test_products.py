@@ -99,7 +99,7 @@ MAGNITUDES = {
 }
 
 
-def random_numbers(rng, name, shape, magnitude, product=False):
+def random_numbers(rng, name, shape, magnitude, *, product=False):
     """Factors of the product `name`, or accumulators."""
     dtype = np.float32 if product else TYPES[name][0]
     if magnitude == "any bits":

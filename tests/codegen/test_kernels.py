@@ -137,6 +137,17 @@ def test_sums_are_rounded_once_to_nearest_even(row, parts):
     assert np.array_equal(Runner(row.plan(*sizes, kc=steps))(a, b), expected.ravel())
 
 
+@each([row for row in FLOATS if row.types == ("f32", "f32", "f32") and row.kind.rhs != "per_round"])
+def test_splits_of_a_sum_are_added_in_their_order(row):
+    """In any other one, a large number swallows the 1."""
+    steps = row.plan(1, 1, 1).k_multiple
+    sizes = 2, 5, 3 * steps
+    a, b = row.product(*sizes).operands()
+    a[...], b[...] = 0, 1
+    a[:, [0, steps, 2 * steps]] = 2.0**30, -(2.0**30), 1
+    assert np.all(Runner(row.plan(*sizes, kc=steps, split_k=3)).at_both_ends(a, b) == 1)
+
+
 def halfway(x, dtype):
     """Which numbers of f32 stand in the middle between two neighbours in a narrower type."""
     dropped = 23 - ml_dtypes.finfo(dtype).nmant

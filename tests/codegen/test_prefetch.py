@@ -18,7 +18,7 @@ DEPTH = 96
 NOWHERE: Any = None  # of a view whose elements are only named
 
 
-def asked(monkeypatch, view, blocks, width, group, in_order=False):
+def asked(monkeypatch, view, blocks, width, group, *, in_order=False):
     """The elements asked for at each step of each block of C."""
     turns = []
     monkeypatch.setattr(prefetch, "prefetch", lambda _base, at: turns[-1].append(at))

@@ -40,7 +40,7 @@ def operands(m, n, k, other):
     return x.astype(np.float32), w.astype(other), 1 + np.abs(normal(m, 1, seed=2)), normal(k, seed=3)
 
 
-def plans_of(prologue, arrays, columns=False, precision=None):
+def plans_of(prologue, arrays, *, columns=False, precision=None):
     """Every plan by tiles of the product, with A stored by rows or by columns."""
     x, *others = arrays
 
@@ -80,7 +80,7 @@ def test_nothing_beside_the_operands_is_multiplied(name, m, n, k, columns):
     arrays = operands(m, n, k, other)
     # A quotient one ulp of f32 away may be rounded to the neighbour in bf16.
     eps = ml_dtypes.finfo(BF16).eps / k if name == "reciprocal" else 0
-    plans = plans_of(prologue, arrays, columns)
+    plans = plans_of(prologue, arrays, columns=columns)
     check(prologue, arrays, plans, eps, before=columns)
 
 

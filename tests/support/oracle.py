@@ -74,7 +74,7 @@ def assert_close(actual, subscripts, *operands, promised=True):
     assert np.all(np.abs(wide(actual) - exact) <= bound)
 
 
-def assert_dot_general(actual, lhs, rhs, dimension_numbers, promised=True):
+def assert_dot_general(actual, lhs, rhs, dimension_numbers, *, promised=True):
     subscripts = equation(np.ndim(lhs), np.ndim(rhs), dimension_numbers)
     assert_close(actual, subscripts, lhs, rhs, promised=promised)
 

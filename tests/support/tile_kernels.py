@@ -40,7 +40,7 @@ def numbers(rng, shape, dtype):
     return rng.standard_normal(shape).astype(dtype)
 
 
-def tile_plans(lhs, rhs, dimension_numbers, types, packed=False, precision=None, overlap_packing=False):
+def tile_plans(lhs, rhs, dimension_numbers, types, *, packed=False, precision=None, overlap_packing=False):
     """Every plan by tiles that the schedule weighs, before it divides work into tasks.
 
     Args:
