@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 from jax import lax
 from oracle import assert_close, kernels, normal, primitives, run_python
-from programs import FORWARD_ONLY, PROGRAMS, REVERSE_ONLY
 
 import jax_nano
-from jax_nano.lowering.dot_general import nano
 
 A, B, G = normal(6, 5), normal(5, 7, seed=1), normal(6, 7, seed=2)
 S = normal(5, 5, seed=3)
@@ -324,73 +322,6 @@ assert (jax_nano.matmul(a, a.T) == 30).all()
 print(jax_nano.executed_kernels(), len(list(__import__("pathlib").Path({str(tmp_path)!r}).glob("jit_matmul-*-cache"))))
 """
     assert [run_python(code), run_python(code)] == ["1 1\n", "1 1\n"]
-
-
-# Rebinding: every lax.dot_general of a program, at any depth.
-
-
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_every_product_of_a_program_is_rebound(name):
-    assert_rebound(lambda f: f, PROGRAMS[name])
-
-
-@pytest.mark.parametrize("name", sorted(PROGRAMS.keys() - FORWARD_ONLY))
-def test_every_product_of_a_gradient_is_rebound(name):
-    assert_rebound(jax.jacrev, PROGRAMS[name])
-
-
-@pytest.mark.parametrize("name", sorted(PROGRAMS.keys() - REVERSE_ONLY))
-def test_every_product_of_a_tangent_is_rebound(name):
-    assert_rebound(jax.jacfwd, PROGRAMS[name])
-
-
-def assert_rebound(transformation, program):
-    """`program` has products, and none of them stays JAX's, whether it is transformed after rebinding or before."""
-    exact = transformation(program)(S, S)
-    for rebound in (transformation(nano(program)), nano(transformation(program))):
-        names = primitives(jax.make_jaxpr(rebound)(S, S).jaxpr)
-        assert "nano_dot_general" in names
-        assert "dot_general" not in names
-        close(rebound(S, S), exact)
-
-
-def test_rebinding_keeps_what_is_not_an_array():
-    @nano
-    def f(tree, *, names, times):
-        x = tree["x"]
-        for _ in range(times):
-            x = x @ tree["s"]
-        return {"x": x, "names": names, "times": times}
-
-    result = f({"x": S, "s": S}, names=("a", "b"), times=2)
-    assert (result["names"], result["times"]) == (("a", "b"), 2)
-    close(result["x"], f64(S) @ f64(S) @ f64(S))
-
-
-def test_rebinding_leaks_no_tracers():
-    a = normal(3, 3)
-    with jax.check_tracer_leaks(True):
-        assert_close(jax.jit(jax_nano.matmul)(a, a), "mk,kn->mn", a, a)
-
-
-def test_a_shared_jaxpr_stays_shared():
-    layer = jax.jit(lambda x, s: jnp.tanh(x @ s))
-    jaxpr = jax.make_jaxpr(nano(lambda x, s: layer(layer(layer(x, s), s), s)))(S, S)
-    layers = [eqn.params["jaxpr"] for eqn in jaxpr.eqns]
-    assert len(layers) == 3
-    assert all(inner is layers[0] for inner in layers)
-
-
-def test_rebinding_keeps_effects_in_order(capsys):
-    def f(s):
-        jax.debug.print("before", ordered=True)
-        s = s @ s
-        jax.debug.print("after", ordered=True)
-        return s
-
-    jax.block_until_ready(jax.jit(nano(f))(S))
-    jax.effects_barrier()
-    assert capsys.readouterr().out.split() == ["before", "after"]
 
 
 # Processes and threads.
