@@ -133,7 +133,7 @@ def test_every_kernel_weighed_fits_the_registers(processor, product):
         assert registers(plan) <= machine.isa(plan.isa).register_count, plan
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(products(), st.data())
 def test_any_plan_computes_each_element_once(product, data):
     """So what test_layouts.py runs are plans in the sense of this file, too."""
