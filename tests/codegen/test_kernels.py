@@ -75,8 +75,8 @@ def divisions(row):
 
 
 def some_divisions(row):
-    """Three of the divisions, which depend on the row's name: other rows of its types, and of its kind, have others."""
-    return random.Random(str(row)).sample(sorted(divisions(row)), 3)
+    """Two of the divisions, which depend on the row's name: other rows of its types, and of its kind, have others."""
+    return random.Random(str(row)).sample(sorted(divisions(row)), 2)
 
 
 DIVIDED = [pytest.param(row, name, id=f"{row}-{name}") for row in ROWS for name in some_divisions(row)]
