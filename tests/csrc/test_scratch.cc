@@ -57,7 +57,9 @@ TEST(scratch_above_the_limit_goes_back_to_the_system) {
 TEST(more_blocks_than_the_stock_has_room_for) {
   std::vector<std::unique_ptr<Scratch>> many;
   for (int i = 0; i < 300; ++i) many.push_back(std::make_unique<Scratch>(kSmallPage));
+  FailingNew failing(0);  // giving back never allocates
   many.clear();
+  EXPECT(!failing.failed());
   EXPECT(GetScratchUse().held <= GetScratchUse().limit);
 }
 
