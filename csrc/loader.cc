@@ -16,6 +16,7 @@ namespace jax_nano {
 namespace {
 
 struct Table {
+  std::mutex loading;  // held while a kernel is linked; programs find theirs meanwhile
   std::shared_mutex mutex;
   std::unordered_map<uint64_t, std::unique_ptr<Kernel>> kernels;
 };
@@ -44,7 +45,7 @@ struct Linker {
   std::string reported;  // what LLVM says beside the error that it returns, such as which symbol an object lacks
 };
 
-// Never destroyed, as the kernels that it linked. Callers hold the table's mutex.
+// Never destroyed, as the kernels that it linked. Callers hold Table::loading.
 llvm::Expected<Linker*> GetLinker() {
   static Linker* linker = nullptr;
   if (linker) return linker;
@@ -60,7 +61,7 @@ llvm::Expected<Linker*> GetLinker() {
   if (!jit) return jit.takeError();
   linker = new Linker{std::move(*jit), ""};
   linker->jit->getExecutionSession().setErrorReporter(
-      [linker = linker](llvm::Error error) { linker->reported += "\n" + llvm::toString(std::move(error)); });
+      [linker = linker](llvm::Error error) { linker->reported.append("\n").append(llvm::toString(std::move(error))); });
   return linker;
 }
 
@@ -95,13 +96,14 @@ llvm::Error Link(Kernel& kernel, uint64_t key) {
 llvm::Error Load(uint64_t key, std::string_view object, Description description) {
   if (auto refusal = Refusal(description.features); !refusal.empty()) return llvm::createStringError(refusal);
   Table& table = Kernels();
-  std::unique_lock lock(table.mutex);
-  if (auto found = table.kernels.find(key); found != table.kernels.end()) {
-    if (found->second->object == object && found->second->description == description) return llvm::Error::success();
+  std::lock_guard loading(table.loading);
+  if (const Kernel* found = Find(key)) {
+    if (found->object == object && found->description == description) return llvm::Error::success();
     return llvm::createStringError("two kernels share the content key %llx", static_cast<unsigned long long>(key));
   }
   auto kernel = std::make_unique<Kernel>(Kernel{std::move(description), {}, std::string(object)});
   if (auto error = Link(*kernel, key)) return error;
+  std::unique_lock lock(table.mutex);
   table.kernels.emplace(key, std::move(kernel));
   return llvm::Error::success();
 }
