@@ -65,7 +65,7 @@ class Program {
   std::vector<int64_t> in_ = std::vector<int64_t>(kTasks), out_ = std::vector<int64_t>(kTasks);
 };
 
-// Which operand makes XLA run a program on a thread of its own (handler.cc).
+// The operand that makes XLA run a program on a thread of its own (handler.cc).
 Array DispatchHint(std::vector<int32_t>& data) {
   data.resize(1024);
   return {XLA_FFI_DataType_S32, {1024}, data.data()};

@@ -1,5 +1,3 @@
-#include <sys/mman.h>
-
 #include <cstdint>
 #include <cstring>
 #include <memory>
