@@ -1,11 +1,11 @@
 # Each target sets up what it needs, once: system packages, a virtual environment in .venv, the build.
-.PHONY: demo test bench lint format clean
+.PHONY: demo test sanitize bench lint format clean
 .DELETE_ON_ERROR:
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 SOURCES := $(wildcard csrc/*.cc csrc/*.h)
-TEST_SOURCES := $(wildcard tests/amx/*.cc tests/amx/csrc/*)
+TEST_SOURCES := $(wildcard tests/amx/*.cc tests/amx/csrc/* tests/csrc/*.cc tests/csrc/*.h tests/csrc/objects/*)
 # `make test PYTEST_ARGS="-k matmul"`
 PYTEST_ARGS ?= -n 2
 
@@ -14,6 +14,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+# csrc under ASan, UBSan and TSan (CONTRIBUTING.md)
+sanitize: $(INSTALLED)
+	tools/sanitize $(CURDIR)/$(PYTHON)
 
 bench: $(INSTALLED)
 	$(PYTHON) -m benchmarks

@@ -2,24 +2,22 @@
 
 #include <memory>
 
+#include "llvm/IR/DiagnosticInfo.h"
+#include "llvm/IR/DiagnosticPrinter.h"
+#include "llvm/IR/LLVMContext.h"
 #include "llvm/IR/LegacyPassManager.h"
 #include "llvm/MC/TargetRegistry.h"
 #include "llvm/Passes/PassBuilder.h"
-#include "llvm/Support/TargetSelect.h"
 #include "llvm/Support/raw_ostream.h"
 #include "llvm/Target/TargetMachine.h"
 #include "llvm/TargetParser/Host.h"
+#include "processor.h"
 
 namespace jax_nano {
 namespace {
 
 llvm::Expected<std::unique_ptr<llvm::TargetMachine>> Machine(const Processor& processor) {
-  static const bool initialized = [] {
-    llvm::InitializeNativeTarget();
-    llvm::InitializeNativeTargetAsmPrinter();
-    return true;
-  }();
-  (void)initialized;
+  InitializeCodeGenerator();
   llvm::Triple triple(llvm::sys::getProcessTriple());
   std::string error;
   const llvm::Target* target = llvm::TargetRegistry::lookupTarget(triple, error);
@@ -30,6 +28,24 @@ llvm::Expected<std::unique_ptr<llvm::TargetMachine>> Machine(const Processor& pr
   if (!machine) return llvm::createStringError("LLVM knows no processor %s", processor.cpu.c_str());
   return machine;
 }
+
+// Collects errors of code generation: without it, LLVM prints them and ends the process.
+class Errors : public llvm::DiagnosticHandler {
+ public:
+  explicit Errors(std::string& text) : text_(text) {}
+
+  bool handleDiagnostics(const llvm::DiagnosticInfo& diagnostic) override {
+    if (diagnostic.getSeverity() != llvm::DS_Error) return true;
+    llvm::raw_string_ostream stream(text_);
+    llvm::DiagnosticPrinterRawOStream printer(stream);
+    diagnostic.print(printer);
+    stream << "\n";
+    return true;
+  }
+
+ private:
+  std::string& text_;
+};
 
 }  // namespace
 
@@ -77,7 +93,11 @@ llvm::Expected<std::string> Emit(llvm::Module& module, const Processor& processo
   auto kind = output == Output::kObject ? llvm::CodeGenFileType::ObjectFile : llvm::CodeGenFileType::AssemblyFile;
   if ((*machine)->addPassesToEmitFile(passes, stream, nullptr, kind))
     return llvm::createStringError("LLVM cannot emit code for %s", processor.cpu.c_str());
+  std::string errors;
+  module.getContext().setDiagnosticHandler(std::make_unique<Errors>(errors));
   passes.run(module);
+  module.getContext().setDiagnosticHandler(nullptr);
+  if (!errors.empty()) return llvm::createStringError("generating code failed:\n" + errors);
   return std::string(code.begin(), code.end());
 }
 

@@ -1,11 +1,13 @@
 #include "handler.h"
 
+#include <algorithm>
 #include <atomic>
 #include <new>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "llvm/ADT/ArrayRef.h"
 #include "llvm/ADT/SmallVector.h"
 #include "llvm/ADT/StringRef.h"
 #include "loader.h"
@@ -50,44 +52,70 @@ std::vector<Buffer> Buffers(Words types, Words elements) {
   return buffers;
 }
 
-ffi::Error Instantiate(ffi::Dictionary attributes) {
+// What an instantiation is told.
+struct Attributes {
   int64_t key = 0, rounds = 0, shared_bytes = 0, local_bytes = 0;
   std::string_view object, features, symbols;
   Words tasks, operand_types, operand_elements, result_types, result_elements;
+};
+
+Attributes ReadAll(const ffi::Dictionary& dictionary, std::string& problem) {
+  Attributes read;
+  Read(dictionary, kKey, read.key, problem);
+  Read(dictionary, "object", read.object, problem);
+  Read(dictionary, "features", read.features, problem);
+  Read(dictionary, "symbols", read.symbols, problem);
+  Read(dictionary, "tasks", read.tasks, problem);
+  Read(dictionary, "rounds", read.rounds, problem);
+  Read(dictionary, "shared_bytes", read.shared_bytes, problem);
+  Read(dictionary, "local_bytes", read.local_bytes, problem);
+  Read(dictionary, "operand_types", read.operand_types, problem);
+  Read(dictionary, "operand_elements", read.operand_elements, problem);
+  Read(dictionary, "result_types", read.result_types, problem);
+  Read(dictionary, "result_elements", read.result_elements, problem);
+  return read;
+}
+
+// Whether all tasks of an execution can be numbered, and each thread take a number after the last.
+bool Countable(Words tasks, int64_t rounds) {
+  constexpr int64_t kMost = int64_t{1} << 62;
+  int64_t total = 0;
+  for (int64_t count : tasks)
+    if (__builtin_add_overflow(total, count, &total)) return false;
+  return !__builtin_mul_overflow(total, rounds, &total) && total <= kMost;
+}
+
+// Why these attributes describe no kernel; empty where they do.
+std::string Problem(const Attributes& attributes, llvm::ArrayRef<llvm::StringRef> names) {
+  const Words& tasks = attributes.tasks;
+  if (names.size() != tasks.size() || names.empty()) return "symbols and tasks differ in number";
+  if (attributes.operand_types.size() != attributes.operand_elements.size() ||
+      attributes.result_types.size() != attributes.result_elements.size())
+    return "types and elements differ in number";
+  if (attributes.rounds < 0 || attributes.shared_bytes < 0 || attributes.local_bytes < 0) return "a size is negative";
+  if (std::any_of(tasks.begin(), tasks.end(), [](int64_t count) { return count < 1; })) return "a phase has no task";
+  if (!Countable(tasks, attributes.rounds)) return "more tasks than can be counted";
+  return "";
+}
+
+ffi::Error Instantiate(ffi::Dictionary dictionary) {
   std::string problem;
-  Read(attributes, kKey, key, problem);
-  Read(attributes, "object", object, problem);
-  Read(attributes, "features", features, problem);
-  Read(attributes, "symbols", symbols, problem);
-  Read(attributes, "tasks", tasks, problem);
-  Read(attributes, "rounds", rounds, problem);
-  Read(attributes, "shared_bytes", shared_bytes, problem);
-  Read(attributes, "local_bytes", local_bytes, problem);
-  Read(attributes, "operand_types", operand_types, problem);
-  Read(attributes, "operand_elements", operand_elements, problem);
-  Read(attributes, "result_types", result_types, problem);
-  Read(attributes, "result_elements", result_elements, problem);
+  Attributes attributes = ReadAll(dictionary, problem);
+  if (!problem.empty()) return Malformed(problem);
+  llvm::SmallVector<llvm::StringRef> names;
+  llvm::StringRef(attributes.symbols).split(names, ',', /*MaxSplit=*/-1, /*KeepEmpty=*/false);
+  problem = Problem(attributes, names);
   if (!problem.empty()) return Malformed(problem);
 
-  llvm::SmallVector<llvm::StringRef> names;
-  llvm::StringRef(symbols).split(names, ',', /*MaxSplit=*/-1, /*KeepEmpty=*/false);
-  if (names.size() != tasks.size() || names.empty()) return Malformed("symbols and tasks differ in number");
-  if (operand_types.size() != operand_elements.size() || result_types.size() != result_elements.size())
-    return Malformed("types and elements differ in number");
-  if (rounds < 0 || shared_bytes < 0 || local_bytes < 0) return Malformed("a size is negative");
-
   Description description{.phases = {},
-                          .rounds = rounds,
-                          .shared_bytes = shared_bytes,
-                          .local_bytes = local_bytes,
-                          .operands = Buffers(operand_types, operand_elements),
-                          .results = Buffers(result_types, result_elements),
-                          .features = std::string(features)};
-  for (size_t i = 0; i < names.size(); ++i) {
-    if (tasks[i] < 1) return Malformed("a phase has no task");
-    description.phases.push_back({names[i].str(), tasks[i]});
-  }
-  if (auto error = Load(static_cast<uint64_t>(key), object, std::move(description)))
+                          .rounds = attributes.rounds,
+                          .shared_bytes = attributes.shared_bytes,
+                          .local_bytes = attributes.local_bytes,
+                          .operands = Buffers(attributes.operand_types, attributes.operand_elements),
+                          .results = Buffers(attributes.result_types, attributes.result_elements),
+                          .features = std::string(attributes.features)};
+  for (size_t i = 0; i < names.size(); ++i) description.phases.push_back({names[i].str(), attributes.tasks[i]});
+  if (auto error = Load(static_cast<uint64_t>(attributes.key), attributes.object, std::move(description)))
     return ffi::Error(ffi::ErrorCode::kFailedPrecondition, "jax_nano: " + llvm::toString(std::move(error)));
   return ffi::Error::Success();
 }
@@ -156,24 +184,38 @@ ffi::Error Execute(ffi::Dictionary attributes, ffi::ThreadPool pool, ffi::Remain
     buffers.push_back(operands.get<ffi::AnyBuffer>(count)->untyped_data());
     AdviseAround({buffers.begin() + count, buffers.end()}, schedule);
   }
-  try {
-    if (Run(*kernel, buffers.data(), threads, schedule)) return ffi::Error::Success();
-  } catch (const std::bad_alloc&) {
-  }
+  if (Run(*kernel, buffers.data(), threads, schedule)) return ffi::Error::Success();
   return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jax_nano: no memory for the scratch of a kernel");
+}
+
+// XLA calls handlers as C, which passes no exception on. All that may be thrown is that memory has run out.
+XLA_FFI_Error* Guarded(XLA_FFI_Handler* handler, XLA_FFI_CallFrame* frame) {
+  try {
+    return handler(frame);
+  } catch (const std::bad_alloc&) {
+    XLA_FFI_Error_Create_Args error{.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE,
+                                    .extension_start = nullptr,
+                                    .message = "jax_nano: no memory for the call of a kernel",
+                                    .errc = XLA_FFI_Error_Code_RESOURCE_EXHAUSTED};
+    return frame->api->XLA_FFI_Error_Create(&error);
+  }
 }
 
 }  // namespace
 
 XLA_FFI_Handler* InstantiateHandler() {
-  XLA_FFI_DEFINE_HANDLER(handler, Instantiate, ffi::Ffi::BindInstantiate().Attrs());
-  return handler;
+  return [](XLA_FFI_CallFrame* frame) {
+    XLA_FFI_DEFINE_HANDLER(handler, Instantiate, ffi::Ffi::BindInstantiate().Attrs());
+    return Guarded(handler, frame);
+  };
 }
 
 XLA_FFI_Handler* ExecuteHandler() {
-  XLA_FFI_DEFINE_HANDLER(handler, Execute,
-                         ffi::Ffi::Bind().Attrs().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets());
-  return handler;
+  return [](XLA_FFI_CallFrame* frame) {
+    XLA_FFI_DEFINE_HANDLER(handler, Execute,
+                           ffi::Ffi::Bind().Attrs().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets());
+    return Guarded(handler, frame);
+  };
 }
 
 }  // namespace jax_nano

@@ -10,13 +10,13 @@
 #include "llvm/ExecutionEngine/Orc/LLJIT.h"
 #include "llvm/ExecutionEngine/Orc/RTDyldObjectLinkingLayer.h"
 #include "llvm/ExecutionEngine/SectionMemoryManager.h"
-#include "llvm/Support/TargetSelect.h"
 #include "processor.h"
 
 namespace jax_nano {
 namespace {
 
 struct Table {
+  std::mutex loading;  // held while a kernel is linked; programs find theirs meanwhile
   std::shared_mutex mutex;
   std::unordered_map<uint64_t, std::unique_ptr<Kernel>> kernels;
 };
@@ -40,11 +40,16 @@ std::unique_ptr<llvm::RuntimeDyld::MemoryManager> NewSections() {
   return std::make_unique<llvm::SectionMemoryManager>(/*MM=*/nullptr, /*ReserveAlloc=*/true);
 }
 
-llvm::Expected<llvm::orc::LLJIT*> Linker() {
-  static llvm::orc::LLJIT* linker = nullptr;
+struct Linker {
+  std::unique_ptr<llvm::orc::LLJIT> jit;
+  std::string reported;  // what LLVM says beside the error that it returns, such as which symbol an object lacks
+};
+
+// Never destroyed, as the kernels that it linked. Callers hold Table::loading.
+llvm::Expected<Linker*> GetLinker() {
+  static Linker* linker = nullptr;
   if (linker) return linker;
-  llvm::InitializeNativeTarget();
-  llvm::InitializeNativeTargetAsmPrinter();
+  InitializeCodeGenerator();
   auto jit = llvm::orc::LLJITBuilder()
                  .setObjectLinkingLayerCreator([](llvm::orc::ExecutionSession& session) {
                    auto layer = std::make_unique<llvm::orc::RTDyldObjectLinkingLayer>(
@@ -54,29 +59,36 @@ llvm::Expected<llvm::orc::LLJIT*> Linker() {
                  })
                  .create();
   if (!jit) return jit.takeError();
-  linker = jit->release();
+  linker = new Linker{std::move(*jit), ""};
+  linker->jit->getExecutionSession().setErrorReporter(
+      [linker = linker](llvm::Error error) { linker->reported.append("\n").append(llvm::toString(std::move(error))); });
   return linker;
 }
 
+llvm::Error AddEntries(Kernel& kernel, llvm::orc::LLJIT& jit, llvm::orc::JITDylib& library) {
+  auto buffer = llvm::MemoryBuffer::getMemBuffer(kernel.object, "jax_nano", /*RequiresNullTerminator=*/false);
+  if (auto error = jit.addObjectFile(library, std::move(buffer))) return error;
+  for (const Phase& phase : kernel.description.phases) {
+    auto address = jit.lookup(library, phase.symbol);
+    if (!address) return address.takeError();
+    kernel.entries.push_back(address->toPtr<Entry>());
+  }
+  return llvm::Error::success();
+}
+
 llvm::Error Link(Kernel& kernel, uint64_t key) {
-  auto linker = Linker();
+  auto linker = GetLinker();
   if (!linker) return linker.takeError();
+  auto& [jit, reported] = **linker;
+  reported.clear();
   // Bare: a kernel calls nothing, and one that did would be refused here.
-  auto& session = (*linker)->getExecutionSession();
+  auto& session = jit->getExecutionSession();
   auto& library = session.createBareJITDylib("kernel" + std::to_string(key));
-  auto link = [&]() -> llvm::Error {
-    auto buffer = llvm::MemoryBuffer::getMemBuffer(kernel.object, "jax_nano", /*RequiresNullTerminator=*/false);
-    if (auto error = (*linker)->addObjectFile(library, std::move(buffer))) return error;
-    for (const Phase& phase : kernel.description.phases) {
-      auto address = (*linker)->lookup(library, phase.symbol);
-      if (!address) return address.takeError();
-      kernel.entries.push_back(address->toPtr<Entry>());
-    }
-    return llvm::Error::success();
-  };
-  auto error = link();
+  auto error = AddEntries(kernel, *jit, library);
+  if (!error) return error;
+  auto failure = llvm::createStringError(llvm::toString(std::move(error)) + reported);
   // What failed leaves nothing behind: the same key may be tried again, and the object is about to go.
-  return error ? llvm::joinErrors(std::move(error), session.removeJITDylib(library)) : llvm::Error::success();
+  return llvm::joinErrors(std::move(failure), session.removeJITDylib(library));
 }
 
 }  // namespace
@@ -84,13 +96,14 @@ llvm::Error Link(Kernel& kernel, uint64_t key) {
 llvm::Error Load(uint64_t key, std::string_view object, Description description) {
   if (auto refusal = Refusal(description.features); !refusal.empty()) return llvm::createStringError(refusal);
   Table& table = Kernels();
-  std::unique_lock lock(table.mutex);
-  if (auto found = table.kernels.find(key); found != table.kernels.end()) {
-    if (found->second->object == object && found->second->description == description) return llvm::Error::success();
+  std::lock_guard loading(table.loading);
+  if (const Kernel* found = Find(key)) {
+    if (found->object == object && found->description == description) return llvm::Error::success();
     return llvm::createStringError("two kernels share the content key %llx", static_cast<unsigned long long>(key));
   }
   auto kernel = std::make_unique<Kernel>(Kernel{std::move(description), {}, std::string(object)});
   if (auto error = Link(*kernel, key)) return error;
+  std::unique_lock lock(table.mutex);
   table.kernels.emplace(key, std::move(kernel));
   return llvm::Error::success();
 }

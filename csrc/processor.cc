@@ -11,6 +11,7 @@
 #include "llvm/ADT/SmallVector.h"
 #include "llvm/ADT/StringMap.h"
 #include "llvm/ADT/StringSet.h"
+#include "llvm/Support/TargetSelect.h"
 #include "llvm/TargetParser/Host.h"
 
 namespace jax_nano {
@@ -62,14 +63,15 @@ std::string MissingFeatures(std::string_view features) {
 }
 
 const std::string& TilesDenied() {
-  static const std::string granted;
+  // Never destroyed: programs may still load kernels while the process ends.
+  static const auto* granted = new std::string;
   Features& known = Known();
   {
     std::lock_guard lock(known.mutex);
-    if (known.assumed.contains(kTiles) || !known.present.lookup(kTiles)) return granted;
+    if (known.assumed.contains(kTiles) || !known.present.lookup(kTiles)) return *granted;
   }
-  static const std::string denied = RequestTiles();
-  return denied;
+  static const auto* denied = new std::string(RequestTiles());
+  return *denied;
 }
 
 std::string Refusal(std::string_view features) {
@@ -79,6 +81,15 @@ std::string Refusal(std::string_view features) {
   if (llvm::is_contained(Names(features), kTiles) && !TilesDenied().empty())
     return "this kernel uses tile registers, but " + TilesDenied() + "; compile the program in this process";
   return "";
+}
+
+void InitializeCodeGenerator() {
+  // LLVM's registry of targets takes no lock.
+  static std::once_flag initialized;
+  std::call_once(initialized, [] {
+    llvm::InitializeNativeTarget();
+    llvm::InitializeNativeTargetAsmPrinter();
+  });
 }
 
 void AssumeFeatures(std::string_view features) {

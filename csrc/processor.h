@@ -16,6 +16,9 @@ const std::string& TilesDenied();
 // Why code that uses these features cannot run here, and what to do; empty where it can.
 std::string Refusal(std::string_view features);
 
+// Makes LLVM's code generator for this processor known to LLVM. Any thread may call it, at any time.
+void InitializeCodeGenerator();
+
 // Makes just these features count as present besides what the processor has, and tile registers among them as granted:
 // for tests, which emulate them.
 void AssumeFeatures(std::string_view features);

@@ -12,7 +12,8 @@ namespace jax_nano {
 using Schedule = std::function<void(std::function<void()>)>;
 
 // Runs `kernel` on at most `threads` threads, the caller's among them, and returns when all tasks are done.
-// Returns false, with nothing run, where there is no memory for the kernel's scratch.
+// Returns false, with nothing run, where there is no memory for the kernel's scratch. Throws std::bad_alloc, with
+// nothing run, where there is none for anything else; that `schedule` throws it costs helpers only.
 bool Run(const Kernel& kernel, void* const* buffers, int64_t threads, const Schedule& schedule);
 
 // How many times Run has run a kernel in this process.

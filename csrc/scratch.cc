@@ -19,6 +19,8 @@ struct Block {
 };
 
 struct Stock {
+  Stock() { blocks.reserve(kBlocks); }  // so that giving back never allocates
+
   std::mutex mutex;
   std::vector<Block> blocks;  // the last returned, whose lines are likely in cache, at the back
   size_t kept = 0;
@@ -26,11 +28,7 @@ struct Stock {
 };
 
 Stock& GetStock() {
-  static auto* stock = [] {
-    auto* created = new Stock;
-    created->blocks.reserve(kBlocks);  // so that giving back never allocates
-    return created;
-  }();
+  static auto* stock = new Stock;
   return *stock;
 }
 
