@@ -51,7 +51,7 @@ class Span:
 
 
 def blocks(span: Span, step: int, name: str) -> Iterator[Span]:
-    """Emits a loop over a span by blocks, the last one perhaps shorter: a Python loop over this writes its body once."""
+    """Emits a loop over a span by blocks, the last perhaps shorter: a Python loop over this writes its body once."""
     with section(name), for_range(span.begin, span.end, step) as loop:
         yield Span(loop.i, minimum(add(loop.i, step), span.end), span.size)
 

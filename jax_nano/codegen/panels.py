@@ -66,7 +66,8 @@ class RhsPacking:
 
     def pack_shared(self, b: MatrixRef, columns: Span) -> None:
         """Packs columns of B, all steps of k, for the tasks of this round."""
-        self._pack(b, columns, Depth(self.plan.k.size, self.plan.k.size), self._shared_panels(0))
+        with section("pack B"):
+            self._pack(b, columns, Depth(self.plan.k.size, self.plan.k.size), self._shared_panels(0))
 
     def overlapped(self, b: MatrixRef, panels: RhsPanels, j: Index, end: Index) -> list[StepHook]:
         """Packs the panel at column j in steps, one with each of a microkernel's; zeros where j is beyond the end."""
