@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
-from jax_nano.ir.dtypes import BITS, PACKED_INT4
-
 Index = int | ir.Value
 Condition = bool | ir.Value  # decided while the kernel is composed, or by the kernel
 Values = list[ir.Value]
-
-FLOATS: dict[str, Callable[[], ir.Type]] = {
-    "f64": ir.F64Type.get,
-    "f32": ir.F32Type.get,
-    "bf16": ir.BF16Type.get,
-    "f16": ir.F16Type.get,
-}
-
-
-def element_type(dtype: str) -> ir.Type:
-    """The MLIR type in memory of a type's short name.
-
-    Integers carry no sign and 8-bit floats are bytes: operations know what they mean. Two elements of 4 bits share a
-    byte, or eight of them a word of 32 bits.
-    """
-    if dtype in PACKED_INT4:
-        return ir.IntegerType.get_signless(32)
-    return FLOATS[dtype]() if dtype in FLOATS else ir.IntegerType.get_signless(max(8, BITS[dtype]))
 
 
 def index(i: Index) -> ir.Value:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import memref
 
-from jax_nano.codegen.index import Index, add, divmod_, element_type, index, mul
+from jax_nano.codegen.index import Index, add, divmod_, index, mul
+from jax_nano.codegen.types import element_type
 from jax_nano.ir.dtypes import INT4_PER_WORD, PACKED_INT4
 
 if TYPE_CHECKING:

@@ -125,8 +125,8 @@ class Microkernel:
         """The accumulators with the products of bf16 splits before the last term, the smallest first."""
         lhs, rhs = ([offsets[i] for offsets in self.terms[:-1]] for i in (0, 1))
         with section("correction terms"), for_range(0, len(lhs), carry=acc) as term:
-            a, b = one_of(lhs, term.i), one_of(rhs, term.i)
-            term.next = self.accumulate(term.carry, product.advance(a, b), depth)
+            a, b = product.a.advance(one_of(lhs, term.i)), product.b.advance(one_of(rhs, term.i))
+            term.next = self.accumulate(term.carry, PanelProduct(a, b, product.block), depth)
         return term.results
 
     def accumulate(self, acc: Values, product: PanelProduct, depth: Depth, hooks: Sequence[StepHook] = ()) -> Values:

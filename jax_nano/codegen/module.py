@@ -8,10 +8,10 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import func
 from jax.interpreters.mlir import make_ir_context
 
-from jax_nano.codegen.index import element_type
 from jax_nano.codegen.location import section
 from jax_nano.codegen.macrokernel import Macrokernel
 from jax_nano.codegen.operands import Arguments
+from jax_nano.codegen.types import element_type
 from jax_nano.ir.dot import Axis, extent
 from jax_nano.schedule.plan import Plan
 

@@ -13,12 +13,13 @@ from typing import NamedTuple
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, vector
 
-from jax_nano.codegen.index import Index, Values, element_type, index
+from jax_nano.codegen.index import Index, Values, index
 from jax_nano.codegen.intrinsics import intrinsic, segments
 from jax_nano.codegen.load_store import load, load_scalar
 from jax_nano.codegen.matrix_ref import MatrixRef
 from jax_nano.codegen.operand_loader import OperandLoader, rounds_to_bf16
 from jax_nano.codegen.registers import bitcast, broadcast, zeros
+from jax_nano.codegen.types import element_type
 from jax_nano.codegen.vector import arithmetic as v
 from jax_nano.machine.isa import DotInstruction
 
@@ -61,10 +62,6 @@ class PanelProduct:
     def from_step(self, k: Index) -> PanelProduct:
         """The product of the panels from step k on."""
         return replace(self, a=self.a.block(0, k), b=self.b.block(k, 0))
-
-    def advance(self, a: Index, b: Index) -> PanelProduct:
-        """The product of what stands so many elements behind each operand."""
-        return replace(self, a=self.a.advance(a), b=self.b.advance(b))
 
 
 def fma(acc: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:

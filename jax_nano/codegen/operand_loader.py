@@ -10,12 +10,13 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, vector
 
 from jax_nano.codegen.dequantize import int4_bf16_table, load_int4_pair_codes, load_integers
-from jax_nano.codegen.index import Index, Values, add, divmod_, element_type, index, mul, subtract
+from jax_nano.codegen.index import Index, Values, add, divmod_, index, mul, subtract
 from jax_nano.codegen.intrinsics import intrinsic
 from jax_nano.codegen.load_store import first_lanes, load, load_int4
 from jax_nano.codegen.matrix_ref import MatrixRef, PrologueView, QuantizedMatrixRef, Split
 from jax_nano.codegen.registers import bitcast, broadcast, splat, zeros
 from jax_nano.codegen.shuffles import interleave, interleave_registers
+from jax_nano.codegen.types import element_type
 from jax_nano.codegen.vector import arithmetic as v
 from jax_nano.codegen.vector.convert import convert, signed_int4, split_float
 from jax_nano.codegen.vector.evaluate import evaluate

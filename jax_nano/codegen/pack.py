@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
-from jax_nano.codegen.index import Index, Values, add, divmod_, element_type, mul, unequal
+from jax_nano.codegen.index import Index, Values, add, divmod_, mul, unequal
 from jax_nano.codegen.load_store import load, prefetch, store
 from jax_nano.codegen.loops import Depth, Span, for_range, panels, when
 from jax_nano.codegen.matrix_ref import MatrixRef
@@ -29,6 +29,7 @@ from jax_nano.codegen.nanokernel import Nanokernel
 from jax_nano.codegen.operand_loader import OperandLoader
 from jax_nano.codegen.registers import bitcast, splat, zeros
 from jax_nano.codegen.shuffles import interleave, transpose
+from jax_nano.codegen.types import element_type
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.schedule.plan import LINE_BYTES
 

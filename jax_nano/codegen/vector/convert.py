@@ -11,14 +11,10 @@ from typing import Literal
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
-from jax_nano.codegen.index import element_type
 from jax_nano.codegen.registers import bitcast
+from jax_nano.codegen.types import element_type, is_float, is_integer, is_signed
 from jax_nano.codegen.vector import arithmetic as v
 from jax_nano.ir.dtypes import BITS
-
-FLOATS = ("f64", "f32", "bf16", "f16")
-SIGNED = ("s4", "s8", "s16", "s32")
-UNSIGNED = ("u4", "u8", "u16", "u32")
 
 
 @dataclass(frozen=True)
@@ -66,22 +62,17 @@ def convert(value: ir.Value, source: str, target: str, *, native_bf16: bool = Fa
     if source in FLOAT8:
         return narrow_exactly(from_float8(value, FLOAT8[source]), target, native_bf16=native_bf16)
     kind = v.of(value, element_type(target))
-    if source in FLOATS and target in FLOATS:
-        if widens(source, target):
+    if is_float(source) and is_float(target):
+        if BITS[source] < BITS[target]:
             return arith.extf(kind, value)
         if target == "bf16" and not native_bf16:
             return round_to_bf16(convert(value, source, "f32"))
         return arith.truncf(kind, value)
-    if source in (*SIGNED, *UNSIGNED) and target in FLOATS:
+    if is_integer(source) and is_float(target):
         return from_integer(value, source, target, native_bf16=native_bf16)
-    if source in (*SIGNED, *UNSIGNED) and target in (*SIGNED, *UNSIGNED):
+    if is_integer(source) and is_integer(target):
         return resize_integer(value, source, target)
     raise ValueError(f"no conversion from {source} to {target}")
-
-
-def widens(source: str, target: str) -> bool:
-    """Whether a float type has every value of another, narrower one."""
-    return (source, target) in {("bf16", "f32"), ("f16", "f32"), ("bf16", "f64"), ("f16", "f64"), ("f32", "f64")}
 
 
 def resize_integer(value: ir.Value, source: str, target: str) -> ir.Value:
@@ -91,7 +82,7 @@ def resize_integer(value: ir.Value, source: str, target: str) -> ir.Value:
         return value
     if ir.IntegerType(v.element(value)).width > BITS[target]:  # a value may have more bits than its type asks for
         return arith.trunci(kind, value)
-    return arith.extui(kind, value) if source in UNSIGNED else arith.extsi(kind, value)
+    return arith.extsi(kind, value) if is_signed(source) else arith.extui(kind, value)
 
 
 def from_integer(value: ir.Value, source: str, target: str, *, native_bf16: bool) -> ir.Value:

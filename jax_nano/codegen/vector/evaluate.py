@@ -1,8 +1,8 @@
 """Elementwise programs on registers: vector operations with JAX's meaning of each.
 
-Vectors come and go as they stand in memory (`stored_type`). An operation on bf16 or f16 is computed in f32 and rounded
-to its type: `Program.widened` is the program that does without. A multiplication and an addition beside it may become
-one fused operation, rounded once, as in XLA's own programs on CPUs.
+Vectors come and go in the types that they have in memory. An operation on bf16 or f16 is computed in f32 and rounded to
+its type: `Program.widened` is the program that does without. A multiplication and an addition beside it may become one
+fused operation, rounded once, as in XLA's own programs on CPUs.
 """
 
 from __future__ import annotations
@@ -13,20 +13,17 @@ from functools import partial
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, math
 
+from jax_nano.codegen.types import is_float, is_signed, register_type
 from jax_nano.codegen.vector import arithmetic as v
 from jax_nano.codegen.vector import math as vmath
-from jax_nano.codegen.vector.cast import cast, integer_to_integer, is_signed, narrow, register_type, widen, width
+from jax_nano.codegen.vector.cast import cast, integer_to_integer, narrow, widen
 from jax_nano.codegen.vector.formats import INFINITY
 from jax_nano.codegen.vector.power import power
 from jax_nano.codegen.vector.simplify import simplify
-from jax_nano.ir.program import FLOATS, NARROW_FLOATS, Constant, Operation, Program
+from jax_nano.ir.dtypes import BITS
+from jax_nano.ir.program import NARROW_FLOATS, Constant, Operation, Program
 
 Function = Callable[..., ir.Value]
-
-
-def stored_type(dtype: str) -> ir.Type:
-    """The type of a value's elements in memory: truth values are bytes."""
-    return ir.IntegerType.get_signless(8) if dtype == "pred" else register_type(dtype)
 
 
 def evaluate(program: Program, inputs: Sequence[ir.Value], *, native_bf16: bool = False) -> list[ir.Value]:
@@ -34,7 +31,7 @@ def evaluate(program: Program, inputs: Sequence[ir.Value], *, native_bf16: bool 
 
     Args:
       program: what to compute.
-      inputs: a vector for each of its inputs, all with as many lanes, of the types that `stored_type` says.
+      inputs: a vector for each of its inputs, all with as many lanes, of the types that they have in memory.
       native_bf16: whether the target rounds to bf16 itself. Such instructions take subnormal numbers for zero.
 
     Returns:
@@ -77,7 +74,7 @@ def apply(operation: Operation, operands: list[ir.Value], types: list[str], *, n
         result = integer_power(operands[0], operation.param("y"))
     elif name == "round":
         result = ROUND[operation.param("rounding_method")](operands[0])
-    elif dtype in FLOATS:
+    elif is_float(dtype):
         result = FLOAT[name](*operands)
     elif dtype == "pred":
         result = PREDICATE[name](*operands)
@@ -181,7 +178,7 @@ def integer_comparison(name: str) -> Function:
 
 def quotient(dtype: str, a: ir.Value, b: ir.Value) -> ir.Value:
     """a / b towards zero, in f64; a / 0 is -1, and what has no place wraps around."""
-    if width(dtype) < 32:
+    if BITS[dtype] < 32:
         wide = [integer_to_integer(x, dtype, "s32") for x in (a, b)]
         return integer_to_integer(quotient("s32", *wide), "s32", dtype)
     equal = partial(arith.cmpi, arith.CmpIPredicate.eq)
@@ -205,7 +202,7 @@ def remainder(dtype: str, a: ir.Value, b: ir.Value) -> ir.Value:
 
 def shift(operation: Function, dtype: str, x: ir.Value, places: ir.Value) -> ir.Value:
     """A shift that leaves nothing beyond the width."""
-    fits = arith.cmpi(arith.CmpIPredicate.ult, places, v.like(places, width(dtype)))
+    fits = arith.cmpi(arith.CmpIPredicate.ult, places, v.like(places, BITS[dtype]))
     return v.select(fits, operation(x, places), 0)
 
 
@@ -235,7 +232,7 @@ INTEGER: dict[str, Function] = {
     "not": lambda _, x: arith.xori(x, v.like(x, -1)),
     "shift_left": partial(shift, arith.shli),
     "shift_right_logical": partial(shift, arith.shrui),
-    "shift_right_arithmetic": lambda dtype, x, n: arith.shrsi(x, arith.minui(n, v.like(n, width(dtype) - 1))),
+    "shift_right_arithmetic": lambda dtype, x, n: arith.shrsi(x, arith.minui(n, v.like(n, BITS[dtype] - 1))),
     **{name: integer_comparison(name) for name in COMPARISON},
 }
 
