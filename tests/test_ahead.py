@@ -6,8 +6,9 @@ import pytest
 from products import Product, matrix
 
 from jax_nano.codegen import prefetch
+from jax_nano.codegen.dequantize import QuantizedMatrixRef
 from jax_nano.codegen.loops import Span
-from jax_nano.codegen.matrix_ref import MatrixRef, QuantizedMatrixRef
+from jax_nano.codegen.matrix_ref import MatrixRef
 from jax_nano.codegen.operands import Area
 from jax_nano.codegen.prefetch_targets import LhsPrefetch, RhsPrefetch, to_next_element
 from jax_nano.ir.dot import Axis

@@ -70,8 +70,8 @@ def plans(isa):
                 for plan in kernel_plans(dot, machine, machine.isa(isa)):
                     whole = plan.m.size >= plan.mr and plan.n.size >= plan.nr and plan.kc >= 4 * plan.step
                     kind = (
-                        lhs, rhs, plan.instruction.name, plan.inner_product, plan.mr, plan.nr, plan.unroll, plan.lhs_stationary,
-                        plan.lhs, plan.rhs == "unpacked",
+                        lhs, rhs, plan.instruction.name, plan.inner_product, plan.mr, plan.nr, plan.unroll,
+                        plan.lhs_stationary, plan.lhs, plan.rhs == "unpacked",
                     )  # fmt: skip
                     if whole and not plan.instruction.tiles and plan.dot.lhs == lhs:
                         found.setdefault(kind, plan)

@@ -190,7 +190,7 @@ class TaskBlock:
         if plan.overlap_packing:
             first = replace(rows, end=minimum(add(rows.begin, plan.mr), rows.end))
             b = block.b.block(block.k.begin, 0)
-            packing = self.rhs_packing.overlapped(b, block.b_panels, add(j, plan.nr), block.columns.end)
+            packing = self.rhs_packing.overlap_hooks(b, block.b_panels, add(j, plan.nr), block.columns.end)
             for i, count in panels(first, plan.mr, "first panel of rows"):
                 yield i, count, packing
             rows = replace(rows, begin=first.end)
@@ -227,7 +227,7 @@ class TaskBlock:
 
 
 def microkernel(plan: Plan) -> Microkernel:
-    """The kind of microkernel that a plan is made of."""
+    """The microkernel that a plan chooses."""
     parameters = {
         "instruction": plan.instruction,
         "lhs_is_packed": plan.lhs != "unpacked",

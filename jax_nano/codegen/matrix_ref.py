@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import memref
 
-from jax_nano.codegen.index import Index, add, divmod_, index, mul
+from jax_nano.codegen.index import Index, add, index, mul
+from jax_nano.codegen.load_store import load, load_int4
 from jax_nano.codegen.types import element_type
-from jax_nano.ir.dtypes import INT4_PER_WORD, PACKED_INT4
-
-if TYPE_CHECKING:
-    from jax_nano.ir.program import Program
+from jax_nano.codegen.vector.convert import signed_int4
+from jax_nano.ir.dtypes import BITS
 
 
 class Split(NamedTuple):
@@ -49,54 +48,31 @@ class MatrixRef:
         """The matrix that begins so many elements further in memory."""
         return replace(self, at=add(self.at, elements))
 
+    def load_row(self, i: Index, j: Index, lanes: int, count: Index) -> tuple[ir.Value, str]:
+        """`count` columns of row i from j on, zeros beyond, and their type. The row is contiguous.
+
+        Packing and unpacked operands read rows by this, so that what is computed from a matrix can pass for one.
+        """
+        return load_elements(self, self.offset(i, j), lanes, count)
+
     @property
     def transposed(self) -> MatrixRef:
         """Element (j, i) in place of (i, j)."""
         return replace(self, strides=self.strides[::-1])
 
 
-@dataclass(frozen=True)
-class QuantizedMatrixRef(MatrixRef):
-    """A matrix of quantized integers, less the zero points of their columns, one for `group_size` rows each.
-
-    Rows are contiguous. Eight rows of packed int4 share words, so there `strides[0]` leads to the next row of words.
-    """
-
-    row: Index = 0  # of the whole matrix, where row 0 of this one stands
-    group_size: int = 1
-    zeros: MatrixRef | None = None
-
-    def offset(self, i: Index = 0, j: Index = 0) -> Index:
-        """The place in `base` of element (i, j), or of the word that holds it."""
-        row = add(self.row, i)
-        line = divmod_(row, INT4_PER_WORD)[0] if self.dtype in PACKED_INT4 else row
-        return add(self.at, mul(line, self.strides[0]), j)
-
-    def block(self, i: Index = 0, j: Index = 0) -> QuantizedMatrixRef:
-        """The matrix that begins at element (i, j)."""
-        return replace(self, row=add(self.row, i), at=add(self.at, j), zeros=self.zeros and self.zeros.block(0, j))
-
-
-@dataclass(frozen=True)
-class PrologueView(MatrixRef):
-    """A matrix of a prologue's results: element (i, j) is program(A[i, j], extras[0][i, j], ...).
-
-    Along rows that are read by registers, an extra array's stride is 0 or A's own.
-    """
-
-    program: Program = field(kw_only=True)
-    extras: tuple[MatrixRef, ...] = field(kw_only=True)
-
-    def block(self, i: Index = 0, j: Index = 0) -> PrologueView:
-        """The matrix that begins at element (i, j)."""
-        return replace(self, at=self.offset(i, j), extras=tuple(extra.block(i, j) for extra in self.extras))
-
-    @property
-    def transposed(self) -> PrologueView:
-        """Element (j, i) in place of (i, j)."""
-        return replace(self, strides=self.strides[::-1], extras=tuple(extra.transposed for extra in self.extras))
-
-
 def scratch(buffer: ir.Value, byte_offset: int, count: int, dtype: str) -> ir.Value:
     """A piece of a byte buffer as `count` elements of a type."""
     return memref.view(ir.MemRefType.get([count], element_type(dtype)), buffer, index(byte_offset), [])
+
+
+def load_elements(source: MatrixRef, at: Index, lanes: int, count: Index) -> tuple[ir.Value, str]:
+    """`count` neighbours from `at` on, zeros beyond, and their type: 4-bit integers come as bytes.
+
+    Where elements share bytes, the count is known here.
+    """
+    if BITS[source.dtype] > 4:
+        return load(source.base, at, lanes, count), source.dtype
+    assert isinstance(count, int)
+    value = load_int4(source.base, at, lanes, count)
+    return (signed_int4(value), "s8") if source.dtype == "s4" else (value, "u8")

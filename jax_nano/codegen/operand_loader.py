@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jax.extend.mlir import ir
-from jax.extend.mlir.dialects import arith, vector
+from jax.extend.mlir.dialects import arith
 
-from jax_nano.codegen.dequantize import int4_bf16_table, load_int4_pair_codes, load_integers
+from jax_nano.codegen.dequantize import QuantizedMatrixRef
 from jax_nano.codegen.index import Index, Values, add, divmod_, index, mul, subtract
 from jax_nano.codegen.intrinsics import intrinsic
-from jax_nano.codegen.load_store import first_lanes, load, load_int4
-from jax_nano.codegen.matrix_ref import MatrixRef, PrologueView, QuantizedMatrixRef, Split
+from jax_nano.codegen.load_store import load
+from jax_nano.codegen.matrix_ref import MatrixRef, Split, load_elements
 from jax_nano.codegen.registers import bitcast, broadcast, splat, zeros
 from jax_nano.codegen.shuffles import interleave, interleave_registers
 from jax_nano.codegen.types import element_type
-from jax_nano.codegen.vector import arithmetic as v
-from jax_nano.codegen.vector.convert import convert, signed_int4, split_float
-from jax_nano.codegen.vector.evaluate import evaluate
+from jax_nano.codegen.vector.convert import convert, split_float
 from jax_nano.ir.dtypes import BITS, PACKED_INT4, WIDENS
 from jax_nano.machine.isa import DotInstruction
 
@@ -83,26 +81,7 @@ class OperandLoader:
 
     def load_row(self, source: MatrixRef, k: Index, j: Index, lanes: int, count: Index) -> ir.Value:
         """`count` columns from j on of row k, which is contiguous, in the instruction's type; zeros beyond."""
-        if isinstance(source, QuantizedMatrixRef):
-            return self.convert(*load_integers(source, k, j, lanes, count))
-        if isinstance(source, PrologueView):
-            assert isinstance(count, int), "prologues are done on A, whose panels are known to the element"
-            value = self.load_prologue(source, k, j, lanes, count)
-            return self.convert(value, source.program.dtype(source.program.results[0]), source.bf16_split)
-        return self.load(source, source.offset(k, j), lanes, count)
-
-    def load_prologue(self, source: PrologueView, i: Index, j: Index, lanes: int, count: int) -> ir.Value:
-        """The prologue's results for `count` columns from j on of row i; zeros beyond."""
-        inputs = []
-        for matrix, wanted in zip((source, *source.extras), source.program.inputs, strict=True):
-            at, repeats = matrix.offset(i, j), matrix.strides[1] == 0
-            value, dtype = load_elements(matrix, at, 1 if repeats else lanes, 1 if repeats else count)
-            value = convert(value, dtype, wanted.dtype, native_bf16=self.native_bf16)
-            inputs.append(broadcast(vector.extract(value, [], [0]), lanes) if repeats else value)
-        (value,) = evaluate(source.program, inputs, native_bf16=self.native_bf16)
-        if count < lanes:
-            value = arith.select(first_lanes(count, lanes), value, zeros(lanes, v.element(value)))
-        return value
+        return self.convert(*source.load_row(k, j, lanes, count), source.bf16_split)
 
     def load_vnni(self, source: MatrixRef, k: Index, width: int, cols: Index, live: int) -> Iterator[ir.Value]:
         """Rows k to k + live - 1 interleaved, register by register of `width` columns; zeros beyond `cols` and `live`.
@@ -145,9 +124,9 @@ class OperandLoader:
         bf16 = element_type("bf16")
         if count == 0:
             return zeros(TABLE, bf16)
-        codes = load_int4_pair_codes(source, k, j, self.lanes, count)
+        codes = source.load_int4_pair_codes(k, j, self.lanes, count)
         kind = ir.VectorType(codes.type)
-        entries = [ir.IntegerAttr.get(kind.element_type, entry) for entry in int4_bf16_table(source, TABLE)]
+        entries = [ir.IntegerAttr.get(kind.element_type, entry) for entry in source.bf16_table(TABLE)]
         table = arith.constant(kind, ir.DenseElementsAttr.get(entries, kind))
         return bitcast(intrinsic("llvm.x86.avx512.permvar.hi.512", kind, table, codes), TABLE, bf16)
 
@@ -161,18 +140,6 @@ class OperandLoader:
             at = source.offset(mul(pair, source.vnni), j)
             words = bitcast(load(source.base, at, 2 * self.lanes), self.lanes, word)
             yield bitcast(arith.andi(arith.shli(words, left), upper), self.lanes, element_type("f32"))
-
-
-def load_elements(source: MatrixRef, at: Index, lanes: int, count: Index) -> tuple[ir.Value, str]:
-    """`count` neighbours from `at` on, zeros beyond, and their type: 4-bit integers come as bytes.
-
-    Where elements share bytes, the count is known here.
-    """
-    if BITS[source.dtype] > 4:
-        return load(source.base, at, lanes, count), source.dtype
-    assert isinstance(count, int)
-    value = load_int4(source.base, at, lanes, count)
-    return (signed_int4(value), "s8") if source.dtype == "s4" else (value, "u8")
 
 
 def rounds_to_bf16(instruction: DotInstruction) -> bool:

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 from jax.extend.mlir import ir
 
+from jax_nano.codegen.dequantize import QuantizedMatrixRef
 from jax_nano.codegen.index import Index, add, divmod_, mul
 from jax_nano.codegen.loops import Span
-from jax_nano.codegen.matrix_ref import MatrixRef, PrologueView, QuantizedMatrixRef, Split, scratch
+from jax_nano.codegen.matrix_ref import MatrixRef, Split, scratch
+from jax_nano.codegen.operand_loader import rounds_to_bf16
+from jax_nano.codegen.prologue import PrologueView
 from jax_nano.ir.dot import Axis
 from jax_nano.ir.dtypes import PACKED_INT4
 from jax_nano.schedule.plan import Plan
@@ -57,7 +60,10 @@ class Operands:
             self._extra(number, at, dtype, (m.extras[number], k.extras[number]))
             for number, (dtype, _) in enumerate(dot.prologue.extras, first)
         )
-        return PrologueView(base, at[0], strides, dot.lhs, split, program=dot.prologue.program, extras=extras)
+        program, native_bf16 = dot.prologue.program, rounds_to_bf16(self.plan.instruction)
+        return PrologueView(
+            base, at[0], strides, dot.lhs, split, program=program, extras=extras, native_bf16=native_bf16
+        )
 
     def rhs(self, at: Offsets) -> MatrixRef:
         """B over k and n, with its zero points if it has any."""

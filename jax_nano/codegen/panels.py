@@ -69,7 +69,7 @@ class RhsPacking:
         with section("pack B"):
             self._pack(b, columns, Depth(self.plan.k.size, self.plan.k.size), self._shared_panels(0))
 
-    def overlapped(self, b: MatrixRef, panels: RhsPanels, j: Index, end: Index) -> list[StepHook]:
+    def overlap_hooks(self, b: MatrixRef, panels: RhsPanels, j: Index, end: Index) -> list[StepHook]:
         """Packs the panel at column j in steps, one with each of a microkernel's; zeros where j is beyond the end."""
         source, cols = b.block(0, minimum(j, subtract(end, 1))), subtract(end, j)
 

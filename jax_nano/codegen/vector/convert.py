@@ -52,7 +52,7 @@ def convert(value: ir.Value, source: str, target: str, *, native_bf16: bool = Fa
       value: a vector.
       source: its element type's short name, which carries its sign.
       target: the element type to give.
-      native_bf16: whether the target converts f32 to bf16 itself. Such instructions take denormal numbers for zero.
+      native_bf16: whether the target converts f32 to bf16 itself. Such instructions flush subnormal numbers.
 
     Raises:
       ValueError: there is no such conversion.
@@ -121,7 +121,7 @@ def signed_int4(value: ir.Value) -> ir.Value:
 def from_float8(value: ir.Value, source: Float8) -> ir.Value:
     """8-bit floats as f32: their fields moved to where f16 has them, and what f16 means by them scaled.
 
-    The conversion of f16 takes denormal numbers as they are, in every mode of the processor.
+    The conversion of f16 keeps subnormal numbers, in every mode of the processor.
     """
     shift = 10 - source.mantissa
     wide = arith.extsi(v.of(value, ir.IntegerType.get_signless(16)), value)

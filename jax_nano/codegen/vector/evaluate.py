@@ -32,7 +32,7 @@ def evaluate(program: Program, inputs: Sequence[ir.Value], *, native_bf16: bool 
     Args:
       program: what to compute.
       inputs: a vector for each of its inputs, all with as many lanes, of the types that they have in memory.
-      native_bf16: whether the target rounds to bf16 itself. Such instructions take subnormal numbers for zero.
+      native_bf16: whether the target rounds to bf16 itself. Such instructions flush subnormal numbers.
 
     Returns:
       A vector for each result.

@@ -19,8 +19,8 @@ def simplify(program: Program) -> Program:
     def write(builder: Builder, value: Value, operands: list[int]) -> int:
         if isinstance(value, Operation) and value.dtype in NOT_ROUNDED and len(operands) == 2:
             for this, other in ((0, 1), (1, 0)):
-                made = builder.values[operands[other]]
-                match value.name, constant(builder.values[operands[this]]), made:
+                second = builder.values[operands[other]]
+                match value.name, constant(builder.values[operands[this]]), second:
                     case "add", 1.0, Operation(name="tanh", operands=(x,)) if uses[value.operands[other]] == 1:
                         double = twice(builder, x)
                         return twice(builder, builder.add(operation("logistic", value.dtype, double)))
