@@ -36,7 +36,7 @@ def cast(x: ir.Value, source: str, target: str, *, native_bf16: bool = False) ->
 
 
 def is_not_zero(x: ir.Value, source: str) -> ir.Value:
-    """A mask of the lanes that are not 0: NaN is not, either."""
+    """A mask of the lanes that are not 0; NaN is not 0."""
     if is_float(source):
         return arith.cmpf(arith.CmpFPredicate.UNE, *v.vectors(widen(x, source), 0.0))
     return arith.cmpi(arith.CmpIPredicate.ne, *v.vectors(x, 0))
