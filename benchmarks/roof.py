@@ -17,10 +17,11 @@ from jax.interpreters.mlir import make_ir_context
 
 from benchmarks.timing import best_of
 from jax_nano import _native
-from jax_nano.codegen.index import add, element_type, mul
+from jax_nano.codegen.index import add, mul
 from jax_nano.codegen.load_store import load, store
 from jax_nano.codegen.loops import for_range
 from jax_nano.codegen.registers import zeros
+from jax_nano.codegen.types import element_type
 from jax_nano.ir.dtypes import FFI_TYPES, bytes_of
 from jax_nano.machine import host
 

@@ -261,7 +261,7 @@ QUOTIENTS: dict[str, tuple[str, dict[str, Fit]]] = {
 TURN_BITS = 20
 TURNS = 6
 
-HEADER = '''"""Coefficients of the approximations in vmath.py, from the lowest power on. Printed by tools/minimax.py."""
+HEADER = '''"""Coefficients of math.py and power.py, from the lowest power on. Printed by tools/minimax.py."""
 
 Polynomial = tuple[float, ...]
 Quotient = tuple[Polynomial, Polynomial]

@@ -8,59 +8,79 @@ from dataclasses import dataclass
 from jax.extend.mlir import ir
 
 from jax_nano.codegen.index import Index, Values, add
-from jax_nano.codegen.loops import for_range
-from jax_nano.codegen.matrix_ref import View
-from jax_nano.codegen.microkernel import Beside, Microkernel, Part, Result, rounded_down
-from jax_nano.codegen.nanokernel import Block
+from jax_nano.codegen.location import section
+from jax_nano.codegen.loops import Depth, for_range
+from jax_nano.codegen.microkernel import KBlock, Microkernel, Result, StepHook
+from jax_nano.codegen.nanokernel import PanelProduct
 
 
-@dataclass(frozen=True)
-class InnerMicrokernel(Microkernel):
-    """The same contract with K along the lanes: A and B have stride 1 along k, and a block has at most a register of
-    columns.
+@dataclass(frozen=True, kw_only=True)
+class DotProductMicrokernel(Microkernel):
+    """The contract of microkernel.py with K along the lanes: A and B have stride 1 along k.
 
-    Every element of C has an accumulator register to itself, whose lanes are added up after the loop.
+    Every element of C has an accumulator register to itself, whose lanes are added up after the loop. So a block has
+    at most a register of columns.
     """
 
-    def emit(self, a: View, b: View, result: Result, block: Block, part: Part, beside: Sequence[Beside] = ()) -> None:  # noqa: ARG002
+    def emit(self, product: PanelProduct, k: KBlock, result: Result, hooks: Sequence[StepHook] = ()) -> None:  # noqa: ARG002
         """Emits one block of C."""
+        rows, cols = product.block.rows, product.block.cols
+        acc = self.accumulate([self.nano.zero()] * (rows * cols), product, k.depth)
+        sums = [self.nano.sum_lanes(acc[i * cols : (i + 1) * cols]) for i in range(rows)]
+        self.finish(sums, k, result, product.block)
+
+    def accumulate(
+        self,
+        acc: Values,
+        product: PanelProduct,
+        depth: Depth,
+        hooks: Sequence[StepHook] = (),  # noqa: ARG002
+    ) -> Values:
+        """The loop over K: unrolled, by single registers of steps, and a rest."""
         width = self.nano.lanes * self.nano.vnni
-        acc = [self.nano.zero()] * (block.rows * block.cols)
-
-        def row(i: int, k: Index, live: int) -> ir.Value:
-            return self.nano.load_along_k(a, a.offset(i, k), live, "lhs")
-
-        def column(j: int, k: Index, live: int) -> ir.Value:
-            return self.nano.load_along_k(b, b.offset(k, j), live, "rhs")
-
-        def update(acc: Values, k: Index, live: int) -> Values:
-            result = list(acc)
-            few, many = (block.rows, block.cols) if block.rows < block.cols else (block.cols, block.rows)
-            hold, stream = (row, column) if few == block.rows else (column, row)
-            held = [hold(x, k, live) for x in range(few)]
-            for y in range(many):
-                streamed = stream(y, k, live)
-                for x, register in enumerate(held):
-                    i, j = (x, y) if few == block.rows else (y, x)
-                    pair = (register, streamed) if few == block.rows else (streamed, register)
-                    result[i * block.cols + j] = self.nano.multiply_add(result[i * block.cols + j], *pair)
-            return result
-
         step = width * self.unroll
-        unrolled, whole = rounded_down(part.depth, part.size, step), rounded_down(part.depth, part.size, width)
-        if unrolled != 0:
-            with for_range(0, unrolled, step, carry=acc) as loop:
-                loop.next = loop.carry
-                for k in range(0, step, width):
-                    loop.next = update(loop.next, add(loop.i, k), width)
-            acc = loop.results
-        if part.size % step >= width:
-            with for_range(unrolled, whole, width, carry=acc) as loop:
-                loop.next = update(loop.carry, loop.i, width)
-            acc = loop.results
-        if rest := part.size % width:
-            with for_range(whole, part.depth, width, carry=acc) as loop:
-                loop.next = update(loop.carry, loop.i, rest)
-            acc = loop.results
-        rows = [acc[i * block.cols : (i + 1) * block.cols] for i in range(block.rows)]
-        self.finish([self.nano.sums(row) for row in rows], result, block, part)
+        unrolled, whole = depth.whole(step), depth.whole(width)
+        with section("k loop"):
+            if unrolled != 0:
+                with for_range(0, unrolled, step, carry=acc) as loop:
+                    loop.next = loop.carry
+                    for k in range(0, step, width):
+                        loop.next = self.update(loop.next, product, add(loop.i, k), width)
+                acc = loop.results
+            if depth.size % step >= width:
+                with for_range(unrolled, whole, width, carry=acc) as loop:
+                    loop.next = self.update(loop.carry, product, loop.i, width)
+                acc = loop.results
+            if rest := depth.size % width:
+                with for_range(whole, depth.steps, width, carry=acc) as loop:
+                    loop.next = self.update(loop.carry, product, loop.i, rest)
+                acc = loop.results
+        return acc
+
+    def update(self, acc: Values, product: PanelProduct, k: Index, live: int) -> Values:
+        """Steps k to k + live - 1: registers of the shorter side of the block stay, those of the longer one pass by."""
+        a, b, block, result = product.a, product.b, product.block, list(acc)
+        width = self.nano.lanes * self.nano.vnni
+
+        def row(i: int) -> ir.Value:
+            return self.nano.lhs.load(a, a.offset(i, k), width, live)
+
+        def column(j: int) -> ir.Value:
+            return self.nano.rhs.load(b, b.offset(k, j), width, live)
+
+        def multiply_add(i: int, j: int, x: ir.Value, y: ir.Value) -> None:
+            result[i * block.cols + j] = self.nano.multiply_add(result[i * block.cols + j], x, y)
+
+        if block.rows <= block.cols:
+            rows = [row(i) for i in range(block.rows)]
+            for j in range(block.cols):
+                streamed = column(j)
+                for i, held in enumerate(rows):
+                    multiply_add(i, j, held, streamed)
+        else:
+            columns = [column(j) for j in range(block.cols)]
+            for i in range(block.rows):
+                streamed = row(i)
+                for j, held in enumerate(columns):
+                    multiply_add(i, j, streamed, held)
+        return result

@@ -1,4 +1,8 @@
-"""The epilogue of a register block: its arrays loaded beside the accumulators, its program run on each register."""
+"""The epilogue of a register block: its arrays loaded beside the accumulators, its program run on each register.
+
+Inputs of the program are the product and, for each register, values that belong to its elements of C. They come out of
+arrays here; whatever else follows from a register's place, as an index does, would be an input in the same way.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,8 @@ from jax.extend.mlir import ir
 
 from jax_nano.codegen.index import Index, Values
 from jax_nano.codegen.load_store import load, load_scalar
-from jax_nano.codegen.matrix_ref import View
-from jax_nano.codegen.nanokernel import Nanokernel
+from jax_nano.codegen.matrix_ref import MatrixRef
+from jax_nano.codegen.nanokernel import Nanokernel, Place
 from jax_nano.codegen.registers import broadcast
 from jax_nano.codegen.vector.convert import convert
 from jax_nano.codegen.vector.evaluate import evaluate
@@ -18,37 +22,37 @@ from jax_nano.ir.program import Program
 
 
 @dataclass(frozen=True)
-class Finish:
-    """Makes registers of C out of accumulators: program(accumulator, extras...)."""
+class ProgramEpilogue:
+    """Stores program(sum, extras...) in C: an elementwise program as a microkernel's Epilogue."""
 
     program: Program
     nano: Nanokernel
-    extras: tuple[View, ...]  # element (i, j) belongs to element (i, j) of the block
+    extras: tuple[MatrixRef, ...]  # element (i, j) belongs to element (i, j) of the block
 
-    def row(self, i: Index) -> Finish:
-        """See micro.Epilogue."""
-        return replace(self, extras=tuple(view.block(i) for view in self.extras))
+    def row(self, i: Index) -> ProgramEpilogue:
+        """See microkernel.Epilogue."""
+        return replace(self, extras=tuple(extra.block(i) for extra in self.extras))
 
-    def __call__(self, acc: Values, places: Sequence[tuple[int, int, int]]) -> Values:
-        """See micro.Epilogue. What rows or columns share is loaded once."""
+    def __call__(self, acc: Values, places: Sequence[Place]) -> Values:
+        """See microkernel.Epilogue. An element of an array that several rows or columns share is loaded once."""
+        source, native_bf16 = self.nano.instruction.acc, self.nano.native_bf16
         loaded: dict[tuple[int, int, int], ir.Value] = {}
+        results: Values = []
+        for value, place in zip(acc, places, strict=True):
+            product = convert(value, source, self.program.dtype(0), native_bf16=native_bf16)
+            extras = [self.load_extra(number, place, loaded) for number in range(len(self.extras))]
+            results += evaluate(self.program, [product, *extras], native_bf16=native_bf16)
+        return results
 
-        def extra(number: int, i: int, j: int, count: int) -> ir.Value:
-            view = self.extras[number]
-            rows, cols = view.strides
-            key = number, i if rows else 0, j if cols else 0
-            if key not in loaded:
-                at = view.offset(i, j)
-                if cols:
-                    loaded[key] = load(view.base, at, self.nano.lanes, count)
-                else:
-                    loaded[key] = broadcast(load_scalar(view.base, at), self.nano.lanes)
-            return loaded[key]
-
-        result = []
-        for value, (i, j, count) in zip(acc, places, strict=True):
-            product = convert(value, self.nano.instruction.acc, self.program.dtype(0), self.nano.native_bf16)
-            inputs = [product, *(extra(number, i, j, count) for number in range(len(self.extras)))]
-            (made,) = evaluate(self.program, inputs, self.nano.native_bf16)
-            result.append(made)
-        return result
+    def load_extra(self, number: int, place: Place, loaded: dict[tuple[int, int, int], ir.Value]) -> ir.Value:
+        """An array's elements for a register, out of those that are loaded already where they are the same."""
+        extra, (i, j, count) = self.extras[number], place
+        rows, cols = extra.strides
+        key = number, i if rows else 0, j if cols else 0
+        if key not in loaded:
+            at = extra.offset(i, j)
+            if cols:
+                loaded[key] = load(extra.base, at, self.nano.lanes, count)
+            else:
+                loaded[key] = broadcast(load_scalar(extra.base, at), self.nano.lanes)
+        return loaded[key]

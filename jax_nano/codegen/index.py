@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
-from jax_nano.ir.dtypes import BITS, PACKED_INT4
-
 Index = int | ir.Value
+Condition = bool | ir.Value  # decided while the kernel is composed, or by the kernel
 Values = list[ir.Value]
-
-FLOATS: dict[str, Callable[[], ir.Type]] = {
-    "f64": ir.F64Type.get,
-    "f32": ir.F32Type.get,
-    "bf16": ir.BF16Type.get,
-    "f16": ir.F16Type.get,
-}
-
-
-def element_type(dtype: str) -> ir.Type:
-    """The MLIR type that holds elements of a short name's type in memory.
-
-    Signs live in operations, not in types; so do the meanings of 8-bit floats. Two elements of 4 bits share a byte, or
-    eight of them a word.
-    """
-    if dtype in PACKED_INT4:
-        return ir.IntegerType.get_signless(32)
-    return FLOATS[dtype]() if dtype in FLOATS else ir.IntegerType.get_signless(max(8, BITS[dtype]))
 
 
 def index(i: Index) -> ir.Value:
@@ -37,7 +18,7 @@ def index(i: Index) -> ir.Value:
 
 
 def add(*terms: Index) -> Index:
-    """The sum; constants are added up here."""
+    """The sum of all terms; the constants among them are added up here."""
     constant = sum(t for t in terms if isinstance(t, int))
     total: Index = 0
     for term in terms:
@@ -64,8 +45,8 @@ def times(a: Index, b: Index) -> Index:
     return mul(b, a) if isinstance(a, int) else arith.muli(a, b)
 
 
-def select(condition: bool | ir.Value, a: Index, b: Index) -> Index:
-    """One of two."""
+def select(condition: Condition, a: Index, b: Index) -> Index:
+    """a where the condition holds, else b."""
     if isinstance(condition, bool):
         return a if condition else b
     return arith.select(condition, index(a), index(b))
@@ -88,14 +69,14 @@ def divmod_(a: Index, b: int) -> tuple[Index, Index]:
 
 
 def minimum(a: Index, b: Index) -> Index:
-    """The smaller one."""
+    """min(a, b)."""
     if isinstance(a, int) and isinstance(b, int):
         return min(a, b)
     return arith.minsi(index(a), index(b))
 
 
 def one_of(values: Sequence[int], i: Index) -> Index:
-    """values[i]."""
+    """values[i], by comparisons: constants need no memory."""
     if isinstance(i, int):
         return values[i]
     chosen = index(values[-1])
@@ -104,22 +85,22 @@ def one_of(values: Sequence[int], i: Index) -> Index:
     return chosen
 
 
-def equal(a: Index, b: Index) -> bool | ir.Value:
-    """Whether a = b, decided here where both are constants."""
+def equal(a: Index, b: Index) -> Condition:
+    """a == b, decided here where both are constants."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
     return arith.cmpi(arith.CmpIPredicate.eq, index(a), index(b))
 
 
-def less(a: Index, b: Index) -> bool | ir.Value:
-    """Whether a < b, decided here where both are constants."""
+def less(a: Index, b: Index) -> Condition:
+    """a < b, decided here where both are constants."""
     if isinstance(a, int) and isinstance(b, int):
         return a < b
     return arith.cmpi(arith.CmpIPredicate.slt, index(a), index(b))
 
 
-def both(a: bool | ir.Value, b: bool | ir.Value) -> bool | ir.Value:
-    """Whether both conditions hold."""
+def both(a: Condition, b: Condition) -> Condition:
+    """a and b."""
     if isinstance(a, bool):
         return a and b
     if isinstance(b, bool):
@@ -127,8 +108,15 @@ def both(a: bool | ir.Value, b: bool | ir.Value) -> bool | ir.Value:
     return arith.andi(a, b)
 
 
-def negation(condition: bool | ir.Value) -> bool | ir.Value:
-    """Whether a condition does not hold."""
+def unequal(a: Index, b: Index) -> Condition:
+    """a != b, decided here where both are constants."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a != b
+    return arith.cmpi(arith.CmpIPredicate.ne, index(a), index(b))
+
+
+def negation(condition: Condition) -> Condition:
+    """not condition."""
     if isinstance(condition, bool):
         return not condition
     return arith.xori(condition, arith.constant(condition.type, 1))

@@ -25,28 +25,28 @@ def load(base: ir.Value, at: Index, lanes: int, count: Index | None = None) -> i
     return vector.maskedload(kind, base, [index(at)], first_lanes(count, lanes), zeros(lanes, dtype))
 
 
-def load_halves(base: ir.Value, at: Index, lanes: int, count: int) -> ir.Value:
-    """The same of unsigned 4-bit elements, two in a byte with the first in its lower half: each as a byte."""
+def load_int4(base: ir.Value, at: Index, lanes: int, count: int) -> ir.Value:
+    """Unsigned 4-bit elements, two in a byte with the first in its lower half, each as a byte; zeros beyond `count`."""
     byte, odd = divmod_(at, 2)
-    lower = half_bytes(base, byte, mul(odd, 4), max(1, lanes // 2), (count + 1) // 2)
+    lower = load_half_bytes(base, byte, mul(odd, 4), max(1, lanes // 2), (count + 1) // 2)
     if lanes == 1:
         return lower
-    upper = half_bytes(base, add(byte, odd), subtract(4, mul(odd, 4)), lanes // 2, count // 2)
+    upper = load_half_bytes(base, add(byte, odd), subtract(4, mul(odd, 4)), lanes // 2, count // 2)
     return interleave([lower, upper])
 
 
-def half_bytes(base: ir.Value, at: Index, shift: Index, lanes: int, count: int) -> ir.Value:
-    """Half of each byte from `at` on: the 4 bits that begin at bit `shift`."""
+def load_half_bytes(base: ir.Value, at: Index, bit: Index, lanes: int, count: int) -> ir.Value:
+    """Half of each byte from `at` on: the 4 bits from `bit` on, which is 0 or 4."""
     byte, word = ir.IntegerType.get_signless(8), ir.IntegerType.get_signless(16)
     value = load(base, at, lanes, count) if count else zeros(lanes, byte)
     unit, units = (word, lanes // 2) if lanes % 2 == 0 else (byte, lanes)  # vector units shift words, not bytes
-    by = broadcast(arith.index_cast(unit, index(shift)), units)
-    moved = bitcast(arith.shrui(bitcast(value, units, unit), by), lanes, byte)
-    return arith.andi(moved, splat(15, lanes, byte))
+    by = broadcast(arith.index_cast(unit, index(bit)), units)
+    shifted = bitcast(arith.shrui(bitcast(value, units, unit), by), lanes, byte)
+    return arith.andi(shifted, splat(15, lanes, byte))
 
 
 def store(value: ir.Value, base: ir.Value, at: Index, count: int | None = None) -> None:
-    """The first `count` lanes (all by default) to `at` and on."""
+    """Stores the first `count` lanes (all by default) from `at` on."""
     lanes = ir.VectorType(value.type).shape[0]
     if count is None or count >= lanes:
         vector.store(value, base, [index(at)])
@@ -56,12 +56,12 @@ def store(value: ir.Value, base: ir.Value, at: Index, count: int | None = None) 
         vector.maskedstore(base, [index(at)], first_lanes(count, lanes), value)
 
 
-def prefetch(base: ir.Value, at: Index, write: bool = False) -> None:
-    """Asks for the line of an element that will be read or written: to write nearest, to read one cache further.
+def prefetch(base: ir.Value, at: Index, *, write: bool = False) -> None:
+    """Prefetches the cache line of an element: into L2 to read it, into L1 to write it.
 
-    Nothing happens where there is no such element.
+    The element need not exist.
     """
-    memref.prefetch(base, [index(at)], write, 3 if write else 2, True)
+    memref.prefetch(base, [index(at)], is_write=write, locality_hint=3 if write else 2, is_data_cache=True)
 
 
 def load_scalar(base: ir.Value, at: Index) -> ir.Value:

@@ -1,4 +1,4 @@
-"""Loops that carry values, and branches."""
+"""Loops that carry values, loops over blocks and panels, and branches."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from jax.extend.mlir import ir
-from jax.extend.mlir.dialects import scf
+from jax.extend.mlir.dialects import arith, scf
 
-from jax_nano.codegen.index import Index, Values, both, equal, index, less, minimum
+from jax_nano.codegen.index import Condition, Index, Values, add, both, equal, index, less, minimum, unequal
+from jax_nano.codegen.location import section
 
 
 @dataclass
 class Loop:
-    """What the body of a loop sees: the variable `i` and `carry`; it sets `next`. Then `results` are there."""
+    """A loop as its body sees it: the variable `i` and `carry`; it sets `next`. Then `results` are there."""
 
     i: Index
     carry: Values
@@ -37,25 +38,69 @@ def for_range(start: Index, stop: Index, step: int = 1, carry: Sequence[ir.Value
         scf.yield_(loop.next)
 
 
-def along(begin: Index, end: Index, size: int, step: int, body: Callable[[Index, int], None]) -> None:
-    """Runs `body(i, step)` for the whole steps of [begin, end), and `body(i, rest)` where the end is a ragged `size`.
+@dataclass(frozen=True)
+class Span:
+    """Indices [begin, end) along an axis of `size`. Where `begin` is beyond `end`, there are none.
 
-    `begin` is a multiple of `step`, and so is `end` unless it is `size`. Where `begin` is beyond `end`, nothing runs.
+    Who goes through it by blocks of `step` has `begin` at a multiple of that, and `end` as well unless it is `size`.
     """
-    rest = size % step
-    whole = minimum(end, size - rest)
-    if not (isinstance(begin, int) and isinstance(whole, int) and begin >= whole):
-        with for_range(begin, whole, step) as loop:
-            body(loop.i, step)
+
+    begin: Index
+    end: Index
+    size: int
+
+
+def blocks(span: Span, step: int, name: str) -> Iterator[Span]:
+    """Emits a loop over a span by blocks, the last perhaps shorter: a Python loop over this writes its body once."""
+    with section(name), for_range(span.begin, span.end, step) as loop:
+        yield Span(loop.i, minimum(add(loop.i, step), span.end), span.size)
+
+
+def panels(span: Span, width: int, name: str) -> Iterator[tuple[Index, int]]:
+    """Emits a loop over a span by panels: the body of a Python loop over this is written for whole ones, of `width`.
+
+    Where `width` does not divide the size, the body is written once more, for the narrower panel at the end.
+    """
+    rest = span.size % width
+    whole = minimum(span.end, span.size - rest)
+    if not (isinstance(span.begin, int) and isinstance(whole, int) and span.begin >= whole):
+        with section(name), for_range(span.begin, whole, width) as loop:
+            yield loop.i, width
     if rest:
-        last = both(less(begin, size), equal(end, size))
-        if last is not False:
-            with when(last):
-                body(size - rest, rest)
+        is_there = both(less(span.begin, span.size), equal(span.end, span.size))
+        if is_there is not False:
+            with section(f"{name}, the last one"), when(is_there):
+                yield span.size - rest, rest
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Steps of k to go through: `steps` of them, which leave the same rest as `size`, the extent of k, or none."""
+
+    steps: Index
+    size: int
+
+    def whole(self, step: int) -> Index:
+        """The largest multiple of `step` that is at most `steps`."""
+        if isinstance(self.steps, int):
+            return self.steps // step * step
+        if self.size % step == 0:
+            return self.steps
+        return arith.subi(self.steps, arith.remui(self.steps, index(step)))
+
+    def pieces(self, step: int) -> Iterator[tuple[Index, int]]:
+        """Emits a loop over pieces of `step` steps, and the rest where there is one: (first step, steps)."""
+        whole = self.whole(step)
+        if whole != 0:
+            with for_range(0, whole, step) as loop:
+                yield loop.i, step
+        if rest := self.size % step:
+            with when(unequal(whole, self.steps)):
+                yield whole, rest
 
 
 @contextlib.contextmanager
-def when(condition: bool | ir.Value) -> Iterator[None]:
+def when(condition: Condition) -> Iterator[None]:
     """Emits scf.if. A condition known here must be True."""
     if condition is True:
         yield
@@ -67,7 +112,7 @@ def when(condition: bool | ir.Value) -> Iterator[None]:
 
 
 def either(
-    condition: bool | ir.Value, types: Sequence[ir.Type], then: Callable[[], Values], otherwise: Callable[[], Values]
+    condition: Condition, types: Sequence[ir.Type], then: Callable[[], Values], otherwise: Callable[[], Values]
 ) -> Values:
     """The values of one of two branches; only the one taken is written where the condition is known here."""
     if isinstance(condition, bool):

@@ -1,91 +1,78 @@
-"""Matrices in memory, by a base, an offset and two strides."""
+"""References to matrices in memory: a base, an offset and two strides."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import memref
 
-from jax_nano.codegen.index import Index, add, divmod_, element_type, index, mul
-from jax_nano.ir.dtypes import INT4_PER_WORD, PACKED_INT4
+from jax_nano.codegen.index import Index, add, index, mul
+from jax_nano.codegen.load_store import load, load_int4
+from jax_nano.codegen.types import element_type
+from jax_nano.codegen.vector.convert import signed_int4
+from jax_nano.ir.dtypes import BITS
 
-if TYPE_CHECKING:
-    from jax_nano.ir.program import Program
+
+class Split(NamedTuple):
+    """One of the numbers of a narrow type whose sum stands for an element: 0 is the element rounded, 1 the rest."""
+
+    dtype: str
+    number: int
 
 
 @dataclass(frozen=True)
-class View:
-    """A matrix in memory: element (i, j), of type `dtype`, stands at base[at + i * strides[0] + j * strides[1]]."""
+class MatrixRef:
+    """A matrix in memory: element (i, j), of type `dtype`, stands at base[at + i * strides[0] + j * strides[1]].
+
+    In the VNNI layout, this is so for every `vnni`-th row i; behind each of its elements stand those of the next rows.
+    """
 
     base: ir.Value
     at: Index
     strides: tuple[int, int]
     dtype: str
-    component: tuple[str, int] | None = None  # a type, and which of each element's components in it is meant
-    interleaved: int = 1  # rows that stand together, in a panel whose strides lead from the first of them to others'
+    bf16_split: Split | None = None  # of each element, where a product's algorithm multiplies those
+    vnni: int = 1
 
     def offset(self, i: Index = 0, j: Index = 0) -> Index:
-        """Where element (i, j) stands in `base`."""
+        """The place of element (i, j) in `base`."""
         return add(self.at, mul(i, self.strides[0]), mul(j, self.strides[1]))
 
-    def block(self, i: Index = 0, j: Index = 0) -> View:
+    def block(self, i: Index = 0, j: Index = 0) -> MatrixRef:
         """The matrix that begins at element (i, j)."""
         return replace(self, at=self.offset(i, j))
 
-    def moved(self, by: Index) -> View:
-        """The matrix that begins `by` elements further in memory."""
-        return replace(self, at=add(self.at, by))
+    def advance(self, elements: Index) -> MatrixRef:
+        """The matrix that begins so many elements further in memory."""
+        return replace(self, at=add(self.at, elements))
+
+    def load_row(self, i: Index, j: Index, lanes: int, count: Index) -> tuple[ir.Value, str]:
+        """`count` columns of row i from j on, zeros beyond, and their type. The row is contiguous.
+
+        Packing and unpacked operands read rows by this, so that what is computed from a matrix can pass for one.
+        """
+        return load_elements(self, self.offset(i, j), lanes, count)
 
     @property
-    def transposed(self) -> View:
+    def transposed(self) -> MatrixRef:
         """Element (j, i) in place of (i, j)."""
         return replace(self, strides=self.strides[::-1])
-
-
-@dataclass(frozen=True)
-class Integers(View):
-    """A matrix of integers, less the zero points that belong to the columns, row by row to `group_size` of its rows.
-
-    Where rows share words, `strides[0]` leads from one row of words to the next. Rows are contiguous.
-    """
-
-    row: Index = 0  # which of the matrix's rows is row 0
-    group_size: int = 1
-    zeros: View | None = None
-
-    def offset(self, i: Index = 0, j: Index = 0) -> Index:
-        """Where element (i, j) stands in `base`, or the word that it shares."""
-        row = add(self.row, i)
-        line = divmod_(row, INT4_PER_WORD)[0] if self.dtype in PACKED_INT4 else row
-        return add(self.at, mul(line, self.strides[0]), j)
-
-    def block(self, i: Index = 0, j: Index = 0) -> Integers:
-        """The matrix that begins at element (i, j)."""
-        return replace(self, row=add(self.row, i), at=add(self.at, j), zeros=self.zeros and self.zeros.block(0, j))
-
-
-@dataclass(frozen=True)
-class PrologueView(View):
-    """A matrix of what a program makes of each element of an array and of those at its place in other arrays.
-
-    Along rows, strides of the others are 0 or those of the array; where the array has none of 1, any.
-    """
-
-    program: Program = field(kw_only=True)
-    beside: tuple[View, ...] = field(kw_only=True)
-
-    def block(self, i: Index = 0, j: Index = 0) -> PrologueView:
-        """The matrix that begins at element (i, j)."""
-        return replace(self, at=self.offset(i, j), beside=tuple(view.block(i, j) for view in self.beside))
-
-    @property
-    def transposed(self) -> PrologueView:
-        """Element (j, i) in place of (i, j)."""
-        return replace(self, strides=self.strides[::-1], beside=tuple(view.transposed for view in self.beside))
 
 
 def scratch(buffer: ir.Value, byte_offset: int, count: int, dtype: str) -> ir.Value:
     """A piece of a byte buffer as `count` elements of a type."""
     return memref.view(ir.MemRefType.get([count], element_type(dtype)), buffer, index(byte_offset), [])
+
+
+def load_elements(source: MatrixRef, at: Index, lanes: int, count: Index) -> tuple[ir.Value, str]:
+    """`count` neighbours from `at` on, zeros beyond, and their type: 4-bit integers come as bytes.
+
+    Where elements share bytes, the count is known here.
+    """
+    if BITS[source.dtype] > 4:
+        return load(source.base, at, lanes, count), source.dtype
+    assert isinstance(count, int)
+    value = load_int4(source.base, at, lanes, count)
+    return (signed_int4(value), "s8") if source.dtype == "s4" else (value, "u8")

@@ -2,12 +2,12 @@
 
 The contract, for C of block.rows x block.cols:
 
-    C  =  A * B          where `first`
-    C  =  P + A * B      elsewhere, P being where earlier parts of the sum stand
+    C  =  A @ B          where `first`
+    C  =  P + A @ B      elsewhere, P being the partial sums of the k blocks before
 
-and the sum goes to P unless this is the `last` part, when it goes to C in C's type. A, B, C and P are views; any
-strides serve for A; B, C and P have stride 1 along n unless B is packed. Nothing beyond the block's rows and columns,
-and nothing beyond `depth` where an operand is not packed, is read or written.
+and the sum goes to P unless this is the `last` k block, when it goes to C in C's type. A, B, C and P are MatrixRefs;
+any strides serve for A; B, C and P have stride 1 along n unless B is packed. Nothing beyond the block's rows and
+columns, and nothing beyond `depth` where an operand is not packed, is read or written.
 """
 
 from __future__ import annotations
@@ -20,57 +20,54 @@ from typing import Protocol
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
-from jax_nano.codegen.index import Index, Values, add, index, negation, one_of
+from jax_nano.codegen.index import Condition, Index, Values, add, negation, one_of
 from jax_nano.codegen.load_store import load, prefetch, store
-from jax_nano.codegen.loops import either, for_range, when
-from jax_nano.codegen.matrix_ref import View
-from jax_nano.codegen.nanokernel import Block, Nanokernel
+from jax_nano.codegen.location import section
+from jax_nano.codegen.loops import Depth, either, for_range, when
+from jax_nano.codegen.matrix_ref import MatrixRef
+from jax_nano.codegen.nanokernel import Block, Nanokernel, PanelProduct, Place
 from jax_nano.codegen.registers import bitcast
 from jax_nano.codegen.vector.convert import convert
 from jax_nano.schedule.plan import LINE_BYTES
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of the sum over K: how much, and where it stands among the parts."""
+class KBlock:
+    """A block of the sum over K, and where it stands among those that a task adds up."""
 
-    depth: Index
-    size: int  # the whole extent of k: where `depth` is not a multiple of something, this leaves the same rest
-    first: bool | ir.Value
-    last: bool | ir.Value
-
-
-Finishing = Callable[[Values, Sequence[tuple[int, int, int]]], Values]  # as Epilogue is called
+    begin: Index
+    depth: Depth
+    first: Condition
+    last: Condition
 
 
 class Epilogue(Protocol):
-    """What is made of sums before they go to C."""
+    """What is done to sums before they are stored in C."""
 
-    def __call__(self, acc: Values, places: Sequence[tuple[int, int, int]]) -> Values:
-        """Registers of C's type out of accumulators; places are (row, column, columns) in the block."""
+    def __call__(self, acc: Values, places: Sequence[Place]) -> Values:
+        """Registers of C's type out of accumulators, which stand for these places of the block."""
         ...
 
     def row(self, i: Index) -> Epilogue:
-        """The epilogue of the rows from i on."""
+        """The epilogue of the block's rows from i on."""
         ...
 
 
 @dataclass(frozen=True)
 class Result:
-    """Where a block goes: C, and P, which may be C itself; and `compensation`, a row of starting values for
-    `compensated` parts.
+    """Where a block's sums go: to `partial` between k blocks, to `out` after the last one. These may be the same.
 
-    P may be `padded` to whole tiles. Other tiles that C cannot take go to `tiles`.
+    Accumulators of `compensated` k blocks begin with `compensation`, a row. `partial` may be `padded` to whole tiles.
     """
 
-    out: View
-    partial: View
-    compensation: View
-    compensated: bool | ir.Value
+    out: MatrixRef
+    partial: MatrixRef
+    compensation: MatrixRef
+    compensated: Condition
     epilogue: Epilogue | None = None
-    scales: View | None = None  # of the columns: what sums are multiplied by before they are added to others
+    scales: MatrixRef | None = None  # of the columns: factors of this k block's sums
     padded: bool = False
-    tiles: View | None = None
+    tiles: MatrixRef | None = None  # where tiles are stored that neither C nor partial sums can take
 
     def row(self, i: Index) -> Result:
         """Where the block's rows from i on go."""
@@ -78,62 +75,123 @@ class Result:
         return replace(self, out=self.out.block(i), partial=self.partial.block(i), epilogue=epilogue)
 
 
-Beside = Callable[[Index, int], None]  # what is done for another piece of A or B at steps k to k + group - 1
+StepHook = Callable[
+    [Index, int], None
+]  # emits other work, a prefetch or packing, at (k, steps) of a microkernel's loop
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Microkernel:
     """Writes register blocks of one kind."""
 
     nano: Nanokernel
     unroll: int  # updates in an iteration
-    packed: tuple[bool, bool]  # whether A and B are in panels
-    terms: tuple[tuple[int, int], ...] = ((0, 0),)  # where the components stand whose products are added up, in order
-    accumulator_chains: int = 1  # sums side by side, one for each of as many updates, that are added up after the loop
+    terms: tuple[tuple[int, int], ...] = ((0, 0),)  # how far into A and B the bf16 splits stand that are multiplied
+    accumulator_chains: int = 1  # sums of every so many-th update, side by side, that are added up after the loop
 
-    def emit(self, a: View, b: View, result: Result, block: Block, part: Part, beside: Sequence[Beside] = ()) -> None:
+    def emit(self, product: PanelProduct, k: KBlock, result: Result, hooks: Sequence[StepHook] = ()) -> None:
         """Emits one block of C."""
-        if part.first is not True:
-            for i in range(block.rows):
-                for j in range(0, block.cols, LINE_BYTES // 4):
-                    prefetch(result.partial.base, result.partial.offset(i, j), write=True)
-        acc = self.small_terms(self.start(result, block), a, b, block, part)
-        self.finish(self.accumulate(acc, a, b, block, part, beside), result, block, part)
+        block = product.block
+        if k.first is not True:
+            self.prefetch_partial(result.partial, block)
+        acc = self.initial_accumulators(result, block)
+        if len(self.terms) > 1:
+            corrections = self.sum_corrections(acc, product, k.depth)
+            acc = [self.nano.zero_unless_finite(value) for value in corrections]  # 0 * inf may be among them
+        self.finish(self.accumulate(acc, product, k.depth, hooks), k, result, block)
 
-    def finish(self, acc: Values, result: Result, block: Block, part: Part) -> None:
-        """Adds what stood in P, and stores."""
-        places = [(i, j * block.lanes, count) for i in range(block.rows) for j, count in enumerate(block.counts)]
-        types = [self.nano.accumulator()] * len(places)
-        partial, out = result.partial, result.out
+    def prefetch_partial(self, partial: MatrixRef, block: Block) -> None:
+        """Prefetches the sums so far, which are wanted after the loop."""
+        for i in range(block.rows):
+            for j in range(0, block.cols, LINE_BYTES // 4):
+                prefetch(partial.base, partial.offset(i, j), write=True)
 
-        def with_partial() -> Values:
-            return [
-                self.nano.plus(value, load(partial.base, partial.offset(i, j), self.nano.lanes, count))
-                for value, (i, j, count) in zip(acc, places, strict=True)
-            ]
+    def initial_accumulators(self, result: Result, block: Block) -> Values:
+        """Zeros, or the compensation of the columns, in each row."""
+        lanes, accumulator = self.nano.lanes, ir.VectorType(self.nano.accumulator())
+        columns = range(0, len(block.counts) * lanes, lanes)
 
-        def put(target: View, finish: Finishing) -> None:
-            for value, (i, j, count) in zip(finish(total, places), places, strict=True):
-                store(value, target.base, target.offset(i, j), count)
+        def compensation() -> Values:
+            row = result.compensation
+            loaded = [load(row.base, row.offset(0, j), lanes * self.nano.vnni) for j in columns]
+            return [bitcast(value, lanes, accumulator.element_type) for value in loaded]
 
-        def rounded(acc: Values, _: Sequence[tuple[int, int, int]]) -> Values:
-            return [convert(value, self.nano.instruction.acc, out.dtype, self.nano.native_bf16) for value in acc]
+        def zeros() -> Values:
+            return [self.nano.zero()] * len(columns)
 
-        def as_they_are(acc: Values, _: Sequence[tuple[int, int, int]]) -> Values:
-            return acc
+        return either(result.compensated, [accumulator] * len(columns), compensation, zeros) * block.rows
 
-        acc = self.scaled(acc, result.scales, places)
-        total = either(part.first, types, lambda: acc, with_partial)
-        if result.epilogue is None and out.dtype == self.nano.instruction.acc:
-            put(out, as_they_are)
-            return
-        with when(part.last):
-            put(out, result.epilogue or rounded)
-        if not isinstance(part.last, bool):
-            with when(negation(part.last)):
-                put(partial, as_they_are)
+    def sum_corrections(self, acc: Values, product: PanelProduct, depth: Depth) -> Values:
+        """The accumulators with the products of bf16 splits before the last term, the smallest first."""
+        lhs, rhs = ([offsets[i] for offsets in self.terms[:-1]] for i in (0, 1))
+        with section("correction terms"), for_range(0, len(lhs), carry=acc) as term:
+            a, b = product.a.advance(one_of(lhs, term.i)), product.b.advance(one_of(rhs, term.i))
+            term.next = self.accumulate(term.carry, PanelProduct(a, b, product.block), depth)
+        return term.results
 
-    def scaled(self, acc: Values, scales: View | None, places: Sequence[tuple[int, int, int]]) -> Values:
+    def accumulate(self, acc: Values, product: PanelProduct, depth: Depth, hooks: Sequence[StepHook] = ()) -> Values:
+        """The loop over K, with the accumulators in registers throughout: unrolled, by single updates, and a rest."""
+        vnni, step = self.nano.vnni, self.nano.vnni * self.unroll
+        unrolled, whole = depth.whole(step), depth.whole(vnni)
+        with section("k loop"):
+            if unrolled != 0:
+                acc = self.accumulate_unrolled(acc, product, unrolled, hooks)
+            if depth.size % step >= vnni:
+                acc = self.accumulate_steps(acc, product, (unrolled, whole), vnni)
+            if rest := depth.size % vnni:
+                acc = self.accumulate_steps(acc, product, (whole, depth.steps), rest)
+        return acc
+
+    def accumulate_unrolled(self, acc: Values, product: PanelProduct, end: Index, hooks: Sequence[StepHook]) -> Values:
+        """Iterations of `unroll` updates, which go to the accumulator chains in turn."""
+        vnni, step, count = self.nano.vnni, self.nano.vnni * self.unroll, self.accumulator_chains
+        others = [self.nano.zero()] * (len(acc) * (count - 1))
+        with for_range(0, end, step, carry=[*acc, *others]) as loop:
+            chains = chunks(loop.carry, count)
+            for number, k in enumerate(range(0, step, vnni)):
+                for hook in hooks:
+                    hook(add(loop.i, k), vnni)
+                chain = number % count
+                chains[chain] = self.nano.update(chains[chain], product.from_step(loop.i), k, vnni)
+            loop.next = [value for chain in chains for value in chain]
+        return [functools.reduce(self.nano.add, sums) for sums in zip(*chunks(loop.results, count), strict=True)]
+
+    def accumulate_steps(self, acc: Values, product: PanelProduct, span: tuple[Index, Index], live: int) -> Values:
+        """Iterations of one update over the steps [begin, end), of `live` steps each."""
+        with for_range(*span, self.nano.vnni, carry=acc) as loop:
+            loop.next = self.nano.update(loop.carry, product, loop.i, live)
+        return loop.results
+
+    def finish(self, acc: Values, k: KBlock, result: Result, block: Block) -> None:
+        """Scales the sums, adds the partial ones, and stores: in C through the epilogue, or as partial sums again."""
+        with section("epilogue"):
+            places, out = block.places, result.out
+            acc = self.apply_scales(acc, result.scales, places)
+            types = [self.nano.accumulator()] * len(places)
+            total = either(k.first, types, lambda: acc, lambda: self.add_partial(acc, result.partial, places))
+            if result.epilogue is None and out.dtype == self.nano.instruction.acc:
+                store_registers(total, out, places)
+                return
+            with when(k.last):
+                finish = result.epilogue or functools.partial(self.convert_sums, dtype=out.dtype)
+                store_registers(finish(total, places), out, places)
+            if not isinstance(k.last, bool):
+                with when(negation(k.last)):
+                    store_registers(total, result.partial, places)
+
+    def add_partial(self, acc: Values, partial: MatrixRef, places: Sequence[Place]) -> Values:
+        """The sums plus those of the k blocks before."""
+        return [
+            self.nano.add(value, load(partial.base, partial.offset(i, j), self.nano.lanes, count))
+            for value, (i, j, count) in zip(acc, places, strict=True)
+        ]
+
+    def convert_sums(self, acc: Values, _: Sequence[Place], dtype: str) -> Values:
+        """The epilogue of a product that has none: its sums in C's type."""
+        source = self.nano.instruction.acc
+        return [convert(value, source, dtype, native_bf16=self.nano.native_bf16) for value in acc]
+
+    def apply_scales(self, acc: Values, scales: MatrixRef | None, places: Sequence[Place]) -> Values:
         """Sums times the scales of their columns."""
         if scales is None:
             return acc
@@ -143,77 +201,14 @@ class Microkernel:
         }
         return [arith.mulf(value, row[j]) for value, (_, j, _) in zip(acc, places, strict=True)]
 
-    def start(self, result: Result, block: Block) -> Values:
-        """The accumulators before the loop."""
-        lanes, accumulator = self.nano.lanes, ir.VectorType(self.nano.accumulator())
 
-        def row() -> Values:
-            parts = [
-                load(result.compensation.base, result.compensation.offset(0, j * lanes), lanes * self.nano.vnni)
-                for j in columns
-            ]
-            return [bitcast(part, lanes, accumulator.element_type) for part in parts]
-
-        columns = range(len(block.counts))
-        return (
-            either(result.compensated, [accumulator] * len(columns), row, lambda: [self.nano.zero()] * len(columns))
-            * block.rows
-        )
-
-    def small_terms(self, acc: Values, a: View, b: View, block: Block, part: Part) -> Values:
-        """The products of components before the last, as far as they are finite: 0 * inf may be among the others."""
-        if len(self.terms) == 1:
-            return acc
-        return [self.nano.finite(value) for value in self.small_sums(acc, a, b, block, part)]
-
-    def small_sums(self, acc: Values, a: View, b: View, block: Block, part: Part) -> Values:
-        """The accumulators with the products of components before the last."""
-        lhs, rhs = ([places[i] for places in self.terms[:-1]] for i in (0, 1))
-        with for_range(0, len(lhs), carry=acc) as term:
-            at_a, at_b = a.moved(one_of(lhs, term.i)), b.moved(one_of(rhs, term.i))
-            term.next = self.accumulate(term.carry, at_a, at_b, block, part)
-        return term.results
-
-    def accumulate(
-        self, acc: Values, a: View, b: View, block: Block, part: Part, beside: Sequence[Beside] = ()
-    ) -> Values:
-        """The loop over K, with the accumulators in registers throughout."""
-        group, step = self.nano.vnni, self.nano.vnni * self.unroll
-        unrolled, whole = rounded_down(part.depth, part.size, step), rounded_down(part.depth, part.size, group)
-        if unrolled != 0:
-            others = [self.nano.zero()] * (len(acc) * (self.accumulator_chains - 1))
-            with for_range(0, unrolled, step, carry=[*acc, *others]) as loop:
-                chains = chunks(loop.carry, self.accumulator_chains)
-                for number, k in enumerate(range(0, step, group)):
-                    for other in beside:
-                        other(add(loop.i, k), group)
-                    at_a, at_b = a.block(0, loop.i), b.block(loop.i, 0)
-                    chain = number % self.accumulator_chains
-                    chains[chain] = self.nano.update(chains[chain], at_a, at_b, k, block, group, self.packed)
-                loop.next = [value for chain in chains for value in chain]
-            chains = chunks(loop.results, self.accumulator_chains)
-            acc = [functools.reduce(self.nano.plus, sums) for sums in zip(*chains, strict=True)]
-        if part.size % step >= group:
-            with for_range(unrolled, whole, group, carry=acc) as loop:
-                loop.next = self.nano.update(loop.carry, a, b, loop.i, block, group, self.packed)
-            acc = loop.results
-        if rest := part.size % group:
-            with for_range(whole, part.depth, group, carry=acc) as loop:
-                loop.next = self.nano.update(loop.carry, a, b, loop.i, block, rest, self.packed)
-            acc = loop.results
-        return acc
+def store_registers(values: Values, target: MatrixRef, places: Sequence[Place]) -> None:
+    """Stores registers at their places of a block."""
+    for value, (i, j, count) in zip(values, places, strict=True):
+        store(value, target.base, target.offset(i, j), count)
 
 
 def chunks(values: Sequence[ir.Value], count: int) -> list[Values]:
-    """The values in `count` parts of the same length."""
+    """The values in `count` lists of the same length."""
     size = len(values) // count
     return [list(values[i * size : (i + 1) * size]) for i in range(count)]
-
-
-def rounded_down(depth: Index, size: int, step: int) -> Index:
-    """The largest multiple of `step` that is at most `depth`, which is a multiple itself where `size` is."""
-    if isinstance(depth, int):
-        return depth // step * step
-    if size % step == 0:
-        return depth
-    return arith.subi(depth, arith.remui(depth, index(step)))

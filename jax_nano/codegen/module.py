@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import func
 from jax.interpreters.mlir import make_ir_context
 
-from jax_nano.codegen.index import element_type
-from jax_nano.codegen.macrokernel import Frame, Macrokernel
+from jax_nano.codegen.location import section
+from jax_nano.codegen.macrokernel import Macrokernel
+from jax_nano.codegen.operands import Arguments
+from jax_nano.codegen.types import element_type
 from jax_nano.ir.dot import Axis, extent
 from jax_nano.schedule.plan import Plan
 
@@ -32,27 +34,31 @@ def phase_symbols(plan: Plan) -> list[str]:
 
 
 def build_module(plan: Plan) -> str:
-    """The MLIR module of a plan, in generic form: a public function for every phase."""
+    """The MLIR module of a plan, in generic form with locations: a public function for every phase."""
     with make_ir_context() as context, ir.Location.unknown():
         context.allow_unregistered_dialects = True  # jaxlib does not know every dialect that MLIR 22 parses
         top = ir.Module.create()
-        macro = Macrokernel(plan)
-        phases = {"compute": macro.compute_phase, "pack": macro.pack_phase, "reduce": macro.reduce_phase}
+        kernel = Macrokernel(plan)
+        phases = {"compute": kernel.compute_phase, "pack": kernel.pack_phase, "reduce": kernel.reduce_phase}
         with ir.InsertionPoint(top.body):
             for phase, symbol in zip(plan.tasks, phase_symbols(plan), strict=True):
-                function = func.FuncOp(symbol, (argument_types(plan), []))
-                with ir.InsertionPoint(function.add_entry_block()):
-                    round_, task, shared, local, *buffers = function.arguments
-                    lhs, rhs, *extras, out = buffers
-                    if plan.swapped:
-                        lhs, rhs = rhs, lhs
-                    number = 0 if plan.rounds == 1 else round_
-                    task = 0 if plan.tasks[phase] == 1 else task
-                    frame = Frame(number, task, shared, local, lhs, rhs, out, tuple(extras))
-                    phases[phase](frame)
-                    func.return_([])
+                with section(symbol):
+                    function = func.FuncOp(symbol, (argument_types(plan), []))
+                    with ir.InsertionPoint(function.add_entry_block()):
+                        phases[phase](entry_arguments(plan, phase, function.arguments))
+                        func.return_([])
         top.operation.verify()
-        return str(top.operation.get_asm(print_generic_op_form=True))
+        return str(top.operation.get_asm(print_generic_op_form=True, enable_debug_info=True))
+
+
+def entry_arguments(plan: Plan, phase: str, values: Sequence[ir.Value]) -> Arguments:
+    """A phase's arguments, with the operands in the plan's order; where there is one round or task, its number is 0."""
+    round_, task, shared, local, lhs, rhs, *extras, out = values
+    if plan.swapped:
+        lhs, rhs = rhs, lhs
+    number = 0 if plan.rounds == 1 else round_
+    task = 0 if plan.tasks[phase] == 1 else task
+    return Arguments(number, task, shared, local, lhs, rhs, out, tuple(extras))
 
 
 def argument_types(plan: Plan) -> list[ir.Type]:
@@ -81,8 +87,3 @@ def span(axes: list[Axis], array: int) -> int:
     Arrays are counted as in Axis.strides.
     """
     return 1 + sum((axis.size - 1) * axis.strides()[array] for axis in axes)
-
-
-def operations(plan: Plan) -> int:
-    """Multiplications and additions in the product."""
-    return 2 * math.prod(extent(group) for group in (plan.dot.b, plan.dot.m, plan.dot.n, plan.dot.k))

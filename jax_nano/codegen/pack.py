@@ -15,260 +15,226 @@ for the same cache lines.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
-from jax_nano.codegen.index import Index, Values, add, divmod_, element_type, index, mul
+from jax_nano.codegen.index import Index, Values, add, divmod_, mul, unequal
 from jax_nano.codegen.load_store import load, prefetch, store
-from jax_nano.codegen.loops import along, for_range, when
-from jax_nano.codegen.matrix_ref import View
-from jax_nano.codegen.microkernel import rounded_down
+from jax_nano.codegen.loops import Depth, Span, for_range, panels, when
+from jax_nano.codegen.matrix_ref import MatrixRef
 from jax_nano.codegen.nanokernel import Nanokernel
+from jax_nano.codegen.operand_loader import OperandLoader
 from jax_nano.codegen.registers import bitcast, splat, zeros
 from jax_nano.codegen.shuffles import interleave, transpose
-from jax_nano.ir.dtypes import BITS, bytes_of
+from jax_nano.codegen.types import element_type
+from jax_nano.ir.dtypes import bytes_of
 from jax_nano.schedule.plan import LINE_BYTES
 
-ROWS_AHEAD = 32  # how much further on rows are asked for while they are copied: many lie on a page of their own
+ROWS_AHEAD = 32  # how much further on rows are prefetched while they are copied: many lie on a page of their own
 
 
 @dataclass(frozen=True)
-class Panels:
-    """The panels that hold columns [begin, end) of `size`, each `step` wide: `target(j)` begins at j."""
+class Destination:
+    """The panels, each `width` wide, that hold a span of columns (or rows of A): `panel(j)` begins at j."""
 
-    begin: Index
-    end: Index
-    size: int
-    step: int
-    target: Callable[[Index], View]
+    span: Span
+    width: int
+    panel: Callable[[Index], MatrixRef]
 
-    def each(self, body: Callable[[Index, int, View], None]) -> None:
-        """Runs `body(j, columns, panel)` for every panel."""
-        along(self.begin, self.end, self.size, self.step, lambda j, cols: body(j, cols, self.target(j)))
+    def __iter__(self) -> Iterator[tuple[Index, int, MatrixRef]]:
+        """Emits a loop over them: (first column, columns, panel)."""
+        for j, cols in panels(self.span, self.width, "panels"):
+            yield j, cols, self.panel(j)
 
 
 @dataclass(frozen=True)
 class Packer:
-    """Copies one operand in the layout of its panels."""
+    """Copies one operand in the layout of its panels, `width` columns each (or rows of A)."""
 
-    nano: Nanokernel
-    operand: Literal["lhs", "rhs"]
+    load: OperandLoader
+    width: int
 
     @property
     def lanes(self) -> int:
-        """Groups in a register."""
-        return self.nano.lanes
+        """VNNI groups in a register."""
+        return self.load.lanes
 
     @property
     def vnni(self) -> int:
-        """Steps of k in a group."""
-        return self.nano.vnni
+        """Steps of k in a VNNI group."""
+        return self.load.vnni
 
     @property
-    def kind(self) -> ir.Type:
-        """The type of packed elements."""
-        return element_type(getattr(self.nano.instruction, self.operand))
+    def register(self) -> int:
+        """Elements in a register."""
+        return self.lanes * self.vnni
 
-    @property
-    def unit(self) -> ir.Type:
-        """A group as one number."""
-        return ir.IntegerType.get_signless(self.vnni * BITS[getattr(self.nano.instruction, self.operand)])
+    def zeros(self) -> ir.Value:
+        """A register of zeros."""
+        return zeros(self.register, self.load.element_type)
 
-    def read(self, source: View, i: Index, j: Index, lanes: int, count: int) -> ir.Value:
+    def as_groups(self, register: ir.Value) -> ir.Value:
+        """A register whose VNNI groups are one number each."""
+        return bitcast(register, self.lanes, self.load.vnni_type)
+
+    def as_elements(self, groups: ir.Value) -> ir.Value:
+        """A register of elements again."""
+        return bitcast(groups, self.register, self.load.element_type)
+
+    def read(self, source: MatrixRef, i: Index, j: Index, lanes: int, count: int) -> ir.Value:
         """`count` columns of row i from j on, which are contiguous, as the instruction wants them; zeros beyond."""
         if count <= 0:
-            return zeros(lanes, self.kind)
-        return self.nano.read_row(source, i, j, lanes, count, self.operand)
+            return zeros(lanes, self.load.element_type)
+        return self.load.load_row(source, i, j, lanes, count)
 
-    def panels(self, panels: Panels, source: View, depth: Index, size: int, width: int) -> None:
-        """Copies `depth` rows of `source`, element (k, j), to panels of `width` columns.
+    def pack_panels(self, to: Destination, source: MatrixRef, depth: Depth) -> None:
+        """Copies rows of `source`, element (k, j) of B or of A transposed, to panels in which rows follow one another.
 
         Args:
-          panels: which columns there are, and where their panels stand.
+          to: which columns, and where their panels stand.
           source: B, or A transposed.
-          depth: rows to copy.
-          size: the whole extent of k, which leaves the same rest as `depth` where that leaves any.
-          width: columns of a panel.
+          depth: how many rows.
         """
         if source.strides[1] == 1:
-            self.copy_rows(panels, source, depth, size, width)
+            self.copy_rows(to, source, depth)
         elif source.strides[0] == 1:
-            panels.each(lambda j, cols, to: self.copy_transposed(source.block(0, j), to, depth, size, cols, width))
+            for j, cols, panel in to:
+                self.copy_transposed(source.block(0, j), panel, depth, cols)
         else:
-            panels.each(lambda j, cols, to: self.copy_elements(source.block(0, j), to, depth, size, cols, width))
-        self.clear_rest(panels, depth, size, width)
+            for j, cols, panel in to:
+                self.copy_elements(source.block(0, j), panel, depth, cols)
+        self.clear_rest(to, depth)
 
-    def clear_rest(self, panels: Panels, depth: Index, size: int, width: int) -> None:
-        """Zeros from the last group of steps to the end of the last instruction's."""
-        steps = self.nano.instruction.shape[2]
-        rest = size % steps
+    def clear_rest(self, to: Destination, depth: Depth) -> None:
+        """Zeros from the last VNNI group to the end of the last instruction's steps."""
+        steps = self.load.instruction.shape[2]
+        rest = depth.size % steps
         missing = range(-(-rest // self.vnni) * self.vnni, steps, self.vnni)
         if not rest or not missing:
             return
-        whole = rounded_down(depth, size, steps)
-        nothing = zeros(self.lanes * self.vnni, self.kind)
+        whole, nothing = depth.whole(steps), self.zeros()
+        with when(unequal(whole, depth.steps)):
+            for _, _, panel in to:
+                for k in missing:
+                    for j in range(0, self.width, self.lanes):
+                        self.put(nothing, panel, add(whole, k), j)
 
-        def clear(_first: Index, _cols: int, target: View) -> None:
-            for k in missing:
-                for j in range(0, width, self.lanes):
-                    self.put(nothing, target, add(whole, k), j, width)
-
-        with when(differ(whole, depth)):
-            panels.each(clear)
-
-    def copy_rows(self, panels: Panels, source: View, depth: Index, size: int, width: int) -> None:
-        """Rows that are contiguous already: `group` of them interleaved, read along the rows from panel to panel."""
-
-        def rows(k: Index, live: int) -> None:
-            def panel(first: Index, cols: int, target: View) -> None:
+    def copy_rows(self, to: Destination, source: MatrixRef, depth: Depth) -> None:
+        """Rows that are contiguous already: VNNI groups of them, read along the rows from panel to panel."""
+        for k, live in depth.pieces(self.vnni):
+            for first, cols, panel in to:
                 for step in range(self.vnni):
                     for j in range(0, cols, LINE_BYTES // bytes_of(source.dtype)):
                         prefetch(source.base, source.offset(add(k, ROWS_AHEAD + step), add(first, j)))
-                self.copy_group(source.block(0, first), target, k, cols, live, width)
+                self.copy_group(source.block(0, first), panel, k, cols, live)
 
-            panels.each(panel)
-
-        whole = rounded_down(depth, size, self.vnni)
-        if whole != 0:
-            with for_range(0, whole, self.vnni) as loop:
-                rows(loop.i, self.vnni)
-        if rest := size % self.vnni:
-            with when(differ(whole, depth)):
-                rows(whole, rest)
-
-    def copy_group(self, source: View, target: View, k: Index, cols: Index, live: int, width: int) -> None:
+    def copy_group(self, source: MatrixRef, panel: MatrixRef, k: Index, cols: Index, live: int) -> None:
         """Rows k to k + live - 1 of a panel, interleaved."""
-        padded = -(-width // self.lanes) * self.lanes
-        for i, register in enumerate(self.nano.interleaved(source, k, padded, cols, live, self.operand)):
-            self.put(register, target, k, i * self.lanes, width)
+        padded = -(-self.width // self.lanes) * self.lanes
+        for i, register in enumerate(self.load.load_vnni(source, k, padded, cols, live)):
+            self.put(register, panel, k, i * self.lanes)
 
-    def copy_steps(self, source: View, target: View, k: Index, steps: int, cols: Index, width: int) -> None:
-        """Rows k to k + steps - 1, which are contiguous, in whole groups. There may be no column of them."""
+    def copy_steps(self, source: MatrixRef, panel: MatrixRef, k: Index, steps: int, cols: Index) -> None:
+        """Rows k to k + steps - 1, which are contiguous, in whole VNNI groups. There may be no column of them."""
         for first in range(0, steps, self.vnni):
-            self.copy_group(source, target, add(k, first), cols, self.vnni, width)
+            self.copy_group(source, panel, add(k, first), cols, self.vnni)
 
-    def copy_transposed(self, source: View, target: View, depth: Index, size: int, cols: int, width: int) -> None:
-        """Columns that are contiguous: squares of `lanes` x `lanes` groups transposed in registers."""
-        step = self.lanes * self.vnni
+    def copy_transposed(self, source: MatrixRef, panel: MatrixRef, depth: Depth, cols: int) -> None:
+        """Columns that are contiguous: squares of `lanes` x `lanes` VNNI groups transposed in registers."""
 
         def square(k: Index, j: Index, live: int, count: int) -> Values:
             first = source.block(k, j).transposed
-            columns: Values = [
-                bitcast(self.read(first, c, 0, step, live if c < count else 0), self.lanes, self.unit)
+            columns = [
+                self.as_groups(self.read(first, c, 0, self.register, live if c < count else 0))
                 for c in range(self.lanes)
             ]
-            return [bitcast(row, step, self.kind) for row in transpose(columns)[: -(-live // self.vnni)]]
+            return [self.as_elements(row) for row in transpose(columns)[: -(-live // self.vnni)]]
 
-        def squares(k: Index, live: int) -> None:
-            whole = cols // self.lanes * self.lanes
+        whole = cols // self.lanes * self.lanes
+        for k, live in depth.pieces(self.register):
             if whole:
                 with for_range(0, whole, self.lanes) as loop:
                     for i, row in enumerate(square(k, loop.i, live, self.lanes)):
-                        store(row, target.base, target.offset(add(k, i * self.vnni), loop.i))
-            for j in range(whole, width, self.lanes):
-                nothing = [zeros(step, self.kind)] * -(-live // self.vnni)
+                        store(row, panel.base, panel.offset(add(k, i * self.vnni), loop.i))
+            for j in range(whole, self.width, self.lanes):
+                nothing = [self.zeros()] * -(-live // self.vnni)
                 for i, row in enumerate(square(k, j, live, cols - j) if j < cols else nothing):
-                    self.put(row, target, add(k, i * self.vnni), j, width)
+                    self.put(row, panel, add(k, i * self.vnni), j)
 
-        self.along_k(depth, size, squares)
-
-    def copy_elements(self, source: View, target: View, depth: Index, size: int, cols: int, width: int) -> None:
+    def copy_elements(self, source: MatrixRef, panel: MatrixRef, depth: Depth, cols: int) -> None:
         """Strided both ways: element by element, into a panel cleared before."""
-        groups = rounded_down(add(depth, self.vnni - 1), size, self.vnni) if size % self.vnni else depth
-        with for_range(0, groups, self.vnni) as row:
-            for j in range(0, width, self.lanes):
-                self.put(zeros(self.lanes * self.vnni, self.kind), target, row.i, j, width)
-        with for_range(0, depth) as row:
+        has_rest = depth.size % self.vnni
+        end = Depth(add(depth.steps, self.vnni - 1), depth.size).whole(self.vnni) if has_rest else depth.steps
+        with for_range(0, end, self.vnni) as row:
+            for j in range(0, self.width, self.lanes):
+                self.put(self.zeros(), panel, row.i, j)
+        with for_range(0, depth.steps) as row:
             group, within = divmod_(row.i, self.vnni)
             k = mul(group, self.vnni)
             with for_range(0, cols) as column:
                 value = self.read(source, row.i, column.i, 1, 1)
-                store(value, target.base, add(target.offset(k, column.i), within))
+                store(value, panel.base, add(panel.offset(k, column.i), within))
 
-    def put(self, register: ir.Value, target: View, k: Index, j: int, width: int) -> None:
+    def put(self, register: ir.Value, panel: MatrixRef, k: Index, j: int) -> None:
         """Stores a register of a panel; the last may be cut short by the panel's end."""
-        store(register, target.base, target.offset(k, j), (width - j) * self.vnni)
+        store(register, panel.base, panel.offset(k, j), (self.width - j) * self.vnni)
 
-    def rows(self, panels: Panels, source: View, depth: Index, size: int) -> None:
+    def pack_rows(self, to: Destination, source: MatrixRef, depth: Depth) -> None:
         """Copies rows of A, element (i, k), so that each is contiguous; up to a register is written behind each."""
         if source.strides[1] == 1:
-            with for_range(panels.begin, panels.end) as row:
-                self.copy_row(source.block(row.i, 0), panels.target(row.i), depth, size)
+            with for_range(to.span.begin, to.span.end) as row:
+                self.copy_row(source.block(row.i, 0), to.panel(row.i), depth)
         elif source.strides[0] == 1:
-            panels.each(lambda i, count, to: self.copy_columns(source.block(i, 0), to, count, depth, size))
+            for i, count, panel in to:
+                self.copy_columns(source.block(i, 0), panel, count, depth)
         else:
-            with for_range(panels.begin, panels.end) as row:
-                self.copy_row_elements(source.block(row.i, 0), panels.target(row.i), depth, size)
+            with for_range(to.span.begin, to.span.end) as row:
+                self.copy_row_elements(source.block(row.i, 0), to.panel(row.i), depth)
 
-    def copy_row(self, source: View, target: View, depth: Index, size: int) -> None:
+    def copy_row(self, source: MatrixRef, target: MatrixRef, depth: Depth) -> None:
         """A row that is contiguous already."""
-
-        def piece(k: Index, live: int) -> None:
-            value = self.read(source, 0, k, self.lanes * self.vnni, live)
+        for k, live in depth.pieces(self.register):
+            value = self.read(source, 0, k, self.register, live)
             store(value, target.base, target.offset(0, k))
 
-        self.along_k(depth, size, piece)
-
-    def copy_columns(self, source: View, target: View, count: int, depth: Index, size: int) -> None:
-        """Columns that are contiguous: groups of them interleaved, and squares of groups transposed in registers."""
-
-        def square(k: Index, live: int) -> None:
+    def copy_columns(self, source: MatrixRef, target: MatrixRef, count: int, depth: Depth) -> None:
+        """Columns that are contiguous: VNNI groups are interleaved, and squares of these transposed in registers."""
+        for k, live in depth.pieces(self.register):
             along, groups = source.block(0, k).transposed, []
-            for first in range(0, self.lanes * self.vnni, self.vnni):
+            for first in range(0, self.register, self.vnni):
                 steps = range(first, first + self.vnni)
-                columns = [self.read(along, v, 0, self.lanes, count if v < live else 0) for v in steps]
-                groups.append(bitcast(interleave(columns), self.lanes, self.unit))
+                columns = [self.read(along, step, 0, self.lanes, count if step < live else 0) for step in steps]
+                groups.append(self.as_groups(interleave(columns)))
             for i, row in enumerate(transpose(groups)[:count]):
-                store(bitcast(row, self.lanes * self.vnni, self.kind), target.base, target.offset(i, k))
+                store(self.as_elements(row), target.base, target.offset(i, k))
 
-        self.along_k(depth, size, square)
-
-    def copy_row_elements(self, source: View, target: View, depth: Index, size: int) -> None:
+    def copy_row_elements(self, source: MatrixRef, target: MatrixRef, depth: Depth) -> None:
         """A row that is neither, element by element."""
-        step = self.lanes * self.vnni
-        if size % step:
-            whole = rounded_down(depth, size, step)
-            with when(differ(whole, depth)):
-                store(zeros(step, self.kind), target.base, target.offset(0, whole))
-        with for_range(0, depth) as k:
+        if depth.size % self.register:
+            whole = depth.whole(self.register)
+            with when(unequal(whole, depth.steps)):
+                store(self.zeros(), target.base, target.offset(0, whole))
+        with for_range(0, depth.steps) as k:
             store(self.read(source, 0, k.i, 1, 1), target.base, target.offset(0, k.i))
 
-    def along_k(self, depth: Index, size: int, body: Callable[[Index, int], None]) -> None:
-        """Runs `body(k, live)` for whole registers of steps, and for the rest, where it is live."""
-        step = self.lanes * self.vnni
-        whole = rounded_down(depth, size, step)
-        if whole != 0:
-            with for_range(0, whole, step) as loop:
-                body(loop.i, step)
-        if rest := size % step:
-            with when(differ(whole, depth)):
-                body(whole, rest)
 
-    def compensation(self, target: View, at: View, depth: Index, width: int) -> None:
-        """Writes what accumulators must start from where A is moved by an offset: -offset * sum of B over k.
+def pack_compensation(nano: Nanokernel, panel: MatrixRef, row: MatrixRef, depth: Index, width: int) -> None:
+    """Writes a row of what accumulators begin with where A is moved by an offset: -offset * sum of B over k.
 
-        The sums are made by the instruction itself, of packed rows by ones.
-        """
-        instruction = self.nano.instruction
-        ones = splat(1, self.lanes * self.vnni, element_type(instruction.lhs))
-        columns = range(0, width, self.lanes)
-        with for_range(0, depth, self.vnni, carry=[self.nano.zero()] * len(columns)) as loop:
-            loop.next = [
-                self.nano.multiply_add(acc, ones, load(target.base, target.offset(loop.i, j), self.lanes * self.vnni))
-                for acc, j in zip(loop.carry, columns, strict=True)
-            ]
-        minus = splat(-instruction.lhs_offset, self.lanes, element_type(instruction.acc))
-        for total, j in zip(loop.results, columns, strict=True):
-            value = bitcast(arith.muli(total, minus), self.lanes * self.vnni, self.kind)
-            store(value, at.base, at.offset(0, j))
-
-
-def differ(whole: Index, depth: Index) -> bool | ir.Value:
-    """Whether something is left beyond the whole steps."""
-    if isinstance(whole, int) and isinstance(depth, int):
-        return whole != depth
-    return arith.cmpi(arith.CmpIPredicate.ne, index(whole), index(depth))
+    The sums are made by the instruction itself, of packed rows by ones.
+    """
+    instruction, register = nano.instruction, nano.lanes * nano.vnni
+    ones = splat(1, register, element_type(instruction.lhs))
+    columns = range(0, width, nano.lanes)
+    with for_range(0, depth, nano.vnni, carry=[nano.zero()] * len(columns)) as loop:
+        loop.next = [
+            nano.multiply_add(acc, ones, load(panel.base, panel.offset(loop.i, j), register))
+            for acc, j in zip(loop.carry, columns, strict=True)
+        ]
+    minus = splat(-instruction.lhs_offset, nano.lanes, element_type(instruction.acc))
+    for total, j in zip(loop.results, columns, strict=True):
+        value = bitcast(arith.muli(total, minus), register, element_type(instruction.rhs))
+        store(value, row.base, row.offset(0, j))

@@ -25,6 +25,6 @@ def broadcast(scalar: ir.Value, lanes: int) -> ir.Value:
 
 
 def bitcast(value: ir.Value, lanes: int, dtype: ir.Type) -> ir.Value:
-    """The same bits as a vector of other elements."""
+    """The bits of a vector as one of other elements."""
     kind = ir.VectorType.get([lanes], dtype)
     return value if value.type == kind else vector.bitcast(kind, value)

@@ -1,4 +1,4 @@
-"""Elements moved between vectors: transposes and interleaving."""
+"""Elements that change places between vectors: transposes and interleaving."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def interleave(rows: Values) -> ir.Value:
 
 
 def interleave_squares(rows: Values) -> ir.Value:
-    """The same of four rows of bytes: squares of 4 x 4 are brought together as words, then each is transposed.
+    """Four rows interleaved: squares of 4 x 4 elements are brought together as words, then each is transposed.
 
     That is two shuffles, where LLVM makes eight of those that interleave rows in pairs.
     """
@@ -46,12 +46,12 @@ def interleave_squares(rows: Values) -> ir.Value:
     words = bitcast(vector.shuffle(upper, lower, list(range(4 * n))), n, ir.IntegerType.get_signless(32))
     squares = vector.shuffle(words, words, [row * n // 4 + square for square in range(n // 4) for row in range(4)])
     elements = bitcast(squares, 4 * n, kind.element_type)
-    turned = [16 * square + 4 * row + i for square in range(n // 4) for i in range(4) for row in range(4)]
-    return vector.shuffle(elements, elements, turned)
+    transposed = [16 * square + 4 * row + i for square in range(n // 4) for i in range(4) for row in range(4)]
+    return vector.shuffle(elements, elements, transposed)
 
 
 def interleave_registers(rows: Values) -> Values:
-    """The same of rows that each fill a register: as many registers as rows.
+    """Rows that each fill a register, interleaved: as many registers as rows.
 
     Elements are interleaved within 128 bits, which vector units do at once, then pieces of 128 bits are.
     """

@@ -11,9 +11,10 @@ from jax.interpreters.mlir import make_ir_context
 
 import jax_nano  # noqa: F401  registers the FFI target
 from jax_nano import _native
-from jax_nano.codegen.index import element_type, index
+from jax_nano.codegen.index import index
 from jax_nano.codegen.load_store import load, store
 from jax_nano.codegen.loops import for_range
+from jax_nano.codegen.types import element_type
 from jax_nano.codegen.vector import evaluate as evaluation
 from jax_nano.ir.dtypes import FFI_TYPES, NAMES, NUMPY_TYPES
 from jax_nano.machine import host
@@ -92,7 +93,7 @@ def module(emit, operands, results, count, lanes, subnormals):
         context.allow_unregistered_dialects = True
         top = ir.Module.create()
         word, byte = ir.IndexType.get(), ir.IntegerType.get_signless(8)
-        arrays = [ir.MemRefType.get([count], evaluation.stored_type(name)) for name in (*operands, *results)]
+        arrays = [ir.MemRefType.get([count], element_type(name)) for name in (*operands, *results)]
         with ir.InsertionPoint(top.body):
             function = func.FuncOp("kernel", ([word, word, *[ir.MemRefType.get([8], byte)] * 2, *arrays], []))
         with ir.InsertionPoint(function.add_entry_block()):

@@ -13,7 +13,7 @@ Operand = ir.Value | float
 
 
 def count(x: ir.Value) -> int:
-    """How many lanes a vector has."""
+    """Lanes of a vector."""
     return ir.VectorType(x.type).shape[0]
 
 
@@ -47,7 +47,7 @@ def vectors(*operands: Operand) -> list[ir.Value]:
 
 
 def is_integer(x: ir.Value) -> bool:
-    """Whether a vector's elements are integers."""
+    """True of vectors of integers."""
     return isinstance(element(x), ir.IntegerType)
 
 
@@ -88,12 +88,12 @@ def polynomial(x: ir.Value, coefficients: Sequence[Operand]) -> ir.Value:
 
 
 def less(a: Operand, b: Operand) -> ir.Value:
-    """Where a < b, of floats."""
+    """A mask of the lanes where a < b, of floats."""
     return arith.cmpf(arith.CmpFPredicate.OLT, *vectors(a, b))
 
 
 def equal(a: Operand, b: Operand) -> ir.Value:
-    """Where a = b, of floats."""
+    """A mask of the lanes where a = b, of floats."""
     return arith.cmpf(arith.CmpFPredicate.OEQ, *vectors(a, b))
 
 
@@ -133,7 +133,7 @@ def bits(x: ir.Value) -> ir.Value:
 
 
 def as_type(x: ir.Value, dtype: ir.Type) -> ir.Value:
-    """The same bits as elements of another type, of the same width."""
+    """The bits as elements of another type of that width."""
     return bitcast(x, count(x), dtype)
 
 

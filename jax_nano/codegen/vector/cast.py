@@ -10,33 +10,15 @@ import numpy as np
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
+from jax_nano.codegen.types import is_float, is_signed, register_type
 from jax_nano.codegen.vector import arithmetic as v
 from jax_nano.codegen.vector.convert import round_to_bf16
-from jax_nano.ir.dtypes import NUMPY_TYPES
-from jax_nano.ir.program import FLOATS, NARROW_FLOATS
-
-FLOAT_TYPES = {"f64": ir.F64Type.get, "f32": ir.F32Type.get, "bf16": ir.BF16Type.get, "f16": ir.F16Type.get}
+from jax_nano.ir.dtypes import BITS, NUMPY_TYPES
+from jax_nano.ir.program import NARROW_FLOATS
 
 
-def register_type(dtype: str) -> ir.Type:
-    """The type of a value's elements in a register."""
-    if dtype in FLOAT_TYPES:
-        return FLOAT_TYPES[dtype]()
-    return ir.IntegerType.get_signless(1 if dtype == "pred" else width(dtype))
-
-
-def width(dtype: str) -> int:
-    """How many bits an integer type has."""
-    return int(dtype[1:])
-
-
-def is_signed(dtype: str) -> bool:
-    """Whether an integer type has negative numbers."""
-    return dtype[0] == "s"
-
-
-def cast(x: ir.Value, source: str, target: str, native_bf16: bool = False) -> ir.Value:
-    """A vector of type `source` as one of type `target`; `native_bf16` as in convert.convert."""
+def cast(x: ir.Value, source: str, target: str, *, native_bf16: bool = False) -> ir.Value:
+    """A vector of type `source` as one of type `target`; `native_bf16` is that of convert.convert."""
     if source == target:
         return x
     if target == "pred":
@@ -44,23 +26,23 @@ def cast(x: ir.Value, source: str, target: str, native_bf16: bool = False) -> ir
     if source == "pred":
         one, zero = (v.splat_of(x, register_type(target), number) for number in (1, 0))
         return arith.select(x, one, zero)
-    if source in FLOATS and target in FLOATS:
-        return float_to_float(x, source, target, native_bf16)
-    if source in FLOATS:
-        return float_to_integer(widened(x, source), target)
-    if target in FLOATS:
-        return integer_to_float(x, source, target, native_bf16)
+    if is_float(source) and is_float(target):
+        return float_to_float(x, source, target, native_bf16=native_bf16)
+    if is_float(source):
+        return float_to_integer(widen(x, source), target)
+    if is_float(target):
+        return integer_to_float(x, source, target, native_bf16=native_bf16)
     return integer_to_integer(x, source, target)
 
 
 def is_not_zero(x: ir.Value, source: str) -> ir.Value:
-    """Where x is not 0; NaN is not."""
-    if source in FLOATS:
-        return arith.cmpf(arith.CmpFPredicate.UNE, *v.vectors(widened(x, source), 0.0))
+    """A mask of the lanes that are not 0; NaN is not 0."""
+    if is_float(source):
+        return arith.cmpf(arith.CmpFPredicate.UNE, *v.vectors(widen(x, source), 0.0))
     return arith.cmpi(arith.CmpIPredicate.ne, *v.vectors(x, 0))
 
 
-def widened(x: ir.Value, source: str) -> ir.Value:
+def widen(x: ir.Value, source: str) -> ir.Value:
     """A narrow float as f32, another one as it is."""
     if source == "bf16":
         # As integers, so that widening undoes what rounding did to the bits.
@@ -69,26 +51,26 @@ def widened(x: ir.Value, source: str) -> ir.Value:
     return arith.extf(v.of(x, ir.F32Type.get()), x) if source == "f16" else x
 
 
-def narrowed(x: ir.Value, target: str, native_bf16: bool = False) -> ir.Value:
+def narrow(x: ir.Value, target: str, *, native_bf16: bool = False) -> ir.Value:
     """f32 as a narrow float, or as it is."""
     if target == "bf16" and not native_bf16:
         return round_to_bf16(x)
     return arith.truncf(v.of(x, register_type(target)), x) if target in NARROW_FLOATS else x
 
 
-def float_to_float(x: ir.Value, source: str, target: str, native_bf16: bool) -> ir.Value:
+def float_to_float(x: ir.Value, source: str, target: str, *, native_bf16: bool) -> ir.Value:
     """Between float types; from f64 to narrow ones through an f32 that knows on which side of the middle it is."""
-    x = widened(x, source)
+    x = widen(x, source)
     if source == "f64" and target != "f64":
         if target in NARROW_FLOATS:
-            x = rounded_to_odd(x)
+            x = round_to_odd(x)
         x = arith.truncf(v.of(x, ir.F32Type.get()), x)
     if target == "f64":
         return x if source == "f64" else arith.extf(v.of(x, ir.F64Type.get()), x)
-    return narrowed(x, target, native_bf16)
+    return narrow(x, target, native_bf16=native_bf16)
 
 
-def rounded_to_odd(x: ir.Value) -> ir.Value:
+def round_to_odd(x: ir.Value) -> ir.Value:
     """f64 with the bits that f32 has; the last one is set where any further bit was.
 
     A second rounding is then right. Source: Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums", IEEE
@@ -106,12 +88,12 @@ def float_to_integer(x: ir.Value, target: str) -> ir.Value:
     low, high = float_range(info.min, info.max, np.float32 if v.element(x) == ir.F32Type.get() else np.float64)
     number = v.select(arith.cmpf(arith.CmpFPredicate.ORD, x, x), x, 0.0)
     number = v.at_most(v.at_least(number, low), high)
-    wide = max(width(target), 32)
-    convert = arith.fptosi if is_signed(target) or width(target) < 32 else arith.fptoui
+    wide = max(BITS[target], 32)
+    convert = arith.fptosi if is_signed(target) or BITS[target] < 32 else arith.fptoui
     result = convert(v.of(x, ir.IntegerType.get_signless(wide)), number)
     if high < info.max:
         result = arith.select(v.less(high, x), v.like(result, info.max), result)
-    return result if width(target) == wide else arith.trunci(v.of(x, register_type(target)), result)
+    return result if BITS[target] == wide else arith.trunci(v.of(x, register_type(target)), result)
 
 
 def float_range(low: int, high: int, dtype: type[np.floating]) -> tuple[float, float]:
@@ -120,22 +102,22 @@ def float_range(low: int, high: int, dtype: type[np.floating]) -> tuple[float, f
     return float(low), float(outermost if int(outermost) <= high else np.nextafter(outermost, dtype(0)))
 
 
-def integer_to_float(x: ir.Value, source: str, target: str, native_bf16: bool) -> ir.Value:
+def integer_to_float(x: ir.Value, source: str, target: str, *, native_bf16: bool) -> ir.Value:
     """An integer as a float; of 32 bits and more as a narrow one through f64, which holds 53 bits of it."""
-    if width(source) < 32:
+    if BITS[source] < 32:
         x, source = integer_to_integer(x, source, "s32"), "s32"
         middle = "f64" if target == "f64" else "f32"
     else:
         middle = "f64" if target in NARROW_FLOATS else target
     convert = arith.sitofp if is_signed(source) else arith.uitofp
-    return float_to_float(convert(v.of(x, register_type(middle)), x), middle, target, native_bf16)
+    return float_to_float(convert(v.of(x, register_type(middle)), x), middle, target, native_bf16=native_bf16)
 
 
 def integer_to_integer(x: ir.Value, source: str, target: str) -> ir.Value:
-    """The same number modulo 2**width."""
-    if width(source) == width(target):
+    """An integer in another width: the number modulo 2**width."""
+    if BITS[source] == BITS[target]:
         return x
     kind = v.of(x, register_type(target))
-    if width(source) > width(target):
+    if BITS[source] > BITS[target]:
         return arith.trunci(kind, x)
     return arith.extsi(kind, x) if is_signed(source) else arith.extui(kind, x)

@@ -1,4 +1,4 @@
-"""Coefficients of the approximations in vmath.py, from the lowest power on. Printed by tools/minimax.py."""
+"""Coefficients of math.py and power.py, from the lowest power on. Printed by tools/minimax.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Conversions between element types, on whole registers: exact where the target holds a value, else to nearest even."""
+"""Conversions of operands and sums, in registers: exact where the target holds a value, else to nearest even.
+
+These types are those of products: floats of 64 to 8 bits, integers of 32 to 4. cast.py has JAX's conversions.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,10 @@ from typing import Literal
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
-from jax_nano.codegen.index import element_type
 from jax_nano.codegen.registers import bitcast
+from jax_nano.codegen.types import element_type, is_float, is_integer, is_signed
 from jax_nano.codegen.vector import arithmetic as v
 from jax_nano.ir.dtypes import BITS
-
-FLOATS = ("f64", "f32", "bf16", "f16")
-SIGNED = ("s4", "s8", "s16", "s32")
-UNSIGNED = ("u4", "u8", "u16", "u32")
 
 
 @dataclass(frozen=True)
@@ -46,14 +45,14 @@ FLOAT8 = {
 F16_BIAS, F16_INFINITY, F16_NAN = 15, 0x7C00, 0x7E00
 
 
-def convert(value: ir.Value, source: str, target: str, native_bf16: bool = False) -> ir.Value:
+def convert(value: ir.Value, source: str, target: str, *, native_bf16: bool = False) -> ir.Value:
     """The vector `value` of element type `source` as elements of type `target`.
 
     Args:
       value: a vector.
       source: its element type's short name, which carries its sign.
       target: the element type to give.
-      native_bf16: whether the target converts f32 to bf16 itself. Such instructions take denormal numbers for zero.
+      native_bf16: whether the target converts f32 to bf16 itself. Such instructions flush subnormal numbers.
 
     Raises:
       ValueError: there is no such conversion.
@@ -61,63 +60,68 @@ def convert(value: ir.Value, source: str, target: str, native_bf16: bool = False
     if source == target:
         return value
     if source in FLOAT8:
-        return narrowed(from_float8(value, FLOAT8[source]), target, native_bf16)
+        return narrow_exactly(from_float8(value, FLOAT8[source]), target, native_bf16=native_bf16)
     kind = v.of(value, element_type(target))
-    if source in FLOATS and target in FLOATS:
-        if widens(source, target):
+    if is_float(source) and is_float(target):
+        if BITS[source] < BITS[target]:
             return arith.extf(kind, value)
         if target == "bf16" and not native_bf16:
             return round_to_bf16(convert(value, source, "f32"))
         return arith.truncf(kind, value)
-    if source in (*SIGNED, *UNSIGNED) and target in FLOATS:
-        return from_integer(value, source, target, native_bf16)
-    if source in (*SIGNED, *UNSIGNED) and target in (*SIGNED, *UNSIGNED):
-        return resized(value, source, target)
+    if is_integer(source) and is_float(target):
+        return from_integer(value, source, target, native_bf16=native_bf16)
+    if is_integer(source) and is_integer(target):
+        return resize_integer(value, source, target)
     raise ValueError(f"no conversion from {source} to {target}")
 
 
-def widens(source: str, target: str) -> bool:
-    """Whether every value of one float type is one of another, wider one."""
-    return (source, target) in {("bf16", "f32"), ("f16", "f32"), ("bf16", "f64"), ("f16", "f64"), ("f32", "f64")}
-
-
-def resized(value: ir.Value, source: str, target: str) -> ir.Value:
+def resize_integer(value: ir.Value, source: str, target: str) -> ir.Value:
     """An integer in more or fewer bits; what does not fit wraps."""
     kind = v.of(value, element_type(target))
     if kind == value.type:
         return value
     if ir.IntegerType(v.element(value)).width > BITS[target]:  # a value may have more bits than its type asks for
         return arith.trunci(kind, value)
-    return arith.extui(kind, value) if source in UNSIGNED else arith.extsi(kind, value)
+    return arith.extsi(kind, value) if is_signed(source) else arith.extui(kind, value)
 
 
-def from_integer(value: ir.Value, source: str, target: str, native_bf16: bool) -> ir.Value:
+def from_integer(value: ir.Value, source: str, target: str, *, native_bf16: bool) -> ir.Value:
     """An integer as a float, through s32 and f32, which all vector units convert between."""
-    wide = resized(value, source, "s32")
+    wide = resize_integer(value, source, "s32")
     if target == "f64":
         return arith.sitofp(v.of(wide, element_type("f64")), wide)
     single = arith.sitofp(v.of(wide, element_type("f32")), wide)
-    return narrowed(single, target, native_bf16) if BITS[source] <= 8 else convert(single, "f32", target, native_bf16)
+    if BITS[source] <= 8:
+        return narrow_exactly(single, target, native_bf16=native_bf16)
+    return convert(single, "f32", target, native_bf16=native_bf16)
 
 
-def component(value: ir.Value, source: str, target: str, number: int, native_bf16: bool) -> ir.Value:
-    """Component `number` of values in type `target`: rounded from what the components before it leave of them."""
+def split_float(value: ir.Value, source: str, split: tuple[str, int], *, native_bf16: bool) -> ir.Value:
+    """One of the numbers of a narrow type that floats are split into.
+
+    Args:
+      value: a vector.
+      source: its element type.
+      split: the narrow type, and which number: 0 is the float rounded, each further one what the others leave, rounded.
+      native_bf16: see `convert`.
+    """
+    target, number = split
     rest = convert(value, source, "f32")
     for _ in range(number):
-        taken = convert(rest, "f32", target, native_bf16)
-        rest = v.sub(rest, convert(taken, target, "f32"))
-    return convert(rest, "f32", target, native_bf16)
+        rounded = convert(rest, "f32", target, native_bf16=native_bf16)
+        rest = v.sub(rest, convert(rounded, target, "f32"))
+    return convert(rest, "f32", target, native_bf16=native_bf16)
 
 
-def signed_halves(value: ir.Value) -> ir.Value:
-    """4-bit integers, each in the lower half of a byte, with their sign."""
+def signed_int4(value: ir.Value) -> ir.Value:
+    """Signed 4-bit integers, each in the lower half of a byte, as signed bytes."""
     return v.sub(arith.xori(*v.vectors(value, 8)), 8)
 
 
 def from_float8(value: ir.Value, source: Float8) -> ir.Value:
     """8-bit floats as f32: their fields moved to where f16 has them, and what f16 means by them scaled.
 
-    The conversion of f16 takes denormal numbers as they are, in every mode of the processor.
+    The conversion of f16 keeps subnormal numbers, in every mode of the processor.
     """
     shift = 10 - source.mantissa
     wide = arith.extsi(v.of(value, ir.IntegerType.get_signless(16)), value)
@@ -129,30 +133,30 @@ def from_float8(value: ir.Value, source: Float8) -> ir.Value:
         halved = arith.maxsi(v.sub(magnitude, 0x400), v.shift_right(magnitude, 1))
         bits = arith.ori(v.mask(bits, -0x8000), halved)
     if source.special == "fnuz":
-        bits = v.select(compared("eq", wide, -0x80), F16_NAN, bits)
+        bits = v.select(compare("eq", wide, -0x80), F16_NAN, bits)
     elif source.special == "fn":
-        bits = v.select(compared("eq", magnitude, 0x7F << shift), F16_NAN, bits)
+        bits = v.select(compare("eq", magnitude, 0x7F << shift), F16_NAN, bits)
     elif source.bias != F16_BIAS:
-        finite = compared("slt", magnitude, 0x7F >> source.mantissa << 10)
+        finite = compare("slt", magnitude, 0x7F >> source.mantissa << 10)
         bits = v.select(finite, bits, arith.ori(*v.vectors(bits, F16_INFINITY)))
     single = arith.extf(v.of(bits, element_type("f32")), bitcast(bits, v.count(bits), element_type("f16")))
     return single if source.bias >= F16_BIAS else v.mul(single, 2.0 ** (F16_BIAS - source.bias))
 
 
-def compared(how: str, value: ir.Value, number: int) -> ir.Value:
-    """Where integers compare with a number."""
+def compare(how: str, value: ir.Value, number: int) -> ir.Value:
+    """A mask of the lanes whose integers compare so with a number."""
     return arith.cmpi(arith.CmpIPredicate[how], *v.vectors(value, number))
 
 
-def narrowed(value: ir.Value, target: str, native_bf16: bool) -> ir.Value:
-    """f32 as a type that holds these very numbers."""
+def narrow_exactly(value: ir.Value, target: str, *, native_bf16: bool) -> ir.Value:
+    """f32 as a narrower type, of numbers that this holds: no rounding, no flush of subnormal ones."""
     if target != "bf16" or native_bf16:
-        return convert(value, "f32", target, native_bf16)
+        return convert(value, "f32", target, native_bf16=native_bf16)
     return upper_half(v.bits(value))
 
 
 def upper_half(bits: ir.Value) -> ir.Value:
-    """The bf16 numbers whose bits are the upper halves of words."""
+    """bf16 numbers, out of the upper halves of words."""
     half = arith.trunci(v.of(bits, ir.IntegerType.get_signless(16)), v.shift_right(bits, 16))
     return bitcast(half, v.count(bits), element_type("bf16"))
 

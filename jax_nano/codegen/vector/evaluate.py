@@ -1,8 +1,8 @@
 """Elementwise programs on registers: vector operations with JAX's meaning of each.
 
-Vectors come and go as they stand in memory (`stored_type`). An operation on bf16 or f16 is computed in f32 and rounded
-to its type: `Program.widened` is the program that does without. A multiplication and an addition beside it may become
-one fused operation, rounded once, as in XLA's own programs on CPUs.
+Vectors come and go in the types that they have in memory. An operation on bf16 or f16 is computed in f32 and rounded to
+its type: `Program.widened` is the program that does without. A multiplication and an addition beside it may become one
+fused operation, rounded once, as in XLA's own programs on CPUs.
 """
 
 from __future__ import annotations
@@ -13,41 +13,38 @@ from functools import partial
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, math
 
+from jax_nano.codegen.types import is_float, is_signed, register_type
 from jax_nano.codegen.vector import arithmetic as v
 from jax_nano.codegen.vector import math as vmath
-from jax_nano.codegen.vector.cast import cast, integer_to_integer, is_signed, narrowed, register_type, widened, width
+from jax_nano.codegen.vector.cast import cast, integer_to_integer, narrow, widen
 from jax_nano.codegen.vector.formats import INFINITY
 from jax_nano.codegen.vector.power import power
-from jax_nano.codegen.vector.simplify import simplified
-from jax_nano.ir.program import FLOATS, NARROW_FLOATS, Constant, Operation, Program
+from jax_nano.codegen.vector.simplify import simplify
+from jax_nano.ir.dtypes import BITS
+from jax_nano.ir.program import NARROW_FLOATS, Constant, Operation, Program
 
 Function = Callable[..., ir.Value]
 
 
-def stored_type(dtype: str) -> ir.Type:
-    """The type of a value's elements in memory: truth values are bytes."""
-    return ir.IntegerType.get_signless(8) if dtype == "pred" else register_type(dtype)
-
-
-def evaluate(program: Program, inputs: Sequence[ir.Value], native_bf16: bool = False) -> list[ir.Value]:
+def evaluate(program: Program, inputs: Sequence[ir.Value], *, native_bf16: bool = False) -> list[ir.Value]:
     """Emits a program on one vector of each input.
 
     Args:
       program: what to compute.
-      inputs: a vector for each of its inputs, all with as many lanes, of the types that `stored_type` says.
-      native_bf16: whether the target rounds to bf16 itself. Such instructions take subnormal numbers for zero.
+      inputs: a vector for each of its inputs, all with as many lanes, of the types that they have in memory.
+      native_bf16: whether the target rounds to bf16 itself. Such instructions flush subnormal numbers.
 
     Returns:
       A vector for each result.
     """
     given = dict(zip(program.inputs, inputs, strict=True))
-    program = simplified(program)
-    values = [loaded(given[source], source.dtype) for source in program.inputs]
+    program = simplify(program)
+    values = [from_memory(given[source], source.dtype) for source in program.inputs]
     values += [constant(inputs[0], number) for number in program.constants]
     for operation in program.operations:
         types = [program.dtype(i) for i in operation.operands]
-        values.append(operated(operation, [values[i] for i in operation.operands], types, native_bf16))
-    return [stored(values[i], program.dtype(i)) for i in program.results]
+        values.append(apply(operation, [values[i] for i in operation.operands], types, native_bf16=native_bf16))
+    return [to_memory(values[i], program.dtype(i)) for i in program.results]
 
 
 def constant(x: ir.Value, value: Constant) -> ir.Value:
@@ -55,35 +52,35 @@ def constant(x: ir.Value, value: Constant) -> ir.Value:
     return v.splat_of(x, register_type(value.dtype), value.number.item())
 
 
-def loaded(x: ir.Value, dtype: str) -> ir.Value:
-    """A vector out of memory."""
+def from_memory(x: ir.Value, dtype: str) -> ir.Value:
+    """A vector as it is computed with: truth values as bits."""
     return cast(x, "u8", "pred") if dtype == "pred" else x
 
 
-def stored(x: ir.Value, dtype: str) -> ir.Value:
-    """A vector for memory."""
+def to_memory(x: ir.Value, dtype: str) -> ir.Value:
+    """A vector as it is stored: truth values as bytes."""
     return cast(x, "pred", "u8") if dtype == "pred" else x
 
 
-def operated(operation: Operation, operands: list[ir.Value], types: list[str], native_bf16: bool) -> ir.Value:
-    """One operation."""
+def apply(operation: Operation, operands: list[ir.Value], types: list[str], *, native_bf16: bool) -> ir.Value:
+    """One operation on vectors of some types."""
     name, dtype = operation.name, types[-1]
     if name == "convert":
-        return cast(operands[0], dtype, operation.dtype, native_bf16)
-    operands = [widened(x, source) for x, source in zip(operands, types, strict=True)]
+        return cast(operands[0], dtype, operation.dtype, native_bf16=native_bf16)
+    operands = [widen(x, source) for x, source in zip(operands, types, strict=True)]
     if name == "select_n":
         result = arith.select(operands[0], operands[2], operands[1])
     elif name == "integer_pow":
         result = integer_power(operands[0], operation.param("y"))
     elif name == "round":
         result = ROUND[operation.param("rounding_method")](operands[0])
-    elif dtype in FLOATS:
+    elif is_float(dtype):
         result = FLOAT[name](*operands)
     elif dtype == "pred":
         result = PREDICATE[name](*operands)
     else:
         result = INTEGER[name](dtype, *operands)
-    return narrowed(result, operation.dtype, native_bf16) if operation.dtype in NARROW_FLOATS else result
+    return narrow(result, operation.dtype, native_bf16=native_bf16) if operation.dtype in NARROW_FLOATS else result
 
 
 def product(a: ir.Value, b: ir.Value) -> ir.Value:
@@ -165,23 +162,23 @@ FLOAT: dict[str, Function] = {
 # Integers: the first argument is their type, for its sign
 
 
-def signed_or_not(of_signed: Function, of_unsigned: Function) -> Function:
-    """An operation that differs by sign."""
+def by_sign(of_signed: Function, of_unsigned: Function) -> Function:
+    """The function that is one of two, by the sign of its type."""
     return lambda dtype, *operands: (of_signed if is_signed(dtype) else of_unsigned)(*operands)
 
 
-def compared(name: str) -> Function:
-    """A comparison of integers."""
+def integer_comparison(name: str) -> Function:
+    """The function that compares integers so."""
     kind = arith.CmpIPredicate
     if name in ("eq", "ne"):
         return lambda _, a, b: arith.cmpi(getattr(kind, name), a, b)
     of_signed, of_unsigned = getattr(kind, f"s{name}"), getattr(kind, f"u{name}")
-    return signed_or_not(partial(arith.cmpi, of_signed), partial(arith.cmpi, of_unsigned))
+    return by_sign(partial(arith.cmpi, of_signed), partial(arith.cmpi, of_unsigned))
 
 
 def quotient(dtype: str, a: ir.Value, b: ir.Value) -> ir.Value:
     """a / b towards zero, in f64; a / 0 is -1, and what has no place wraps around."""
-    if width(dtype) < 32:
+    if BITS[dtype] < 32:
         wide = [integer_to_integer(x, dtype, "s32") for x in (a, b)]
         return integer_to_integer(quotient("s32", *wide), "s32", dtype)
     equal = partial(arith.cmpi, arith.CmpIPredicate.eq)
@@ -199,13 +196,13 @@ def quotient(dtype: str, a: ir.Value, b: ir.Value) -> ir.Value:
 
 
 def remainder(dtype: str, a: ir.Value, b: ir.Value) -> ir.Value:
-    """What a / b leaves, of a's sign; a % 0 is a."""
+    """a - a / b * b, of a's sign; a % 0 is a."""
     return v.sub(a, v.mul(b, quotient(dtype, a, b)))
 
 
-def shifted(operation: Function, dtype: str, x: ir.Value, places: ir.Value) -> ir.Value:
+def shift(operation: Function, dtype: str, x: ir.Value, places: ir.Value) -> ir.Value:
     """A shift that leaves nothing beyond the width."""
-    fits = arith.cmpi(arith.CmpIPredicate.ult, places, v.like(places, width(dtype)))
+    fits = arith.cmpi(arith.CmpIPredicate.ult, places, v.like(places, BITS[dtype]))
     return v.select(fits, operation(x, places), 0)
 
 
@@ -222,21 +219,21 @@ INTEGER: dict[str, Function] = {
     "div": quotient,
     "rem": remainder,
     "neg": lambda _, x: v.sub(0, x),
-    "abs": signed_or_not(lambda x: arith.maxsi(x, v.sub(0, x)), lambda x: x),
-    "sign": signed_or_not(
+    "abs": by_sign(lambda x: arith.maxsi(x, v.sub(0, x)), lambda x: x),
+    "sign": by_sign(
         lambda x: arith.maxsi(arith.minsi(x, v.like(x, 1)), v.like(x, -1)), lambda x: arith.minui(x, v.like(x, 1))
     ),
-    "max": signed_or_not(arith.maxsi, arith.maxui),
-    "min": signed_or_not(arith.minsi, arith.minui),
+    "max": by_sign(arith.maxsi, arith.maxui),
+    "min": by_sign(arith.minsi, arith.minui),
     "clamp": integer_clamp,
     "and": lambda _, a, b: arith.andi(a, b),
     "or": lambda _, a, b: arith.ori(a, b),
     "xor": lambda _, a, b: arith.xori(a, b),
     "not": lambda _, x: arith.xori(x, v.like(x, -1)),
-    "shift_left": partial(shifted, arith.shli),
-    "shift_right_logical": partial(shifted, arith.shrui),
-    "shift_right_arithmetic": lambda dtype, x, n: arith.shrsi(x, arith.minui(n, v.like(n, width(dtype) - 1))),
-    **{name: compared(name) for name in COMPARISON},
+    "shift_left": partial(shift, arith.shli),
+    "shift_right_logical": partial(shift, arith.shrui),
+    "shift_right_arithmetic": lambda dtype, x, n: arith.shrsi(x, arith.minui(n, v.like(n, BITS[dtype] - 1))),
+    **{name: integer_comparison(name) for name in COMPARISON},
 }
 
 # Truth values: false is 0 and less than true

@@ -49,12 +49,12 @@ class Format:
 
     @property
     def bias(self) -> int:
-        """What is added to an exponent to store it."""
+        """The exponent's bias: it is added to an exponent to store it."""
         return (1 << (self.width - self.fraction_bits - 2)) - 1
 
     @property
     def rounder(self) -> float:
-        """What rounds to an integer when it is added."""
+        """A number that rounds others to integers by being added to them."""
         return 1.5 * 2.0**self.fraction_bits
 
     @property
@@ -91,17 +91,17 @@ def format_of(x: ir.Value) -> Format:
     return F32 if isinstance(element(x), ir.F32Type) else F64
 
 
-def widened(x: ir.Value) -> ir.Value:
+def widen(x: ir.Value) -> ir.Value:
     """f32 as f64."""
     return arith.extf(of(x, ir.F64Type.get()), x)
 
 
-def narrowed(x: ir.Value) -> ir.Value:
+def narrow(x: ir.Value) -> ir.Value:
     """f64 as f32."""
     return arith.truncf(of(x, ir.F32Type.get()), x)
 
 
-def reduced(x: ir.Value, offset: int = 0) -> tuple[ir.Value, ir.Value]:
+def reduce_argument(x: ir.Value, offset: int = 0) -> tuple[ir.Value, ir.Value]:
     """(m, r): x = n ln2 + r, and m is n + offset in its lowest bits."""
     f = format_of(x)
     rounder = f.rounder + offset
@@ -115,7 +115,7 @@ def power_of_2(m: ir.Value) -> ir.Value:
     return floats(shift_left(bits(m), format_of(m).fraction_bits))
 
 
-def scaled(x: ir.Value, m: ir.Value) -> ir.Value:
+def ldexp(x: ir.Value, m: ir.Value) -> ir.Value:
     """x * 2**n, where m is n + 2 bias in its lowest bits: by two factors, as 2**n alone need not be a number."""
     fraction_bits = format_of(x).fraction_bits
     integer = bits(m)
@@ -135,7 +135,7 @@ def exponent(x: ir.Value) -> tuple[ir.Value, ir.Value]:
 TINY_LIFT = 54  # makes the smallest subnormal number normal, and is a multiple of 3
 
 
-def split(x: ir.Value) -> tuple[ir.Value, ir.Value]:
+def frexp(x: ir.Value) -> tuple[ir.Value, ir.Value]:
     """(y, k): x = y 2**k, y in [2/3, 4/3), for a positive number."""
     tiny = less(x, format_of(x).smallest)
     normal = select(tiny, mul(x, 2.0**TINY_LIFT), x)

@@ -40,12 +40,12 @@ from jax_nano.codegen.vector.formats import (
     NAN,
     exponent,
     format_of,
-    narrowed,
+    frexp,
+    ldexp,
+    narrow,
     power_of_2,
-    reduced,
-    scaled,
-    split,
-    widened,
+    reduce_argument,
+    widen,
 )
 
 # Exponential functions
@@ -64,8 +64,8 @@ def expm1_reduced(r: ir.Value) -> ir.Value:
 def exp(x: ir.Value, lost: ir.Value | None = None) -> ir.Value:
     """The exponential function, of x + lost where that is given, at most half an ulp of x."""
     f = format_of(x)
-    m, r = reduced(at_most(at_least(x, f.exp_is_zero), f.exp_is_infinite), 2 * f.bias)
-    return scaled(exp_reduced(add(r, lost) if lost else r), m)
+    m, r = reduce_argument(at_most(at_least(x, f.exp_is_zero), f.exp_is_infinite), 2 * f.bias)
+    return ldexp(exp_reduced(add(r, lost) if lost else r), m)
 
 
 def exp2(x: ir.Value) -> ir.Value:
@@ -74,13 +74,13 @@ def exp2(x: ir.Value) -> ir.Value:
     x = at_most(at_least(x, f.exp_is_zero / LN2), f.exp_is_infinite / LN2)
     rounder = f.rounder + 2 * f.bias
     m = add(x, rounder)
-    return scaled(exp_reduced(mul(sub(x, sub(m, rounder)), LN2)), m)
+    return ldexp(exp_reduced(mul(sub(x, sub(m, rounder)), LN2)), m)
 
 
 def expm1(x: ir.Value) -> ir.Value:
     """exp(x) - 1, by half of 2**n, as 2**n need not be a number."""
     f = format_of(x)
-    m, r = reduced(at_most(at_least(x, -f.negligible), f.exp_is_infinite), f.bias - 1)
+    m, r = reduce_argument(at_most(at_least(x, -f.negligible), f.exp_is_infinite), f.bias - 1)
     half = power_of_2(m)
     result = fma(half, expm1_reduced(r), sub(half, 0.5))
     return with_sign(add(result, result), x)
@@ -92,7 +92,7 @@ LIFT = 64  # with this much more, no exponent of exp(x) for x <= 0 is a subnorma
 def logistic(x: ir.Value) -> ir.Value:
     """1 / (1 + exp(-x)), numerator and denominator scaled by 2**-LIFT."""
     f = format_of(x)
-    m, r = reduced(negative(at_most(at_least(x, f.exp_is_zero), f.negligible)), f.bias - LIFT)
+    m, r = reduce_argument(negative(at_most(at_least(x, f.exp_is_zero), f.negligible)), f.bias - LIFT)
     power, one = power_of_2(m), 2.0**-LIFT
     return div(one, add(fma(power, expm1_reduced(r), one), power))
 
@@ -103,7 +103,7 @@ def tanh(x: ir.Value) -> ir.Value:
     square = mul(x, x)
     small = fma(mul(x, square), polynomial(square, c.TANH[f.name]), x)
     double = at_most(magnitude(add(x, x)), f.negligible + LN2)
-    m, r = reduced(double, f.bias)
+    m, r = reduce_argument(double, f.bias)
     large = sub(1.0, div(2.0, fma(power_of_2(m), exp_reduced(r), 1.0)))
     return with_sign(select(less(double, 1.1), small, large), x)
 
@@ -113,7 +113,7 @@ def tanh(x: ir.Value) -> ir.Value:
 
 def log(x: ir.Value) -> ir.Value:
     """The natural logarithm."""
-    y, k = split(x)
+    y, k = frexp(x)
     return in_domain(log_reduced(sub(y, 1.0), k), x, x)
 
 
@@ -141,7 +141,7 @@ def log_reduced(fraction: ir.Value, k: ir.Value) -> ir.Value:
 
 
 def in_domain(logarithm: ir.Value, of_what: ir.Value, x: ir.Value) -> ir.Value:
-    """The logarithm of a positive number, and what it is of others; infinity and NaN of x stay."""
+    """A logarithm of `of_what` with its values at 0 and below; infinity and NaN of x stay."""
     elsewhere = select(equal(of_what, 0.0), -INFINITY, like(x, NAN))
     return select(less(x, INFINITY), select(less(0.0, of_what), logarithm, elsewhere), x)
 
@@ -153,7 +153,7 @@ def erf(x: ir.Value) -> ir.Value:
     """The error function: a polynomial up to 1, 1 - exp(-x * x) Q(x) beyond."""
     f = format_of(x)
     absolute = at_most(magnitude(x), c.ERF_IS_1[f.name])
-    m, r = reduced(negative(mul(absolute, absolute)), f.bias)
+    m, r = reduce_argument(negative(mul(absolute, absolute)), f.bias)
     numerator, denominator = (polynomial(absolute, part) for part in c.ERF_TAIL[f.name])
     tail = div(mul(exp_reduced(r), numerator), denominator)
     large = fma(negative(power_of_2(m)), tail, 1.0)
@@ -173,19 +173,19 @@ def erfc(x: ir.Value) -> ir.Value:
 
 
 def erfc_f32(x: ir.Value) -> ir.Value:
-    """The same for 0 <= x <= ERFC_IS_0, computed in f64."""
-    wide = widened(x)
-    m, r = reduced(negative(mul(wide, wide)), F64.bias)
+    """erfc(x) of f32 for 0 <= x <= ERFC_IS_0, computed in f64."""
+    wide = widen(x)
+    m, r = reduce_argument(negative(mul(wide, wide)), F64.bias)
     numerator, denominator = (polynomial(wide, part) for part in c.ERFC["f32"])
     fraction = div(mul(polynomial(r, (1.0, 1.0, *c.EXP["f32"])), numerator), denominator)
-    return narrowed(mul(fraction, power_of_2(m)))
+    return narrow(mul(fraction, power_of_2(m)))
 
 
 def erfc_f64(x: ir.Value) -> ir.Value:
-    """The same for 0 <= x <= ERFC_IS_0, with x * x as the sum of two numbers."""
+    """erfc(x) of f64 for 0 <= x <= ERFC_IS_0, with x * x as the sum of two numbers."""
     square = mul(x, x)
     lost = fma(x, x, negative(square))
-    m, r = reduced(negative(square), F64.bias + LIFT)
+    m, r = reduce_argument(negative(square), F64.bias + LIFT)
     mapped = polynomial(div(sub(x, 4.0), add(x, 4.0)), c.ERFC_MAPPED["f64"])
     fraction = div(fma(mapped, expm1_reduced(sub(r, lost)), mapped), fma(x, 2.0, 1.0))
     large = mul(mul(fraction, power_of_2(m)), 2.0**-LIFT)
@@ -209,7 +209,7 @@ def cbrt(x: ir.Value) -> ir.Value:
     """The cube root: x = m 8**j, m in [1/3, 8/3); Halley's method for m**(-1/3), then Newton's for m**(1/3)."""
     f = format_of(x)
     absolute = magnitude(x)
-    y, k = split(absolute)
+    y, k = frexp(absolute)
     j = sub(fma(k, 1 / 3, f.rounder), f.rounder)
     m = mul(y, power_of_2(add(fma(j, -3.0, k), f.rounder + f.bias)))
     root = polynomial(m, c.CBRT["f32"])
@@ -229,31 +229,31 @@ def cbrt(x: ir.Value) -> ir.Value:
 
 def sin(x: ir.Value) -> ir.Value:
     """The sine of f32."""
-    quadrant, r = turned(x)
-    return select(equal(x, 0.0), x, narrowed(wave(quadrant, r)))
+    quadrant, r = reduce_angle(x)
+    return select(equal(x, 0.0), x, narrow(wave(quadrant, r)))
 
 
 def cos(x: ir.Value) -> ir.Value:
     """The cosine of f32."""
-    quadrant, r = turned(x)
-    return narrowed(wave(add(quadrant, 1), r))
+    quadrant, r = reduce_angle(x)
+    return narrow(wave(add(quadrant, 1), r))
 
 
 HALF_PI = (1.5707963267948966, 6.123233995736766e-17)
 
 
-def turned(x: ir.Value) -> tuple[ir.Value, ir.Value]:
+def reduce_angle(x: ir.Value) -> tuple[ir.Value, ir.Value]:
     """(q, r): f32 x = q pi / 2 + r modulo 2 pi, |r| at most a little over pi / 4, as 64-bit integers and f64.
 
     A float of at least 2**(TURN_BITS j + 24) is a multiple of 2**(TURN_BITS j), which is known modulo 2 pi.
     """
-    wide = widened(x)
-    scale, high, low = (like(wide, number) for number in (1.0, *c.TURNS[0]))
+    wide = widen(x)
+    factor, high, low = (like(wide, number) for number in (1.0, *c.TURNS[0]))
     for j, turn in enumerate(c.TURNS[1:], 1):
         large = less(2.0 ** (c.TURN_BITS * j + 24), magnitude(wide))
-        scale = select(large, 2.0 ** (-c.TURN_BITS * j), scale)
+        factor = select(large, 2.0 ** (-c.TURN_BITS * j), factor)
         high, low = select(large, turn[0], high), select(large, turn[1], low)
-    multiple = mul(wide, scale)
+    multiple = mul(wide, factor)
     angle = mul(multiple, high)
     lost = fma(multiple, low, fma(multiple, high, negative(angle)))
     m = fma(angle, 1 / HALF_PI[0], F64.rounder)

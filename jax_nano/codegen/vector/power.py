@@ -21,7 +21,7 @@ from jax_nano.codegen.vector.arithmetic import (
     with_sign,
 )
 from jax_nano.codegen.vector.coefficients import LOG_OF_POW
-from jax_nano.codegen.vector.formats import F32, F64, INFINITY, NAN, format_of, narrowed, split, widened
+from jax_nano.codegen.vector.formats import F32, F64, INFINITY, NAN, format_of, frexp, narrow, widen
 from jax_nano.codegen.vector.math import exp, log
 
 
@@ -29,13 +29,13 @@ def power(x: ir.Value, y: ir.Value) -> ir.Value:
     """x**y = exp(y log|x|) with a sign; special values as C99 has them. f32 is computed in f64, f64 in pairs of f64."""
     absolute = magnitude(x)
     if format_of(x) is F32:
-        product, lost = mul(widened(y), log(widened(absolute))), None
+        product, lost = mul(widen(y), log(widen(absolute))), None
     else:
         product, lost = times_log(y, absolute)
     is_one = arith.ori(equal(absolute, 1.0), equal(y, 0.0))
     result = exp(select(is_one, 0.0, product), lost and select(is_one, 0.0, lost))
     if format_of(x) is F32:
-        result = narrowed(result)
+        result = narrow(result)
     half = mul(y, 0.5)
     is_whole = equal(math.floor(y), y)
     is_odd = arith.andi(is_whole, arith.cmpf(arith.CmpFPredicate.ONE, math.floor(half), half))
@@ -63,7 +63,7 @@ def pair_product(a: Pair, b: Pair) -> Pair:
 
 def times_log(y: ir.Value, x: ir.Value) -> Pair:
     """y log(x) of f64 for x >= 0: log(1 + f) = 2s + 2/3 s**3 + ..., s = f / (2 + f), these two terms as pairs."""
-    fraction, k = split(x)
+    fraction, k = frexp(x)
     fraction = sub(fraction, 1.0)
     total = add(fraction, 2.0)
     quotient = div(fraction, total)

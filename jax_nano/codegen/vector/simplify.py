@@ -1,4 +1,4 @@
-"""Programs written so that they take fewer vector operations."""
+"""Programs rewritten to take fewer vector operations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jax_nano.ir.program import Builder, Constant, Operation, Program, Value
 NOT_ROUNDED = frozenset({"f64", "f32"})  # what is done in other types is rounded after each operation
 
 
-def simplified(program: Program) -> Program:
+def simplify(program: Program) -> Program:
     """The program with 1 + tanh(x), which GELU has, as 2 logistic(2x): nothing cancels in that, and it takes less.
 
     A tanh that is used elsewhere too stays. Inputs that nothing uses are left out.
@@ -19,8 +19,8 @@ def simplified(program: Program) -> Program:
     def write(builder: Builder, value: Value, operands: list[int]) -> int:
         if isinstance(value, Operation) and value.dtype in NOT_ROUNDED and len(operands) == 2:
             for this, other in ((0, 1), (1, 0)):
-                made = builder.values[operands[other]]
-                match value.name, constant(builder.values[operands[this]]), made:
+                second = builder.values[operands[other]]
+                match value.name, constant(builder.values[operands[this]]), second:
                     case "add", 1.0, Operation(name="tanh", operands=(x,)) if uses[value.operands[other]] == 1:
                         double = twice(builder, x)
                         return twice(builder, builder.add(operation("logistic", value.dtype, double)))
