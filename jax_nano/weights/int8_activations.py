@@ -17,8 +17,8 @@ from jax_nano.jaxpr.primitives import PRODUCTS, nano_dequantize_p
 from jax_nano.weights.quantized import STEPS, no_derivative
 
 
-def with_integer_activations(jaxpr: Jaxpr) -> Jaxpr:
-    """The jaxpr with the other operand rounded in every product with a weight that asks for it.
+def quantize_activations(jaxpr: Jaxpr) -> Jaxpr:
+    """Rounds the other operand of every product with a weight that asks for it.
 
     Those are products that sum along the weight's rows. Derivatives are those of the product that is not rounded.
     """
