@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from weakref import WeakKeyDictionary
 
 from jax._src.named_sharding import UNSPECIFIED
-from jax.extend.core import Jaxpr, JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn, Primitive
 from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p, jit_p
 
 from jax_nano.ir.dtypes import NAMES
@@ -72,6 +72,11 @@ def first_reason(eqns: Iterable[JaxprEqn], rule: Callable[[JaxprEqn], Reason | N
         if reason := (first_reason(body.eqns, rule) if body else rule(eqn)):
             return reason
     return None
+
+
+def is_elementwise(primitive: Primitive) -> bool:
+    """Is true for primitives whose equations are elementwise, or move elements, whatever types they have."""
+    return primitive.name in ELEMENTWISE or primitive in VIEWS or primitive is custom_jvp_call_p
 
 
 def is_moving(eqn: JaxprEqn) -> bool:

@@ -11,16 +11,17 @@ from jax.extend.core import Jaxpr, Var, no_effects
 
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.program import Unfusable
-from jax_nano.jaxpr.candidates import Candidates, EpilogueCandidate
+from jax_nano.jaxpr.candidates import Candidates
 from jax_nano.jaxpr.dataflow import Dataflow, variables
 from jax_nano.jaxpr.inline import Atom
-from jax_nano.jaxpr.legality import ELEMENTWISE, Reason
+from jax_nano.jaxpr.legality import Reason, is_elementwise
 from jax_nano.jaxpr.region import Region
 from jax_nano.jaxpr.region_dot import RegionDot
 from jax_nano.jaxpr.region_reader import Mark, RegionReader
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 
 UNREADABLE = (NoView, Unfusable, UnsupportedDot)
+PATIENCE = 8  # equations behind an end that has no kernel, within which a view may make C contiguous
 Views = tuple[tuple[int, ...], tuple[int, ...]]
 
 
@@ -69,6 +70,7 @@ class RegionGrowth:
         self._epilogue: list[int] = []
         self._own = {product, *prologue}
         self._walk = candidates.epilogue(product)
+        self._ahead: list[int] = []  # candidates behind the last end, which have not been read
         self._dots: dict[int, RegionDot | Reason] = {}
         read_by_prologue = [x for i in prologue for x in self._inputs(i, candidates.prologue_views)]
         for place in sorted({*self._own, *views[0], *views[1], *read_by_prologue}):
@@ -78,12 +80,12 @@ class RegionGrowth:
     def grow(self) -> bool:
         """Reads candidates up to the next end, if there is one."""
         for candidate in self._walk:
-            if reason := candidate.illegal or self._read_candidate(candidate.place):
-                self._stop(candidate, reason)
+            if candidate.illegal:
+                self._stop(candidate.place, candidate.illegal)
                 return False
+            self._ahead.append(candidate.place)
             if candidate.is_end:
-                self._end(candidate.place)
-                return True
+                return self._read_ahead()
         return False
 
     def dot(self, end: int) -> RegionDot | Reason:
@@ -105,17 +107,12 @@ class RegionGrowth:
             yield self.dot(1)
 
     def longest(self) -> int:
-        """Grows as far as can be, and gives the last end that has a kernel.
-
-        Ends at the same place in C have one up to some end: each of them holds the arrays and the program of the ends
-        before it.
-        """
-        while self.grow():
-            pass
+        """Grows as far as can be, and gives the last end that has a kernel."""
+        best = next(i for i, dot in enumerate(self.first_dots()) if isinstance(dot, RegionDot))
+        self._grow_while_there_are_kernels()
         by_place: defaultdict[StridedView | None, list[int]] = defaultdict(list)
         for i, end in enumerate(self.ends):
             by_place[end.place].append(i)
-        best = next(i for i, dot in enumerate(self.first_dots()) if isinstance(dot, RegionDot))
         for ends in sorted(by_place.values(), key=lambda ends: ends[-1], reverse=True):
             best = max(best, self._last_with_kernel([i for i in ends if i > best]))
         return best
@@ -149,16 +146,20 @@ class RegionGrowth:
             self._reader.read(self._flow.eqns[place])
             self._places[place] = None
 
-    def _read_candidate(self, place: int) -> Reason | None:
-        """Reads a candidate and what moves its inputs; says why it cannot be read."""
-        try:
-            for each in (*self._inputs(place, self._candidates.epilogue_views), place):
-                self._read(each)
-        except UNREADABLE as reason:
-            return str(reason)
-        self._own.add(place)
-        self._epilogue.append(place)
-        return None
+    def _read_ahead(self) -> bool:
+        """Reads the candidates up to an end, and what moves their inputs, if they can be read."""
+        for place in self._ahead:
+            try:
+                for each in (*self._inputs(place, self._candidates.epilogue_views), place):
+                    self._read(each)
+            except UNREADABLE as reason:
+                self._stop(place, str(reason))
+                return False
+            self._own.add(place)
+            self._epilogue.append(place)
+        self._end(self._ahead[-1])
+        self._ahead = []
+        return True
 
     def _inputs(self, place: int, views: Callable[[Atom], tuple[int, ...]]) -> list[int]:
         """The equations that move what an equation reads of arrays."""
@@ -170,16 +171,38 @@ class RegionGrowth:
         reader = self._reader
         self.ends.append(End(out, len(self._places), len(self._epilogue), reader.mark(), reader.place(out)))
 
-    def _stop(self, candidate: EpilogueCandidate, reason: Reason) -> None:
+    def _stop(self, place: int, reason: Reason) -> None:
         """Ends the growth. What is not elementwise at all is reported as a user of the last value."""
         self._walk = iter(())
-        primitive = self._flow.eqns[candidate.place].primitive
-        if not candidate.illegal or primitive.name in ELEMENTWISE:
+        primitive = self._flow.eqns[place].primitive
+        if is_elementwise(primitive):
             self.stopped = f"{primitive}: {reason}"
 
+    def _grow_while_there_are_kernels(self) -> None:
+        """Grows until the candidates end, or ends have no kernel and no view follows soon that may change that.
+
+        Ends are tried more and more seldom: most have a kernel, and to try one takes a look at all that was read.
+        """
+        next_trial, failed = 1, None
+        while self.grow():
+            end = len(self.ends) - 1
+            if failed is None and end >= next_trial:
+                next_trial = 2 * end
+                failed = None if self._has_kernel(end) else end
+            elif failed is not None and self.ends[end].place != self.ends[failed].place:
+                failed = None if self._has_kernel(end) else failed
+            if failed is not None and self.ends[end].epilogue > self.ends[failed].epilogue + PATIENCE:
+                return
+
     def _last_with_kernel(self, ends: list[int]) -> int:
-        """The last of ends at one place that has a kernel; -1 where none has."""
-        if not ends or isinstance(self.dot(ends[-1]), RegionDot):
+        """The last of ends at one place in C that has a kernel; -1 where none has.
+
+        They have one up to some end: each holds the arrays and the program of those before it.
+        """
+        if not ends or self._has_kernel(ends[-1]):
             return ends[-1] if ends else -1
-        supported = bisect_left(ends, True, key=lambda end: not isinstance(self.dot(end), RegionDot))
+        supported = bisect_left(ends, True, key=lambda end: not self._has_kernel(end))
         return ends[supported - 1] if supported else -1
+
+    def _has_kernel(self, end: int) -> bool:
+        return isinstance(self.dot(end), RegionDot)
