@@ -21,7 +21,7 @@ from jax_nano.jaxpr.region_reader import Mark, RegionReader
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 
 UNREADABLE = (NoView, Unfusable, UnsupportedDot)
-PATIENCE = 8  # equations behind an end that has no kernel, within which a view may make C contiguous
+PATIENCE = 4  # equations behind an end that has no kernel, within which a view may make C contiguous
 Views = tuple[tuple[int, ...], tuple[int, ...]]
 
 
@@ -199,6 +199,8 @@ class RegionGrowth:
 
         They have one up to some end: each holds the arrays and the program of those before it.
         """
+        failed = next((i for i, end in enumerate(ends) if end in self._dots and not self._has_kernel(end)), len(ends))
+        ends = ends[:failed]
         if not ends or self._has_kernel(ends[-1]):
             return ends[-1] if ends else -1
         supported = bisect_left(ends, True, key=lambda end: not self._has_kernel(end))
