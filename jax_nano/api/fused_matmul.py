@@ -195,7 +195,9 @@ def _follow_places(jaxpr: Jaxpr, places: dict[Var, StridedView], of: str) -> Non
             raise NoView(f"{eqn.primitive} broadcasts the {of}")
 
 
-def _places_of(targets: Sequence[Var], sources: Sequence[Atom], places: dict[Var, StridedView]) -> dict[Var, StridedView]:
+def _places_of(
+    targets: Sequence[Var], sources: Sequence[Atom], places: dict[Var, StridedView]
+) -> dict[Var, StridedView]:
     """The places of values that stand for others."""
     pairs = zip(targets, sources, strict=True)
     return {target: places[x] for target, x in pairs if isinstance(x, Var) and x in places}

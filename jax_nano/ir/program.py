@@ -112,17 +112,6 @@ class Program:
         """The type of a value."""
         return self.values[number].dtype
 
-    def with_input(self, number: int, dtype: str) -> Program:
-        """The program that reads an input in another type and converts it: say, a product before it is rounded."""
-
-        def write(builder: Builder, value: Value, operands: list[int]) -> int:
-            if value == self.inputs[number]:
-                return builder.convert(builder.add(replace(value, dtype=dtype)), value.dtype)
-            return builder.copy(value, operands)
-
-        builder, numbers = self.rebuilt(write)
-        return builder.program([numbers[i] for i in self.results])
-
     def widened(self) -> Program:
         """The program that carries bf16 and f16 in f32, and rounds to them its results and what it converts to them."""
 

@@ -88,5 +88,5 @@ def runs_along(place: StridedView, array: StridedView) -> Runs:
 
 
 def stride_along(runs: Sequence[Run], low: int, high: int) -> int:
-    """The stride in an array of steps of `low` elements of C, up to `high` of them; 0 where the array repeats itself."""
+    """The stride in an array of steps of `low` elements of C, up to `high` of them; 0 where it repeats itself."""
     return next((run.stride * (low // run.at) for run in runs if run.at <= low and high <= run.at * run.size), 0)

@@ -61,7 +61,7 @@ class Dataflow:
         return f"used by {' and '.join([*names, *others])}"
 
     def replace(self, places: Iterable[int], eqn: JaxprEqn, place: int) -> None:
-        """Puts an equation in the place of others, one of which is at `place`, and of what only moved their operands."""
+        """Puts an equation at one of the places of others, and takes out those, and what only moved their operands."""
         self._use(eqn.invars, place, eqn)
         for i in places:
             if i in self.eqns:

@@ -305,6 +305,6 @@ def _dot(lhs: StridedArray, rhs: StridedArray, programs: Programs, axes: Axes, e
     if lhs.panels or rhs.panels:
         check_panels(lhs.panels, rhs.panels, b, n, k)
     return Dot(
-        b=b, m=m, n=n, k=k, panels=rhs.panels, lhs=lhs.dtype, rhs=rhs.dtype, out=programs.out, acc=acc, epilogue=epilogue,
-        prologue=prologue, scaling=scaling,
+        b=b, m=m, n=n, k=k, panels=rhs.panels, lhs=lhs.dtype, rhs=rhs.dtype, out=programs.out, acc=acc,
+        epilogue=epilogue, prologue=prologue, scaling=scaling,
     )  # fmt: skip

@@ -23,9 +23,9 @@ PLACE = jax.ShapeDtypeStruct((), np.float32)  # where an array belongs among lea
 class PrimitiveRewrite:
     """Replaces primitives by others that take the same operands and parameters and give the same types.
 
-    `PrimitiveRewrite({p: q})(f)` has f's signature and results. Calling it traces f to a jaxpr, puts q for every p there and
-    in the jaxprs of its higher-order primitives (jit, scan, while, cond, remat, shard_map, custom derivatives, ...),
-    and evaluates the outcome: it composes with every transformation on either side.
+    `PrimitiveRewrite({p: q})(f)` has f's signature and results. Calling it traces f to a jaxpr, puts q for every p
+    there and in the jaxprs of its higher-order primitives (jit, scan, while, cond, remat, shard_map, custom
+    derivatives, ...), and evaluates the outcome: it composes with every transformation on either side.
 
     Arrays among f's arguments are traced, in any pytree; all else reaches f as it is, and what f returns beside arrays
     is returned as it is.
