@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ ELEMENTWISE = frozenset({
 })  # fmt: skip
 
 
-def fused_matmul(
+def fused_matmul(  # noqa: PLR0913  one parameter for each thing that a user may give
     x: ArrayLike,
     w: ArrayLike,
     *extras: ArrayLike,
@@ -90,24 +90,30 @@ def fused_matmul(
         raise TypeError("fused_matmul takes prologue_extras for a prologue, and there is none")
     _check_arrays(x, w, *extras, where="")
     _check_arrays(*prologue_extras, where=" of prologue_extras")
-    return _fused_matmul(
-        x, w, extras, tuple(prologue_extras), epilogue=epilogue, prologue=prologue, precision=precision
-    )
+    return _fused_matmul(x, w, extras, tuple(prologue_extras), how=_How(prologue, epilogue, precision))
 
 
-@partial(jax.jit, static_argnames=("epilogue", "prologue", "precision"), inline=True)
-def _fused_matmul(x: Array, w: Array, extras, prologue_extras, *, epilogue, prologue, precision) -> Array:
-    made = jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
-    if prologue:
-        made = _check_elementwise(prologue, "prologue", "first argument", made, *prologue_extras)
-    product = partial(jnp.matmul, precision=precision)
-    if epilogue:
-        product = partial(product, preferred_element_type=_accumulator_type(jax.eval_shape(product, made, w).dtype))
-        _check_elementwise(epilogue, "epilogue", "product", jax.eval_shape(product, made, w), *extras)
+class _How(NamedTuple):
+    """The work beside the product, and how exactly to multiply."""
+
+    prologue: Callable[..., Array] | None
+    epilogue: Callable[..., Array] | None
+    precision: lax.PrecisionLike
+
+
+@partial(jax.jit, static_argnames="how", inline=True)
+def _fused_matmul(x: Array, w: Array, extras, prologue_extras, *, how: _How) -> Array:
+    lhs = jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
+    if how.prologue:
+        lhs = _check_elementwise(how.prologue, "prologue", "first argument", lhs, *prologue_extras)
+    product = partial(jnp.matmul, precision=how.precision)
+    if how.epilogue:
+        product = partial(product, preferred_element_type=_accumulator_type(jax.eval_shape(product, lhs, w).dtype))
+        _check_elementwise(how.epilogue, "epilogue", "product", jax.eval_shape(product, lhs, w), *extras)
 
     def program(x, w, extras, prologue_extras):
-        acc = product(prologue(x, *prologue_extras) if prologue else x, w)
-        return epilogue(acc, *extras) if epilogue else acc
+        acc = product(how.prologue(x, *prologue_extras) if how.prologue else x, w)
+        return how.epilogue(acc, *extras) if how.epilogue else acc
 
     return accelerated_whole(program)(x, w, extras, prologue_extras)
 

@@ -33,7 +33,7 @@ OPERATIONS: dict[str, frozenset[str]] = {
     "div": FLOATS | DIVISIBLE,
     "rem": DIVISIBLE,
 }
-"""What each operation takes as its operands, select_n as its cases; names and meanings are those of jax.lax.
+"""The types of each operation's operands, of select_n's cases; names and meanings are those of jax.lax.
 
 `convert` is lax.convert_element_type, to the type of the result.
 """
@@ -105,7 +105,7 @@ class Program:
 
     @property
     def values(self) -> tuple[Value, ...]:
-        """What each number stands for."""
+        """The values by their numbers."""
         return (*self.inputs, *self.constants, *self.operations)
 
     def dtype(self, number: int) -> str:

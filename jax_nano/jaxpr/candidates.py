@@ -86,7 +86,7 @@ class Candidates:
         return _PrologueWalk(self, self._flow, product, operand).candidates(every=self._every_prologue)
 
     def operand_views(self, product: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """The equations through which strides read both operands, with as many conversions as may be, then with fewer."""
+        """The equations through which strides read both operands: as many conversions as may be, then fewer."""
         flow, seen = self._flow, set()
         lhs, rhs = flow.eqns[product].invars
         for with_lhs, with_rhs in ((True, True), (False, True), (True, False), (False, False)):

@@ -30,23 +30,23 @@ def body_of(call: JaxprEqn) -> Jaxpr | None:
 def inline_calls(jaxpr: Jaxpr, body: Callable[[JaxprEqn], Jaxpr | None] = body_of) -> Jaxpr:
     """Puts bodies in place of the equations that `body` has one for, at any depth of bodies."""
     values: dict[Var, Atom] = {}
-    eqns = list(_inlined(jaxpr.eqns, body, values))
+    eqns = list(_inline(jaxpr.eqns, body, values))
     if not values:
         return jaxpr
     return jaxpr.replace(eqns=eqns, outvars=[_read(values, x) for x in jaxpr.outvars])
 
 
-def _inlined(eqns: Iterable[JaxprEqn], body, values: dict[Var, Atom]) -> Iterator[JaxprEqn]:
+def _inline(eqns: Iterable[JaxprEqn], body, values: dict[Var, Atom]) -> Iterator[JaxprEqn]:
     for eqn in (_with_inputs(eqn, values) for eqn in eqns):
         if (inner := body(eqn)) is None:
             yield eqn
             continue
         own: dict[Var, Atom] = dict(zip(inner.invars, eqn.invars, strict=True))
-        yield from _inlined(_renamed(inner.eqns, eqn, own), body, own)
+        yield from _inline(_rename(inner.eqns, eqn, own), body, own)
         values |= {out: _read(own, x) for out, x in zip(eqn.outvars, inner.outvars, strict=True)}
 
 
-def _renamed(eqns: Sequence[JaxprEqn], call: JaxprEqn, values: dict[Var, Atom]) -> Iterator[JaxprEqn]:
+def _rename(eqns: Sequence[JaxprEqn], call: JaxprEqn, values: dict[Var, Atom]) -> Iterator[JaxprEqn]:
     """Gives a body's equations variables of their own, and the call's name."""
     outer = call.source_info.name_stack
     for eqn in eqns:
@@ -73,7 +73,7 @@ def structure(jaxpr: Jaxpr) -> Hashable:
 
     def number(x: Atom) -> Hashable:
         if isinstance(x, Literal):
-            return _frozen(x.val), x.aval
+            return _freeze(x.val), x.aval
         return numbers.setdefault(x, len(numbers))
 
     invars = tuple((number(x), x.aval) for x in (*jaxpr.constvars, *jaxpr.invars))
@@ -82,21 +82,21 @@ def structure(jaxpr: Jaxpr) -> Hashable:
             eqn.primitive,
             tuple(number(x) for x in eqn.invars),
             tuple((number(x), x.aval) for x in eqn.outvars),
-            tuple((name, _frozen(value)) for name, value in sorted(eqn.params.items())),
+            tuple((name, _freeze(value)) for name, value in sorted(eqn.params.items())),
         )
         for eqn in jaxpr.eqns
     )
     return invars, eqns, tuple(number(x) for x in jaxpr.outvars)
 
 
-def _frozen(value: Any) -> Hashable:
+def _freeze(value: Any) -> Hashable:
     match value:
         case Jaxpr():
             return structure(value)
         case ClosedJaxpr():
-            return structure(value.jaxpr), tuple(map(_frozen, value.consts))
+            return structure(value.jaxpr), tuple(map(_freeze, value.consts))
         case tuple() | list():
-            return tuple(map(_frozen, value))
+            return tuple(map(_freeze, value))
         case np.ndarray() | np.generic():
             return value.tobytes(), value.dtype, value.shape
         case float():

@@ -102,7 +102,7 @@ def takes_long(eqn: JaxprEqn) -> bool:
 
 
 def inlinable(call: JaxprEqn) -> Jaxpr | None:
-    """What a jit calls, if that holds nothing but products and what is legal, and the call says nothing else."""
+    """The body of a jit that holds nothing but products and what is legal, if the call says nothing else."""
     return call.params["jaxpr"].jaxpr if _is_plain_jit(call) and _may_hold_products(call) else None
 
 
@@ -118,7 +118,7 @@ def _is_plain_jit(eqn: JaxprEqn) -> bool:
 
 
 class _BodyRule:
-    """Whether all equations of a body, and of the jits in it, keep a rule.
+    """A rule for all equations of a body, and of the jits in it.
 
     Functions of JAX have the same body wherever they are called: answers are kept as long as bodies live.
     """

@@ -72,9 +72,9 @@ class StridedArray:
         """The other arrays that the work on it reads."""
         return [array for _, array in self.work.inputs[1:]] if self.work else []
 
-    def viewed(self, eqn: JaxprEqn) -> StridedArray:
+    def through(self, eqn: JaxprEqn) -> StridedArray:
         """The array seen through a view."""
-        quantized = self.quantized and self.quantized.viewed(eqn)
+        quantized = self.quantized and self.quantized.through(eqn)
         return replace(self, view=apply_view(eqn, self.view), quantized=quantized)
 
 
@@ -105,9 +105,9 @@ class QuantizedOperand:
         rows, columns = type_of(self.eqn.outvars[0]).shape[-2:]
         return rows, columns
 
-    def viewed(self, eqn: JaxprEqn) -> QuantizedOperand:
+    def through(self, eqn: JaxprEqn) -> QuantizedOperand:
         """The operand seen through a view."""
-        return replace(self, parameters=tuple(x.viewed(eqn) for x in self.parameters))
+        return replace(self, parameters=tuple(x.through(eqn) for x in self.parameters))
 
     def scaling(self, parameters: Sequence[Var]) -> Scaling | None:
         """How sums of B are scaled by parameters, if there are any."""
@@ -140,9 +140,9 @@ class ArrayExpr:
         """Its shape."""
         return StridedView.of(self.inputs[0][1].view.shape)
 
-    def viewed(self, eqn: JaxprEqn) -> ArrayExpr:
+    def through(self, eqn: JaxprEqn) -> ArrayExpr:
         """The expression of all inputs seen through a view."""
-        return replace(self, inputs=tuple((value, array.viewed(eqn)) for value, array in self.inputs))
+        return replace(self, inputs=tuple((value, array.through(eqn)) for value, array in self.inputs))
 
     def on_largest(self) -> StridedArray:
         """The input that has the most elements in memory, with the work on it."""
@@ -160,7 +160,7 @@ class ElementExpr:
     atom: Atom
     view: StridedView | None = None
 
-    def viewed(self, eqn: JaxprEqn) -> ElementExpr:
+    def through(self, eqn: JaxprEqn) -> ElementExpr:
         """The expression with the elements of C that a view has.
 
         Raises:

@@ -53,7 +53,7 @@ class Product:
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """What has been read of a region where it ends.
+    """The part of a region that has been read where it ends.
 
     Attributes:
       result: the scalar that it gives.

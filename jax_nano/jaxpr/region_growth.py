@@ -89,7 +89,7 @@ class RegionGrowth:
         return False
 
     def dot(self, end: int) -> RegionDot | Reason:
-        """What a kernel computes if the region ends there, or why there is none."""
+        """The Dot of the region if it ends there, or why it has none."""
         if end not in self._dots:
             try:
                 self._dots[end] = self._reader.dot(self.ends[end].out, self.ends[end].mark)
@@ -98,7 +98,7 @@ class RegionGrowth:
         return self._dots[end]
 
     def first_dots(self) -> Iterator[RegionDot | Reason]:
-        """What a kernel computes if the region ends at the product, or at the next end.
+        """The Dot of the region if it ends at the product, and if it ends at the next end.
 
         What comes next may make C's last dimension one that can be read.
         """
@@ -203,7 +203,7 @@ class RegionGrowth:
         ends = ends[:failed]
         if not ends or self._has_kernel(ends[-1]):
             return ends[-1] if ends else -1
-        supported = bisect_left(ends, True, key=lambda end: not self._has_kernel(end))
+        supported = bisect_left(ends, 1, key=lambda end: int(not self._has_kernel(end)))
         return ends[supported - 1] if supported else -1
 
     def _has_kernel(self, end: int) -> bool:

@@ -14,6 +14,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +141,7 @@ class RegionReader:
         if eqn.primitive is nano_dequantize_p:
             return dequantize(eqn, operands)
         if eqn.primitive in VIEWS:
-            return first.viewed(eqn)
+            return first.through(eqn)
         if eqn.primitive is convert_element_type_p and isinstance(first, StridedArray):
             return replace(first, conversions=(*first.conversions, eqn))
         places = {x.view for x in operands if isinstance(x, ElementExpr) and x.view is not None}
@@ -236,7 +237,7 @@ class RegionReader:
     def _append_scaling(self, inputs: Sequence[Atom], out: ShapedArray) -> Var:
         """Scales sums of integers times floats, and rounds them once to the type of the product."""
         scaling = _scaling(tuple(ShapedArray((), type_of(x).dtype) for x in inputs), jnp.dtype(out.dtype))
-        values = dict(zip(scaling.invars, inputs, strict=True))
+        values: dict[Atom, Any] = dict(zip(scaling.invars, inputs, strict=True))
         for eqn in scaling.eqns:
             values[eqn.outvars[0]] = self._append(eqn, [values[x] for x in eqn.invars])
         (result,) = scaling.outvars

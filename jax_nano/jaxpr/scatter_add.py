@@ -45,7 +45,7 @@ def rewrite_scatter_adds(jaxpr: Jaxpr) -> Jaxpr:
 
 
 class _Scatters:
-    """What a jaxpr scatters over zeros, to use it once."""
+    """The scatters over zeros of a jaxpr, and how often they are used."""
 
     def __init__(self, jaxpr: Jaxpr):
         makers = {out: eqn for eqn in jaxpr.eqns for out in eqn.outvars}
@@ -55,7 +55,7 @@ class _Scatters:
         self.uses = Counter(x for atoms in users for x in atoms if isinstance(x, Var)) if self.found else Counter()
 
     def added_by(self, eqn: JaxprEqn) -> tuple[Atom, JaxprEqn] | None:
-        """What an equation adds to a scatter, and the scatter."""
+        """The value that an equation adds to a scatter, and the scatter."""
         if not self.found or eqn.primitive.name not in ADDITIONS:
             return None
         for x, other in (eqn.invars, reversed(eqn.invars)):

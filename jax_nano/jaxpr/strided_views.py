@@ -59,7 +59,7 @@ class StridedView:
         return StridedView(tuple(dims))
 
     def reshaped(self, shape: Sequence[int]) -> StridedView:
-        """The same elements in the same order, in other dimensions.
+        """This array's elements in their order, in other dimensions.
 
         Raises:
           NoView: a part would have to be divided where its size has no such divisor.

@@ -43,7 +43,7 @@ def _abstract(*_: Any, region: Region, **__: Any) -> Any:
 
 def _evaluate(*arrays: Array, region: Region, limits: Limits, upcoming: Kernels) -> Array:  # noqa: ARG001
     """Computes a region by itself. Equal regions are one program, whatever stands around them."""
-    begin_kernels(_supported(upcoming))
+    begin_kernels(_supported_dots(upcoming))
     return _apply(*arrays, region=region, limits=Limits(), upcoming=())
 
 
@@ -57,7 +57,7 @@ nano_region_p.def_abstract_eval(_abstract)
 
 @partial(jax.jit, static_argnames="region", inline=True)
 @accelerated
-def _differentiated(region: Region, primals: list[Array], tangents: list[Array | None]) -> tuple[Array, Array]:
+def _jvp_program(region: Region, primals: list[Array], tangents: list[Array | None]) -> tuple[Array, Array]:
     moving = [i for i, tangent in enumerate(tangents) if tangent is not None]
 
     def of(*values: Array) -> Array:
@@ -68,7 +68,9 @@ def _differentiated(region: Region, primals: list[Array], tangents: list[Array |
 
 @partial(jax.jit, static_argnames=("region", "linear"), inline=True)
 @accelerated
-def _transposed(region: Region, linear: tuple[bool, ...], arrays: list[Array | None], cotangent: Array) -> list[Array]:
+def _transpose_program(
+    region: Region, linear: tuple[bool, ...], arrays: list[Array | None], cotangent: Array
+) -> list[Array]:
     places = [i for i, is_linear in enumerate(linear) if is_linear]
 
     def of(*values: Array) -> Array:
@@ -80,25 +82,25 @@ def _transposed(region: Region, linear: tuple[bool, ...], arrays: list[Array | N
 
 @partial(jax.jit, static_argnames=("region", "axes"), inline=True)
 @accelerated
-def _batched(region: Region, axes: tuple[int | None, ...], arrays: list[Array]) -> Array:
+def _batch_program(region: Region, axes: tuple[int | None, ...], arrays: list[Array]) -> Array:
     return jax.vmap(region, axes)(*arrays)
 
 
 def _jvp(primals, tangents, *, region: Region, **_):
     known = [None if type(t) is ad.Zero or t.dtype == jax.dtypes.float0 else t for t in tangents]
-    out, tangent = _differentiated(region, list(primals), known)
+    out, tangent = _jvp_program(region, list(primals), known)
     return out, ad.Zero(jax.typeof(out).to_tangent_aval()) if tangent.dtype == jax.dtypes.float0 else tangent
 
 
 def _transpose(cotangent, *arrays, region: Region, **_):
     linear = tuple(map(ad.is_undefined_primal, arrays))
     known = [None if is_linear else x for is_linear, x in zip(linear, arrays, strict=True)]
-    results = iter(_transposed(region, linear, known, cotangent))
+    results = iter(_transpose_program(region, linear, known, cotangent))
     return [next(results) if is_linear else None for is_linear in linear]
 
 
 def _batch(arrays, axes, *, region: Region, **_):
-    return _batched(region, tuple(axes), list(arrays)), 0
+    return _batch_program(region, tuple(axes), list(arrays)), 0
 
 
 def _product(eqn: JaxprEqn) -> JaxprEqn:
@@ -118,7 +120,7 @@ def _lower(
     equation = equation_of([x.aval for x in (*product.invars, *product.outvars)], product.params["dimension_numbers"])
     try:
         check_partitioning(ctx)
-        begin_kernels(_supported(upcoming))
+        begin_kernels(_supported_dots(upcoming))
         dot = with_precision(kernel.precision, kernel.dot)
         compiled = best_kernel_for(dot)
     except UnsupportedDot as reason:
@@ -141,14 +143,14 @@ def _lower_without_kernel(
     return result
 
 
-def _supported(upcoming: Kernels) -> Iterator[Dot]:
+def _supported_dots(upcoming: Kernels) -> Iterator[Dot]:
     """The products of kernels that follow what their precision asks for."""
     for dot, precision in upcoming:
         with suppress(UnsupportedDot):
             yield with_precision(precision, dot)
 
 
-def _unpacked(*arrays: Array, region: Region) -> Array:
+def _compute_unpacked(*arrays: Array, region: Region) -> Array:
     """Computes a region as one of the arrays that packed weights stand for."""
     jaxpr, unpacked = region.with_unpacked(*arrays)
     try:
@@ -159,11 +161,11 @@ def _unpacked(*arrays: Array, region: Region) -> Array:
     return nano_region_p.bind(*unpacked, region=inner, limits=Limits(), upcoming=())
 
 
-def _equations(*arrays: Array, region: Region, **_: Any) -> Array:
+def _compute_equations(*arrays: Array, region: Region, **_: Any) -> Array:
     return region(*arrays)
 
 
-_lower_unpacked = mlir.lower_fun(_unpacked, multiple_results=False)
-_lower_equations = mlir.lower_fun(nano(_equations), multiple_results=False)
-mlir.register_lowering(nano_region_p, mlir.lower_fun(_equations, multiple_results=False), cacheable=False)
+_lower_unpacked = mlir.lower_fun(_compute_unpacked, multiple_results=False)
+_lower_equations = mlir.lower_fun(nano(_compute_equations), multiple_results=False)
+mlir.register_lowering(nano_region_p, mlir.lower_fun(_compute_equations, multiple_results=False), cacheable=False)
 mlir.register_lowering(nano_region_p, _lower, platform="cpu", cacheable=False)

@@ -29,10 +29,10 @@ def quantize_activations(jaxpr: Jaxpr) -> Jaxpr:
     }
     if not weights:
         return jaxpr
-    return jaxpr.replace(eqns=[_rounded(eqn, weights) for eqn in jaxpr.eqns])
+    return jaxpr.replace(eqns=[_with_rounded_rows(eqn, weights) for eqn in jaxpr.eqns])
 
 
-def _rounded(eqn: JaxprEqn, weights: dict[Any, JaxprEqn]) -> JaxprEqn:
+def _with_rounded_rows(eqn: JaxprEqn, weights: dict[Any, JaxprEqn]) -> JaxprEqn:
     if eqn.primitive not in PRODUCTS:
         return eqn
     x, w = eqn.invars
