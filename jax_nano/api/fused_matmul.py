@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,18 @@ from jax.typing import ArrayLike
 
 from jax_nano.ir.program import OPERATIONS
 from jax_nano.jaxpr.inline import Atom, type_of
-from jax_nano.jaxpr.operands import VIEWS, viewed
-from jax_nano.jaxpr.program_reader import CALLS, NOTHING, SYNONYMS
-from jax_nano.jaxpr.strided_views import NoView, View
+from jax_nano.jaxpr.operands import VIEWS, apply_view
+from jax_nano.jaxpr.program_reader import SYNONYMS
+from jax_nano.jaxpr.strided_views import NoView, StridedView
 from jax_nano.lowering.region import accelerated_whole
 
+# Primitives that call a function, by name: JAX has no public objects for some of them.
+CALLS = frozenset({
+    "jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint",
+})  # fmt: skip
 # Primitives that make each element of their result of the same elements of their operands.
 ELEMENTWISE = frozenset({
-    *OPERATIONS, *SYNONYMS, *NOTHING,
+    *OPERATIONS, *SYNONYMS, "copy", "copy_p", "stop_gradient", "name", "optimization_barrier",
     "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e", "bessel_i1e", "clz", "complex", "conj",
     "cosh", "digamma", "erf_inv", "igamma", "igamma_grad_a", "igammac", "imag", "lgamma", "nextafter", "polygamma",
     "population_count", "random_gamma_grad", "real", "reduce_precision", "regularized_incomplete_beta", "sinh", "tan",
@@ -30,7 +34,7 @@ ELEMENTWISE = frozenset({
 })  # fmt: skip
 
 
-def fused_matmul(
+def fused_matmul(  # noqa: PLR0913  one parameter for each thing that a user may give
     x: ArrayLike,
     w: ArrayLike,
     *extras: ArrayLike,
@@ -86,30 +90,36 @@ def fused_matmul(
         raise TypeError("fused_matmul takes prologue_extras for a prologue, and there is none")
     _check_arrays(x, w, *extras, where="")
     _check_arrays(*prologue_extras, where=" of prologue_extras")
-    return _fused_matmul(
-        x, w, extras, tuple(prologue_extras), epilogue=epilogue, prologue=prologue, precision=precision
-    )
+    return _fused_matmul(x, w, extras, tuple(prologue_extras), how=_How(prologue, epilogue, precision))
 
 
-@partial(jax.jit, static_argnames=("epilogue", "prologue", "precision"), inline=True)
-def _fused_matmul(x: Array, w: Array, extras, prologue_extras, *, epilogue, prologue, precision) -> Array:
-    made = jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
-    if prologue:
-        made = _checked(prologue, "prologue", "first argument", made, *prologue_extras)
-    product = partial(jnp.matmul, precision=precision)
-    if epilogue:
-        product = partial(product, preferred_element_type=_summed(jax.eval_shape(product, made, w).dtype))
-        _checked(epilogue, "epilogue", "product", jax.eval_shape(product, made, w), *extras)
+class _How(NamedTuple):
+    """The work beside the product, and how exactly to multiply."""
+
+    prologue: Callable[..., Array] | None
+    epilogue: Callable[..., Array] | None
+    precision: lax.PrecisionLike
+
+
+@partial(jax.jit, static_argnames="how", inline=True)
+def _fused_matmul(x: Array, w: Array, extras, prologue_extras, *, how: _How) -> Array:
+    lhs = jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
+    if how.prologue:
+        lhs = _check_elementwise(how.prologue, "prologue", "first argument", lhs, *prologue_extras)
+    product = partial(jnp.matmul, precision=how.precision)
+    if how.epilogue:
+        product = partial(product, preferred_element_type=_accumulator_type(jax.eval_shape(product, lhs, w).dtype))
+        _check_elementwise(how.epilogue, "epilogue", "product", jax.eval_shape(product, lhs, w), *extras)
 
     def program(x, w, extras, prologue_extras):
-        acc = product(prologue(x, *prologue_extras) if prologue else x, w)
-        return epilogue(acc, *extras) if epilogue else acc
+        acc = product(how.prologue(x, *prologue_extras) if how.prologue else x, w)
+        return how.epilogue(acc, *extras) if how.epilogue else acc
 
     return accelerated_whole(program)(x, w, extras, prologue_extras)
 
 
 def _check_arrays(*values: Any, where: str) -> None:
-    """Sees to it that values are arrays, as jax.numpy does.
+    """Checks that values are arrays, as jax.numpy does.
 
     Raises:
       TypeError: one is not.
@@ -121,15 +131,15 @@ def _check_arrays(*values: Any, where: str) -> None:
             )
 
 
-def _summed(dtype: Any) -> Any:
-    """The type that products of this type are summed in."""
+def _accumulator_type(dtype: Any) -> Any:
+    """The type of the sums of products of this type."""
     if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4:
         return np.dtype(np.float32)
     return np.dtype(np.int32) if jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize < 4 else dtype
 
 
-def _checked(f: Callable[..., Array], name: str, of: str, array: jax.ShapeDtypeStruct, *extras: Array) -> Any:
-    """What an epilogue or prologue makes of an array, once it is seen that extras broadcast, and it is elementwise.
+def _check_elementwise(f: Callable[..., Array], name: str, of: str, array: jax.ShapeDtypeStruct, *extras: Array) -> Any:
+    """Checks that extras broadcast and that an epilogue or prologue is elementwise; gives what it makes of an array.
 
     Raises:
       ValueError: they do not, or it is not.
@@ -150,10 +160,10 @@ def _checked(f: Callable[..., Array], name: str, of: str, array: jax.ShapeDtypeS
     if shape != array.shape:
         given = f"an array of the shape {shape}" if shape is not None else f"a {type(result).__name__}"
         raise ValueError(f"the {name} returns {given}; it has to return one of the {of}'s shape, {array.shape}")
-    whole = View.of(array.shape)
+    whole = StridedView.of(array.shape)
     places = {closed.jaxpr.invars[0]: whole}
     try:
-        _follow(closed.jaxpr, places, of)
+        _follow_places(closed.jaxpr, places, of)
         (out,) = closed.jaxpr.outvars
         if isinstance(out, Var) and places.get(out, whole) != whole:
             raise NoView(f"elements of the {of} change their places")
@@ -163,7 +173,7 @@ def _checked(f: Callable[..., Array], name: str, of: str, array: jax.ShapeDtypeS
     return result
 
 
-def _follow(jaxpr: Jaxpr, places: dict[Var, View], of: str) -> None:
+def _follow_places(jaxpr: Jaxpr, places: dict[Var, StridedView], of: str) -> None:
     """Notes for each value that is made of an array, which errors call `of`, where its elements belong in that.
 
     Raises:
@@ -178,11 +188,11 @@ def _follow(jaxpr: Jaxpr, places: dict[Var, View], of: str) -> None:
         (place,) = found
         if eqn.primitive.name in CALLS:
             (inner,) = jaxprs_in_params(eqn.params)
-            own = _at(inner.invars, eqn.invars, places)
-            _follow(inner, own, of)
-            places |= _at(eqn.outvars, inner.outvars, own)
+            own = _places_of(inner.invars, eqn.invars, places)
+            _follow_places(inner, own, of)
+            places |= _places_of(eqn.outvars, inner.outvars, own)
         elif eqn.primitive in VIEWS:
-            places[eqn.outvars[0]] = viewed(eqn, place)
+            places[eqn.outvars[0]] = apply_view(eqn, place)
         elif eqn.primitive.name not in ELEMENTWISE:
             raise NoView(f"{eqn.primitive} is no elementwise operation")
         else:
@@ -191,7 +201,9 @@ def _follow(jaxpr: Jaxpr, places: dict[Var, View], of: str) -> None:
             raise NoView(f"{eqn.primitive} broadcasts the {of}")
 
 
-def _at(targets: Sequence[Var], sources: Sequence[Atom], places: dict[Var, View]) -> dict[Var, View]:
+def _places_of(
+    targets: Sequence[Var], sources: Sequence[Atom], places: dict[Var, StridedView]
+) -> dict[Var, StridedView]:
     """The places of values that stand for others."""
     pairs = zip(targets, sources, strict=True)
     return {target: places[x] for target, x in pairs if isinstance(x, Var) and x in places}

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jax_nano.jaxpr.rewrite import arrays, merged
+from jax_nano.jaxpr.rewrite import arrays, merge_arrays
 from jax_nano.lowering.dot_general import nano
 from jax_nano.runtime.report import Reports, reports
 
@@ -30,7 +30,7 @@ def inspect(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Reports:
     leaves, tree = jax.tree.flatten((args, kwargs))
 
     def of_arrays(*values):
-        args, kwargs = tree.unflatten(merged(leaves, values))
+        args, kwargs = tree.unflatten(merge_arrays(leaves, values))
         return nano(f)(*args, **kwargs)
 
     with reports() as collected:

@@ -253,7 +253,7 @@ class Dot:
         """How many products of components are added up."""
         return len(self.algorithm.terms) if self.algorithm else 1
 
-    def following(self, algorithm: Algorithm) -> Dot:
+    def with_algorithm(self, algorithm: Algorithm) -> Dot:
         """The product of the operands' components, without those that an operand does not have."""
         whole = [algorithm.dtype in WIDENS[x] for x in self.operands]
         if all(whole):

@@ -1,7 +1,7 @@
 """Elementwise programs: what becomes of each element of a product, as a value that can be compared, hashed and kept.
 
-A `Program` is a list of operations on numbered values. It says nothing of shapes: an input is a scalar, a row, a column
-or a whole matrix by how it is read (`Input.axes`), and the operations are the same for every element.
+A `Program` is a list of operations on numbered scalars: it says what becomes of one element. Which element of which
+array an input is, the axes of a Dot say.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OPERATIONS: dict[str, frozenset[str]] = {
     "div": FLOATS | DIVISIBLE,
     "rem": DIVISIBLE,
 }
-"""What each operation takes as its operands, select_n as its cases; names and meanings are those of jax.lax.
+"""The types of each operation's operands, of select_n's cases; names and meanings are those of jax.lax.
 
 `convert` is lax.convert_element_type, to the type of the result.
 """
@@ -43,8 +43,8 @@ INSTRUCTIONS = {
     "div": 9, "rem": 20, "sqrt": 9, "rsqrt": 11, "exp": 23, "exp2": 23, "expm1": 21, "log": 35, "log1p": 36, "tanh": 30,
     "logistic": 30, "erf": 37, "erfc": 45, "cbrt": 52, "sin": 58, "cos": 57, "pow": 92,
 }  # fmt: skip
-"""How many vector instructions operations take, where that is more than a few; of divisions and roots, the time of as
-many. Counted in what kernels/epilogue.py emits for f32.
+"""Vector instructions of an operation, where they are more than a few; divisions and roots: their reciprocal
+throughput, in instructions. Counted in what codegen/vector emits for f32.
 """
 
 
@@ -52,25 +52,12 @@ class Unfusable(Exception):
     """A computation is not an elementwise program; its text says why."""
 
 
-Axes = tuple[int | None, ...]
-"""For each dimension of an array, the axis of the result that it runs along; None where its size is 1."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """A value that is read: an argument, and how it lies along the result."""
+    """An element that is read, of one of the program's arguments."""
 
     argument: int
     dtype: str
-    axes: Axes
-
-    def strides(self, strides: Sequence[int], ndim: int) -> tuple[int, ...]:
-        """How far a step along each of the result's `ndim` axes moves in the argument, which has these strides."""
-        result = [0] * ndim
-        for axis, stride in zip(self.axes, strides, strict=True):
-            if axis is not None:
-                result[axis] = stride
-        return tuple(result)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,23 +105,12 @@ class Program:
 
     @property
     def values(self) -> tuple[Value, ...]:
-        """What each number stands for."""
+        """The values by their numbers."""
         return (*self.inputs, *self.constants, *self.operations)
 
     def dtype(self, number: int) -> str:
         """The type of a value."""
         return self.values[number].dtype
-
-    def with_input(self, number: int, dtype: str) -> Program:
-        """The program that reads an input in another type and converts it: say, a product before it is rounded."""
-
-        def write(builder: Builder, value: Value, operands: list[int]) -> int:
-            if value == self.inputs[number]:
-                return builder.convert(builder.add(replace(value, dtype=dtype)), value.dtype)
-            return builder.moved(value, operands)
-
-        builder, numbers = self.rebuilt(write)
-        return builder.program([numbers[i] for i in self.results])
 
     def widened(self) -> Program:
         """The program that carries bf16 and f16 in f32, and rounds to them its results and what it converts to them."""
@@ -145,7 +121,7 @@ class Program:
                 case Operation(name="convert"):
                     return builder.convert(builder.convert(operands[0], value.dtype), dtype)
                 case Operation():
-                    return builder.moved(replace(value, dtype=dtype), operands)
+                    return builder.copy(replace(value, dtype=dtype), operands)
             return builder.convert(builder.add(value), dtype)
 
         builder, numbers = self.rebuilt(write)
@@ -165,7 +141,7 @@ class Program:
         for number, value in enumerate(self.values):
             match value:
                 case Input():
-                    text = f"argument {value.argument} along {list(value.axes)}"
+                    text = f"argument {value.argument}"
                 case Constant():
                     text = str(value.number)
                 case Operation():
@@ -192,8 +168,8 @@ class Builder:
             self.values.append(value)
         return self.numbers[value]
 
-    def moved(self, value: Value, operands: Sequence[int]) -> int:
-        """The number of a value of another program, with operands of this."""
+    def copy(self, value: Value, operands: Sequence[int]) -> int:
+        """Adds a value of another program, with operands of this one, and gives its number."""
         return self.add(replace(value, operands=tuple(operands)) if isinstance(value, Operation) else value)
 
     def convert(self, number: int, dtype: str) -> int:

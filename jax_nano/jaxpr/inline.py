@@ -1,4 +1,4 @@
-"""Jaxprs as values: calls written out in place, and the structure by which two of them are the same program."""
+"""Calls inlined, and the structure by which two jaxprs are the same program."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core.primitives import custom_jvp_call_p, jit_p
 
 Atom = Var | Literal
 
@@ -18,27 +19,35 @@ def type_of(x: Atom) -> ShapedArray:
     return cast(ShapedArray, x.aval)
 
 
-def written_out(jaxpr: Jaxpr, body: Callable[[JaxprEqn], Jaxpr | None]) -> Jaxpr:
-    """The jaxpr with bodies in place of the equations that `body` has one for, at any depth of bodies."""
+CALLS = {jit_p: "jaxpr", custom_jvp_call_p: "call_jaxpr"}
+
+
+def body_of(call: JaxprEqn) -> Jaxpr | None:
+    """The jaxpr that an equation calls; None where it is no call of a kind that regions hold."""
+    return call.params[CALLS[call.primitive]].jaxpr if call.primitive in CALLS else None
+
+
+def inline_calls(jaxpr: Jaxpr, body: Callable[[JaxprEqn], Jaxpr | None] = body_of) -> Jaxpr:
+    """Puts bodies in place of the equations that `body` has one for, at any depth of bodies."""
     values: dict[Var, Atom] = {}
-    eqns = list(_written_out(jaxpr.eqns, body, values))
+    eqns = list(_inline(jaxpr.eqns, body, values))
     if not values:
         return jaxpr
     return jaxpr.replace(eqns=eqns, outvars=[_read(values, x) for x in jaxpr.outvars])
 
 
-def _written_out(eqns: Iterable[JaxprEqn], body, values: dict[Var, Atom]) -> Iterator[JaxprEqn]:
+def _inline(eqns: Iterable[JaxprEqn], body, values: dict[Var, Atom]) -> Iterator[JaxprEqn]:
     for eqn in (_with_inputs(eqn, values) for eqn in eqns):
         if (inner := body(eqn)) is None:
             yield eqn
             continue
         own: dict[Var, Atom] = dict(zip(inner.invars, eqn.invars, strict=True))
-        yield from _written_out(_renamed(inner.eqns, eqn, own), body, own)
+        yield from _inline(_rename(inner.eqns, eqn, own), body, own)
         values |= {out: _read(own, x) for out, x in zip(eqn.outvars, inner.outvars, strict=True)}
 
 
-def _renamed(eqns: Sequence[JaxprEqn], call: JaxprEqn, values: dict[Var, Atom]) -> Iterator[JaxprEqn]:
-    """A body's equations with variables of their own and under the call's name."""
+def _rename(eqns: Sequence[JaxprEqn], call: JaxprEqn, values: dict[Var, Atom]) -> Iterator[JaxprEqn]:
+    """Gives a body's equations variables of their own, and the call's name."""
     outer = call.source_info.name_stack
     for eqn in eqns:
         fresh = [Var(out.aval) for out in eqn.outvars]
@@ -59,12 +68,12 @@ def _read(values: Mapping[Var, Atom], x: Atom) -> Atom:
 
 
 def structure(jaxpr: Jaxpr) -> Hashable:
-    """What is equal for two jaxprs that compute the same in the same way; functions in parameters are themselves."""
+    """A key that is equal for jaxprs that compute the same in the same way; functions in parameters are themselves."""
     numbers: dict[Var, int] = {}
 
     def number(x: Atom) -> Hashable:
         if isinstance(x, Literal):
-            return _frozen(x.val), x.aval
+            return _freeze(x.val), x.aval
         return numbers.setdefault(x, len(numbers))
 
     invars = tuple((number(x), x.aval) for x in (*jaxpr.constvars, *jaxpr.invars))
@@ -73,21 +82,21 @@ def structure(jaxpr: Jaxpr) -> Hashable:
             eqn.primitive,
             tuple(number(x) for x in eqn.invars),
             tuple((number(x), x.aval) for x in eqn.outvars),
-            tuple((name, _frozen(value)) for name, value in sorted(eqn.params.items())),
+            tuple((name, _freeze(value)) for name, value in sorted(eqn.params.items())),
         )
         for eqn in jaxpr.eqns
     )
     return invars, eqns, tuple(number(x) for x in jaxpr.outvars)
 
 
-def _frozen(value: Any) -> Hashable:
+def _freeze(value: Any) -> Hashable:
     match value:
         case Jaxpr():
             return structure(value)
         case ClosedJaxpr():
-            return structure(value.jaxpr), tuple(map(_frozen, value.consts))
+            return structure(value.jaxpr), tuple(map(_freeze, value.consts))
         case tuple() | list():
-            return tuple(map(_frozen, value))
+            return tuple(map(_freeze, value))
         case np.ndarray() | np.generic():
             return value.tobytes(), value.dtype, value.shape
         case float():

@@ -16,16 +16,16 @@ from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, JaxprEqn
 from jax.extend.core.primitives import reduce_sum_p
 
-from jax_nano.jaxpr.inline import type_of, written_out
+from jax_nano.jaxpr.inline import inline_calls, type_of
 
 NARROW = frozenset({jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)})
 F16_BYTES = 32 << 20  # of f16, up to which a product is faster even where work in front has to write all of it for that
 ADDED_ROWS = 8  # up to which XLA adds rows to each other as fast, in one pass with the work that makes them
 
 
-def summed(jaxpr: Jaxpr) -> Jaxpr:
-    """The jaxpr with a product for each sum of narrow floats over many rows."""
-    return written_out(jaxpr, _product)
+def rewrite_narrow_sums(jaxpr: Jaxpr) -> Jaxpr:
+    """Puts a product in the place of each sum of narrow floats over many rows."""
+    return inline_calls(jaxpr, _product)
 
 
 def _product(eqn: JaxprEqn) -> Jaxpr | None:

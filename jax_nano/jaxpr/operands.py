@@ -1,7 +1,7 @@
-"""Values: what the variables of a region stand for, by what is read in memory.
+"""Operands: what the variables of a region stand for, by what is read in memory.
 
-An array is read by strides; a weight besides by what its integers stand for. Work is what elements of other arrays than
-the product make; an element is one of the product, or of what is made of that.
+A strided array is read as it lies; a quantized one besides by what its integers stand for. An array expression is made
+elementwise of arrays other than the product, an element expression of the product's elements.
 """
 
 from __future__ import annotations
@@ -14,104 +14,167 @@ from jax.core import ShapedArray
 from jax.extend.core import JaxprEqn, Var
 from jax.extend.core.primitives import broadcast_in_dim_p, convert_element_type_p, reshape_p, squeeze_p, transpose_p
 
-from jax_nano.ir.dot import Scaling, row_major_strides
-from jax_nano.ir.dtypes import FLOAT8, PACKED_INT4, dtype_name
+from jax_nano.ir.dot import Axis, Scaling, row_major_strides
+from jax_nano.ir.dtypes import FLOAT8, INT4_PER_WORD, PACKED_INT4, dtype_name
 from jax_nano.ir.packed_weight import Panels
 from jax_nano.jaxpr.inline import Atom, type_of
-from jax_nano.jaxpr.strided_views import NoView, View
+from jax_nano.jaxpr.strided_views import NoView, StridedView, SubDim, coalesce
 
-# What each type can be converted to without rounding.
-LOSSLESS = {
+VIEWS = frozenset({broadcast_in_dim_p, reshape_p, squeeze_p, transpose_p})
+_LOSSLESS = {
     **dict.fromkeys(("bf16", "f16"), ("f32",)),
     **dict.fromkeys(("s8", "u8"), ("s32", "s16", "f32", "bf16", "f16")),
     **dict.fromkeys(FLOAT8, ("f32", "bf16", "f16")),
 }
-VIEWS = frozenset({broadcast_in_dim_p, reshape_p, squeeze_p, transpose_p})
+
+
+def is_lossless(source: str, target: str) -> bool:
+    """Is true where products may read `source` in place of its conversion to the wider type `target`."""
+    return target in _LOSSLESS.get(source, ())
 
 
 @dataclass(frozen=True)
-class Array:
+class StridedArray:
     """One of the arrays that are read, by strides, converted as equations say one after the other."""
 
-    source: int
-    view: View
+    source: Var
+    view: StridedView
     conversions: tuple[JaxprEqn, ...] = ()
     panels: Panels | None = None  # what the view's strides mean, where they do not count elements
-    weight: Weight | None = None
-    work: Work | None = None  # whose first input it is
+    quantized: QuantizedOperand | None = None
+    work: ArrayExpr | None = None  # of which it is the largest input, where the work on it is an operand
 
     @property
-    def beside(self) -> list[Array]:
-        """What else work on it reads."""
+    def dtype(self) -> str:
+        """The type it is read in; of a quantized operand that of its integers."""
+        return self.quantized.dtype if self.quantized else element_type(self.source)
+
+    @property
+    def float_dtype(self) -> str:
+        """The type of what is multiplied: what a prologue makes of it, or what its integers stand for."""
+        if self.work:
+            return element_type(self.work.atom)
+        return element_type(self.quantized.eqn.outvars[0]) if self.quantized else element_type(self.source)
+
+    @property
+    def converted_to(self) -> list[str]:
+        """The types it is converted to, one after the other."""
+        return [element_type(eqn.outvars[0]) for eqn in self.conversions]
+
+    @property
+    def is_rounded(self) -> bool:
+        """Is true where its conversions are not one that is lossless."""
+        types = self.converted_to
+        return len(types) > 1 or any(not is_lossless(self.float_dtype, dtype) for dtype in types)
+
+    @property
+    def extras(self) -> list[StridedArray]:
+        """The other arrays that the work on it reads."""
         return [array for _, array in self.work.inputs[1:]] if self.work else []
 
-    def moved(self, eqn: JaxprEqn) -> Array:
-        """The array as a view of it has it."""
-        weight = self.weight and replace(self.weight, parameters=tuple(x.moved(eqn) for x in self.weight.parameters))
-        return replace(self, view=viewed(eqn, self.view), weight=weight)
+    def through(self, eqn: JaxprEqn) -> StridedArray:
+        """The array seen through a view."""
+        quantized = self.quantized and self.quantized.through(eqn)
+        return replace(self, view=apply_view(eqn, self.view), quantized=quantized)
 
 
 @dataclass(frozen=True)
-class Weight:
-    """What floats an array of integers stands for.
+class QuantizedOperand:
+    """The floats that an array of integers stands for.
 
     Rows that share words are seen as if each had its own.
     """
 
     eqn: JaxprEqn  # which dequantizes them
     dtype: str  # of the integers
-    parameters: tuple[Array, ...]  # the first group's scales, and zero points if any, repeated along the sum
+    parameters: tuple[StridedArray, ...]  # the first group's scales, and zero points if any, repeated along the sum
 
     @property
     def is_scaled(self) -> bool:
-        """Whether integers have to be scaled before they are summed."""
+        """Is true where integers have to be scaled before they are summed."""
         return self.eqn.params["group"] is not None or len(self.parameters) > 1
 
     @property
     def is_in_place(self) -> bool:
-        """Whether only B can be read so, with the sum along the weight's own rows."""
+        """Is true where only B can be read so, with the sum along the weight's own rows."""
         return self.is_scaled or self.dtype in PACKED_INT4
 
-    def scaling(self, stored: Sequence[ShapedArray]) -> Scaling | None:
-        """How sums of B are scaled, by parameters of these types, if they are."""
-        if not stored:
-            return None
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Its rows and columns."""
         rows, columns = type_of(self.eqn.outvars[0]).shape[-2:]
-        return Scaling(
-            group_size=self.eqn.params["group"] or rows,
-            stride=columns,
-            arrays=tuple((dtype_name(x.dtype), math.prod(x.shape)) for x in stored),
-        )
+        return rows, columns
+
+    def through(self, eqn: JaxprEqn) -> QuantizedOperand:
+        """The operand seen through a view."""
+        return replace(self, parameters=tuple(x.through(eqn) for x in self.parameters))
+
+    def scaling(self, parameters: Sequence[Var]) -> Scaling | None:
+        """How sums of B are scaled by parameters, if there are any."""
+        if not parameters:
+            return None
+        rows, columns = self.matrix
+        arrays = tuple((element_type(x), type_of(x).size) for x in parameters)
+        return Scaling(group_size=self.eqn.params["group"] or rows, stride=columns, arrays=arrays)
+
+    def in_words(self, axes: list[Axis]) -> list[Axis]:
+        """Axes of B with strides from matrix to matrix in words, where rows share them."""
+        if self.dtype not in PACKED_INT4:
+            return axes
+        rows, columns = self.matrix
+        stored = -(-rows // INT4_PER_WORD)
+        return [
+            replace(axis, rhs=axis.rhs // rows * stored) if axis.rhs % (rows * columns) == 0 else axis for axis in axes
+        ]
 
 
 @dataclass(frozen=True)
-class Work:
-    """A value of a program of other arrays than the product: what it makes of elements at one place of all inputs."""
+class ArrayExpr:
+    """A value made elementwise of arrays other than the product, of their elements at one place."""
 
     atom: Atom
-    inputs: tuple[tuple[Var, Array], ...]
+    inputs: tuple[tuple[Var, StridedArray], ...]
 
     @property
-    def view(self) -> View:
+    def view(self) -> StridedView:
         """Its shape."""
-        return View.of(self.inputs[0][1].view.shape)
+        return StridedView.of(self.inputs[0][1].view.shape)
 
-    def moved(self, eqn: JaxprEqn) -> Work:
-        """The same of a view of all inputs."""
-        return replace(self, inputs=tuple((value, array.moved(eqn)) for value, array in self.inputs))
+    def through(self, eqn: JaxprEqn) -> ArrayExpr:
+        """The expression of all inputs seen through a view."""
+        return replace(self, inputs=tuple((value, array.through(eqn)) for value, array in self.inputs))
 
-    def on_largest(self) -> Array:
+    def on_largest(self) -> StridedArray:
         """The input that has the most elements in memory, with the work on it."""
         inputs = sorted(self.inputs, key=lambda of: of[1].view.elements, reverse=True)
         return replace(inputs[0][1], work=replace(self, inputs=tuple(inputs)))
 
 
 @dataclass(frozen=True)
-class Element:
-    """A value of the program. `view` says where in a row-major C it belongs; without one, it belongs everywhere."""
+class ElementExpr:
+    """A value made of the product's element, or of numbers alone.
+
+    `view` says where in a row-major C the element belongs. A number has none: it belongs everywhere.
+    """
 
     atom: Atom
-    view: View | None = None
+    view: StridedView | None = None
+
+    def through(self, eqn: JaxprEqn) -> ElementExpr:
+        """The expression with the elements of C that a view has.
+
+        Raises:
+          NoView: C is broadcast.
+        """
+        if self.view is None:
+            return self
+        view = apply_view(eqn, self.view)
+        if math.prod(view.shape) != math.prod(self.view.shape):
+            raise NoView("the product is broadcast")
+        return ElementExpr(self.atom, view)
+
+
+Value = StridedArray | ArrayExpr | ElementExpr
 
 
 def element_type(x: Atom) -> str:
@@ -120,43 +183,27 @@ def element_type(x: Atom) -> str:
 
 
 def is_exact(eqn: JaxprEqn) -> bool:
-    """Whether an equation is a conversion that rounds nothing."""
+    """Is true for a conversion that rounds nothing."""
     if eqn.primitive is not convert_element_type_p:
         return False
-    return element_type(eqn.outvars[0]) in LOSSLESS.get(element_type(eqn.invars[0]), ())
+    return is_lossless(element_type(eqn.invars[0]), element_type(eqn.outvars[0]))
 
 
-def check_elements(array: Array) -> None:
-    """Sees to it that an array's elements are what it stands for.
+def check_elements(array: StridedArray) -> None:
+    """Checks that an array's elements are what it stands for.
 
     Raises:
       NoView: they are not.
     """
-    if array.panels or array.weight:
-        raise NoView("packed weights are read by products alone")
+    if array.panels or array.quantized:
+        raise NoView("packed and quantized weights are operands of products alone")
 
 
-def moved(eqn: JaxprEqn, value: Array | Work | Element) -> Array | Work | Element:
-    """What a view makes of a value.
-
-    Raises:
-      NoView: no strides say it.
-    """
-    if value.view is None:
-        return value
-    if isinstance(value, Element):
-        view = viewed(eqn, value.view)
-        if math.prod(view.shape) != math.prod(value.view.shape):
-            raise NoView("the product is broadcast")
-        return Element(value.atom, view)
-    return value.moved(eqn)
-
-
-def viewed(eqn: JaxprEqn, view: View) -> View:
-    """What the equation of a view, one of VIEWS, makes of its operand.
+def apply_view(eqn: JaxprEqn, view: StridedView) -> StridedView:
+    """Applies the equation of a view, one of VIEWS, to its operand.
 
     Raises:
-      NoView: no strides say it.
+      NoView: no strides describe the result.
     """
     (out,) = eqn.outvars
     if eqn.params.get("sharding") is not None or len(eqn.invars) > 1:
@@ -169,26 +216,50 @@ def viewed(eqn: JaxprEqn, view: View) -> View:
     return view.reshaped(type_of(out).shape)
 
 
-def unpacked(eqn: JaxprEqn, value: Array | Work | Element) -> Array:
+def unpack(eqn: JaxprEqn, value: Value) -> StridedArray:
     """The matrices in an array of panels.
 
     Raises:
-      NoView: the panels have been moved.
+      NoView: the panels have been moved or converted.
     """
     (x,) = eqn.invars
-    if not isinstance(value, Array) or value.conversions or value.view != View.of(type_of(x).shape):
+    if not isinstance(value, StridedArray) or value.conversions or value.view != StridedView.of(type_of(x).shape):
         raise NoView("a packed weight is moved or converted before it is unpacked")
-    return Array(value.source, unpacked_view(eqn), panels=panels_of(type_of(x)))
+    return StridedArray(value.source, panel_view(eqn), panels=panels_of(type_of(x)))
 
 
-def unpacked_view(eqn: JaxprEqn) -> View:
+def panel_view(eqn: JaxprEqn) -> StridedView:
     """The matrices in an array of panels, by what strides mean there."""
     panels, shape = panels_of(type_of(eqn.invars[0])), type_of(eqn.outvars[0]).shape
     batch = [panels.rows * panels.columns * stride for stride in row_major_strides(shape[:-2])]
-    return View.of(shape, (*batch, 1, panels.rows))
+    return StridedView.of(shape, (*batch, 1, panels.rows))
 
 
 def panels_of(array: ShapedArray) -> Panels:
-    """How the matrices in an array of panels lie."""
+    """The layout of the matrices in an array of panels."""
     *batch, count, groups, width, group = array.shape
     return Panels(matrices=math.prod(batch), rows=groups * group, columns=count * width, width=width, vnni=group)
+
+
+def dequantize(eqn: JaxprEqn, values: Sequence[Value]) -> StridedArray:
+    """The floats that a quantized weight stands for.
+
+    Raises:
+      NoView: its arrays are moved or converted before.
+    """
+    arrays = [x for x in values if isinstance(x, StridedArray) and not x.conversions]
+    if [x.view for x in arrays] != [StridedView.of(type_of(x).shape) for x in eqn.invars]:
+        raise NoView("a quantized weight is moved or converted before it is dequantized")
+    integers, *parameters = arrays
+    shape = type_of(eqn.outvars[0]).shape
+    dtype = element_type(eqn.invars[0])
+    if eqn.params["bits"] == 4:
+        dtype = "u4x8" if len(parameters) > 1 else "s4x8"
+    first = tuple(_first_group(x, shape[-2]) for x in parameters)
+    return replace(integers, view=StridedView.of(shape), quantized=QuantizedOperand(eqn, dtype, first))
+
+
+def _first_group(x: StridedArray, rows: int) -> StridedArray:
+    """The first group's parameters, repeated for all rows."""
+    *batch, _, columns = x.view.dims
+    return replace(x, view=StridedView((*batch, coalesce([SubDim(rows, 0)]), columns)))

@@ -4,48 +4,52 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
-from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p, jit_p
+from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p
 
-from jax_nano.ir.dot import UnsupportedDot
-from jax_nano.ir.program import Unfusable
-from jax_nano.jaxpr.inline import Atom, structure, type_of, written_out
-from jax_nano.jaxpr.primitives import PRODUCTS, nano_region_p, nano_unpack_p
-from jax_nano.jaxpr.region_reader import Layout, layout
-from jax_nano.jaxpr.strided_views import NoView
+from jax_nano.jaxpr.inline import Atom, body_of, structure, type_of
+from jax_nano.jaxpr.primitives import PRODUCTS, nano_unpack_p
+from jax_nano.jaxpr.region_dot import RegionDot
+from jax_nano.jaxpr.region_reader import read_region
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """One product and what is fused with it; equal to another that computes and differentiates in the same way."""
+    """One product and what is fused with it; equal to another that computes and differentiates in the same way.
 
-    jaxpr: Jaxpr  # of the arrays that are read; without constants, with one result
-    kept: str = ""  # why no more is fused of what A is made by
-    stopped: str = ""  # why no more is fused of what is made of C
-    beside: list[Region] = field(default_factory=list)  # all of its program, until the first of them is lowered
+    Attributes:
+      jaxpr: of the arrays that are read; without constants, with one result. Compared by its structure.
+      kernel: what a kernel computes of them.
+    """
+
+    jaxpr: Jaxpr
+    kernel: RegionDot
+
+    @classmethod
+    def of(cls, jaxpr: Jaxpr, kernel: RegionDot | None = None) -> Region:
+        """A region of a jaxpr, with what a reader says of it.
+
+        Raises:
+          NoView, Unfusable, UnsupportedDot: as read_region does, where `kernel` is None.
+        """
+        kernel = kernel or read_region(jaxpr)
+        numbers = {x: i for i, x in enumerate(jaxpr.invars)}
+        return cls(jaxpr, replace(kernel, sources=tuple(numbers[x] for x in kernel.sources)))
 
     @functools.cached_property
-    def _key(self) -> _Key:
-        return _Key(self.jaxpr)
+    def _key(self) -> tuple[int, Hashable]:
+        key = structure(self.jaxpr), self.kernel
+        return hash(key), key
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Region) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash(self._key)
-
-    @functools.cached_property
-    def layout(self) -> Layout:
-        """What a kernel is asked for.
-
-        Raises:
-          NoView, Unfusable, UnsupportedDot: as layout() does.
-        """
-        return _layout(_Key(written_out(self.jaxpr, _body)))
+        return self._key[0]
 
     @functools.cached_property
     def product(self) -> JaxprEqn:
@@ -58,32 +62,23 @@ class Region:
         return tuple(_name(eqn) for eqn in self.jaxpr.eqns if eqn.primitive not in PRODUCTS)
 
     @property
-    def unsupported(self) -> str:
-        """Why there is no problem to make a kernel of; empty where there is one."""
-        try:
-            self.layout.dot()
-        except (NoView, Unfusable, UnsupportedDot) as reason:
-            return str(reason)
-        return ""
-
-    @property
     def unpacks(self) -> list[JaxprEqn]:
         """The equations that unpack weights."""
         return [eqn for eqn in self.jaxpr.eqns if eqn.primitive is nano_unpack_p]
 
-    def unpacked(self, *arrays: Any) -> jax.Array:
-        """Computes the region as one of the arrays that packed weights stand for."""
+    def with_unpacked(self, *arrays: Any) -> tuple[Jaxpr, list[Any]]:
+        """The program of the arrays that packed weights stand for, and those arrays.
+
+        Args:
+          *arrays: the region's.
+        """
         values: dict[Atom, Any] = dict(zip(self.jaxpr.invars, arrays, strict=True))
         for eqn in self.unpacks:
             (panels,), (array,) = eqn.invars, eqn.outvars
             values[array] = nano_unpack_p.bind(values.pop(panels), **eqn.params)
         eqns = [eqn for eqn in self.jaxpr.eqns if eqn.primitive is not nano_unpack_p]
         jaxpr = self.jaxpr.replace(invars=[x for x in values if isinstance(x, Var)], eqns=eqns)
-        return nano_region_p.bind(*values.values(), region=Region(jaxpr, self.kept, self.stopped))
-
-    def between(self, kept: str, stopped: str, beside: list[Region]) -> Region:
-        """The region with reasons why it holds no more on either side, in a program that has others."""
-        return Region(self.jaxpr, kept, stopped, beside)
+        return jaxpr, list(values.values())
 
     def __call__(self, *arrays: Any) -> jax.Array:
         """Computes the region, equation by equation."""
@@ -91,16 +86,17 @@ class Region:
         return result
 
 
-CALLS = {jit_p: "jaxpr", custom_jvp_call_p: "call_jaxpr"}
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Why a region holds no more; for reports, and no part of what is computed.
 
+    Attributes:
+      prologue: what comes before, on A, and is not fused; empty where nothing does.
+      epilogue: what comes next, on C, and is not fused.
+    """
 
-def called(eqn: JaxprEqn) -> Jaxpr:
-    """The jaxpr of an equation that calls it, one of CALLS."""
-    return eqn.params[CALLS[eqn.primitive]].jaxpr
-
-
-def _body(eqn: JaxprEqn) -> Jaxpr | None:
-    return called(eqn) if eqn.primitive in CALLS else None
+    prologue: str = ""
+    epilogue: str = ""
 
 
 def _name(eqn: JaxprEqn) -> str:
@@ -108,24 +104,6 @@ def _name(eqn: JaxprEqn) -> str:
         return f"conversion to {type_of(eqn.outvars[0]).dtype.name}"
     if eqn.primitive is nano_unpack_p:
         return "packed weight"
-    return called(eqn).debug_info.func_name if eqn.primitive is custom_jvp_call_p else eqn.primitive.name
-
-
-class _Key:
-    """A jaxpr as a key: by its structure, whose hash is taken once."""
-
-    def __init__(self, jaxpr: Jaxpr):
-        self.jaxpr = jaxpr
-        self.structure: Hashable = structure(jaxpr)
-        self.hash = hash(self.structure)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.structure == other.structure
-
-    def __hash__(self) -> int:
-        return self.hash
-
-
-@functools.lru_cache(maxsize=4096)
-def _layout(key: _Key) -> Layout:
-    return layout(key.jaxpr)
+    if eqn.primitive is custom_jvp_call_p and (body := body_of(eqn)):
+        return body.debug_info.func_name
+    return eqn.primitive.name

@@ -1,4 +1,4 @@
-"""Rebinding: a function with some of its primitives replaced, at any depth of its program."""
+"""Rewriting: a function with some of its primitives replaced, at any depth of its program."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _ARRAY_FUNCTIONS = frozenset({"bwd", "rule"})  # the backward pass of custom_vjp
 PLACE = jax.ShapeDtypeStruct((), np.float32)  # where an array belongs among leaves
 
 
-class Rebinding:
+class PrimitiveRewrite:
     """Replaces primitives by others that take the same operands and parameters and give the same types.
 
-    `Rebinding({p: q})(f)` has f's signature and results. Calling it traces f to a jaxpr, puts q for every p there and
-    in the jaxprs of its higher-order primitives (jit, scan, while, cond, remat, shard_map, custom derivatives, ...),
-    and evaluates the outcome: it composes with every transformation on either side.
+    `PrimitiveRewrite({p: q})(f)` has f's signature and results. Calling it traces f to a jaxpr, puts q for every p
+    there and in the jaxprs of its higher-order primitives (jit, scan, while, cond, remat, shard_map, custom
+    derivatives, ...), and evaluates the outcome: it composes with every transformation on either side.
 
     Arrays among f's arguments are traced, in any pytree; all else reaches f as it is, and what f returns beside arrays
     is returned as it is.
@@ -37,44 +37,44 @@ class Rebinding:
         self._primitives = dict(primitives)
         self._first = first or (lambda jaxpr: jaxpr)
         # A jaxpr used twice stays one jaxpr: JAX then differentiates and lowers it once. None: as it was.
-        self._rebound: WeakKeyDictionary[Jaxpr, Jaxpr | None] = WeakKeyDictionary()
-        self._rebound_closed: WeakKeyDictionary[ClosedJaxpr, ClosedJaxpr | None] = WeakKeyDictionary()
+        self._jaxprs: WeakKeyDictionary[Jaxpr, Jaxpr | None] = WeakKeyDictionary()
+        self._closed_jaxprs: WeakKeyDictionary[ClosedJaxpr, ClosedJaxpr | None] = WeakKeyDictionary()
 
     def __call__(self, f: F) -> F:
         """Returns f with its primitives replaced."""
 
         @functools.wraps(f)
-        def rebound(*args, **kwargs):
+        def rewritten(*args, **kwargs):
             leaves, tree = jax.tree.flatten((args, kwargs))
             outs, out_tree = [], tree
 
             def of_arrays(tracers):
                 nonlocal outs, out_tree
-                args, kwargs = tree.unflatten(merged(leaves, tracers))
+                args, kwargs = tree.unflatten(merge_arrays(leaves, tracers))
                 results, out_tree = jax.tree.flatten(f(*args, **kwargs))
                 outs = [PLACE if is_array(leaf) else leaf for leaf in results]  # tracers do not outlive the trace
                 return arrays(results)
 
             jaxpr = jax.make_jaxpr(of_arrays)(arrays(leaves))
             results = jaxpr_as_fun(self._closed(jaxpr))(*arrays(leaves))
-            return out_tree.unflatten(merged(outs, results))
+            return out_tree.unflatten(merge_arrays(outs, results))
 
-        return cast(F, rebound)
+        return cast(F, rewritten)
 
     def _closed(self, closed: ClosedJaxpr) -> ClosedJaxpr:
-        if closed not in self._rebound_closed:
+        if closed not in self._closed_jaxprs:
             jaxpr = self._jaxpr(closed.jaxpr)
-            self._rebound_closed[closed] = None if jaxpr is closed.jaxpr else closed.replace(jaxpr=jaxpr)
-        return self._rebound_closed[closed] or closed
+            self._closed_jaxprs[closed] = None if jaxpr is closed.jaxpr else closed.replace(jaxpr=jaxpr)
+        return self._closed_jaxprs[closed] or closed
 
     def _jaxpr(self, jaxpr: Jaxpr) -> Jaxpr:
-        if jaxpr not in self._rebound:
-            rewritten = self._first(jaxpr)
-            eqns = [self._eqn(eqn) for eqn in rewritten.eqns]
-            if any(new is not old for new, old in zip(eqns, rewritten.eqns, strict=True)):
-                rewritten = rewritten.replace(eqns=eqns)
-            self._rebound[jaxpr] = None if rewritten is jaxpr else rewritten
-        return self._rebound[jaxpr] or jaxpr
+        if jaxpr not in self._jaxprs:
+            new = self._first(jaxpr)
+            eqns = [self._eqn(eqn) for eqn in new.eqns]
+            if any(x is not old for x, old in zip(eqns, new.eqns, strict=True)):
+                new = new.replace(eqns=eqns)
+            self._jaxprs[jaxpr] = None if new is jaxpr else new
+        return self._jaxprs[jaxpr] or jaxpr
 
     def _eqn(self, eqn: JaxprEqn) -> JaxprEqn:
         primitive = self._primitives.get(eqn.primitive, eqn.primitive)
@@ -102,7 +102,7 @@ class Rebinding:
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a leaf of a pytree is traced; an abstract array stands for an array."""
+    """Is true for the leaves of a pytree that are traced; an abstract array stands for an array."""
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
@@ -111,7 +111,7 @@ def arrays(leaves: Sequence[Any]) -> list[Any]:
     return [leaf for leaf in leaves if is_array(leaf)]
 
 
-def merged(leaves: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-    """The leaves with values in the places of the arrays."""
+def merge_arrays(leaves: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    """Puts values in the places of the arrays among leaves."""
     remaining = iter(values)
     return [next(remaining) if is_array(leaf) else leaf for leaf in leaves]

@@ -15,14 +15,14 @@ from jax import Array, lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jax.extend.core.primitives import broadcast_in_dim_p, scatter_add_p
 
-from jax_nano.jaxpr.inline import Atom, type_of, written_out
+from jax_nano.jaxpr.inline import Atom, inline_calls, type_of
 
 ADDITIONS = frozenset({"add", "add_any"})
 NARROW = frozenset({jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)})
 
 
-def scattered(jaxpr: Jaxpr) -> Jaxpr:
-    """The jaxpr with scatter_add(x, i, u) for each x + scatter_add(zeros, i, u) whose scatter nothing else uses.
+def rewrite_scatter_adds(jaxpr: Jaxpr) -> Jaxpr:
+    """Puts scatter_add(x, i, u) in the place of each x + scatter_add(zeros, i, u) whose scatter nothing else uses.
 
     bf16 and f16 are scattered in f32, and rounded once.
     """
@@ -41,11 +41,11 @@ def scattered(jaxpr: Jaxpr) -> Jaxpr:
     if not bodies:
         return jaxpr
     eqns = [eqn for eqn in eqns if replaced.isdisjoint(eqn.outvars)]
-    return written_out(jaxpr.replace(eqns=eqns), lambda eqn: bodies.get(eqn.outvars[0]) if eqn.outvars else None)
+    return inline_calls(jaxpr.replace(eqns=eqns), lambda eqn: bodies.get(eqn.outvars[0]) if eqn.outvars else None)
 
 
 class _Scatters:
-    """What a jaxpr scatters over zeros, to use it once."""
+    """The scatters over zeros of a jaxpr, and how often they are used."""
 
     def __init__(self, jaxpr: Jaxpr):
         makers = {out: eqn for eqn in jaxpr.eqns for out in eqn.outvars}
@@ -55,7 +55,7 @@ class _Scatters:
         self.uses = Counter(x for atoms in users for x in atoms if isinstance(x, Var)) if self.found else Counter()
 
     def added_by(self, eqn: JaxprEqn) -> tuple[Atom, JaxprEqn] | None:
-        """What an equation adds to a scatter, and the scatter."""
+        """The value that an equation adds to a scatter, and the scatter."""
         if not self.found or eqn.primitive.name not in ADDITIONS:
             return None
         for x, other in (eqn.invars, reversed(eqn.invars)):

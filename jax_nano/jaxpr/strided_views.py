@@ -1,4 +1,4 @@
-"""Views: arrays seen by strides. Transposes, reshapes and broadcasts change the strides and move nothing."""
+"""Strided views of arrays: transposes, reshapes and broadcasts change the strides and move nothing."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from jax_nano.ir.dot import row_major_strides
 
 
 class NoView(Exception):
-    """Strides do not say what is asked for; the text says why."""
+    """No strides describe an array as it is seen; the text says why."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """A run of steps along one dimension, `stride` elements apart."""
+class SubDim:
+    """A part of a dimension: `size` steps, `stride` elements apart."""
 
     size: int
     stride: int
 
 
-Dim = tuple[Part, ...]  # outermost part first, none of size 1; neighbours that one stride serves are one part
+Dim = tuple[SubDim, ...]  # outermost first, none of size 1; neighbours that one stride serves are one
 
 
 @dataclass(frozen=True)
-class View:
-    """An array in memory. The elements of a dimension are those of its parts, the last part's fastest."""
+class StridedView:
+    """An array in memory. Each dimension steps through its parts, the last of them fastest."""
 
     dims: tuple[Dim, ...]
 
     @classmethod
-    def of(cls, shape: Sequence[int], strides: Sequence[int] | None = None) -> View:
+    def of(cls, shape: Sequence[int], strides: Sequence[int] | None = None) -> StridedView:
         """An array with these strides in elements; row-major where there are none."""
         strides = row_major_strides(shape) if strides is None else strides
-        return cls(tuple(joined([Part(size, stride)]) for size, stride in zip(shape, strides, strict=True)))
+        return cls(tuple(coalesce([SubDim(size, stride)]) for size, stride in zip(shape, strides, strict=True)))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -46,20 +46,20 @@ class View:
         """How many elements there are in memory."""
         return math.prod(part.size for dim in self.dims for part in dim if part.stride)
 
-    def transposed(self, permutation: Sequence[int]) -> View:
+    def transposed(self, permutation: Sequence[int]) -> StridedView:
         """Dimension i of the result is dimension permutation[i] of this."""
-        return View(tuple(self.dims[d] for d in permutation))
+        return StridedView(tuple(self.dims[d] for d in permutation))
 
-    def broadcast(self, shape: Sequence[int], dimensions: Sequence[int]) -> View:
+    def broadcast(self, shape: Sequence[int], dimensions: Sequence[int]) -> StridedView:
         """Of this shape, with dimension d of this as dimension dimensions[d]; the other elements repeat these."""
-        dims = [joined([Part(size, 0)]) for size in shape]
+        dims = [coalesce([SubDim(size, 0)]) for size in shape]
         for dim, to in zip(self.dims, dimensions, strict=True):
             if extent(dim) == shape[to]:
                 dims[to] = dim
-        return View(tuple(dims))
+        return StridedView(tuple(dims))
 
-    def reshaped(self, shape: Sequence[int]) -> View:
-        """The same elements in the same order, in other dimensions.
+    def reshaped(self, shape: Sequence[int]) -> StridedView:
+        """This array's elements in their order, in other dimensions.
 
         Raises:
           NoView: a part would have to be divided where its size has no such divisor.
@@ -69,11 +69,11 @@ class View:
         for size in shape:
             taken = []
             while (left := size // math.prod(part.size for part in taken)) > 1:
-                outer, *inner = divided(parts.pop(0), left)
+                outer, *inner = split_outer(parts.pop(0), left)
                 taken.append(outer)
                 parts = inner + parts
-            dims.append(joined(taken))
-        return View(tuple(dims))
+            dims.append(coalesce(taken))
+        return StridedView(tuple(dims))
 
 
 def extent(dim: Dim) -> int:
@@ -81,8 +81,8 @@ def extent(dim: Dim) -> int:
     return math.prod(part.size for part in dim)
 
 
-def divided(part: Part, most: int) -> list[Part]:
-    """The outermost steps of a part, as many as `most` allows, and those inside of each.
+def split_outer(part: SubDim, most: int) -> list[SubDim]:
+    """Splits a part into its outermost `most` steps, and those inside of each.
 
     Raises:
       NoView: neither size divides the other.
@@ -91,23 +91,23 @@ def divided(part: Part, most: int) -> list[Part]:
         return [part]
     if part.size % most == 0:
         inner = part.size // most
-        return [Part(most, part.stride * inner), Part(inner, part.stride)]
+        return [SubDim(most, part.stride * inner), SubDim(inner, part.stride)]
     raise NoView(f"a reshape divides a run of {part.size} elements into {most}")
 
 
-def joined(parts: Sequence[Part]) -> Dim:
-    """A dimension of these parts."""
-    result: list[Part] = []
+def coalesce(parts: Sequence[SubDim]) -> Dim:
+    """Makes a dimension of parts: joins neighbours that one stride serves, drops those of size 1."""
+    result: list[SubDim] = []
     for part in parts:
         if result and result[-1].stride == part.size * part.stride:
-            result.append(Part(part.size * result.pop().size, part.stride))
+            result.append(SubDim(part.size * result.pop().size, part.stride))
         elif part.size != 1:
             result.append(part)
     return tuple(result)
 
 
-def together(*dims: Dim) -> list[tuple[int, ...]]:
-    """Dimensions of the same extent as runs that all are made of: (size, stride in each).
+def common_runs(*dims: Dim) -> list[tuple[int, ...]]:
+    """Splits dimensions of the same extent into runs that all have in common: (size, stride in each).
 
     Raises:
       NoView: their parts do not divide each other.
@@ -121,6 +121,6 @@ def together(*dims: Dim) -> list[tuple[int, ...]]:
             sizes = " and of ".join(str(size) for size in sorted({part.size for part in parts}))
             raise NoView(f"runs of {sizes} elements do not divide each other")
         for of_dim, part in zip(left, parts, strict=True):
-            of_dim.extend(joined([Part(part.size // size, part.stride * size)]))
+            of_dim.extend(coalesce([SubDim(part.size // size, part.stride * size)]))
         result.append((size, *(part.stride for part in parts)))
     return result[::-1]

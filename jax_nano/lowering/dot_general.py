@@ -15,13 +15,13 @@ from jax.interpreters import ad, batching, mlir, partial_eval, xla
 from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
 from jax_nano.jaxpr.primitives import nano_dot_general_p
-from jax_nano.jaxpr.rewrite import Rebinding
+from jax_nano.jaxpr.rewrite import PrimitiveRewrite
 from jax_nano.lowering.custom_call import custom_call
-from jax_nano.lowering.precision import followed
+from jax_nano.lowering.precision import with_precision
 from jax_nano.runtime.report import Report, tell
 from jax_nano.runtime.tuning import best_kernel_for
 
-nano = Rebinding({dot_general_p: nano_dot_general_p})
+nano = PrimitiveRewrite({dot_general_p: nano_dot_general_p})
 """`nano(f)` is f with jax_nano's product for every lax.dot_general in it, however deep."""
 
 nano_dot_general_p.def_impl(partial(xla.apply_primitive, nano_dot_general_p))
@@ -87,21 +87,21 @@ def _source(value: mlir.ir.Value, aval: Any) -> tuple[mlir.ir.Value, Operand]:
 
 def _dot(ctx: mlir.LoweringRuleContext, lhs: Operand, rhs: Operand, dimension_numbers, precision) -> Dot:
     (out,) = ctx.avals_out
-    return settled(ctx, Dot.of(lhs, rhs, dimension_numbers, dtype_name(out.dtype)), precision)
+    check_partitioning(ctx)
+    return with_precision(precision, Dot.of(lhs, rhs, dimension_numbers, dtype_name(out.dtype)))
 
 
-def settled(ctx: mlir.LoweringRuleContext, dot: Dot, precision) -> Dot:
-    """The problem with what `precision` asks for.
+def check_partitioning(ctx: mlir.LoweringRuleContext) -> None:
+    """Checks that a kernel may stand where the context is.
 
     Raises:
-      UnsupportedDot: kernels do not compute that, or may not stand where the context is.
+      UnsupportedDot: XLA would partition it.
     """
     if (devices := _automatic_devices(ctx.module_context.axis_context)) > 1:
         raise UnsupportedDot(
             f"XLA partitions this program over {devices} devices and would gather both operands on each for a custom "
             "call; under shard_map every device runs a kernel on its shard"
         )
-    return followed(precision, dot)
 
 
 def _automatic_devices(context) -> int:

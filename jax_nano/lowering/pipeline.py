@@ -1,21 +1,47 @@
-"""The passes from a program to one whose products are kernels, in order."""
+"""The passes from a program to one whose products are kernels: `print(PASSES)` shows them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
 from jax.extend.core import Jaxpr
 
-from jax_nano.jaxpr.fusion import fused, light_call
-from jax_nano.jaxpr.inline import written_out
-from jax_nano.jaxpr.narrow_sums import summed
-from jax_nano.jaxpr.scatter_add import scattered
-from jax_nano.weights.int8_activations import with_integer_activations
+from jax_nano.jaxpr.fusion import fuse_products
+from jax_nano.jaxpr.inline import inline_calls
+from jax_nano.jaxpr.legality import inlinable
+from jax_nano.jaxpr.narrow_sums import rewrite_narrow_sums
+from jax_nano.jaxpr.scatter_add import rewrite_scatter_adds
+from jax_nano.weights.int8_activations import quantize_activations
 
 
-def optimized(jaxpr: Jaxpr, *, every_prologue: bool = False) -> Jaxpr:
-    """The jaxpr with a nano_region for each product that has a kernel.
+@dataclass(frozen=True)
+class Pass:
+    """A rewrite of a jaxpr into one that takes and gives the same."""
 
-    Args:
-      jaxpr: a program.
-      every_prologue: whether elementwise work on A is fused however long it takes.
-    """
-    return fused(with_integer_activations(scattered(summed(written_out(jaxpr, light_call)))), every_prologue)
+    name: str
+    run: Callable[[Jaxpr], Jaxpr] = field(repr=False)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+PASSES = [
+    Pass("inline", partial(inline_calls, body=inlinable)),
+    Pass("narrow_sums", rewrite_narrow_sums),
+    Pass("scatter_add", rewrite_scatter_adds),
+    Pass("int8_activations", quantize_activations),
+    Pass("fuse", fuse_products),
+]
+"""For `accelerate`."""
+
+WHOLE_PASSES = [*PASSES[:-1], Pass("fuse_whole", partial(fuse_products, every_prologue=True))]
+"""For `fused_matmul`: all elementwise work on A is fused, whether that pays or not."""
+
+
+def run_passes(jaxpr: Jaxpr, passes: Sequence[Pass] = tuple(PASSES)) -> Jaxpr:
+    """Runs passes one after the other."""
+    for each in passes:
+        jaxpr = each.run(jaxpr)
+    return jaxpr

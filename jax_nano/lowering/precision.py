@@ -37,8 +37,8 @@ X9 = ((2, 2), (1, 2), (2, 1), *X6)
 TERMS = {Preset.BF16_BF16_F32_X3: X3, Preset.BF16_BF16_F32_X6: X6, Preset.BF16_BF16_F32_X9: X9}
 
 
-def followed(precision, dot: Dot) -> Dot:
-    """The problem with what a `precision` of lax.dot_general asks for.
+def with_precision(precision, dot: Dot) -> Dot:
+    """Gives a product the algorithm that a `precision` of lax.dot_general asks for.
 
     Without one, products are exact and summed in the problem's accumulator. A lax.Precision asks for nothing else: it
     bounds the error from above.
@@ -54,17 +54,17 @@ def followed(precision, dot: Dot) -> Dot:
             return dot
         case DotAlgorithmPreset() if precision is not Preset.DEFAULT:
             dtype, acc = TYPES[precision]
-            return rounded(dot, str(precision), (dtype, dtype), acc, TERMS.get(precision, ((0, 0),)))
+            return with_rounding(dot, str(precision), (dtype, dtype), acc, TERMS.get(precision, ((0, 0),)))
         case DotAlgorithm():
             if precision[3:6] != (1, 1, 1):
                 raise UnsupportedDot(f"only presets say which products of components are added up, not {precision}")
             lhs, rhs, acc = map(dtype_name, precision[:3])
-            return rounded(dot, "the algorithm", (lhs, rhs), acc, ((0, 0),))
+            return with_rounding(dot, "the algorithm", (lhs, rhs), acc, ((0, 0),))
     return dot
 
 
-def rounded(dot: Dot, name: str, types: tuple[str, str], acc: str, terms: tuple[tuple[int, int], ...]) -> Dot:
-    """The problem with operands rounded to these types.
+def with_rounding(dot: Dot, name: str, types: tuple[str, str], acc: str, terms: tuple[tuple[int, int], ...]) -> Dot:
+    """Gives a product an algorithm that rounds its operands to these types.
 
     Raises:
       UnsupportedDot: it is summed in another type, or there is no such rounding.
@@ -77,4 +77,4 @@ def rounded(dot: Dot, name: str, types: tuple[str, str], acc: str, terms: tuple[
         return dot
     if len({*types}) > 1 or not narrower <= {"bf16", "f16"}:
         raise UnsupportedDot(f"{name} rounds to {' and '.join(dict.fromkeys(types))}; kernels round to bf16 or f16")
-    return dot.following(Algorithm(dtype=types[0], terms=terms))
+    return dot.with_algorithm(Algorithm(dtype=types[0], terms=terms))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -10,32 +10,45 @@ from typing import Any
 
 import jax
 from jax import Array
-from jax.extend.core import JaxprEqn
+from jax.extend.core import ClosedJaxpr, JaxprEqn, jaxpr_as_fun
 from jax.extend.core.primitives import dot_general_p
 from jax.interpreters import ad, batching, mlir, partial_eval, xla
 
 from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.jaxpr.primitives import nano_dot_general_p, nano_region_p
-from jax_nano.jaxpr.region import Region
-from jax_nano.jaxpr.rewrite import Rebinding
+from jax_nano.jaxpr.region import Limits, Region
+from jax_nano.jaxpr.region_growth import UNREADABLE
+from jax_nano.jaxpr.rewrite import PrimitiveRewrite
 from jax_nano.lowering.custom_call import custom_call
-from jax_nano.lowering.dot_general import equation_of, nano, remat_rule, settled
-from jax_nano.lowering.pipeline import optimized
+from jax_nano.lowering.dot_general import check_partitioning, equation_of, nano, remat_rule
+from jax_nano.lowering.pipeline import WHOLE_PASSES, run_passes
+from jax_nano.lowering.precision import with_precision
 from jax_nano.runtime.report import Report, reports, tell
 from jax_nano.runtime.tuning import begin_kernels, best_kernel_for
 
-accelerated = Rebinding({dot_general_p: nano_dot_general_p}, first=optimized)
+Kernels = tuple[tuple[Dot, Any], ...]  # of products: each with the precision of its product
+
+accelerated = PrimitiveRewrite({dot_general_p: nano_dot_general_p}, first=run_passes)
 """`accelerated(f)` is f with a kernel for every product in it and what can be fused with it, however deep."""
 
-accelerated_whole = Rebinding({dot_general_p: nano_dot_general_p}, first=partial(optimized, every_prologue=True))
+accelerated_whole = PrimitiveRewrite(
+    {dot_general_p: nano_dot_general_p}, first=partial(run_passes, passes=tuple(WHOLE_PASSES))
+)
 """Like `accelerated`, with all elementwise work on A fused, whether that pays or not."""
 
 
-def _abstract(*_: Any, region: Region) -> Any:
+def _abstract(*_: Any, region: Region, **__: Any) -> Any:
     return region.jaxpr.outvars[0].aval
 
 
-nano_region_p.def_impl(partial(xla.apply_primitive, nano_region_p))
+def _evaluate(*arrays: Array, region: Region, limits: Limits, upcoming: Kernels) -> Array:  # noqa: ARG001
+    """Computes a region by itself. Equal regions are one program, whatever stands around them."""
+    begin_kernels(_supported_dots(upcoming))
+    return _apply(*arrays, region=region, limits=Limits(), upcoming=())
+
+
+_apply = partial(xla.apply_primitive, nano_region_p)
+nano_region_p.def_impl(_evaluate)
 nano_region_p.def_abstract_eval(_abstract)
 
 
@@ -44,7 +57,7 @@ nano_region_p.def_abstract_eval(_abstract)
 
 @partial(jax.jit, static_argnames="region", inline=True)
 @accelerated
-def _differentiated(region: Region, primals: list[Array], tangents: list[Array | None]) -> tuple[Array, Array]:
+def _jvp_program(region: Region, primals: list[Array], tangents: list[Array | None]) -> tuple[Array, Array]:
     moving = [i for i, tangent in enumerate(tangents) if tangent is not None]
 
     def of(*values: Array) -> Array:
@@ -55,7 +68,9 @@ def _differentiated(region: Region, primals: list[Array], tangents: list[Array |
 
 @partial(jax.jit, static_argnames=("region", "linear"), inline=True)
 @accelerated
-def _transposed(region: Region, linear: tuple[bool, ...], arrays: list[Array | None], cotangent: Array) -> list[Array]:
+def _transpose_program(
+    region: Region, linear: tuple[bool, ...], arrays: list[Array | None], cotangent: Array
+) -> list[Array]:
     places = [i for i, is_linear in enumerate(linear) if is_linear]
 
     def of(*values: Array) -> Array:
@@ -67,25 +82,25 @@ def _transposed(region: Region, linear: tuple[bool, ...], arrays: list[Array | N
 
 @partial(jax.jit, static_argnames=("region", "axes"), inline=True)
 @accelerated
-def _batched(region: Region, axes: tuple[int | None, ...], arrays: list[Array]) -> Array:
+def _batch_program(region: Region, axes: tuple[int | None, ...], arrays: list[Array]) -> Array:
     return jax.vmap(region, axes)(*arrays)
 
 
-def _jvp(primals, tangents, *, region: Region):
+def _jvp(primals, tangents, *, region: Region, **_):
     known = [None if type(t) is ad.Zero or t.dtype == jax.dtypes.float0 else t for t in tangents]
-    out, tangent = _differentiated(region, list(primals), known)
+    out, tangent = _jvp_program(region, list(primals), known)
     return out, ad.Zero(jax.typeof(out).to_tangent_aval()) if tangent.dtype == jax.dtypes.float0 else tangent
 
 
-def _transpose(cotangent, *arrays, region: Region):
+def _transpose(cotangent, *arrays, region: Region, **_):
     linear = tuple(map(ad.is_undefined_primal, arrays))
     known = [None if is_linear else x for is_linear, x in zip(linear, arrays, strict=True)]
-    results = iter(_transposed(region, linear, known, cotangent))
+    results = iter(_transpose_program(region, linear, known, cotangent))
     return [next(results) if is_linear else None for is_linear in linear]
 
 
-def _batch(arrays, axes, *, region: Region):
-    return _batched(region, tuple(axes), list(arrays)), 0
+def _batch(arrays, axes, *, region: Region, **_):
+    return _batch_program(region, tuple(axes), list(arrays)), 0
 
 
 def _product(eqn: JaxprEqn) -> JaxprEqn:
@@ -98,45 +113,59 @@ batching.primitive_batchers[nano_region_p] = _batch
 partial_eval.partial_eval_jaxpr_custom_rules[nano_region_p] = remat_rule(_product)
 
 
-def _lower(ctx: mlir.LoweringRuleContext, *arrays: mlir.ir.Value, region: Region):
-    product = region.product
+def _lower(
+    ctx: mlir.LoweringRuleContext, *arrays: mlir.ir.Value, region: Region, limits: Limits, upcoming: Kernels
+) -> Any:
+    product, kernel = region.product, region.kernel
     equation = equation_of([x.aval for x in (*product.invars, *product.outvars)], product.params["dimension_numbers"])
     try:
-        layout = region.layout
-        dot = settled(ctx, layout.dot(), layout.precision)
-        begin_kernels(_first_of(region.beside, ctx))
-        kernel = best_kernel_for(dot)
+        check_partitioning(ctx)
+        begin_kernels(_supported_dots(upcoming))
+        dot = with_precision(kernel.precision, kernel.dot)
+        compiled = best_kernel_for(dot)
     except UnsupportedDot as reason:
-        lower, text = (_unpacked, "unpacked") if region.unpacks else (_unfused, "not fused")
-        with reports(alone=True) as collected:
-            result = lower(ctx, *arrays, region=region)
-        for report in collected:
-            tell(replace(report, stopped=f"{text}: {reason}"))
-        return result
-    ends = {"kept": region.kept, "stopped": region.stopped}
-    tell(Report(equation=equation, problem=dot, kernel=kernel, fused=region.fused, **ends))
-    operands = ctx.replace(avals_in=[ctx.avals_in[i] for i in layout.sources])
-    return custom_call(operands, kernel, [arrays[i] for i in layout.sources])
+        return _lower_without_kernel(ctx, arrays, region, reason)
+    ends = {"kept": limits.prologue, "stopped": limits.epilogue}
+    tell(Report(equation=equation, problem=dot, kernel=compiled, fused=region.fused, **ends))
+    operands = ctx.replace(avals_in=[ctx.avals_in[i] for i in kernel.sources])
+    return custom_call(operands, compiled, [arrays[i] for i in kernel.sources])
 
 
-def _first_of(beside: list[Region], ctx: mlir.LoweringRuleContext) -> Iterator[Dot]:
-    """The problems of all regions of a program, for the first of them that is lowered; none for the others."""
-    regions = beside[:]
-    beside.clear()
-    for region in regions:
+def _lower_without_kernel(
+    ctx: mlir.LoweringRuleContext, arrays: Iterable[mlir.ir.Value], region: Region, reason: UnsupportedDot
+) -> Any:
+    """Lowers a region with its weights unpacked, if it has any, or equation by equation."""
+    lower, text = (_lower_unpacked, "unpacked") if region.unpacks else (_lower_equations, "not fused")
+    with reports(alone=True) as collected:
+        result = lower(ctx, *arrays, region=region)
+    for report in collected:
+        tell(replace(report, stopped=f"{text}: {reason}"))
+    return result
+
+
+def _supported_dots(upcoming: Kernels) -> Iterator[Dot]:
+    """The products of kernels that follow what their precision asks for."""
+    for dot, precision in upcoming:
         with suppress(UnsupportedDot):
-            yield settled(ctx, region.layout.dot(), region.layout.precision)
+            yield with_precision(precision, dot)
 
 
-def _with_unpacked(*arrays: Array, region: Region) -> Array:
-    return region.unpacked(*arrays)
+def _compute_unpacked(*arrays: Array, region: Region) -> Array:
+    """Computes a region as one of the arrays that packed weights stand for."""
+    jaxpr, unpacked = region.with_unpacked(*arrays)
+    try:
+        inner = Region.of(jaxpr)
+    except UNREADABLE:
+        (result,) = nano(jaxpr_as_fun(ClosedJaxpr(jaxpr, ())))(*unpacked)
+        return result
+    return nano_region_p.bind(*unpacked, region=inner, limits=Limits(), upcoming=())
 
 
-def _evaluated(*arrays: Array, region: Region) -> Array:
+def _compute_equations(*arrays: Array, region: Region, **_: Any) -> Array:
     return region(*arrays)
 
 
-_unpacked = mlir.lower_fun(_with_unpacked, multiple_results=False)
-_unfused = mlir.lower_fun(nano(_evaluated), multiple_results=False)
-mlir.register_lowering(nano_region_p, mlir.lower_fun(_evaluated, multiple_results=False), cacheable=False)
+_lower_unpacked = mlir.lower_fun(_compute_unpacked, multiple_results=False)
+_lower_equations = mlir.lower_fun(nano(_compute_equations), multiple_results=False)
+mlir.register_lowering(nano_region_p, mlir.lower_fun(_compute_equations, multiple_results=False), cacheable=False)
 mlir.register_lowering(nano_region_p, _lower, platform="cpu", cacheable=False)

@@ -17,8 +17,8 @@ from jax_nano.jaxpr.primitives import PRODUCTS, nano_dequantize_p
 from jax_nano.weights.quantized import STEPS, no_derivative
 
 
-def with_integer_activations(jaxpr: Jaxpr) -> Jaxpr:
-    """The jaxpr with the other operand rounded in every product with a weight that asks for it.
+def quantize_activations(jaxpr: Jaxpr) -> Jaxpr:
+    """Rounds the other operand of every product with a weight that asks for it.
 
     Those are products that sum along the weight's rows. Derivatives are those of the product that is not rounded.
     """
@@ -29,10 +29,10 @@ def with_integer_activations(jaxpr: Jaxpr) -> Jaxpr:
     }
     if not weights:
         return jaxpr
-    return jaxpr.replace(eqns=[_rounded(eqn, weights) for eqn in jaxpr.eqns])
+    return jaxpr.replace(eqns=[_with_rounded_rows(eqn, weights) for eqn in jaxpr.eqns])
 
 
-def _rounded(eqn: JaxprEqn, weights: dict[Any, JaxprEqn]) -> JaxprEqn:
+def _with_rounded_rows(eqn: JaxprEqn, weights: dict[Any, JaxprEqn]) -> JaxprEqn:
     if eqn.primitive not in PRODUCTS:
         return eqn
     x, w = eqn.invars

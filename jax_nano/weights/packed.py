@@ -93,19 +93,19 @@ def pack(w: ArrayLike) -> PackedWeight:
     k, n = w.shape[-2:]
     isa = target(machine := machine_for())
     return PackedWeight(
-        panels=_packed(w, panels_for(dtype_name(w.dtype), k, n, machine, isa)), k=k, n=n, target=isa.name
+        panels=_pack_panels(w, panels_for(dtype_name(w.dtype), k, n, machine, isa)), k=k, n=n, target=isa.name
     )
 
 
 @partial(jax.jit, static_argnames="panels")
-def _packed(w: Array, panels: Panels) -> Array:
+def _pack_panels(w: Array, panels: Panels) -> Array:
     *batch, k, n = w.shape
     padded = jnp.pad(w, [*[(0, 0)] * len(batch), (0, panels.rows - k), (0, panels.columns - n)])
     pieces = padded.reshape(*batch, panels.rows // panels.vnni, panels.vnni, -1, panels.width)
     return jnp.moveaxis(pieces, (-2, -4, -1, -3), (-4, -3, -2, -1))
 
 
-def _unpacked(panels: Array, k: int, n: int) -> Array:
+def _unpack_panels(panels: Array, k: int, n: int) -> Array:
     count, groups, width, group = panels.shape[-4:]
     pieces = jnp.moveaxis(panels, (-4, -3, -2, -1), (-2, -4, -1, -3))
     return pieces.reshape(*panels.shape[:-4], groups * group, count * width)[..., :k, :n]
@@ -133,4 +133,4 @@ nano_unpack_p.def_impl(partial(xla.apply_primitive, nano_unpack_p))
 nano_unpack_p.def_abstract_eval(_abstract)
 ad.primitive_jvps[nano_unpack_p] = _jvp
 batching.primitive_batchers[nano_unpack_p] = _batch
-mlir.register_lowering(nano_unpack_p, mlir.lower_fun(_unpacked, multiple_results=False))
+mlir.register_lowering(nano_unpack_p, mlir.lower_fun(_unpack_panels, multiple_results=False))

@@ -134,7 +134,7 @@ def quantize(
     if activations and (group or not symmetric):
         raise ValueError('activations="int8" goes with one scale for a column: group=None and symmetric=True')
     group = None if group is None or group >= w.shape[-2] else group
-    values, scales, zeros = _quantized(w, bits, group, symmetric)
+    values, scales, zeros = _quantize(w, bits=bits, group=group, symmetric=symmetric)
     return QuantizedWeight(
         values=values, scales=scales, zeros=zeros,
         bits=bits, group=group, rows=w.shape[-2], floats=w.dtype, activations=activations,
@@ -167,7 +167,7 @@ def quantization_error(x: ArrayLike, w: QuantizedWeight, dtype: DTypeLike = jnp.
     """
     magnitude = jnp.abs(jnp.asarray(x).astype(jnp.float32))
     wide = replace(w, floats=jnp.dtype(jnp.float32), activations=None).dequantize()
-    scales = jnp.broadcast_to(_of_rows(w.scales.astype(jnp.float32), w.group, w.rows), wide.shape)
+    scales = jnp.broadcast_to(_for_each_row(w.scales.astype(jnp.float32), w.group, w.rows), wide.shape)
     roundoff = float(jnp.finfo(jnp.float32).eps)
     rounded = scales * (0.5 * (1 + 2 * (1 << w.bits) * roundoff))
     error = jnp.matmul(magnitude, rounded + (w.rows + 4) * roundoff * jnp.abs(wide), precision="highest")
@@ -181,9 +181,9 @@ def quantization_error(x: ArrayLike, w: QuantizedWeight, dtype: DTypeLike = jnp.
 
 
 @partial(jax.jit, static_argnames=("bits", "group", "symmetric"))
-def _quantized(w: Array, bits: int, group: int | None, symmetric: bool) -> tuple[Array, Array, Array | None]:
+def _quantize(w: Array, *, bits: int, group: int | None, symmetric: bool) -> tuple[Array, Array, Array | None]:
     rows, wide = w.shape[-2], w.astype(jnp.float32)
-    grouped = _padded(wide, group or rows).reshape(*w.shape[:-2], -1, group or rows, w.shape[-1])
+    grouped = _pad_rows(wide, group or rows).reshape(*w.shape[:-2], -1, group or rows, w.shape[-1])
     low, high = jnp.minimum(grouped.min(-2), 0), jnp.maximum(grouped.max(-2), 0)
     spread, steps = (jnp.maximum(high, -low), (1 << (bits - 1)) - 1) if symmetric else (high - low, (1 << bits) - 1)
     scales = jnp.where(spread > 0, spread / steps, 1)
@@ -192,49 +192,49 @@ def _quantized(w: Array, bits: int, group: int | None, symmetric: bool) -> tuple
         scales = jnp.where(rounded < scales, jnp.nextafter(rounded, jnp.full_like(rounded, jnp.inf)), rounded)
     wide_scales = scales.astype(jnp.float32)
     zeros = None if symmetric else jnp.clip(jnp.round(-low / wide_scales), 0, steps)
-    values = jnp.round(wide / _of_rows(wide_scales, group, rows))
+    values = jnp.round(wide / _for_each_row(wide_scales, group, rows))
     if zeros is None:
         values = jnp.clip(values, -steps, steps).astype(jnp.int8)
     else:
-        values = jnp.clip(values + _of_rows(zeros, group, rows), 0, steps).astype(jnp.uint8)
+        values = jnp.clip(values + _for_each_row(zeros, group, rows), 0, steps).astype(jnp.uint8)
         zeros = zeros.astype(jnp.uint8)
-    return (_in_words(values) if bits == 4 else values), scales, zeros
+    return (_pack_int4(values) if bits == 4 else values), scales, zeros
 
 
-def _padded(x: Array, multiple: int) -> Array:
-    """Rows of zeros added until there is a multiple of them."""
+def _pad_rows(x: Array, multiple: int) -> Array:
+    """Adds rows of zeros until there is a multiple of them."""
     return jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, -x.shape[-2] % multiple), (0, 0)])
 
 
-def _of_rows(x: Array, group: int | None, rows: int) -> Array:
-    """What belongs to each row, of what belongs to each group of rows; one row for all where there is one group."""
+def _for_each_row(x: Array, group: int | None, rows: int) -> Array:
+    """Repeats what belongs to a group for each of its rows; one row stands for all where there is one group."""
     return x if group is None else jnp.repeat(x, group, axis=-2)[..., :rows, :]
 
 
-def _in_words(values: Array) -> Array:
-    """Integers of 4 bits, eight rows in one of words."""
-    codes = _padded(values, INT4_PER_WORD).astype(jnp.uint32) & 15
+def _pack_int4(values: Array) -> Array:
+    """Packs integers of 4 bits, eight rows in one of words."""
+    codes = _pad_rows(values, INT4_PER_WORD).astype(jnp.uint32) & 15
     steps = codes.reshape(*values.shape[:-2], -1, INT4_PER_WORD, values.shape[-1])
     return (steps << _BITS).sum(-2, dtype=jnp.uint32)
 
 
-def _of_words(words: Array, rows: int, signed: bool) -> Array:
-    """The rows of integers in words."""
+def _unpack_int4(words: Array, rows: int, *, signed: bool) -> Array:
+    """Unpacks the rows of integers in words."""
     codes = (words[..., None, :] >> _BITS & 15).astype(jnp.int32)
     codes = (codes ^ 8) - 8 if signed else codes
     return codes.reshape(*words.shape[:-2], -1, words.shape[-1])[..., :rows, :]
 
 
-def _dequantized(
+def _dequantize(  # noqa: PLR0913  the parameters of the primitive
     values: Array, scales: Array, *zeros: Array, bits: int, group: int | None, rows: int, dtype: np.dtype,
     activations: str | None,  # noqa: ARG001
 ) -> Array:  # fmt: skip
     if bits == 4:
-        values = _of_words(values, rows, signed=not zeros)
+        values = _unpack_int4(values, rows, signed=not zeros)
     steps = values.astype(jnp.int32)
     if zeros:
-        steps -= _of_rows(zeros[0], group, rows).astype(jnp.int32)
-    return (steps.astype(jnp.float32) * _of_rows(scales.astype(jnp.float32), group, rows)).astype(dtype)
+        steps -= _for_each_row(zeros[0], group, rows).astype(jnp.int32)
+    return (steps.astype(jnp.float32) * _for_each_row(scales.astype(jnp.float32), group, rows)).astype(dtype)
 
 
 def _abstract(values: Any, *_: Any, rows: int, dtype: np.dtype, **__: Any) -> Any:
@@ -258,4 +258,4 @@ nano_dequantize_p.def_impl(partial(xla.apply_primitive, nano_dequantize_p))
 nano_dequantize_p.def_abstract_eval(_abstract)
 ad.primitive_jvps[nano_dequantize_p] = _jvp
 batching.primitive_batchers[nano_dequantize_p] = _batch
-mlir.register_lowering(nano_dequantize_p, mlir.lower_fun(_dequantized, multiple_results=False))
+mlir.register_lowering(nano_dequantize_p, mlir.lower_fun(_dequantize, multiple_results=False))

@@ -23,7 +23,7 @@ from oracle import kernels, normal
 
 import jax_nano
 from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
-from jax_nano.lowering.precision import followed
+from jax_nano.lowering.precision import with_precision
 from jax_nano.machine import host
 
 TARGETS = [isa.name for isa in host.machine().isas]
@@ -144,7 +144,7 @@ def test_what_is_the_same(precision, same):
 def test_what_kernels_do_not_compute_is_left_to_jax(name, reason):
     operand = Operand.row_major((8, 8), "f32")
     with pytest.raises(UnsupportedDot, match=f"^{reason}$"):
-        followed(DotAlgorithmPreset[name], Dot.of(operand, operand, (((1,), (0,)), ((), ())), "f32"))
+        with_precision(DotAlgorithmPreset[name], Dot.of(operand, operand, (((1,), (0,)), ((), ())), "f32"))
     x = jax.ShapeDtypeStruct((8, 8), np.float32)
     outcomes = []
     for matmul in (jnp.matmul, jax_nano.matmul):

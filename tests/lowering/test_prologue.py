@@ -413,7 +413,7 @@ def test_a_fused_program_is_one_equation_beside_the_statistics():
 
 
 def dot_with_prologue(m, n, k, operation="mul"):
-    inputs = tuple(Input(argument=i, dtype="f32", axes=()) for i in (0, 1))
+    inputs = tuple(Input(argument=i, dtype="f32") for i in (0, 1))
     work = Operation(name=operation, operands=(0, 1), dtype="f32")
     program = Program(inputs=inputs, constants=(), operations=(work,), results=(2,))
     column = Operand(shape=(m, k), strides=(1, 0), dtype="f32")

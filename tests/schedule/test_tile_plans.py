@@ -11,7 +11,7 @@ from tile_kernels import MATMUL
 
 import jax_nano
 from jax_nano.ir.dot import Dot, Operand
-from jax_nano.lowering.precision import followed
+from jax_nano.lowering.precision import with_precision
 from jax_nano.machine import host
 from jax_nano.schedule.candidates import kernel_plans
 from jax_nano.schedule.choose import choose
@@ -23,7 +23,7 @@ NAMES = ("sapphirerapids", "emeraldrapids", "graniterapids")
 def chosen(machine, types, m, n, k, threads=1, precision=None):
     machine = replace(machine, threads=threads)
     lhs, rhs = Operand.row_major((m, k), types[0]), Operand.row_major((k, n), types[1])
-    return choose(followed(precision, Dot.of(lhs, rhs, MATMUL, types[2])), machine, machine.isas[0])
+    return choose(with_precision(precision, Dot.of(lhs, rhs, MATMUL, types[2])), machine, machine.isas[0])
 
 
 @pytest.fixture(params=NAMES)

@@ -17,6 +17,8 @@ from jax_nano.codegen.loops import for_range
 from jax_nano.codegen.types import element_type
 from jax_nano.codegen.vector import evaluate as evaluation
 from jax_nano.ir.dtypes import FFI_TYPES, NAMES, NUMPY_TYPES
+from jax_nano.jaxpr.inline import inline_calls
+from jax_nano.jaxpr.program_reader import program_of
 from jax_nano.machine import host
 
 TARGETS = [isa.name for isa in host.machine().isas]
@@ -42,6 +44,13 @@ def run(emit, operands, results, target, *, subnormals=True, lanes=None):
     with jax.enable_x64(True):
         outs = executable(emit, types, tuple(results), target, count, lanes, subnormals)(*padded)
     return [np.asarray(out)[: flat[0].size].reshape(np.shape(operands[0])) for out in outs]
+
+
+def program(f, *arrays):
+    """Reads f, as it is for one element of each array, as a Program."""
+    closed = jax.make_jaxpr(f)(*(jax.ShapeDtypeStruct((), x.dtype) for x in arrays))
+    jaxpr = inline_calls(closed.jaxpr)
+    return program_of(jaxpr.invars, jaxpr.eqns, jaxpr.outvars)
 
 
 def evaluate(program, operands, target, **options):

@@ -13,7 +13,7 @@ from oracle import assert_dot_general
 from jax_nano import _native
 from jax_nano.codegen.module import build_module, phase_symbols
 from jax_nano.ir.dot import Dot, Operand
-from jax_nano.lowering.precision import followed
+from jax_nano.lowering.precision import with_precision
 from jax_nano.machine import x86
 from jax_nano.runtime.kernel import Kernel, processor_for
 from jax_nano.schedule.candidates import kernel_plans
@@ -56,7 +56,7 @@ def tile_plans(lhs, rhs, dimension_numbers, types, *, packed=False, precision=No
     if packed:
         panels = panels_for(types[1], rhs[0], rhs[1], MACHINE, AMX)
         b = replace(b, strides=(1, panels.rows), panels=panels)
-    dot = followed(precision, Dot.of(a, b, dimension_numbers, types[2]))
+    dot = with_precision(precision, Dot.of(a, b, dimension_numbers, types[2]))
     plans = (plan for plan in kernel_plans(dot, MACHINE, AMX) if plan.instruction.tiles)
     return [plan for plan in plans if plan.overlap_packing == overlap_packing]
 

@@ -26,7 +26,7 @@ def simplify(program: Program) -> Program:
                         return twice(builder, builder.add(operation("logistic", value.dtype, double)))
                     case "mul", 0.5, Operation(name="add", operands=(x, y)) if x == y:
                         return x
-        return builder.moved(value, operands)
+        return builder.copy(value, operands)
 
     builder, numbers = program.rebuilt(write)
     return builder.program([numbers[i] for i in program.results])

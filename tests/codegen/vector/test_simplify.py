@@ -6,15 +6,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 from elementwise_runner import TARGETS, evaluate
+from elementwise_runner import program as program_for
 
 from jax_nano.codegen.vector.simplify import simplify
-from jax_nano.jaxpr.program_reader import program_of
 
 X = np.concatenate([np.linspace(-12, 12, 4001), [-100.0, -1e-30, 0.0, 100.0, np.inf]]).astype(np.float32)
 
 
 def program(f, x=X):
-    return program_of(jax.make_jaxpr(f)(x))
+    return program_for(f, x)
 
 
 def names(found):
