@@ -20,7 +20,7 @@ from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.extend.core.primitives import convert_element_type_p
 
-from jax_nano.ir.dot import Dot, Operand, Scaling, UnsupportedDot, accumulator
+from jax_nano.ir.dot import Dot, Fused, FusedProgram, Operand, Scaling, UnsupportedDot, accumulator
 from jax_nano.ir.dtypes import NAMES
 from jax_nano.ir.program import Program
 from jax_nano.jaxpr.inline import Atom, type_of
@@ -72,18 +72,14 @@ class Layout:
         b, m, n, k = self.groups
         contracting = tuple(range(b + m, b + m + k)), tuple(range(b + n, b + n + k))
         dimension_numbers = contracting, (tuple(range(b)), tuple(range(b)))
-        return Dot.of(
-            self.lhs,
-            self.rhs,
-            dimension_numbers,
-            self.result.dtype,
-            self.program,
-            self.extras,
-            self.result.strides,
-            self.scaling,
-            self.prologue,
-            self.lhs_extras,
+        own = len(self.extras) - (len(self.scaling.arrays) if self.scaling else 0)
+        fused = Fused(
+            epilogue=self.program and FusedProgram(program=self.program, extras=self.extras[:own]),
+            prologue=self.prologue and FusedProgram(program=self.prologue, extras=self.lhs_extras),
+            scaling=self.scaling,
+            scales=self.extras[own:],
         )
+        return Dot.of(self.lhs, self.rhs, dimension_numbers, self.result, fused)
 
 
 def layout(jaxpr: Jaxpr) -> Layout:

@@ -77,4 +77,4 @@ def rounded(dot: Dot, name: str, types: tuple[str, str], acc: str, terms: tuple[
         return dot
     if len({*types}) > 1 or not narrower <= {"bf16", "f16"}:
         raise UnsupportedDot(f"{name} rounds to {' and '.join(dict.fromkeys(types))}; kernels round to bf16 or f16")
-    return dot.following(Algorithm(dtype=types[0], terms=terms))
+    return dot.with_algorithm(Algorithm(dtype=types[0], terms=terms))
