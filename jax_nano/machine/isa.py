@@ -1,10 +1,11 @@
-"""The shape of facts about processors: types only, each value stands in targets/."""
+"""The shape of facts about processors: types only, each value stands in x86.py or fitted.py."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from jax_nano.ir.dtypes import BITS, bytes_of
+from jax_nano.machine.fitted import ZEN5, Fitted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,12 @@ class DotInstruction:
     lhs_offset: int = 0  # what must be added to lhs before, and taken from acc again: lhs_offset * sum of rhs over k
     operations: int = 1  # vector instructions that it takes: 2 where products are added by another one
     tiles: bool = False  # registers hold tiles, whose rows and depth are configured: `shape` is the most they hold
+
+    def __post_init__(self):
+        if unknown := [dtype for dtype in (self.lhs, self.rhs, self.acc) if dtype not in BITS]:
+            raise ValueError(f"{self.name}: there are no types {unknown}")
+        if self.shape[2] % self.vnni or BITS[self.lhs] != BITS[self.rhs]:
+            raise ValueError(f"{self.name}: {self.shape[2]} steps of {self.lhs} by {self.rhs} do not fill accumulators")
 
     @property
     def vnni(self) -> int:
@@ -78,6 +85,10 @@ class Cache:
     line_bytes: int = 64
     shared: bool = False  # by all cores
 
+    def __post_init__(self):
+        if min(self.level, self.ways, self.line_bytes) < 1 or self.bytes < self.ways * self.line_bytes:
+            raise ValueError(f"a cache of level {self.level}: {self.bytes} bytes do not make {self.ways} ways of lines")
+
     @property
     def way_bytes(self) -> int:
         """Addresses this far apart compete for the same lines."""
@@ -97,6 +108,11 @@ class Core:
     issue_per_cycle: int  # instructions of any kind
     setup_cycles: int = 0  # before a task's first instruction, and after its last
     slower: tuple[tuple[str, float, int], ...] = ()  # other instructions: (name, begun per cycle, latency in cycles)
+
+    def __post_init__(self):
+        rates = self.dots_per_cycle, self.loads_per_cycle, self.stores_per_cycle, self.vector_per_cycle
+        if min(*rates, self.shuffles_per_cycle, self.issue_per_cycle, self.dot_latency_cycles) <= 0:
+            raise ValueError("a core without throughput")
 
     def rate(self, instruction: str) -> tuple[float, int]:
         """(begun per cycle, latency in cycles) of a multiply-accumulate instruction."""
@@ -119,20 +135,22 @@ class Machine:
     l3_gb_per_s: float  # read bandwidth of one core from the last level of cache
     source: str
     threads: int = 1
-    l2_bytes_per_cycle: int = 32  # what one core reads from its second cache
-    l3_stream_bytes_per_cycle: int = 24  # what it reads from the last one where that was asked for ahead
+    l2_bytes_per_cycle: int = 32  # what one core reads from L2
+    l3_stream_bytes_per_cycle: int = 24  # what it reads from the LLC where that was prefetched
     page_bytes: int = 4096  # where prefetchers end
-    # The following were fitted to measured products, on Zen 5: published for no processor, and taken for all of them.
-    ahead_bytes: int = 16 << 10  # on their way from memory where they come in time
-    row_cycles: float = 6  # from a row of C that is stored to the next
-    conflict_cycles: float = 60  # the same where all rows compete for the same lines
-    wake_us: float = 2.0  # from handing out a task until another thread begins it
+    fitted: Fitted = ZEN5
     lacks: tuple[str, ...] = ()  # features that instructions of its instruction sets need, and that it does not have
     note: str = ""  # which of its instruction sets are left out, and why
 
     def __post_init__(self):
         if missing := {isa.name for isa in self.isas} - set(self.cores):
             raise ValueError(f"{self.name}: no throughputs for {sorted(missing)}")
+        levels = [cache.level for cache in self.caches]
+        if not levels or levels != sorted(levels):
+            raise ValueError(f"{self.name}: caches of levels {levels}; innermost first is asked for")
+        one, all_cores = self.memory_gb_per_s
+        if not 0 < one <= all_cores or self.l3_gb_per_s <= 0 or self.ghz <= 0:
+            raise ValueError(f"{self.name}: one core reads {one} GB/s, all of them {all_cores}, at {self.ghz} GHz")
 
     @property
     def l1(self) -> Cache:
@@ -141,7 +159,7 @@ class Machine:
 
     @property
     def l2(self) -> Cache:
-        """The second level of cache, or the only one."""
+        """L2, or the only level there is."""
         return self.caches[:2][-1]
 
     @property
