@@ -75,7 +75,7 @@ class Loops:
 
 def extent(axes: Sequence[Axis]) -> int:
     """The product of the axes' sizes."""
-    return math.prod([axis.size for axis in axes])
+    return math.prod([axis.size for axis in axes]) if axes else 1
 
 
 def merged(axes: Sequence[Axis]) -> tuple[Axis, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 from jax_nano.ir.dtypes import BITS, bytes_of
@@ -28,7 +29,7 @@ class DotInstruction:
         if self.shape[2] % self.vnni or BITS[self.lhs] != BITS[self.rhs]:
             raise ValueError(f"{self.name}: {self.shape[2]} steps of {self.lhs} by {self.rhs} do not fill accumulators")
 
-    @property
+    @functools.cached_property
     def vnni(self) -> int:
         """Neighbours along k that stand together, in the place of one accumulator: v of the VNNI layout."""
         return BITS[self.acc] // BITS[self.rhs]
@@ -89,7 +90,7 @@ class Cache:
         if min(self.level, self.ways, self.line_bytes) < 1 or self.bytes < self.ways * self.line_bytes:
             raise ValueError(f"a cache of level {self.level}: {self.bytes} bytes do not make {self.ways} ways of lines")
 
-    @property
+    @functools.cached_property
     def way_bytes(self) -> int:
         """Addresses this far apart compete for the same lines."""
         return self.bytes // self.ways
@@ -152,17 +153,17 @@ class Machine:
         if not 0 < one <= all_cores or self.l3_gb_per_s <= 0 or self.ghz <= 0:
             raise ValueError(f"{self.name}: one core reads {one} GB/s, all of them {all_cores}, at {self.ghz} GHz")
 
-    @property
+    @functools.cached_property
     def l1(self) -> Cache:
         """The innermost data cache."""
         return self.caches[0]
 
-    @property
+    @functools.cached_property
     def l2(self) -> Cache:
         """L2, or the only level there is."""
         return self.caches[:2][-1]
 
-    @property
+    @functools.cached_property
     def llc(self) -> Cache:
         """The last level of cache."""
         return self.caches[-1]

@@ -121,13 +121,13 @@ class Plan:
         """How many times a task packs each of its rows of A."""
         return 1 if self.mc >= self.mt else -(-min(self.nt, self.n.size) // self.block_columns)
 
-    @property
+    @functools.cached_property
     def lhs_panel(self) -> int:
         """Rows of a packed panel of A: by columns, those of as many microkernels as a register has lanes for."""
         wide = max(1, self.instruction.shape[1] // self.mr) if self.lhs == "columns" else 1
         return wide * self.mr
 
-    @property
+    @functools.cached_property
     def k_multiple(self) -> int:
         """What every block of k but the last is a multiple of, so that only the last one leaves a rest.
 
@@ -151,17 +151,17 @@ class Plan:
         """Whether tasks go through A by blocks of rows, which they pack or ask for."""
         return self.lhs != "unpacked" or (self.prefetch_lhs and not self.lhs_by_steps)
 
-    @property
+    @functools.cached_property
     def m_tasks(self) -> int:
         """Tasks along m."""
         return -(-self.m.size // self.mt)
 
-    @property
+    @functools.cached_property
     def n_tasks(self) -> int:
         """Tasks along n in a round."""
         return -(-min(self.nc, self.n.size) // self.nt)
 
-    @property
+    @functools.cached_property
     def rounds(self) -> int:
         """Rounds, each over nc columns."""
         return -(-self.n.size // self.nc)
@@ -171,7 +171,7 @@ class Plan:
         """Blocks of kc along k."""
         return -(-self.k.size // self.kc)
 
-    @property
+    @functools.cached_property
     def k_blocks(self) -> int:
         """Blocks of the whole sum."""
         return extent(self.k_outer) * self.inner_k_blocks
@@ -181,19 +181,29 @@ class Plan:
         """Blocks of the sum that one task makes."""
         return -(-self.k_blocks // self.split_k)
 
+    @functools.cached_property
+    def outer_elements(self) -> int:
+        """Elements of the outer axes."""
+        return extent(self.outer)
+
+    @functools.cached_property
+    def sum_steps(self) -> int:
+        """Steps of the whole sum."""
+        return self.k.size * extent(self.k_outer)
+
     @property
     def outer_tasks(self) -> int:
         """Tasks along the outer axes."""
-        return -(-extent(self.outer) // self.outer_per_task)
+        return -(-self.outer_elements // self.outer_per_task)
 
-    @property
+    @functools.cached_property
     def tasks(self) -> dict[str, int]:
         """Phases in order, and how many tasks each has in a round."""
         phases = {"compute": self.split_k * self.outer_tasks * self.m_tasks * self.n_tasks}
         if self.rhs == "per_round":
             phases = {"pack": -(-self._columns(self.nc) // (self.pack_panels * self.nr)), **phases}
         if self.split_k > 1:
-            phases["reduce"] = -(-extent(self.outer) * self.m.size // self.reduced_rows)
+            phases["reduce"] = -(-self.outer_elements * self.m.size // self.reduced_rows)
         return phases
 
     @property

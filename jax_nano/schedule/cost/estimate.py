@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from jax_nano.ir.dot import extent
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.machine.isa import Machine
 from jax_nano.schedule.cost.memory import (
@@ -81,7 +80,7 @@ def largest_task(plan: Plan) -> float:
     parts = (
         (plan.mt, plan.m.size),
         (min(plan.nt, plan.nc), plan.n.size),
-        (plan.outer_per_task, extent(plan.outer)),
+        (plan.outer_per_task, plan.outer_elements),
         (plan.blocks_per_split, plan.k_blocks),
     )
     return math.prod([min(1.0, part / max(whole, 1)) for part, whole in parts])
@@ -94,7 +93,7 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
     panel of each task's B, which nothing prefetches.
     """
     unit, fitted = unit_of(plan, machine), machine.fitted
-    blocks_of_sums = extent(plan.outer) * plan.k_blocks
+    blocks_of_sums = plan.outer_elements * plan.k_blocks
     if plan.inner_product:
         return blocks_of_sums * inner_product_cycles(unit, (plan.mr, plan.nr), plan.kc, (plan.m.size, plan.n.size))
     columns = [(cols, count, panel_fetch(plan, unit, cols)) for cols, count in panels(plan.n.size, plan.nr)]
@@ -104,9 +103,9 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
     cycles = loop_cycles(columns, rows, lambda rows, cols: block_cost(plan, unit, rows, cols)) * blocks_of_sums
     if plan.prefetch_rhs:
         first = max(fetch.first for _, _, fetch in columns)
-        cycles += extent(plan.outer) * plan.m_tasks * plan.n_tasks * fitted.first_panel_wait_share * first
+        cycles += plan.outer_elements * plan.m_tasks * plan.n_tasks * fitted.first_panel_wait_share * first
     cycles = overlap(fitted, cycles, lhs_wait_cycles(plan, machine))
-    cycles += extent(plan.outer) * plan.m.size * (plan.n_tasks * plan.rounds - 1) * fitted.out_row_cycles
+    cycles += plan.outer_elements * plan.m.size * (plan.n_tasks * plan.rounds - 1) * fitted.out_row_cycles
     return cycles + plan.rounds * plan.tasks["compute"] * unit.core.setup_cycles
 
 

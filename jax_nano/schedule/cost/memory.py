@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from jax_nano.ir.dot import Axis, Dot, extent
+from jax_nano.ir.dot import Axis, Dot
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.machine.isa import Cache, Machine
 from jax_nano.schedule.loop_nest import LoopNest
@@ -162,7 +162,7 @@ def lhs_wait_cycles(plan: Plan, machine: Machine) -> float:
     An unpacked A comes by as many runs side by side as a block has rows.
     """
     fitted, dtype = machine.fitted, plan.dot.lhs
-    size = plan.m.size * plan.k.size * extent(plan.k_outer) * extent(plan.outer)
+    size = plan.m.size * plan.sum_steps * plan.outer_elements
     if prefetched_in_time(plan, machine):
         rows = plan.mt if plan.lhs_by_steps else plan.mc
         more = 0.0 if plan.lhs_by_rows else fitted.stream_overhead_bytes / bytes_of(dtype, rows)

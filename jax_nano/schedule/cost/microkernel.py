@@ -122,7 +122,8 @@ def block_cycles(unit: Unit, rows: int, registers: int, steps: int) -> float:
 
 def overlap(fitted: Fitted, compute: float, memory: float) -> float:
     """The time of both, where each goes on while the other waits."""
-    return max(compute, memory) + fitted.overlap_exposed_share * min(compute, memory)
+    longer, shorter = (compute, memory) if compute > memory else (memory, compute)
+    return longer + fitted.overlap_exposed_share * shorter
 
 
 class PanelFetch(NamedTuple):
@@ -138,14 +139,14 @@ class PanelFetch(NamedTuple):
     def rows(self, block: BlockCost, count: int, fetching: int) -> float:
         """Cycles of `count` microkernels, of which `fetching` are the first to read the panel."""
         fitted, waiting = self.fitted, block.waiting
-        if self.prefetched:
-            cycles = overlap(fitted, block.cycles, self.stalled)
-            fetched = overlap(fitted, cycles, self.l2 + waiting)
-            others = overlap(fitted, cycles, self.again + waiting)
-        else:
-            cycles = block.cycles + self.stalled
-            fetched, others = overlap(fitted, cycles, self.first + waiting), max(cycles, self.again + waiting)
-        return fetching * fetched + (count - fetching) * others
+        cycles = overlap(fitted, block.cycles, self.stalled) if self.prefetched else block.cycles + self.stalled
+        total = 0.0
+        if fetching:
+            total += fetching * overlap(fitted, cycles, (self.l2 if self.prefetched else self.first) + waiting)
+        if count > fetching:
+            again = self.again + waiting
+            total += (count - fetching) * (overlap(fitted, cycles, again) if self.prefetched else max(cycles, again))
+        return total
 
     def column(self, rows: float) -> float:
         """Cycles of all microkernels that read it."""

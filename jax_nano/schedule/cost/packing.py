@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from jax_nano.ir.dot import extent
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.ir.program import INSTRUCTIONS
 from jax_nano.machine.isa import Core, Machine
@@ -31,8 +30,8 @@ def rhs_packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
     """Cycles of packing B as often as tasks do: the work, and the wait for its lines."""
     if not plan.packs_rhs:
         return 0.0, 0.0
-    fitted, n, k = machine.fitted, plan.n.size, plan.k.size * extent(plan.k_outer)
-    times = extent(plan.outer) * (plan.m_tasks if plan.rhs == "per_task" else 1)  # shared panels have no outer axes
+    fitted, n, k = machine.fitted, plan.n.size, plan.sum_steps
+    times = plan.outer_elements * (plan.m_tasks if plan.rhs == "per_task" else 1)  # shared panels have no outer axes
     cycles = times * rhs_copy_cycles(plan, machine)
     waiting = times * line_count(k * n, plan.dot.rhs) * line_fetch_cycles(plan, machine, fitted.rhs_evicted_share)
     far = footprint(plan) > machine.llc.bytes
@@ -52,8 +51,8 @@ def lhs_packing_cycles(plan: Plan, machine: Machine) -> float:
     if plan.lhs == "unpacked":
         return 0.0
     core, fitted, splits = machine.vector_core(plan.isa), machine.fitted, plan.dot.bf16_splits[0]
-    m, k = plan.m.size, plan.k.size * extent(plan.k_outer)
-    times = extent(plan.outer) * plan.n_tasks * plan.rounds * plan.lhs_packings
+    m, k = plan.m.size, plan.sum_steps
+    times = plan.outer_elements * plan.n_tasks * plan.rounds * plan.lhs_packings
     cycles = times * m * k * splits * prologue_cycles(plan, core)
     cycles += times * line_count(m * k * splits, plan.instruction.lhs) * lhs_copy_cycles(plan, core)
     if prefetched_in_time(plan, machine):
@@ -70,7 +69,7 @@ def hidden_packing_cycles(plan: Plan, machine: Machine, products: float) -> floa
     """
     if not plan.overlap_packing:
         return 0.0
-    panels = extent(plan.outer) * plan.m_tasks * (1 - plan.nr / plan.nt)
+    panels = plan.outer_elements * plan.m_tasks * (1 - plan.nr / plan.nt)
     alone = panels * rhs_copy_cycles(plan, machine)
     units = panels * rhs_copy_cycles(plan, machine, alone=False)
     first_rows = products / plan.dot.terms * plan.mr / max(plan.mr, min(plan.mt, plan.m.size))
@@ -88,7 +87,7 @@ class Copy(NamedTuple):
 
 def rhs_copy_cycles(plan: Plan, machine: Machine, *, alone: bool = True) -> float:
     """Cycles of packing B once; unless `alone`, of the units that this keeps busy most."""
-    k, padded = plan.k.size * extent(plan.k_outer), -(-plan.n.size // plan.nr) * plan.nr * plan.dot.bf16_splits[1]
+    k, padded = plan.sum_steps, -(-plan.n.size // plan.nr) * plan.nr * plan.dot.bf16_splits[1]
     copy = Copy(
         in_order=plan.n.rhs == 1 and not plan.inner_product,
         transposed=1 in (plan.n.rhs, plan.k.rhs),
