@@ -121,13 +121,13 @@ class Plan:
         """How many times a task packs each of its rows of A."""
         return 1 if self.mc >= self.mt else -(-min(self.nt, self.n.size) // self.block_columns)
 
-    @functools.cached_property
+    @property
     def lhs_panel(self) -> int:
         """Rows of a packed panel of A: by columns, those of as many microkernels as a register has lanes for."""
         wide = max(1, self.instruction.shape[1] // self.mr) if self.lhs == "columns" else 1
         return wide * self.mr
 
-    @functools.cached_property
+    @property
     def k_multiple(self) -> int:
         """What every block of k but the last is a multiple of, so that only the last one leaves a rest.
 
@@ -151,17 +151,17 @@ class Plan:
         """Whether tasks go through A by blocks of rows, which they pack or ask for."""
         return self.lhs != "unpacked" or (self.prefetch_lhs and not self.lhs_by_steps)
 
-    @functools.cached_property
+    @property
     def m_tasks(self) -> int:
         """Tasks along m."""
         return -(-self.m.size // self.mt)
 
-    @functools.cached_property
+    @property
     def n_tasks(self) -> int:
         """Tasks along n in a round."""
         return -(-min(self.nc, self.n.size) // self.nt)
 
-    @functools.cached_property
+    @property
     def rounds(self) -> int:
         """Rounds, each over nc columns."""
         return -(-self.n.size // self.nc)

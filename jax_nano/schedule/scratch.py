@@ -10,7 +10,6 @@ of a round, or the partial sums of split-K.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,7 +70,7 @@ class Scratch:
         plan = self.plan
         return 0 if plan.lhs == "unpacked" else -(-plan.mc // plan.lhs_panel) * plan.lhs_panel
 
-    @functools.cached_property
+    @property
     def rhs_at(self) -> int:
         """Where B's block begins: behind A's."""
         return whole_lines(bytes_of(self.plan.instruction.lhs, self.lhs_rows * self.lhs_stride))
@@ -84,14 +83,14 @@ class Scratch:
             return 0
         return 2 * plan.nr if plan.overlap_packing else plan.block_columns
 
-    @functools.cached_property
+    @property
     def partial_at(self) -> int:
         """Where sums between blocks of k stand: behind B's block."""
         plan = self.plan
         size = bytes_of(plan.instruction.rhs, self.rhs_columns * self.panel_rows(plan.kc))
         return self.rhs_at + whole_lines(size)
 
-    @functools.cached_property
+    @property
     def tiles_at(self) -> int:
         """Where a block's tiles stand between registers of tiles and of vectors: behind the sums."""
         plan = self.plan
