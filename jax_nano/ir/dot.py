@@ -1,4 +1,4 @@
-"""What to compute: a frozen description of one product, with nothing of how."""
+"""Dot: a frozen description of one product, of what to compute and nothing of how."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Prologue:
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """What B's integers stand for: (integer - zero point) * scale, those of the column and of the group of steps of k.
+    """The numbers that B's integers stand for: (integer - zero point) * scale, those of the column and of the group of steps of k.
 
     Its arrays are the scales, and the zero points if there are any. Along b and n, axes say how far apart their
     elements are. Sums of groups are scaled, so integers are multiplied as they are.
@@ -61,11 +61,11 @@ class Scaling:
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """Numbers of a narrower type that are multiplied in place of the operands: their components.
+    """Numbers of a narrower type that are multiplied in place of the operands, whose sums they are: their splits.
 
-    Component 0 is the operand rounded, component 1 what that leaves rounded, and so on. `terms` are the products of
-    components, (of A, of B), that are added up in this order: the last one is that of components 0. Where others come
-    before it, what they add up to counts for nothing if it is not finite.
+    Split 0 is the operand rounded, split 1 what that leaves rounded, and so on. `terms` are the products of splits,
+    (of A, of B), that are added up in this order: the last one is that of splits 0. Those before it are corrections,
+    which are dropped where they are not finite.
     """
 
     dtype: str
@@ -73,11 +73,11 @@ class Algorithm:
 
     @property
     def bf16_splits(self) -> tuple[int, int]:
-        """How many components A and B have."""
+        """How many splits A and B have."""
         return 1 + max(i for i, _ in self.terms), 1 + max(j for _, j in self.terms)
 
     def swapped(self) -> Algorithm:
-        """The same with the operands' roles exchanged."""
+        """The algorithm with the operands' roles exchanged."""
         return replace(self, terms=tuple((j, i) for i, j in self.terms))
 
 
@@ -95,7 +95,7 @@ class FusedProgram:
 
 @dataclass(frozen=True, kw_only=True)
 class Fused:
-    """What a kernel does beside multiplying, by arrays with strides of 0 where they are broadcast."""
+    """Work fused with a product, by arrays with strides of 0 where they are broadcast."""
 
     epilogue: FusedProgram | None = None  # its input 0 is an element of the product; its arrays have C's shape
     prologue: FusedProgram | None = None  # its input 0 is an element of A; its arrays have A's shape
@@ -248,12 +248,12 @@ class Dot:
 
     @property
     def bf16_splits(self) -> tuple[int, int]:
-        """How many components A and B have."""
+        """How many splits A and B have."""
         return self.algorithm.bf16_splits if self.algorithm else (1, 1)
 
     @property
     def terms(self) -> int:
-        """How many products of components are added up."""
+        """How many products of splits are added up."""
         return len(self.algorithm.terms) if self.algorithm else 1
 
     def with_algorithm(self, algorithm: Algorithm) -> Dot:
@@ -265,7 +265,7 @@ class Dot:
         return replace(self, algorithm=replace(algorithm, terms=terms))
 
     def swapped(self) -> Dot:
-        """The same work with the operands' roles exchanged: C transposed = B transposed times A transposed.
+        """The product with the operands' roles exchanged: C transposed = B transposed times A transposed.
 
         There must be no prologue, which is work on A.
         """

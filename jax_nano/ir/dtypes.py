@@ -36,7 +36,7 @@ class ElementType:
 
     @property
     def packed(self) -> bool:
-        """Whether INT4_PER_WORD steps of k share a word of 32 bits, where packed_weight.step_bit says.
+        """True where INT4_PER_WORD steps of k share a word of 32 bits, where packed_weight.step_bit says.
 
         Eight rows are one row of words.
         """
@@ -93,7 +93,7 @@ BITS = {t.name: t.bits for t in _ALL}
 PACKED_INT4 = frozenset(t.name for t in _ALL if t.packed)
 FLOAT8 = frozenset(t.name for t in _ALL if t.kind == "float" and t.bits == 8)
 WIDENS = {t.name: t.lossless_to for t in _ALL if t.lossless_to}
-"""What operands of kernels can be turned into without loss, on the way into an instruction."""
+"""The types that operands can be turned into without loss, on the way into an instruction."""
 LARGEST = {t.name: t.largest for t in _ALL if t.kind in ("signed", "unsigned") and t.lossless_to}
 """Magnitudes of the integers that kernels multiply."""
 NUMPY_TYPES: dict[str, Any] = {t.name: t.numpy for t in _ALL if not t.packed}

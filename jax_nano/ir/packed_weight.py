@@ -60,7 +60,7 @@ class Panels:
 
     @property
     def strides(self) -> tuple[int, int, int]:
-        """What a step from matrix to matrix, along K and along N adds to what `place` takes."""
+        """(from matrix to matrix, along K, along N): how much a step adds to the count that `place` takes."""
         return self.matrix_elements, 1, self.rows
 
     def place(self, count: int) -> int:

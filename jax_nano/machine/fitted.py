@@ -1,4 +1,4 @@
-"""What no vendor publishes, and the cost model needs: coefficients fitted to measured products.
+"""Coefficients of the cost model that no vendor publishes, fitted to measured products.
 
 Those of ZEN5 were fitted by hand, one after the other, to products measured on 2 cores of an EPYC of Zen 5 (a virtual
 machine), each chosen so that little else matters in them; `python -m benchmarks.regret` shows how well they do

@@ -98,7 +98,7 @@ class Cache:
 
 @dataclass(frozen=True, kw_only=True)
 class Core:
-    """What one core does in a cycle, for full registers of one instruction set."""
+    """Throughputs of one core, for full registers of one instruction set."""
 
     dots_per_cycle: float  # multiply-accumulate instructions begun
     dot_latency_cycles: int  # from one update of an accumulator to the next
@@ -169,7 +169,7 @@ class Machine:
         return self.caches[-1]
 
     def vector_core(self, isa: str) -> Core:
-        """What a core does with vectors beside the instructions of that instruction set."""
+        """The throughputs of vectors beside the instructions of that instruction set."""
         vectors = self.isa(isa).vectors
         return self.cores[vectors.name if vectors else isa]
 

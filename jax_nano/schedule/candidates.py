@@ -53,7 +53,7 @@ def instructions_for(isa: Isa, dot: Dot) -> list[tuple[Isa, DotInstruction]]:
 
 
 def reads(instruction: DotInstruction, dot: Dot) -> bool:
-    """Whether B lies as the instruction can have it: by strides, in panels of its own, or of rows that stand alone."""
+    """B lies as the instruction can have it: by strides, in panels of its own, or of rows that stand alone."""
     if not dot.panels:
         return True
     if dot.panels.width % instruction.shape[1] or instruction.lhs_offset:
@@ -120,18 +120,18 @@ def vector_forms(unit: Unit, nest: LoopNest) -> Iterator[Form]:
 
 
 def lhs_can_stay(unit: Unit, nest: LoopNest) -> bool:
-    """Whether vectors can read A unpacked: there is nothing to do to it, and groups of steps are contiguous."""
+    """Vectors can read A unpacked where there is nothing to do to it, and groups of steps are contiguous."""
     grouped = unit.instruction.vnni == 1 or nest.k.lhs == 1
     return nest.dot.terms == 1 and grouped and not nest.dot.prologue
 
 
 def rhs_can_stay(unit: Unit, nest: LoopNest) -> bool:
-    """Whether vectors can read B unpacked: rows are contiguous, and neither compensated nor split."""
+    """Vectors can read B unpacked where its rows are contiguous, and neither compensated nor split."""
     return nest.n.rhs == 1 and not must_pack(unit, nest)
 
 
 def must_pack(unit: Unit, nest: LoopNest) -> bool:
-    """Whether the instruction takes what only packing makes: compensation or bf16 splits."""
+    """Only packing makes what the instruction takes: compensation or bf16 splits."""
     return unit.instruction.lhs_offset != 0 or nest.dot.terms > 1
 
 
@@ -197,7 +197,7 @@ def tile_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
 
 
 def tiles_can_read(unit: Unit, nest: LoopNest) -> bool:
-    """Whether tiles can read A unpacked: there is nothing to do to it, and it is cut evenly into their rows."""
+    """Tiles can read A unpacked where there is nothing to do to it, and it is cut evenly into their rows."""
     rows, _, steps = unit.instruction.shape
     whole = nest.m.size % rows == 0 and nest.k.size % steps == 0
     return nest.k.lhs == 1 and nest.dot.lhs == unit.instruction.lhs and whole and not nest.dot.prologue
@@ -214,6 +214,7 @@ def packed_weight_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
         can_stay = (unit.instruction.vnni == 1 or k.lhs == 1) and not dot.prologue
     packed: LhsMode = "rows" if k.lhs == 1 or tiles else "columns"
     modes: tuple[LhsMode, ...] = ("unpacked", packed) if can_stay else (packed,)
+    assert dot.panels
     prefetch_rows = unit.machine.fitted.prefetch_bytes // bytes_of(dot.rhs, dot.panels.width)
     for lhs in modes:
         form = Form(lhs=lhs, rhs="panels", prefetch_rows=prefetch_rows)
@@ -223,6 +224,7 @@ def packed_weight_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
 
 def blocks_for_panels(unit: Unit, nest: LoopNest, lhs: LhsMode) -> list[RegisterBlock]:
     """Register blocks whose columns divide the width of B's panels, each once."""
+    assert nest.dot.panels
     width, instruction = nest.dot.panels.width, unit.instruction
     if instruction.tiles:
         blocks = tile_blocks(unit.isa, instruction, nest.m.size, width)
@@ -235,7 +237,7 @@ def blocks_for_panels(unit: Unit, nest: LoopNest, lhs: LhsMode) -> list[Register
 
 
 def comes_from_afar(machine: Machine, nest: LoopNest) -> bool:
-    """Whether A comes by whole lines from beyond a core's own caches, and all of B stays there meanwhile.
+    """A comes by whole lines from beyond a core's own caches, and all of B stays there meanwhile.
 
     Where C is far larger, products wait for that.
     """
@@ -269,7 +271,7 @@ def depths(unit: Unit, nest: LoopNest, form: Form) -> tuple[int, ...]:
 
 
 def streams(machine: Machine, nest: LoopNest) -> bool:
-    """Whether an unpacked B is best streamed: too large to stay near a core, for sums that do so."""
+    """An unpacked B is best streamed where it is too large to stay near a core, for sums that do so."""
     dot, m, n, k = nest.dot, nest.m, nest.n, nest.k
     large = 2 * bytes_of(dot.rhs, k.size * n.size) > machine.l2.bytes
     few = m.size <= FEW_ROWS and 2 * bytes_of(dot.acc, m.size * n.size) <= machine.l1.bytes

@@ -51,7 +51,7 @@ def priced(plans: Iterable[Plan], machine: Machine) -> list[tuple[Plan, Estimate
 
 
 def order_of_sums(plan: Plan) -> tuple:
-    """What decides about the bits of the result. Sums of integers are exact in any order."""
+    """All that decides about the bits of the result. Sums of integers are exact in any order."""
     if plan.instruction.acc == "s32":
         return (plan.instruction,)
     chained = (plan.accumulator_chains, plan.unroll) if plan.accumulator_chains > 1 else ()
@@ -70,7 +70,7 @@ def ranked_plans(dot: Dot, machine: Machine, isa: Isa, count: int) -> list[Plan]
 
 
 def reason(cost: Estimate, machine: Machine, candidates: int) -> str:
-    """What the cost model says of a plan."""
+    """The cost model's words on a plan."""
     note = f"; {machine.note}" if machine.note else ""
     return (
         f"cheapest of {candidates} kernels: {1e6 * cost.total:.1f} us expected on {machine.threads} threads "

@@ -43,7 +43,7 @@ class LoopNest:
 
     @property
     def is_one_matrix(self) -> bool:
-        """Whether the microkernel's loops are all that there is."""
+        """There are no axes around the microkernel's loops."""
         return math.prod(self.dot.sizes) == self.m.size * self.n.size * self.k.size
 
 

@@ -129,7 +129,7 @@ class Plan:
 
     @property
     def k_multiple(self) -> int:
-        """What every block of k but the last is a multiple of, so that only the last one leaves a rest.
+        """Every block of k but the last is a multiple of this, so that only the last one leaves a rest.
 
         Microkernels go by whole iterations, packing by whole registers.
         """
@@ -138,17 +138,17 @@ class Plan:
 
     @property
     def lhs_by_rows(self) -> bool:
-        """Whether A's rows are contiguous."""
+        """A's rows are contiguous."""
         return self.k.lhs == 1
 
     @property
     def lhs_by_steps(self) -> bool:
-        """Whether what comes next of A is further steps of all of a task's rows, and not further rows."""
+        """A task goes on in A by further steps of all of its rows, and not by further rows."""
         return not self.lhs_by_rows and self.inner_k_blocks > 1
 
     @property
     def rows_in_blocks(self) -> bool:
-        """Whether tasks go through A by blocks of rows, which they pack or ask for."""
+        """Tasks go through A by blocks of rows, which they pack or prefetch."""
         return self.lhs != "unpacked" or (self.prefetch_lhs and not self.lhs_by_steps)
 
     @property
@@ -219,7 +219,7 @@ class Plan:
 
     @property
     def prefetches_rhs(self) -> bool:
-        """Whether what comes next of B is prefetched while a panel of it is gone through."""
+        """The next panel of B is prefetched while microkernels read one."""
         if self.inner_product:
             return False
         if self.rhs == "per_task":
@@ -238,7 +238,7 @@ class Plan:
 
     @property
     def has_partial(self) -> bool:
-        """Whether sums stand in scratch between parts, as C's type is too narrow for them."""
+        """Sums stand in scratch between blocks of k, as C's type is too narrow for them."""
         narrow = self.dot.out != self.instruction.acc or self.dot.epilogue is not None
         return self.k_blocks > 1 and self.split_k == 1 and narrow
 
@@ -249,12 +249,12 @@ class Plan:
 
     @property
     def packs_rhs(self) -> bool:
-        """Whether tasks pack B."""
+        """B is packed, by each task or in a phase before."""
         return self.rhs in ("per_task", "per_round")
 
     @property
     def reads_panels(self) -> bool:
-        """Whether microkernels find B as the instruction wants it: in panels of its type."""
+        """Microkernels find B as the instruction wants it: in panels of its type."""
         return self.packs_rhs or (self.rhs == "panels" and self.instruction.rhs == self.dot.rhs)
 
     @property

@@ -92,7 +92,7 @@ def blocks_that_fit(unit: Unit, m: int, registers_of_n: int, *, packed: bool) ->
 
 
 class _Search:
-    """What each block takes, of those that fit: their ragged ends are alike, and computed once."""
+    """Weighs blocks: microkernels of one shape, which several blocks share, are computed once."""
 
     def __init__(self, unit: Unit, sizes: tuple[int, int, int], rhs: UnpackedRhs, lhs_stride_bytes: int):
         self.unit, self.rhs, self.lhs_stride_bytes = unit, rhs, lhs_stride_bytes
@@ -173,7 +173,7 @@ def inner_block(unit: Unit, nest: LoopNest) -> RegisterBlock:
 
 
 def streams_fit(unit: Unit, nest: LoopNest, rows: int, cols: int) -> bool:
-    """Whether L1 holds two lines of each row of A and column of B, as of a single one of each it always does."""
+    """L1 holds two lines of each row of A and column of B, as it does in any case of a single row or column."""
     l1, a_stride, b_stride = unit.machine.l1, bytes_of(nest.dot.lhs, nest.m.lhs), bytes_of(nest.dot.rhs, nest.n.rhs)
     of_lhs = rows == 1 or fits(l1, 2 * rows, LINE_BYTES, a_stride)
     return of_lhs and (cols == 1 or fits(l1, 2 * cols, LINE_BYTES, b_stride))

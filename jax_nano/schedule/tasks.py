@@ -79,7 +79,7 @@ def divisions_of(plan: Plan, machine: Machine) -> Iterator[Plan]:
 
 
 def areas(plan: Plan, machine: Machine) -> Iterator[Area]:
-    """What a task may compute: panels of columns and of rows in nearly equal parts."""
+    """The areas of C that a task may compute: panels of columns and of rows in nearly equal parts."""
     cols, rows = -(-plan.n.size // plan.nr), -(-plan.m.size // plan.mr)
     to_stay_in_l2 = -(-cols * plan.nr // resident_columns(plan, machine))
     column_parts = sorted({*divisions(cols, machine.threads), to_stay_in_l2})

@@ -1,4 +1,4 @@
-"""What a plan costs: plain arithmetic on facts about a processor, without JAX or MLIR.
+"""The predicted time of a plan: plain arithmetic on facts about a processor, without JAX or MLIR.
 
 What was fitted to measurements is in machine.fitted; `python -m benchmarks.regret` shows how well it does on a machine.
 """
@@ -110,7 +110,7 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
 
 
 def unit_of(plan: Plan, machine: Machine) -> Unit:
-    """What computes a plan's blocks of C."""
+    """The unit that computes a plan's blocks of C."""
     unit = Unit(machine, machine.isa(plan.isa), plan.instruction)
     if plan.inner_product:
         return unit
@@ -145,7 +145,7 @@ def panel_fetch(plan: Plan, unit: Unit, cols: int) -> PanelFetch:
 
 
 def block_cost(plan: Plan, unit: Unit, rows: int, cols: int) -> BlockCost:
-    """What one microkernel takes: all terms of its sum, tiles' way through vectors, sums carried on, waits for A."""
+    """The cost of one microkernel: all terms of its sum, tiles' way through vectors, sums carried on, waits for A."""
     machine, terms = unit.machine, plan.dot.terms
     steps = terms * unit.steps(plan.kc)
     tall, registers = -(-rows // unit.instruction.shape[0]), -(-cols // unit.lanes)

@@ -1,4 +1,4 @@
-"""What memory and caches make cores wait for."""
+"""Cores wait for caches and memory: misses, conflicts, bandwidth."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PACKED = UnpackedRhs()  # B that is not
 
 
 def fits(cache: Cache, pieces: int, piece_bytes: int, stride_bytes: int) -> bool:
-    """Whether `pieces` runs of bytes, a stride apart, stay in a cache together.
+    """A cache holds `pieces` runs of bytes, a stride apart, together.
 
     Strides that share a large power of two with the size of a way leave most of the cache's sets unused.
     """
@@ -178,7 +178,7 @@ def lhs_wait_cycles(plan: Plan, machine: Machine) -> float:
 
 
 def prefetched_in_time(plan: Plan, machine: Machine) -> bool:
-    """Whether A is prefetched and stays in L2 until it is read: of columns, those in hand and the next."""
+    """A is prefetched and stays in L2 until it is read: of columns, those in hand and the next."""
     if not plan.prefetch_lhs or plan.lhs_by_rows:
         return plan.prefetch_lhs
     columns, rows = (2 * plan.kc, plan.mt) if plan.lhs_by_steps else (plan.kc, 2 * plan.mc)

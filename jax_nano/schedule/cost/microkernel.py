@@ -1,4 +1,4 @@
-"""What microkernels take."""
+"""The cost of microkernels, and of the loops around them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NOTHING_MORE = Extra()
 
 @dataclass(frozen=True)
 class Unit:
-    """What computes a block of C: an instruction of an instruction set on a machine, and what its steps need more."""
+    """The unit that computes a block of C: an instruction of an instruction set on a machine, and what its steps need more."""
 
     machine: Machine
     isa: Isa
@@ -43,7 +43,7 @@ class Unit:
 
     @functools.cached_property
     def core(self) -> Core:
-        """What the machine does in a cycle by this instruction set."""
+        """The throughputs of the machine's core for this instruction set."""
         return self.machine.cores[self.isa.name]
 
     @property
@@ -63,7 +63,7 @@ class Unit:
 def extra_work(
     unit: Unit, nest: LoopNest | Plan, *, lhs_unpacked: bool, rhs_unpacked: bool, inner_product: bool = False
 ) -> Extra:
-    """What a step needs: conversions of unpacked operands, rows of an unpacked B interleaved, rows of C stored."""
+    """The extra work of a step: conversions of unpacked operands, rows of an unpacked B interleaved, rows of C stored."""
     dot, instruction, core = nest.dot, unit.instruction, unit.machine.vector_core(unit.isa.name)
     shuffled = core.vector_per_cycle / core.shuffles_per_cycle  # what a shuffle counts
     per_row, registers = 0.0, instruction.operations - 1

@@ -1,4 +1,4 @@
-"""What packing takes."""
+"""The cost of packing operands."""
 
 from __future__ import annotations
 
