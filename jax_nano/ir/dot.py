@@ -48,9 +48,11 @@ class Prologue:
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """The numbers that B's integers stand for: (integer - zero point) * scale, those of the column and of the group of steps of k.
+    """The numbers that B's integers stand for: (integer - zero point) * scale.
 
-    Its arrays are the scales, and the zero points if there are any. Along b and n, axes say how far apart their
+    Scales and zero points belong to a column and a group of steps of k.
+
+    The arrays are the scales, and the zero points if there are any. Along b and n, axes say how far apart their
     elements are. Sums of groups are scaled, so integers are multiplied as they are.
     """
 

@@ -34,7 +34,7 @@ NOTHING_MORE = Extra()
 
 @dataclass(frozen=True)
 class Unit:
-    """The unit that computes a block of C: an instruction of an instruction set on a machine, and what its steps need more."""
+    """An instruction on a machine, which computes blocks of C, and the extra work of its steps."""
 
     machine: Machine
     isa: Isa
@@ -63,7 +63,7 @@ class Unit:
 def extra_work(
     unit: Unit, nest: LoopNest | Plan, *, lhs_unpacked: bool, rhs_unpacked: bool, inner_product: bool = False
 ) -> Extra:
-    """The extra work of a step: conversions of unpacked operands, rows of an unpacked B interleaved, rows of C stored."""
+    """The extra work of a step: unpacked operands converted, rows of an unpacked B interleaved, rows of C stored."""
     dot, instruction, core = nest.dot, unit.instruction, unit.machine.vector_core(unit.isa.name)
     shuffled = core.vector_per_cycle / core.shuffles_per_cycle  # what a shuffle counts
     per_row, registers = 0.0, instruction.operations - 1
