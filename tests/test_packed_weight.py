@@ -40,8 +40,7 @@ def test_arrays_of_a_product_are_as_they_lie_in_memory():
     matrices = (((1,), (0,)), ((), ()))
     a = Operand(shape=(3, 20), strides=(0, 1), dtype="bf16")
     dot = Dot.of(a, Operand.row_major((20, 5), "s4x8"), matrices, "f32")
-    found = [(array.role, array.dtype, array.elements, array.index) for array in dot.arrays]
-    assert found == [("lhs", "bf16", 20, 0), ("rhs", "u32", 3 * 5, 1), ("out", "f32", 15, 2)]
+    assert [*dot.arrays] == [("lhs", "bf16", 20, 0), ("rhs", "u32", 3 * 5, 1), ("out", "f32", 15, 2)]
     panels = Panels(matrices=1, rows=20, columns=8, width=4, vnni=2)
     dot = Dot.of(a, Operand(shape=(20, 5), strides=panels.strides[1:], dtype="bf16", panels=panels), matrices, "bf16")
     assert dot.arrays[1].elements == panels.elements

@@ -13,7 +13,8 @@ from kernel_table import TARGETS
 from support import kernels, normal, primitives
 
 import jax_nano
-from jax_nano.ir.dot import Dot, Fused, FusedProgram, Operand
+from jax_nano.ir.axes import loops_of
+from jax_nano.ir.dot import Dot, Operand, Prologue
 from jax_nano.ir.program import Input, Operation, Program
 from jax_nano.machine import host, x86
 from jax_nano.schedule.choose import choose
@@ -415,9 +416,9 @@ def dot_with_prologue(m, n, k, operation="mul"):
     work = Operation(name=operation, operands=(0, 1), dtype="f32")
     program = Program(inputs=inputs, constants=(), operations=(work,), results=(2,))
     column = Operand(shape=(m, k), strides=(1, 0), dtype="f32")
-    a, b = Operand.row_major((m, k), "f32"), Operand.row_major((k, n), "f32")
-    fused = Fused(prologue=FusedProgram(program=program, extras=(column,)))
-    return Dot.of(a, b, (((1,), (0,)), ((), ())), "f32", fused)
+    a, b, c = (Operand.row_major(shape, "f32") for shape in ((m, k), (k, n), (m, n)))
+    loops = loops_of(a, b, (((1,), (0,)), ((), ())), c, [("prologue", column)])
+    return Dot.over(loops, ("f32",) * 3, prologue=Prologue(program=program, extras=(("f32", m),)))
 
 
 @pytest.mark.parametrize("machine", x86.MACHINES, ids=lambda machine: machine.name)

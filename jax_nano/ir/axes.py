@@ -104,11 +104,11 @@ def result_shape(lhs: Operand, rhs: Operand, dimension_numbers) -> list[int]:
 
 
 def loops_of(
-    lhs: Operand, rhs: Operand, dimension_numbers, out: Operand, extras: Sequence[tuple[Role, Operand]]
+    lhs: Operand, rhs: Operand, dimension_numbers, out: Operand, extras: Sequence[tuple[Role, Operand]] = ()
 ) -> Loops:
     """The loops of a product over the dimensions of its operands, as lax.dot_general numbers them.
 
-    Arrays of a prologue have A's dimensions, other extras C's.
+    Further arrays, in the order of Dot.extras, are given with their roles: a prologue's have A's shape, others C's.
     """
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
     lhs_free = free_dimensions(lhs, lhs_contract, lhs_batch)

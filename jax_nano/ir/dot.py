@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jax_nano.ir.axes import Axis, Loops, Operand, Role, extent, loops_of, merged, result_shape
 from jax_nano.ir.axes import row_major_strides as row_major_strides
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 EXTRA_ROLES: tuple[Role, ...] = ("epilogue", "prologue", "scaling")
 """The order of the arrays beside A, B and C, everywhere."""
-T = TypeVar("T")
 
 
 class UnsupportedDot(Exception):
@@ -83,44 +81,13 @@ class Algorithm:
         return replace(self, terms=tuple((j, i) for i, j in self.terms))
 
 
-@dataclass(frozen=True, kw_only=True)
-class FusedProgram:
-    """Elementwise work: a program, and the arrays that its inputs from the second on are elements of."""
-
-    program: Program
-    extras: tuple[Operand, ...] = ()
-
-    def arrays(self) -> tuple[tuple[str, int], ...]:
-        """The arrays' types, and how many elements they have in memory."""
-        return in_memory(self.extras)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fused:
-    """Work fused with a product, by arrays with strides of 0 where they are broadcast."""
-
-    epilogue: FusedProgram | None = None  # its input 0 is an element of the product; its arrays have C's shape
-    prologue: FusedProgram | None = None  # its input 0 is an element of A; its arrays have A's shape
-    scaling: Scaling | None = None  # what B's integers stand for, if not for themselves
-    scales: tuple[Operand, ...] = ()  # the arrays of `scaling`, at C's shape
-
-    def extras(self) -> list[tuple[Role, Operand]]:
-        """The arrays beside A, B and C, in order."""
-        epilogue = self.epilogue.extras if self.epilogue else ()
-        return by_role(epilogue, self.prologue.extras if self.prologue else (), self.scales)
-
-
-NOTHING = Fused()
-
-
-@dataclass(frozen=True, kw_only=True)
-class DotArray:
+class DotArray(NamedTuple):
     """One of the arrays that a kernel is given."""
 
     role: Role
     dtype: str  # in memory: words, where B is packed int4
     elements: int  # in memory
-    index: int  # of its strides in Axis.strides()
+    stride: int  # which of Axis.strides() are its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,43 +112,33 @@ class Dot:
     scaling: Scaling | None = None
 
     @classmethod
-    def of(cls, lhs: Operand, rhs: Operand, dimension_numbers, out: str | Operand, fused: Fused = NOTHING) -> Dot:
-        """Describes lax.dot_general(lhs, rhs, dimension_numbers), and what is fused with it.
+    def of(cls, lhs: Operand, rhs: Operand, dimension_numbers, out: str) -> Dot:
+        """Describes lax.dot_general(lhs, rhs, dimension_numbers), with a row-major result.
 
         Args:
           lhs: A.
           rhs: B.
           dimension_numbers: as lax.dot_general has them.
-          out: C, or its type where it is row-major; with an epilogue, that of the epilogue's result.
-          fused: what is done beside multiplying.
+          out: the type of the result.
 
         Raises:
           UnsupportedDot: no kernel can be made for these types, or there is nothing to compute.
         """
         if 0 in lhs.shape or 0 in rhs.shape:
             raise UnsupportedDot("a dimension is 0: there is nothing to multiply")
-        if isinstance(out, str):
-            out = Operand.row_major(result_shape(lhs, rhs, dimension_numbers), out)
-        loops = loops_of(lhs, rhs, dimension_numbers, out, fused.extras())
-        epilogue, prologue = fused.epilogue, fused.prologue
         if lhs.panels:
             raise UnsupportedDot(ONLY_RHS_IN_PANELS)
-        return cls.over(
-            loops,
-            (lhs.dtype, rhs.dtype, out.dtype),
-            epilogue=Epilogue(program=epilogue.program, extras=epilogue.arrays()) if epilogue else None,
-            prologue=Prologue(program=prologue.program, extras=prologue.arrays()) if prologue else None,
-            scaling=fused.scaling,
-            panels=rhs.panels,
-        )
+        result = Operand.row_major(result_shape(lhs, rhs, dimension_numbers), out)
+        loops = loops_of(lhs, rhs, dimension_numbers, result)
+        return cls.over(loops, (lhs.dtype, rhs.dtype, out), panels=rhs.panels)
 
     @classmethod
     def over(cls, loops: Loops, types: tuple[str, str, str], **fused: Any) -> Dot:
-        """The product by its loops, which are joined where one serves for two, and the types of A, B and C.
+        """The product by its loops, and what is fused with it: loops are joined where one serves for two.
 
         Args:
-          loops: its loops; those of the sum in any order.
-          types: of A, B and C.
+          loops: its loops, with extras in the order of EXTRA_ROLES; those of the sum in any order.
+          types: of A, B and C; with an epilogue, of its result.
           fused: epilogue, prologue, scaling and panels, as Dot has them.
 
         Raises:
@@ -214,20 +171,23 @@ class Dot:
             rhs = self.panels.elements
         elif self.rhs in PACKED_INT4:
             weight, rhs = "u32", rhs // self.sizes[3] * rows_of_words(self.sizes[3])
-        extras = by_role(
+        of_role = (
             self.epilogue.extras if self.epilogue else (),
             self.prologue.extras if self.prologue else (),
             self.scaling.arrays if self.scaling else (),
         )
+        extras: list[tuple[Role, str, int]] = [
+            (role, *array) for role, arrays in zip(EXTRA_ROLES, of_role, strict=True) for array in arrays
+        ]
         return (
-            DotArray(role="lhs", dtype=self.lhs, elements=lhs, index=0),
-            DotArray(role="rhs", dtype=weight, elements=rhs, index=1),
-            *(DotArray(role=x, dtype=t, elements=count, index=3 + i) for i, (x, (t, count)) in enumerate(extras)),
-            DotArray(role="out", dtype=self.out, elements=out, index=2),
+            DotArray("lhs", self.lhs, lhs, 0),
+            DotArray("rhs", weight, rhs, 1),
+            *(DotArray(*extra, 3 + i) for i, extra in enumerate(extras)),
+            DotArray("out", self.out, out, 2),
         )
 
     def arrays_for(self, role: Role) -> tuple[DotArray, ...]:
-        """The arrays of one role, in order. In Axis.extras, array x is number x.index - 3."""
+        """The arrays of one role, in order. Of Axis.extras, array x has number x.stride - 3."""
         return tuple(array for array in self.arrays if array.role == role)
 
     @property
@@ -298,16 +258,6 @@ def check_panels(dot: Dot) -> None:
     whole &= not any(axis.rhs % panels.panel_elements for axis in dot.n[:-1])
     if not whole or (dot.n and dot.n[-1].rhs != panels.rows):
         raise UnsupportedDot(f"columns of the packed matrix are not gone through by whole panels of {panels.width}")
-
-
-def by_role(*groups: Sequence[T]) -> list[tuple[Role, T]]:
-    """The members of one group for each of EXTRA_ROLES, in order, each with its role."""
-    return [(role, member) for role, group in zip(EXTRA_ROLES, groups, strict=True) for member in group]
-
-
-def in_memory(arrays: Sequence[Operand]) -> tuple[tuple[str, int], ...]:
-    """Types, and how many elements there are in memory."""
-    return tuple((array.dtype, array.elements) for array in arrays)
 
 
 def accumulator(lhs: str, rhs: str, out: str, terms: int) -> str:

@@ -20,7 +20,18 @@ from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.extend.core.primitives import convert_element_type_p
 
-from jax_nano.ir.dot import Dot, Fused, FusedProgram, Operand, Scaling, UnsupportedDot, accumulator
+from jax_nano.ir.axes import Role, loops_of
+from jax_nano.ir.dot import (
+    EXTRA_ROLES,
+    ONLY_RHS_IN_PANELS,
+    Dot,
+    Epilogue,
+    Operand,
+    Prologue,
+    Scaling,
+    UnsupportedDot,
+    accumulator,
+)  # fmt: skip
 from jax_nano.ir.dtypes import NAMES
 from jax_nano.ir.program import Program
 from jax_nano.jaxpr.inline import Atom, type_of
@@ -73,13 +84,24 @@ class Layout:
         contracting = tuple(range(b + m, b + m + k)), tuple(range(b + n, b + n + k))
         dimension_numbers = contracting, (tuple(range(b)), tuple(range(b)))
         own = len(self.extras) - (len(self.scaling.arrays) if self.scaling else 0)
-        fused = Fused(
-            epilogue=self.program and FusedProgram(program=self.program, extras=self.extras[:own]),
-            prologue=self.prologue and FusedProgram(program=self.prologue, extras=self.lhs_extras),
+        if 0 in self.lhs.shape or 0 in self.rhs.shape:
+            raise UnsupportedDot("a dimension is 0: there is nothing to multiply")
+        if self.lhs.panels:
+            raise UnsupportedDot(ONLY_RHS_IN_PANELS)
+        groups = zip(EXTRA_ROLES, (self.extras[:own], self.lhs_extras, self.extras[own:]), strict=True)
+        extras: list[tuple[Role, Operand]] = [(role, array) for role, arrays in groups for array in arrays]
+
+        def in_memory(arrays: Sequence[Operand]) -> tuple[tuple[str, int], ...]:
+            return tuple((array.dtype, array.elements) for array in arrays)
+
+        return Dot.over(
+            loops_of(self.lhs, self.rhs, dimension_numbers, self.result, extras),
+            (self.lhs.dtype, self.rhs.dtype, self.result.dtype),
+            epilogue=self.program and Epilogue(program=self.program, extras=in_memory(self.extras[:own])),
+            prologue=self.prologue and Prologue(program=self.prologue, extras=in_memory(self.lhs_extras)),
             scaling=self.scaling,
-            scales=self.extras[own:],
+            panels=self.rhs.panels,
         )
-        return Dot.of(self.lhs, self.rhs, dimension_numbers, self.result, fused)
 
 
 def layout(jaxpr: Jaxpr) -> Layout:
