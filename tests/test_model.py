@@ -13,8 +13,10 @@ from jax_nano.machine.fitted import ZEN5
 from jax_nano.machine.isa import Cache, Core
 from jax_nano.schedule.candidates import kernel_plans
 from jax_nano.schedule.cost import memory, packing
+from jax_nano.schedule.cost.estimate import compute_cycles, unit_of
+from jax_nano.schedule.cost.memory import PACKED
 from jax_nano.schedule.cost.microkernel import Extra, Unit, block_cycles, panels, step_cycles
-from jax_nano.schedule.register_block import register_blocks, tile_blocks
+from jax_nano.schedule.register_block import BlockSearch, register_blocks, tile_blocks
 from jax_nano.schedule.weight_panels import panels_for
 
 CORE = Core(
@@ -106,6 +108,20 @@ def test_blocks_of_tiles_fit_the_registers_and_the_matrix(row, m, n):
         assert block.lhs_stationary == (tall < wide)
         assert 0 < block.rows < m + rows
         assert 0 < block.cols < n + lanes
+
+
+def test_a_block_is_weighed_as_the_plan_around_it_is():
+    """Where B stays in L1 and blocks divide C, so that nothing else differs."""
+    machine, isa = x86.MACHINES[0], x86.AVX512
+    dot = Dot.of(
+        Operand.row_major((48, 32), "f32"), Operand.row_major((32, 64), "f32"), (((1,), (0,)), ((), ())), "f32"
+    )
+    packed = [plan for plan in kernel_plans(dot, machine, isa) if (plan.lhs, plan.rhs) == ("rows", "per_task")]
+    assert packed
+    for kernel in packed:
+        plan = replace(kernel, mr=12, mc=48, mt=48, nr=32, nc=64, nt=64)
+        search = BlockSearch(unit_of(plan, machine), (48, 64, 32), PACKED, 0)
+        assert search.cycles(12, 2) == pytest.approx(compute_cycles(plan, machine))
 
 
 def test_too_few_registers():

@@ -62,7 +62,7 @@ def register_blocks(
     isa, (m, n, _) = unit.isa, sizes
     if isa.register_count < 3:
         raise ValueError(f"{isa.name} has {isa.register_count} registers; a block needs at least 3")
-    search = _Search(unit, sizes, rhs, lhs_stride_bytes)
+    search = BlockSearch(unit, sizes, rhs, lhs_stride_bytes)
     best: dict[int, tuple[float, int]] = {}  # by registers of n: the cycles, and the rows
     for rows, registers in blocks_that_fit(unit, m, -(-n // unit.lanes), packed=not rhs.bytes):
         best[registers] = min(best.get(registers, (math.inf, 0)), (search.cycles(rows, registers), rows))
@@ -91,7 +91,7 @@ def blocks_that_fit(unit: Unit, m: int, registers_of_n: int, *, packed: bool) ->
             yield rows, registers
 
 
-class _Search:
+class BlockSearch:
     """Weighs blocks: microkernels of one shape, which several blocks share, are computed once."""
 
     def __init__(self, unit: Unit, sizes: tuple[int, int, int], rhs: UnpackedRhs, lhs_stride_bytes: int):
