@@ -3,7 +3,7 @@
 Loops of vectors run through llvm-mca, which knows how each processor schedules them, all loads being in the nearest
 cache. Their cycles stand beside those of the multiply-accumulates alone in the same simulation: where the two agree,
 nothing else holds the loop up. LLVM has no throughputs of tile instructions, so loops of tiles are counted, and weighed
-with what jax_nano/targets holds of the units; where packing is interleaved, so is the loop that packs. The last column
+with what jax_nano/machine holds of the units; where packing is interleaved, so is the loop that packs. The last column
 has the products by the same data for vectors too: where it differs from LLVM's own cycles, one of the two is wrong
 about the processor.
 """
@@ -31,7 +31,7 @@ WITH_VECTORS = PROCESSORS[:-1]
 SIZE = 1024
 ITERATIONS = 200
 WIDENED = {"s16": "s8"}  # operands that instructions of wider types are there for
-# What an instruction of targets/ becomes in assembly.
+# What an instruction of machine/x86.py becomes in assembly.
 MNEMONICS = {
     "fma_f32": r"vfmadd\d+ps", "fma_f64": r"vfmadd\d+pd", "vdpbf16ps": "vdpbf16ps", "vpdpbusd": "vpdpbusd",
     "vpmaddwd": "vpmaddwd|vpaddd",
@@ -49,7 +49,7 @@ class Loop(NamedTuple):
     loads: int
     cycles: float
     alone: float  # cycles that the products take, were nothing else there
-    published: float  # the same by the throughputs in jax_nano/targets
+    published: float  # the same by the throughputs in jax_nano/machine
     packs: bool = False  # whether the next panel of B is packed beside the products
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     """Prints a table in Markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=__doc__)
     parser.add_argument("processors", nargs="*", metavar="PROCESSOR", help=f"of {', '.join(PROCESSORS)} (default: all)")
-    print("| processor | product | instruction | block | products, loads | cycles | products alone | by targets/ |")
+    print("| processor | product | instruction | block | products, loads | cycles | products alone | by machine/ |")
     print("|---|---|---|---|---|---|---|---|")
     for name in parser.parse_args().processors or PROCESSORS:
         machine = host.known(name)

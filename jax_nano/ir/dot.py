@@ -1,69 +1,26 @@
-"""What to compute: a frozen description of one product, with nothing of how."""
+"""Dot: a frozen description of one product, of what to compute and nothing of how."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jax_nano.ir.dtypes import FLOAT8, LARGEST, WIDENS
-from jax_nano.ir.packed_weight import Panels
+from jax_nano.ir.axes import Axis, Loops, Operand, Role, extent, loops_of, merged, result_shape
+from jax_nano.ir.axes import row_major_strides as row_major_strides
+from jax_nano.ir.dtypes import FLOAT8, LARGEST, PACKED_INT4, WIDENS
+from jax_nano.ir.packed_weight import Panels, rows_of_words
 
 if TYPE_CHECKING:
     from jax_nano.ir.program import Program
 
+EXTRA_ROLES: tuple[Role, ...] = ("epilogue", "prologue", "scaling")
+"""The order of the arrays beside A, B and C, everywhere."""
+
 
 class UnsupportedDot(Exception):
     """jax_nano has no kernel for a product; its text says why."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Axis:
-    """One loop of a product: its extent and how far a step moves in each array, in elements (0: not at all)."""
-
-    size: int
-    lhs: int = 0
-    rhs: int = 0
-    out: int = 0
-    extras: tuple[int, ...] = ()  # in Dot.extras
-
-    def strides(self) -> tuple[int, ...]:
-        """(lhs, rhs, out, extras...)."""
-        return self.lhs, self.rhs, self.out, *self.extras
-
-
-@dataclass(frozen=True, kw_only=True)
-class Operand:
-    """An array in memory: shape and strides in elements, element type by its short name."""
-
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: str
-    panels: Panels | None = None  # what strides mean, where they do not count elements
-
-    @classmethod
-    def row_major(cls, shape: Sequence[int], dtype: str) -> Operand:
-        """A dense array whose last dimension is contiguous."""
-        return cls(shape=tuple(shape), strides=row_major_strides(shape), dtype=dtype)
-
-    @property
-    def elements(self) -> int:
-        """How many elements there are in memory: dimensions of stride 0 repeat the same ones."""
-        return math.prod(size for size, stride in zip(self.shape, self.strides, strict=True) if stride)
-
-    def transposed(self, permutation: Sequence[int]) -> Operand:
-        """The same memory with dimension i of the result being dimension permutation[i] of this."""
-        return replace(
-            self,
-            shape=tuple(self.shape[p] for p in permutation),
-            strides=tuple(self.strides[p] for p in permutation),
-        )
-
-
-def row_major_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Strides in elements of a dense array whose last dimension is contiguous."""
-    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +46,11 @@ class Prologue:
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """What B's integers stand for: (integer - zero point) * scale, those of the column and of the group of steps of k.
+    """The numbers that B's integers stand for: (integer - zero point) * scale.
 
-    Its arrays are the scales, and the zero points if there are any. Along b and n, axes say how far apart their
+    Scales and zero points belong to a column and a group of steps of k.
+
+    The arrays are the scales, and the zero points if there are any. Along b and n, axes say how far apart their
     elements are. Sums of groups are scaled, so integers are multiplied as they are.
     """
 
@@ -102,11 +61,11 @@ class Scaling:
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """Numbers of a narrower type that are multiplied in place of the operands: their components.
+    """Numbers of a narrower type that are multiplied in place of the operands, whose sums they are: their splits.
 
-    Component 0 is the operand rounded, component 1 what that leaves rounded, and so on. `terms` are the products of
-    components, (of A, of B), that are added up in this order: the last one is that of components 0. Where others come
-    before it, what they add up to counts for nothing if it is not finite.
+    Split 0 is the operand rounded, split 1 what that leaves rounded, and so on. `terms` are the products of splits,
+    (of A, of B), that are added up in this order: the last one is that of splits 0. Those before it are corrections,
+    which are dropped where they are not finite.
     """
 
     dtype: str
@@ -114,12 +73,21 @@ class Algorithm:
 
     @property
     def bf16_splits(self) -> tuple[int, int]:
-        """How many components A and B have."""
+        """How many splits A and B have."""
         return 1 + max(i for i, _ in self.terms), 1 + max(j for _, j in self.terms)
 
     def swapped(self) -> Algorithm:
-        """The same with the operands' roles exchanged."""
+        """The algorithm with the operands' roles exchanged."""
         return replace(self, terms=tuple((j, i) for i, j in self.terms))
+
+
+class DotArray(NamedTuple):
+    """One of the arrays that a kernel is given."""
+
+    role: Role
+    dtype: str  # in memory: words, where B is packed int4
+    elements: int  # in memory
+    stride: int  # which of Axis.strides() are its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,91 +112,88 @@ class Dot:
     scaling: Scaling | None = None
 
     @classmethod
-    def of(
-        cls,
-        lhs: Operand,
-        rhs: Operand,
-        dimension_numbers,
-        out: str,
-        program: Program | None = None,
-        extras: Sequence[Operand] = (),
-        strides: Sequence[int] | None = None,
-        scaling: Scaling | None = None,
-        prologue: Program | None = None,
-        lhs_extras: Sequence[Operand] = (),
-    ) -> Dot:
-        """Describes lax.dot_general(lhs, rhs, dimension_numbers) with a result of type `out`.
+    def of(cls, lhs: Operand, rhs: Operand, dimension_numbers, out: str) -> Dot:
+        """Describes lax.dot_general(lhs, rhs, dimension_numbers), with a row-major result.
 
         Args:
           lhs: A.
           rhs: B.
           dimension_numbers: as lax.dot_general has them.
-          out: the type of the result; with a program, of the program's result.
-          program: what to make of the product, element by element: its input 0.
-          extras: its further inputs, and the arrays of `scaling`, at C's shape, with strides of 0 where they are
-            broadcast.
-          strides: C's, in elements; row-major where there are none.
-          scaling: what B's integers stand for, if not for themselves.
-          prologue: what to make of A, element by element: its input 0.
-          lhs_extras: its further inputs, at A's shape.
+          out: the type of the result.
 
         Raises:
           UnsupportedDot: no kernel can be made for these types, or there is nothing to compute.
         """
-        (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
-        lhs_free = [d for d in range(len(lhs.shape)) if d not in (*lhs_contract, *lhs_batch)]
-        rhs_free = [d for d in range(len(rhs.shape)) if d not in (*rhs_contract, *rhs_batch)]
-        shape = [lhs.shape[d] for d in (*lhs_batch, *lhs_free)] + [rhs.shape[d] for d in rhs_free]
         if 0 in lhs.shape or 0 in rhs.shape:
             raise UnsupportedDot("a dimension is 0: there is nothing to multiply")
-        product = program.dtype(0) if program else out
-        own = len(extras) - (len(scaling.arrays) if scaling else 0)
-        c_strides = row_major_strides(shape) if strides is None else strides
+        if lhs.panels:
+            raise UnsupportedDot(ONLY_RHS_IN_PANELS)
+        result = Operand.row_major(result_shape(lhs, rhs, dimension_numbers), out)
+        loops = loops_of(lhs, rhs, dimension_numbers, result)
+        return cls.over(loops, (lhs.dtype, rhs.dtype, out), panels=rhs.panels)
 
-        def axis(size: int, i: int | None = None, j: int | None = None, c: int | None = None) -> Axis:
-            """The loop over dimension i of A, j of B and c of C."""
-            of_c = tuple(0 if c is None else extra.strides[c] for extra in extras)
-            of_a = tuple(0 if i is None else extra.strides[i] for extra in lhs_extras)
-            return Axis(
-                size=size,
-                lhs=0 if i is None else lhs.strides[i],
-                rhs=0 if j is None else rhs.strides[j],
-                out=0 if c is None else c_strides[c],
-                extras=(*of_c[:own], *of_a, *of_c[own:]),
-            )
+    @classmethod
+    def over(cls, loops: Loops, types: tuple[str, str, str], **fused: Any) -> Dot:
+        """The product by its loops, and what is fused with it: loops are joined where one serves for two.
 
-        c = iter(range(len(shape)))
-        b = [axis(lhs.shape[i], i, j, next(c)) for i, j in zip(lhs_batch, rhs_batch, strict=True)]
-        m = [axis(lhs.shape[i], i, c=next(c)) for i in lhs_free]
-        n = [axis(rhs.shape[j], j=j, c=next(c)) for j in rhs_free]
-        k = [axis(lhs.shape[i], i, j) for i, j in zip(lhs_contract, rhs_contract, strict=True)]
-        k.sort(key=lambda axis: (axis.lhs, axis.rhs), reverse=True)
-        before = Prologue(program=prologue, extras=in_memory(lhs_extras)) if prologue else None
-        acc = accumulator(before.made if before else lhs.dtype, rhs.dtype, product, extent(k))
-        if scaling and acc != "f32":
-            raise UnsupportedDot(f"sums in {acc} are not scaled by groups")
-        b, m, n, k = map(merged, (b, m, n, k))
-        if lhs.panels or rhs.panels:
-            check_panels(lhs.panels, rhs.panels, b, n, k)
-        return cls(
-            b=b, m=m, n=n, k=k, panels=rhs.panels, lhs=lhs.dtype, rhs=rhs.dtype, out=out, acc=acc,
-            epilogue=Epilogue(program=program, extras=in_memory(extras[:own])) if program else None, prologue=before,
-            scaling=scaling,
-        )  # fmt: skip
+        Args:
+          loops: its loops, with extras in the order of EXTRA_ROLES; those of the sum in any order.
+          types: of A, B and C; with an epilogue, of its result.
+          fused: epilogue, prologue, scaling and panels, as Dot has them.
 
-    @property
+        Raises:
+          UnsupportedDot: no kernel can be made for these types, or goes over panels like this.
+        """
+        lhs, rhs, out = types
+        k = sorted(loops.k, key=lambda axis: (axis.lhs, axis.rhs), reverse=True)
+        b, m, n, k = map(merged, (loops.b, loops.m, loops.n, k))
+        dot = cls(b=b, m=m, n=n, k=k, lhs=lhs, rhs=rhs, out=out, acc="", **fused)
+        product = dot.epilogue.program.dtype(0) if dot.epilogue else out
+        dot = replace(dot, acc=accumulator(*dot.operands, product, extent(k)))
+        if dot.scaling and dot.acc != "f32":
+            raise UnsupportedDot(f"sums in {dot.acc} are not scaled by groups")
+        if dot.panels:
+            check_panels(dot)
+        return dot
+
+    @functools.cached_property
     def sizes(self) -> tuple[int, int, int, int]:
         """(B, M, N, K)."""
         return extent(self.b), extent(self.m), extent(self.n), extent(self.k)
 
+    @functools.cached_property
+    def arrays(self) -> tuple[DotArray, ...]:
+        """Its arrays in the order in which kernels take them: A, B, those of EXTRA_ROLES, C."""
+        axes = (*self.b, *self.m, *self.n, *self.k)
+        lhs, rhs, out = (math.prod([axis.size for axis in axes if axis.strides()[i]]) for i in range(3))
+        weight = self.rhs
+        if self.panels:
+            rhs = self.panels.elements
+        elif self.rhs in PACKED_INT4:
+            weight, rhs = "u32", rhs // self.sizes[3] * rows_of_words(self.sizes[3])
+        of_role = (
+            self.epilogue.extras if self.epilogue else (),
+            self.prologue.extras if self.prologue else (),
+            self.scaling.arrays if self.scaling else (),
+        )
+        extras: list[tuple[Role, str, int]] = [
+            (role, *array) for role, arrays in zip(EXTRA_ROLES, of_role, strict=True) for array in arrays
+        ]
+        return (
+            DotArray("lhs", self.lhs, lhs, 0),
+            DotArray("rhs", weight, rhs, 1),
+            *(DotArray(*extra, 3 + i) for i, extra in enumerate(extras)),
+            DotArray("out", self.out, out, 2),
+        )
+
+    def arrays_for(self, role: Role) -> tuple[DotArray, ...]:
+        """The arrays of one role, in order. Of Axis.extras, array x has number x.stride - 3."""
+        return tuple(array for array in self.arrays if array.role == role)
+
     @property
     def extras(self) -> tuple[tuple[str, int], ...]:
-        """The arrays beside A, B and C, the epilogue's first: types, and how many elements there are in memory."""
-        return (
-            *(self.epilogue.extras if self.epilogue else ()),
-            *(self.prologue.extras if self.prologue else ()),
-            *(self.scaling.arrays if self.scaling else ()),
-        )
+        """The arrays beside A, B and C: types, and how many elements there are in memory."""
+        return tuple((array.dtype, array.elements) for array in self.arrays[2:-1])
 
     @property
     def operands(self) -> tuple[str, str]:
@@ -245,16 +210,16 @@ class Dot:
 
     @property
     def bf16_splits(self) -> tuple[int, int]:
-        """How many components A and B have."""
+        """How many splits A and B have."""
         return self.algorithm.bf16_splits if self.algorithm else (1, 1)
 
     @property
     def terms(self) -> int:
-        """How many products of components are added up."""
+        """How many products of splits are added up."""
         return len(self.algorithm.terms) if self.algorithm else 1
 
     def with_algorithm(self, algorithm: Algorithm) -> Dot:
-        """The product of the operands' components, without those that an operand does not have."""
+        """The product by an algorithm, without the splits that an operand does not have."""
         whole = [algorithm.dtype in WIDENS[x] for x in self.operands]
         if all(whole):
             return replace(self, algorithm=None)
@@ -262,7 +227,7 @@ class Dot:
         return replace(self, algorithm=replace(algorithm, terms=terms))
 
     def swapped(self) -> Dot:
-        """The same work with the operands' roles exchanged: C transposed = B transposed times A transposed.
+        """The product with the operands' roles exchanged: C transposed = B transposed times A transposed.
 
         There must be no prologue, which is work on A.
         """
@@ -276,45 +241,23 @@ class Dot:
         )  # fmt: skip
 
 
-def check_panels(
-    lhs: Panels | None, rhs: Panels | None, b: Sequence[Axis], n: Sequence[Axis], k: Sequence[Axis]
-) -> None:
-    """Sees to it that only B lies in panels, and that they are gone through along their columns and rows.
+ONLY_RHS_IN_PANELS = "panels are read as B alone: columns of the packed matrix have to be C's last dimension"
+
+
+def check_panels(dot: Dot) -> None:
+    """Sees to it that a product goes through the panels of its B along their columns and rows.
 
     Raises:
       UnsupportedDot: a kernel would have to read panels in another order.
     """
-    if lhs or not rhs:
-        raise UnsupportedDot("panels are read as B alone: columns of the packed matrix have to be C's last dimension")
-    matrix, panel = rhs.rows * rhs.columns, rhs.rows * rhs.width
-    if [axis.rhs for axis in k] not in ([], [1]):
+    panels = dot.panels
+    assert panels
+    if [axis.rhs for axis in dot.k] not in ([], [1]):
         raise UnsupportedDot("panels are summed along the rows of the packed matrix, all in one run")
-    whole = not any(axis.rhs % matrix for axis in b) and not any(axis.rhs % panel for axis in n[:-1])
-    if not whole or (n and n[-1].rhs != rhs.rows):
-        raise UnsupportedDot(f"columns of the packed matrix are not gone through by whole panels of {rhs.width}")
-
-
-def in_memory(arrays: Sequence[Operand]) -> tuple[tuple[str, int], ...]:
-    """Types, and how many elements there are in memory."""
-    return tuple((array.dtype, array.elements) for array in arrays)
-
-
-def extent(axes: Sequence[Axis]) -> int:
-    """The product of the axes' sizes."""
-    return math.prod(axis.size for axis in axes)
-
-
-def merged(axes: Sequence[Axis]) -> tuple[Axis, ...]:
-    """The axes without those of size 1, neighbours joined where one stride serves both in every array."""
-    result: list[Axis] = []
-    for axis in axes:
-        if axis.size == 1:
-            continue
-        if result and all(o == i * axis.size for o, i in zip(result[-1].strides(), axis.strides(), strict=True)):
-            result.append(replace(axis, size=result.pop().size * axis.size))
-        else:
-            result.append(axis)
-    return tuple(result)
+    whole = not any(axis.rhs % panels.matrix_elements for axis in dot.b)
+    whole &= not any(axis.rhs % panels.panel_elements for axis in dot.n[:-1])
+    if not whole or (dot.n and dot.n[-1].rhs != panels.rows):
+        raise UnsupportedDot(f"columns of the packed matrix are not gone through by whole panels of {panels.width}")
 
 
 def accumulator(lhs: str, rhs: str, out: str, terms: int) -> str:

@@ -1,4 +1,4 @@
-"""Product -> object code, once per process or out of the cache; and what the custom call needs to know of it."""
+"""The running machine, found by its features, and other machines by name."""
 
 from __future__ import annotations
 
@@ -15,6 +15,17 @@ from jax_nano.machine import x86
 from jax_nano.machine.isa import Cache, Isa, Machine
 
 
+def target_for(name: str | None = None) -> tuple[Machine, Isa]:
+    """The machine to compose for, and its instruction set to use: resolved once for a product.
+
+    Raises:
+      UnsupportedDot: there is no target for this processor.
+      ValueError: no machine has an instruction set of that name.
+    """
+    machine = machine_for(name)
+    return machine, target(machine, name)
+
+
 def machine_for(name: str | None = None) -> Machine:
     """The machine to compose for: this one, or another where this one lacks the instruction set asked for.
 
@@ -24,7 +35,7 @@ def machine_for(name: str | None = None) -> Machine:
       UnsupportedDot: there is no target for this processor.
       ValueError: no machine has an instruction set of that name.
     """
-    here, wanted = machine(), name or os.environ.get("JAX_NANO_TARGET")
+    here, wanted = machine(), name or asked_for()
     if not wanted or any(isa.name == wanted for isa in here.isas):
         return here
     return elsewhere(wanted)
@@ -36,8 +47,13 @@ def target(machine: Machine, name: str | None = None) -> Isa:
     Raises:
       ValueError: the machine has none of that name.
     """
-    wanted = name or os.environ.get("JAX_NANO_TARGET")
+    wanted = name or asked_for()
     return machine.isa(wanted) if wanted else machine.isas[0]
+
+
+def asked_for() -> str:
+    """The instruction set that JAX_NANO_TARGET names; empty where it names none."""
+    return os.environ.get("JAX_NANO_TARGET", "")
 
 
 CACHES = pathlib.Path("/sys/devices/system/cpu/cpu0/cache")
@@ -48,7 +64,7 @@ UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 def machine() -> Machine:
     """The running machine.
 
-    A processor that targets/ does not name is taken for the first named one whose instruction sets it has.
+    A processor that x86.py does not name is taken for the first named one whose instruction sets it has.
 
     Raises:
       UnsupportedDot: there is no target for this processor.
@@ -67,7 +83,7 @@ def machine() -> Machine:
 
 
 def has(features: tuple[str, ...]) -> bool:
-    """Whether this processor, and the system it runs, have all these features, in LLVM's names."""
+    """This processor, and the system it runs, have all these features, in LLVM's names."""
     return not _native.missing_features(",".join(features))
 
 
@@ -88,7 +104,7 @@ def granted(machine: Machine) -> Machine:
 
 
 def known(name: str) -> Machine:
-    """The machine of targets/ of that name, with those instructions that it has.
+    """The machine of x86.py of that name, with those instructions that it has.
 
     Raises:
       ValueError: there is none.
@@ -103,7 +119,7 @@ def known(name: str) -> Machine:
 
 @functools.cache
 def elsewhere(name: str) -> Machine:
-    """The first machine of targets/ that has an instruction set of that name, with this one's number of threads.
+    """The first machine of x86.py that has an instruction set of that name, with this one's number of threads.
 
     Raises:
       ValueError: none has.
@@ -121,27 +137,31 @@ def threads() -> int:
 
 
 def caches() -> tuple[Cache, ...]:
-    """What Linux says of the data caches of the first core; empty where it says nothing."""
-    found = []
-    for index in sorted(CACHES.glob("index*")):
-        try:
-            kind, level, size, ways, line, shared = (
-                (index / name).read_text().strip()
-                for name in ("type", "level", "size", "ways_of_associativity", "coherency_line_size", "shared_cpu_list")
-            )
-            if kind == "Instruction" or not int(ways):
-                continue
-            size_bytes = int(size[:-1]) * UNITS[size[-1]]
-            several = "," in shared or "-" in shared
-            found.append(
-                Cache(
-                    level=int(level),
-                    bytes=size_bytes,
-                    ways=int(ways),
-                    line_bytes=int(line),
-                    shared=several and int(level) > 2,
-                )
-            )
-        except (OSError, ValueError, KeyError):
-            return ()
+    """The data caches of the first core, by Linux; empty where it says nothing that makes sense."""
+    try:
+        found = [cache for index in sorted(CACHES.glob("index*")) if (cache := data_cache(index))]
+    except (OSError, ValueError, KeyError):
+        return ()
     return tuple(sorted(found, key=lambda cache: cache.level))
+
+
+def data_cache(index: pathlib.Path) -> Cache | None:
+    """One cache, by a directory of Linux's; None if that holds instructions, or its ways are not known.
+
+    Raises:
+      OSError, ValueError, KeyError: Linux says something else.
+    """
+    kind, level, size, ways, line, shared = (
+        (index / name).read_text().strip()
+        for name in ("type", "level", "size", "ways_of_associativity", "coherency_line_size", "shared_cpu_list")
+    )
+    if kind == "Instruction" or not int(ways):
+        return None
+    several = "," in shared or "-" in shared
+    return Cache(
+        level=int(level),
+        bytes=int(size[:-1]) * UNITS[size[-1]],
+        ways=int(ways),
+        line_bytes=int(line),
+        shared=several and int(level) > 2,
+    )

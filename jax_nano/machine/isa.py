@@ -1,10 +1,12 @@
-"""The shape of facts about processors: types only, each value stands in targets/."""
+"""The shape of facts about processors: types only, each value stands in x86.py or fitted.py."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 from jax_nano.ir.dtypes import BITS, bytes_of
+from jax_nano.machine.fitted import ZEN5, Fitted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,13 @@ class DotInstruction:
     operations: int = 1  # vector instructions that it takes: 2 where products are added by another one
     tiles: bool = False  # registers hold tiles, whose rows and depth are configured: `shape` is the most they hold
 
-    @property
+    def __post_init__(self):
+        if unknown := [dtype for dtype in (self.lhs, self.rhs, self.acc) if dtype not in BITS]:
+            raise ValueError(f"{self.name}: there are no types {unknown}")
+        if self.shape[2] % self.vnni or BITS[self.lhs] != BITS[self.rhs]:
+            raise ValueError(f"{self.name}: {self.shape[2]} steps of {self.lhs} by {self.rhs} do not fill accumulators")
+
+    @functools.cached_property
     def vnni(self) -> int:
         """Neighbours along k that stand together, in the place of one accumulator: v of the VNNI layout."""
         return BITS[self.acc] // BITS[self.rhs]
@@ -78,7 +86,11 @@ class Cache:
     line_bytes: int = 64
     shared: bool = False  # by all cores
 
-    @property
+    def __post_init__(self):
+        if min(self.level, self.ways, self.line_bytes) < 1 or self.bytes < self.ways * self.line_bytes:
+            raise ValueError(f"a cache of level {self.level}: {self.bytes} bytes do not make {self.ways} ways of lines")
+
+    @functools.cached_property
     def way_bytes(self) -> int:
         """Addresses this far apart compete for the same lines."""
         return self.bytes // self.ways
@@ -86,7 +98,7 @@ class Cache:
 
 @dataclass(frozen=True, kw_only=True)
 class Core:
-    """What one core does in a cycle, for full registers of one instruction set."""
+    """Throughputs of one core, for full registers of one instruction set."""
 
     dots_per_cycle: float  # multiply-accumulate instructions begun
     dot_latency_cycles: int  # from one update of an accumulator to the next
@@ -97,6 +109,11 @@ class Core:
     issue_per_cycle: int  # instructions of any kind
     setup_cycles: int = 0  # before a task's first instruction, and after its last
     slower: tuple[tuple[str, float, int], ...] = ()  # other instructions: (name, begun per cycle, latency in cycles)
+
+    def __post_init__(self):
+        rates = self.dots_per_cycle, self.loads_per_cycle, self.stores_per_cycle, self.vector_per_cycle
+        if min(*rates, self.shuffles_per_cycle, self.issue_per_cycle, self.dot_latency_cycles) <= 0:
+            raise ValueError("a core without throughput")
 
     def rate(self, instruction: str) -> tuple[float, int]:
         """(begun per cycle, latency in cycles) of a multiply-accumulate instruction."""
@@ -119,38 +136,40 @@ class Machine:
     l3_gb_per_s: float  # read bandwidth of one core from the last level of cache
     source: str
     threads: int = 1
-    l2_bytes_per_cycle: int = 32  # what one core reads from its second cache
-    l3_stream_bytes_per_cycle: int = 24  # what it reads from the last one where that was asked for ahead
+    l2_bytes_per_cycle: int = 32  # what one core reads from L2
+    l3_stream_bytes_per_cycle: int = 24  # what it reads from the LLC where that was prefetched
     page_bytes: int = 4096  # where prefetchers end
-    # The following were fitted to measured products, on Zen 5: published for no processor, and taken for all of them.
-    ahead_bytes: int = 16 << 10  # on their way from memory where they come in time
-    row_cycles: float = 6  # from a row of C that is stored to the next
-    conflict_cycles: float = 60  # the same where all rows compete for the same lines
-    wake_us: float = 2.0  # from handing out a task until another thread begins it
+    fitted: Fitted = ZEN5
     lacks: tuple[str, ...] = ()  # features that instructions of its instruction sets need, and that it does not have
     note: str = ""  # which of its instruction sets are left out, and why
 
     def __post_init__(self):
         if missing := {isa.name for isa in self.isas} - set(self.cores):
             raise ValueError(f"{self.name}: no throughputs for {sorted(missing)}")
+        levels = [cache.level for cache in self.caches]
+        if not levels or levels != sorted(levels):
+            raise ValueError(f"{self.name}: caches of levels {levels}; innermost first is asked for")
+        one, all_cores = self.memory_gb_per_s
+        if not 0 < one <= all_cores or self.l3_gb_per_s <= 0 or self.ghz <= 0:
+            raise ValueError(f"{self.name}: one core reads {one} GB/s, all of them {all_cores}, at {self.ghz} GHz")
 
-    @property
+    @functools.cached_property
     def l1(self) -> Cache:
         """The innermost data cache."""
         return self.caches[0]
 
-    @property
+    @functools.cached_property
     def l2(self) -> Cache:
-        """The second level of cache, or the only one."""
+        """L2, or the only level there is."""
         return self.caches[:2][-1]
 
-    @property
+    @functools.cached_property
     def llc(self) -> Cache:
         """The last level of cache."""
         return self.caches[-1]
 
     def vector_core(self, isa: str) -> Core:
-        """What a core does with vectors beside the instructions of that instruction set."""
+        """The throughputs of vectors beside the instructions of that instruction set."""
         vectors = self.isa(isa).vectors
         return self.cores[vectors.name if vectors else isa]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from jax_nano.machine.fitted import fitted_for
 from jax_nano.machine.isa import Cache, Core, DotInstruction, Isa, Machine
 
 INTEL_SDM = "Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2"
@@ -85,12 +86,12 @@ AMX = Isa(
 KIB, MIB = 1 << 10, 1 << 20
 
 
-def caches(l1_kib: int, l1_ways: int, l2_kib: int, l2_ways: int, l3_mib: int, l3_ways: int) -> tuple[Cache, ...]:
-    """Three levels of data cache, the last shared by all cores."""
+def caches(l1: tuple[int, int], l2: tuple[int, int], l3: tuple[int, int]) -> tuple[Cache, ...]:
+    """Three levels of data cache, each (size, ways), the last shared by all cores; sizes in KiB, of L3 in MiB."""
     return (
-        Cache(level=1, bytes=l1_kib * KIB, ways=l1_ways),
-        Cache(level=2, bytes=l2_kib * KIB, ways=l2_ways),
-        Cache(level=3, bytes=l3_mib * MIB, ways=l3_ways, shared=True),
+        Cache(level=1, bytes=l1[0] * KIB, ways=l1[1]),
+        Cache(level=2, bytes=l2[0] * KIB, ways=l2[1]),
+        Cache(level=3, bytes=l3[0] * MIB, ways=l3[1], shared=True),
     )
 
 
@@ -138,12 +139,12 @@ WELL = Core(
     shuffles_per_cycle=1, issue_per_cycle=4,
 )  # fmt: skip
 
-MACHINES = (
+PROCESSORS = (
     Machine(
         name="znver5",
         isas=(AVX512, AVX2),
         cores={"avx512": WIDE, "avx2": WIDE},
-        caches=caches(48, 12, 1024, 16, 32, 16),
+        caches=caches((48, 12), (1024, 16), (32, 16)),
         ghz=4.1,
         memory_gb_per_s=(40, 48),
         l3_gb_per_s=50,
@@ -154,7 +155,7 @@ MACHINES = (
         name="znver4",
         isas=(AVX512, AVX2),
         cores={"avx512": DOUBLE_PUMPED, "avx2": ZEN_256},
-        caches=caches(32, 8, 1024, 8, 32, 16),
+        caches=caches((32, 8), (1024, 8), (32, 16)),
         ghz=3.7,
         memory_gb_per_s=(30, 200),
         l3_gb_per_s=50,
@@ -165,7 +166,7 @@ MACHINES = (
         name="znver3",
         isas=(AVX2,),
         cores={"avx2": ZEN_256},
-        caches=caches(32, 8, 512, 8, 32, 16),
+        caches=caches((32, 8), (512, 8), (32, 16)),
         ghz=3.4,
         memory_gb_per_s=(22, 150),
         l3_gb_per_s=40,
@@ -176,7 +177,7 @@ MACHINES = (
         name="skylake-avx512",
         isas=(AVX512, AVX2),
         cores={"avx512": LAKE_512, "avx2": LAKE},
-        caches=caches(32, 8, 1024, 16, 24, 11),
+        caches=caches((32, 8), (1024, 16), (24, 11)),
         ghz=2.6,
         memory_gb_per_s=(12, 100),
         l3_gb_per_s=15,
@@ -187,7 +188,7 @@ MACHINES = (
         name="sapphirerapids",
         isas=(AMX, AVX512, AVX2),
         cores={"amx": COVE_TILES, "avx512": COVE_512, "avx2": COVE_256},
-        caches=caches(48, 12, 2048, 16, 32, 15),
+        caches=caches((48, 12), (2048, 16), (32, 15)),
         ghz=2.8,
         memory_gb_per_s=(12, 200),
         l3_gb_per_s=15,
@@ -199,7 +200,7 @@ MACHINES = (
         name="emeraldrapids",
         isas=(AMX, AVX512, AVX2),
         cores={"amx": COVE_TILES, "avx512": COVE_512, "avx2": COVE_256},
-        caches=caches(48, 12, 2048, 16, 320, 20),
+        caches=caches((48, 12), (2048, 16), (320, 20)),
         ghz=2.8,
         memory_gb_per_s=(12, 240),
         l3_gb_per_s=15,
@@ -211,7 +212,7 @@ MACHINES = (
         name="graniterapids",
         isas=(AMX, AVX512, AVX2),
         cores={"amx": COVE_TILES, "avx512": COVE_512, "avx2": COVE_256},
-        caches=caches(48, 12, 2048, 16, 504, 16),
+        caches=caches((48, 12), (2048, 16), (504, 16)),
         ghz=2.8,
         memory_gb_per_s=(12, 400),
         l3_gb_per_s=15,
@@ -225,7 +226,7 @@ MACHINES = (
         name="alderlake",
         isas=(AVX2,),
         cores={"avx2": COVE_256},
-        caches=caches(48, 12, 1280, 10, 24, 12),
+        caches=caches((48, 12), (1280, 10), (24, 12)),
         ghz=4.0,
         memory_gb_per_s=(30, 60),
         l3_gb_per_s=40,
@@ -236,7 +237,7 @@ MACHINES = (
         name="haswell",
         isas=(AVX2,),
         cores={"avx2": WELL},
-        caches=caches(32, 8, 256, 8, 8, 16),
+        caches=caches((32, 8), (256, 8), (8, 16)),
         ghz=3.0,
         memory_gb_per_s=(12, 25),
         l3_gb_per_s=25,
@@ -244,6 +245,8 @@ MACHINES = (
         source=AGNER,
     ),
 )
+
+MACHINES = tuple(replace(machine, fitted=fitted_for(machine.name)) for machine in PROCESSORS)
 
 # LLVM's names of processors that are, for all that is said here, another one.
 ALIASES = {

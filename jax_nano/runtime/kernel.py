@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 from dataclasses import dataclass
 
 import jax
@@ -12,8 +11,8 @@ import numpy as np
 
 from jax_nano import _native
 from jax_nano.codegen.module import build_module, kernel_name, phase_symbols
-from jax_nano.ir.dot import Dot, extent
-from jax_nano.ir.dtypes import FFI_TYPES, INT4_PER_WORD, PACKED_INT4
+from jax_nano.ir.dot import Dot
+from jax_nano.ir.dtypes import FFI_TYPES
 from jax_nano.machine.isa import Machine
 from jax_nano.schedule.plan import Plan
 
@@ -70,14 +69,8 @@ class Kernel:
     @property
     def arrays(self) -> tuple[tuple[tuple[str, int], ...], tuple[str, int]]:
         """The operands, in order, and the result: their types and how many elements each has in memory."""
-        dot = self.dot
-        axes = (*dot.b, *dot.m, *dot.n, *dot.k)
-        lhs, rhs, out = (math.prod(axis.size for axis in axes if axis.strides()[array]) for array in range(3))
-        weight = dot.rhs, dot.panels.elements if dot.panels else rhs
-        if dot.rhs in PACKED_INT4:
-            steps = extent(dot.k)
-            weight = "u32", rhs // steps * -(-steps // INT4_PER_WORD)
-        return ((dot.lhs, lhs), weight, *dot.extras), (dot.out, out)
+        *operands, out = ((array.dtype, array.elements) for array in self.dot.arrays)
+        return tuple(operands), out
 
     @functools.cached_property
     def _attributes(self) -> dict[str, object]:

@@ -6,33 +6,30 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from jax_nano.ir.dot import Axis, Dot, UnsupportedDot, extent
+from jax_nano.ir.dot import Dot, UnsupportedDot, extent
 from jax_nano.ir.dtypes import BITS, INT4_PER_WORD, PACKED_INT4, WIDENS, bytes_of
 from jax_nano.machine.isa import DotInstruction, Isa, Machine
-from jax_nano.schedule.cost.memory import FEW_ROWS, PACKED, InPlace
-from jax_nano.schedule.cost.microkernel import extra_work
-from jax_nano.schedule.plan import LINE_BYTES, Plan
+from jax_nano.schedule.blocks import STREAMS as STREAMS
+from jax_nano.schedule.blocks import Form, plan_around
+from jax_nano.schedule.cost.memory import FEW_ROWS, PACKED, UnpackedRhs
+from jax_nano.schedule.cost.microkernel import Unit, extra_work
+from jax_nano.schedule.loop_nest import LoopNest
+from jax_nano.schedule.plan import LhsMode, Plan, RhsMode
 from jax_nano.schedule.register_block import RegisterBlock, inner_block, register_blocks, tile_blocks
+from jax_nano.schedule.scratch import LINE_BYTES
 
-# Sums over more steps than this are made in parts, where C alone would leave threads idle.
-SPLIT_STEPS = 2048
-SPLIT_RESULTS = 4096
-SPLITS = 32
 READ_ONCE_ROWS = 8  # with so few rows, B is as good as read once: packing it would only add to that
-PACKED_STEPS = 512  # steps of k in a block of a large packed B, at most: its rows then are long enough for prefetchers
-# Times the bytes of A. On Zen 5, asking for A is worth 6 to 23 % where C has up to 4 times as many, and costs 5 to 13 %
-# where it has 8 times as many or more.
+PACKED_STEPS = 512  # of k in a block of a large packed B, at most: its rows then are long enough for prefetchers
+# Times the bytes of A. On Zen 5, prefetching A is worth 6 to 23 % where C has up to 4 times as many, and costs
+# 5 to 13 % where it has 8 times as many or more.
 FAR_LARGER = 6
-ROW_PANELS = 8  # in a block of A that is packed, or asked for by pieces of its columns
-PANEL_STEPS = (16, 128)  # of k, in a panel of a large B that is read in place, or of an A that lies by columns
+PANEL_STEPS = (16, 128)  # of k, in a panel of a large unpacked B, or of an A that lies by columns
 # With so few rows, products wait for nothing but the lines of B. Short numbers come the fastest in the order in which
 # they lie in memory: so threads share out the sum and not the columns, and read whole rows, a few at a time. On Zen 5
 # that brings 40 GB/s of integers, where 16 pieces of rows side by side bring 30 to 34; f32 gains nothing.
 STREAMED_BITS = 16  # of an element, at most
-STREAMS = 2  # parts of the sum
 ROWS_AT_ONCE = 4  # of B; of rows of words, which hold eight each, half as many
 BYTES_AT_ONCE = 2 << 10  # at least: sums are loaded and stored again for as many
-UNROLLED_DOTS = 16  # multiply-accumulates in an iteration of the inner loop, at least
 
 
 def instructions_for(isa: Isa, dot: Dot) -> list[tuple[Isa, DotInstruction]]:
@@ -56,7 +53,7 @@ def instructions_for(isa: Isa, dot: Dot) -> list[tuple[Isa, DotInstruction]]:
 
 
 def reads(instruction: DotInstruction, dot: Dot) -> bool:
-    """Whether B lies as the instruction can have it: by strides, in panels of its own, or of rows that stand alone."""
+    """B lies as the instruction can have it: by strides, in panels of its own, or of rows that stand alone."""
     if not dot.panels:
         return True
     if dot.panels.width % instruction.shape[1] or instruction.lhs_offset:
@@ -71,259 +68,218 @@ def reads(instruction: DotInstruction, dot: Dot) -> bool:
 
 
 def kernel_plans(dot: Dot, machine: Machine, isa: Isa) -> Iterator[Plan]:
-    """Plans of a single task, one for each way to compute a block of C."""
-    swapped = not dot.n and bool(dot.m) and not dot.prologue
-    if dot.panels and (swapped or dot.algorithm):
-        raise UnsupportedDot("panels hold numbers as they are, of a matrix of several columns")
-    work = dot.swapped() if swapped else dot
-    nothing = (0,) * len(work.extras)
-    m = max(work.m, key=lambda axis: axis.size, default=Axis(size=1, extras=nothing))
-    n = work.n[-1] if work.n else Axis(size=1, rhs=1, out=1, extras=nothing)
-    k = max(work.k, key=lambda axis: axis.size, default=Axis(size=1, lhs=1, rhs=1, extras=nothing))
-    if any(stride not in (0, 1) for stride in n.extras):
-        raise UnsupportedDot("an array of the epilogue is neither contiguous along n nor the same for all of n")
-    outer = work.b + tuple(a for a in work.m if a is not m) + tuple(a for a in work.n if a is not n)
-    k_outer = tuple(a for a in work.k if a is not k)
-    common = {"dot": work, "swapped": swapped, "m": m, "n": n, "k": k, "outer": outer, "k_outer": k_outer}
+    """Plans of a single task, one for each way to compute a block of C.
 
-    for level, instruction in instructions_for(isa, work):
-        plans = panel_plans if dot.panels else tile_plans if instruction.tiles else vector_plans
-        yield from plans(machine, level, instruction, common | {"isa": level.name})
-
-
-def vector_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: dict) -> Iterator[Plan]:
-    """Plans of a single task by vectors.
-
-    K is along the lanes where both operands are contiguous along it, or the other one is small: packing turns that.
+    Raises:
+      UnsupportedDot: the target has no instruction for these types, or none that reads B as it lies.
     """
-    work, m, n, k = (common[name] for name in ("dot", "m", "n", "k"))
-    core = machine.cores[isa.name]
-    packed = instruction.lhs_offset != 0 or work.terms > 1
-    lhs_unpacked = work.terms == 1 and (instruction.vnni == 1 or k.lhs == 1) and not work.prologue
-    rhs_unpacked = n.rhs == 1 and not packed
-    streamed = lhs_unpacked and rhs_unpacked and streams(machine, work, m, n, k)
-    packed_lhs = "rows" if k.lhs == 1 else "columns"
-    for lhs in (packed_lhs,) if not lhs_unpacked else ("unpacked",) if streamed else ("unpacked", packed_lhs):
-        once = rhs_unpacked and m.size <= READ_ONCE_ROWS
-        for rhs in ("unpacked",) if once else ("unpacked", "per_task") if rhs_unpacked else ("per_task",):
-            extra = extra_work(machine, core, work, m, instruction, lhs == "unpacked", rhs == "unpacked")
-            large = bytes_of(work.rhs, k.size * n.size) > machine.l2.bytes
-            far = rhs == "unpacked" and large
-            in_place = InPlace.of(work, n, k, far) if rhs == "unpacked" else PACKED
-            prefetch_lhs = (lhs == "unpacked" or k.lhs != 1) and comes_from_afar(machine, common)
-            steps = depths(machine, instruction, rhs, work, m, n, k)
-            if prefetch_lhs and k.lhs != 1:
-                steps = tuple(sorted({min(k.size, count) for count in PANEL_STEPS}))
-            for depth in (steps_at_once(work, n),) if streamed else steps:
-                stride = bytes_of(work.lhs, m.lhs) if lhs == "unpacked" else 0
-                choices = register_blocks(isa, machine, instruction, m.size, n.size, depth, extra, in_place, stride)
-                for block in choices if far else choices[:1]:
-                    yield blocked(
-                        machine,
-                        block,
-                        depth,
-                        instruction=instruction,
-                        lhs=lhs,
-                        rhs=rhs,
-                        prefetch_rhs=far,
-                        prefetch_lhs=prefetch_lhs,
-                        streamed=streamed,
-                        lhs_stationary=block.lhs_stationary,
-                        **common,
-                    )
-    in_rows = work.scaling is not None or work.rhs in PACKED_INT4
-    along_k, few = (k.lhs == 1, k.rhs == 1), (m.size <= instruction.shape[1], n.size <= instruction.shape[1])
-    one_turned = (along_k[0] and few[1]) or (along_k[1] and few[0])
-    if not packed and not in_rows and (all(along_k) or one_turned):
-        block = inner_block(isa, machine, instruction, work, m, n, k)
-        lhs, rhs = "unpacked" if along_k[0] and not work.prologue else "rows", "unpacked" if along_k[1] else "per_task"
-        yield blocked(machine, block, k.size, instruction=instruction, inner_product=True, lhs=lhs, rhs=rhs, **common)
-
-
-def tile_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: dict) -> Iterator[Plan]:
-    """Plans of a single task by tiles. B is packed; A is where tiles would reach beyond it, or not find whole rows.
-
-    The sum is in one part, or in parts short enough for a panel of B to stay in the nearest cache. Sums of groups that
-    are scaled are made of whole tiles. Panels of B are packed first, or beside products where rows are contiguous.
-    """
-    work, m, n, k = (common[name] for name in ("dot", "m", "n", "k"))
-    instruction = instruction.fitted(m.size, min(k.size, work.scaling.group_size) if work.scaling else k.size)
-    rows, _, steps = instruction.shape
-    in_place = k.lhs == 1 and work.lhs == instruction.lhs and m.size % rows == 0 and k.size % steps == 0
-    in_place &= not work.prologue
-    whole_elements = BITS[work.rhs] >= 8 and not work.scaling
-    beside = n.rhs == 1 and whole_elements and k.size % steps == 0
-    for lhs in ("unpacked", "rows") if in_place else ("rows",):
-        for block in tile_blocks(isa, instruction, m.size, n.size):
-            near = machine.l1.bytes // 2 // bytes_of(instruction.rhs, work.bf16_splits[1] * block.cols)
-            for depth in {k.size, min(k.size, near)}:
-                plan = blocked(
-                    machine,
-                    block,
-                    depth,
-                    instruction=instruction,
-                    lhs=lhs,
-                    rhs="per_task",
-                    lhs_stationary=block.lhs_stationary,
-                    **common,
-                )
-                yield plan
-                if beside and block.cols < n.size:
-                    yield replace(plan, overlap_packing=True, mc=plan.mt)
-
-
-def panel_plans(machine: Machine, isa: Isa, instruction: DotInstruction, common: dict) -> Iterator[Plan]:
-    """Plans of a single task where B lies in panels: their width is a multiple of the register block's."""
-    work, m, k = (common[name] for name in ("dot", "m", "k"))
-    core = machine.cores[isa.name]
-    width, as_it_is = work.panels.width, instruction.rhs == work.rhs
-    packed_lhs = "rows" if k.lhs == 1 or instruction.tiles else "columns"
-    if instruction.tiles:
-        instruction = instruction.fitted(m.size, k.size)
-        rows, _, steps = instruction.shape
-        lhs_unpacked = k.lhs == 1 and work.lhs == instruction.lhs and m.size % rows == 0 and k.size % steps == 0
-    else:
-        lhs_unpacked = instruction.vnni == 1 or k.lhs == 1
-    lhs_unpacked &= not work.prologue
-    prefetch_rows = machine.ahead_bytes // bytes_of(work.rhs, width)
-    for lhs in ("unpacked", packed_lhs) if lhs_unpacked else (packed_lhs,):
-        if instruction.tiles:
-            choices = tile_blocks(isa, instruction, m.size, width)
+    nest = LoopNest.of(dot)
+    for level, instruction in instructions_for(isa, nest.dot):
+        unit = Unit(machine, level, instruction)
+        if dot.panels:
+            yield from packed_weight_plans(unit, nest)
+        elif instruction.tiles:
+            yield from tile_plans(unit, nest)
         else:
-            extra = extra_work(machine, core, work, m, instruction, lhs == "unpacked", not as_it_is)
-            choices = [
-                register_blocks(isa, machine, instruction, m.size, cols, k.size, extra)[0]
-                for cols in range(instruction.shape[1], width + 1, instruction.shape[1])
-            ]
-        for block in dict.fromkeys(block for block in choices if width % block.cols == 0):
-            yield blocked(
-                machine,
-                block,
-                k.size,
-                instruction=instruction,
+            yield from vector_plans(unit, nest)
+            yield from inner_product_plans(unit, nest)
+
+
+def vector_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
+    """Plans by vectors, with columns of C in the lanes: for each form of the operands the best register blocks.
+
+    A large unpacked B is also read by blocks of another width: it decides how long the runs of memory are.
+    """
+    for form in vector_forms(unit, nest):
+        lhs_unpacked, rhs_unpacked = form.lhs == "unpacked", form.rhs == "unpacked"
+        extra = extra_work(unit, nest, lhs_unpacked=lhs_unpacked, rhs_unpacked=rhs_unpacked)
+        rhs = UnpackedRhs.of(nest, prefetched=form.prefetch_rhs) if rhs_unpacked else PACKED
+        stride = bytes_of(nest.dot.lhs, nest.m.lhs) if lhs_unpacked else 0
+        for depth in depths(unit, nest, form):
+            sizes = nest.m.size, nest.n.size, depth
+            blocks = register_blocks(unit.having(extra), sizes, rhs, stride)
+            for block in blocks if form.prefetch_rhs else blocks[:1]:
+                yield plan_around(unit, nest, form, block, depth)
+
+
+def vector_forms(unit: Unit, nest: LoopNest) -> Iterator[Form]:
+    """The forms of operands worth weighing for vectors: A unpacked and packed, B unpacked and packed."""
+    machine, dot, k = unit.machine, nest.dot, nest.k
+    large = bytes_of(dot.rhs, k.size * nest.n.size) > machine.l2.bytes
+    streamed = lhs_can_stay(unit, nest) and rhs_can_stay(unit, nest) and streams(machine, nest)
+    far = comes_from_afar(machine, nest)
+    for lhs in lhs_modes(unit, nest, streamed=streamed):
+        for rhs in rhs_modes(unit, nest):
+            yield Form(
                 lhs=lhs,
-                rhs="panels",
-                prefetch_rows=prefetch_rows,
-                lhs_stationary=block.lhs_stationary,
-                **common,
+                rhs=rhs,
+                prefetch_lhs=(lhs == "unpacked" or k.lhs != 1) and far,
+                prefetch_rhs=rhs == "unpacked" and large,
+                streamed=streamed,
             )
 
 
-def comes_from_afar(machine: Machine, common: dict) -> bool:
-    """Whether A comes by whole lines from beyond a core's own caches, and all of B stays there meanwhile.
+def lhs_can_stay(unit: Unit, nest: LoopNest) -> bool:
+    """Vectors can read A unpacked where there is nothing to do to it, and groups of steps are contiguous."""
+    grouped = unit.instruction.vnni == 1 or nest.k.lhs == 1
+    return nest.dot.terms == 1 and grouped and not nest.dot.prologue
+
+
+def rhs_can_stay(unit: Unit, nest: LoopNest) -> bool:
+    """Vectors can read B unpacked where its rows are contiguous, and neither compensated nor split."""
+    return nest.n.rhs == 1 and not must_pack(unit, nest)
+
+
+def must_pack(unit: Unit, nest: LoopNest) -> bool:
+    """Only packing makes what the instruction takes: compensation or bf16 splits."""
+    return unit.instruction.lhs_offset != 0 or nest.dot.terms > 1
+
+
+def lhs_modes(unit: Unit, nest: LoopNest, *, streamed: bool) -> tuple[LhsMode, ...]:
+    """How vectors may find A."""
+    packed: LhsMode = "rows" if nest.k.lhs == 1 else "columns"
+    if not lhs_can_stay(unit, nest):
+        return (packed,)
+    return ("unpacked",) if streamed else ("unpacked", packed)
+
+
+def rhs_modes(unit: Unit, nest: LoopNest) -> tuple[RhsMode, ...]:
+    """How vectors may find B."""
+    if not rhs_can_stay(unit, nest):
+        return ("per_task",)
+    return ("unpacked",) if nest.m.size <= READ_ONCE_ROWS else ("unpacked", "per_task")
+
+
+def inner_product_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
+    """The plan by vectors with K in the lanes.
+
+    It is weighed where both operands are contiguous along it, or the other one is small: packing turns that.
+    """
+    dot, lanes = nest.dot, unit.lanes
+    if must_pack(unit, nest) or dot.scaling is not None or dot.rhs in PACKED_INT4:
+        return
+    lhs_along_k, rhs_along_k = nest.k.lhs == 1, nest.k.rhs == 1
+    few_rows, few_columns = nest.m.size <= lanes, nest.n.size <= lanes
+    both = lhs_along_k and rhs_along_k
+    if not (both or (lhs_along_k and few_columns) or (rhs_along_k and few_rows)):
+        return
+    form = Form(
+        lhs="unpacked" if lhs_along_k and not dot.prologue else "rows",
+        rhs="unpacked" if rhs_along_k else "per_task",
+        inner_product=True,
+    )
+    yield plan_around(unit, nest, form, inner_block(unit, nest), nest.k.size)
+
+
+def tile_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
+    """Plans by tiles. B is packed; A is where tiles would reach beyond it, or not find whole rows.
+
+    The sum is in one part, or in parts short enough for a panel of B to stay in L1. Sums of groups that are scaled are
+    made of whole tiles. Panels of B are packed first, or beside products where rows are contiguous.
+    """
+    dot, k = nest.dot, nest.k
+    group = min(k.size, dot.scaling.group_size) if dot.scaling else k.size
+    unit = replace(unit, instruction=unit.instruction.fitted(nest.m.size, group))
+    instruction = unit.instruction
+    steps = instruction.shape[2]
+    whole_elements = BITS[dot.rhs] >= 8 and not dot.scaling
+    can_overlap = nest.n.rhs == 1 and whole_elements and k.size % steps == 0
+    modes: tuple[LhsMode, ...] = ("unpacked", "rows") if tiles_can_read(unit, nest) else ("rows",)
+    for lhs in modes:
+        form = Form(lhs=lhs, rhs="per_task")
+        for block in tile_blocks(unit.isa, instruction, nest.m.size, nest.n.size):
+            in_l1 = unit.machine.l1.bytes // 2 // bytes_of(instruction.rhs, dot.bf16_splits[1] * block.cols)
+            for depth in {k.size, min(k.size, in_l1)}:
+                plan = plan_around(unit, nest, form, block, depth)
+                yield plan
+                if can_overlap and block.cols < nest.n.size:
+                    yield replace(plan, overlap_packing=True, mc=plan.mt)
+
+
+def tiles_can_read(unit: Unit, nest: LoopNest) -> bool:
+    """Tiles can read A unpacked where there is nothing to do to it, and it is cut evenly into their rows."""
+    rows, _, steps = unit.instruction.shape
+    whole = nest.m.size % rows == 0 and nest.k.size % steps == 0
+    return nest.k.lhs == 1 and nest.dot.lhs == unit.instruction.lhs and whole and not nest.dot.prologue
+
+
+def packed_weight_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
+    """Plans where B lies in panels: their width is a multiple of the register block's."""
+    dot, k = nest.dot, nest.k
+    tiles = unit.instruction.tiles
+    if tiles:
+        unit = replace(unit, instruction=unit.instruction.fitted(nest.m.size, k.size))
+        can_stay = tiles_can_read(unit, nest)
+    else:
+        can_stay = (unit.instruction.vnni == 1 or k.lhs == 1) and not dot.prologue
+    packed: LhsMode = "rows" if k.lhs == 1 or tiles else "columns"
+    modes: tuple[LhsMode, ...] = ("unpacked", packed) if can_stay else (packed,)
+    assert dot.panels
+    prefetch_rows = unit.machine.fitted.prefetch_bytes // bytes_of(dot.rhs, dot.panels.width)
+    for lhs in modes:
+        form = Form(lhs=lhs, rhs="panels", prefetch_rows=prefetch_rows)
+        for block in blocks_for_panels(unit, nest, lhs):
+            yield plan_around(unit, nest, form, block, k.size)
+
+
+def blocks_for_panels(unit: Unit, nest: LoopNest, lhs: LhsMode) -> list[RegisterBlock]:
+    """Register blocks whose columns divide the width of B's panels, each once."""
+    assert nest.dot.panels
+    width, instruction = nest.dot.panels.width, unit.instruction
+    if instruction.tiles:
+        blocks = tile_blocks(unit.isa, instruction, nest.m.size, width)
+    else:
+        converted = instruction.rhs != nest.dot.rhs
+        unit = unit.having(extra_work(unit, nest, lhs_unpacked=lhs == "unpacked", rhs_unpacked=converted))
+        widths = range(unit.lanes, width + 1, unit.lanes)
+        blocks = [register_blocks(unit, (nest.m.size, cols, nest.k.size))[0] for cols in widths]
+    return list(dict.fromkeys(block for block in blocks if width % block.cols == 0))
+
+
+def comes_from_afar(machine: Machine, nest: LoopNest) -> bool:
+    """A comes by whole lines from beyond a core's own caches, and all of B stays there meanwhile.
 
     Where C is far larger, products wait for that.
     """
-    work, m, n, k = (common[name] for name in ("dot", "m", "n", "k"))
-    axes = (m, k, *common["outer"], *common["k_outer"])
-    size = bytes_of(work.lhs, math.prod(axis.size for axis in axes if axis.lhs))
-    large = size > max(machine.l2.bytes, bytes_of(work.out, math.prod(work.sizes[:3])) // FAR_LARGER)
+    dot, m, n, k = nest.dot, nest.m, nest.n, nest.k
+    axes = (m, k, *nest.outer, *nest.k_outer)
+    size = bytes_of(dot.lhs, math.prod(axis.size for axis in axes if axis.lhs))
+    large = size > max(machine.l2.bytes, bytes_of(dot.out, math.prod(dot.sizes[:3])) // FAR_LARGER)
     run, steps, cache = (k, k.size, machine.l2) if k.lhs == 1 else (m, PANEL_STEPS[0], machine.l1)
-    near = 2 * bytes_of(work.rhs, steps * n.size) <= cache.bytes
-    return large and near and run.lhs == 1 and bytes_of(work.lhs, run.size) >= LINE_BYTES
+    stays = 2 * bytes_of(dot.rhs, steps * n.size) <= cache.bytes
+    return large and stays and run.lhs == 1 and bytes_of(dot.lhs, run.size) >= LINE_BYTES
 
 
-def depths(
-    machine: Machine, instruction: DotInstruction, rhs: str, dot: Dot, m: Axis, n: Axis, k: Axis
-) -> tuple[int, ...]:
-    """Steps of k in a block worth weighing: all of them, unless B is large.
+def depths(unit: Unit, nest: LoopNest, form: Form) -> tuple[int, ...]:
+    """Steps of k in a block worth weighing: all of them, unless B is large or streamed, or A comes by columns.
 
-    A large B is read in place by panels that stay in the nearest caches while rows of A go through them.
+    A large unpacked B is read by panels that stay in L1 or L2 while rows of A go through them.
     """
-    inner = machine.l2.bytes
-    if bytes_of(dot.rhs, k.size * n.size) <= inner:
-        return (k.size,)
-    if rhs == "unpacked":
-        steps = max(instruction.shape[2], INT4_PER_WORD if dot.rhs in PACKED_INT4 else 1)  # in a row of memory
-        worth = PANEL_STEPS[:1] if m.size <= FEW_ROWS else PANEL_STEPS
-        return tuple(sorted({min(k.size, steps * count) for count in worth}))
-    parts = -(-k.size // PACKED_STEPS)
-    return (k.size, -(-k.size // parts)) if parts > 1 else (k.size,)
+    dot, k = nest.dot, nest.k.size
+    if form.streamed:
+        return (steps_at_once(nest),)
+    if form.prefetch_lhs and nest.k.lhs != 1:
+        return tuple(sorted({min(k, count) for count in PANEL_STEPS}))
+    if bytes_of(dot.rhs, k * nest.n.size) <= unit.machine.l2.bytes:
+        return (k,)
+    if form.rhs == "unpacked":
+        steps = max(unit.instruction.shape[2], INT4_PER_WORD if dot.rhs in PACKED_INT4 else 1)  # in a row of memory
+        worth = PANEL_STEPS[:1] if nest.m.size <= FEW_ROWS else PANEL_STEPS
+        return tuple(sorted({min(k, steps * count) for count in worth}))
+    parts = -(-k // PACKED_STEPS)
+    return (k, -(-k // parts)) if parts > 1 else (k,)
 
 
-def streams(machine: Machine, dot: Dot, m: Axis, n: Axis, k: Axis) -> bool:
-    """Whether B is best streamed where it is read in place: too large to stay near a core, for sums that do so."""
+def streams(machine: Machine, nest: LoopNest) -> bool:
+    """An unpacked B is best streamed where it is too large to stay near a core, for sums that do so."""
+    dot, m, n, k = nest.dot, nest.m, nest.n, nest.k
     large = 2 * bytes_of(dot.rhs, k.size * n.size) > machine.l2.bytes
     few = m.size <= FEW_ROWS and 2 * bytes_of(dot.acc, m.size * n.size) <= machine.l1.bytes
-    alone = math.prod(dot.sizes) == m.size * n.size * k.size
-    return large and few and alone and BITS[dot.rhs] <= STREAMED_BITS
+    return large and few and nest.is_one_matrix and BITS[dot.rhs] <= STREAMED_BITS
 
 
-def steps_at_once(dot: Dot, n: Axis) -> int:
+def steps_at_once(nest: LoopNest) -> int:
     """Steps of k in a block of a B that is streamed."""
-    steps = ROWS_AT_ONCE // 2 * INT4_PER_WORD if dot.rhs in PACKED_INT4 else ROWS_AT_ONCE
-    return steps * -(-BYTES_AT_ONCE // bytes_of(dot.rhs, steps * n.size))
-
-
-def blocked(machine: Machine, block: RegisterBlock, depth: int, **plan) -> Plan:
-    """A plan of one task around a register block: the sum in as few parts as caches and scratch allow."""
-    m, n, k, instruction = plan["m"], plan["n"], plan["k"], plan["instruction"]
-    along_k = plan.get("inner_product", False)
-    registers = block.cols if along_k else -(-block.cols // instruction.shape[1])
-    step = instruction.shape[2] * (instruction.shape[1] if along_k else 1)
-    dots = UNROLLED_DOTS if instruction.tiles else block.rows * registers
-    converted = registers * (plan["dot"].rhs != instruction.rhs and plan.get("rhs", "unpacked") == "unpacked")
-    free = machine.isa(plan["isa"]).register_count - dots  # for what several steps convert side by side
-    unroll = max(1, min(4, UNROLLED_DOTS // dots, k.size // step, free // (converted + 1)))
-    if panels := plan["dot"].panels:  # an iteration takes whole groups of the rows that stand together
-        group = max(1, panels.vnni // instruction.vnni)
-        unroll = max(1, unroll // group) * group
-    if plan["dot"].rhs in PACKED_INT4 and plan.get("rhs") == "unpacked":  # an iteration goes through whole words
-        unroll = max(1, INT4_PER_WORD // step)
-    if panels and not instruction.tiles:  # they are narrow: with few rows, one sum would wait for itself
-        per_cycle, latency = machine.cores[plan["isa"]].rate(instruction.name)
-        plan["accumulator_chains"] = max(1, min(unroll, int(per_cycle * latency) // dots))
-    cols = -(-n.size // block.cols) * block.cols
-    result = Plan(mr=block.rows, nr=block.cols, unroll=unroll, mc=m.size, kc=k.size, nc=cols, mt=m.size, nt=cols,
-                  outer_per_task=extent(plan["outer"]), **plan)  # fmt: skip
-    if result.lhs != "unpacked":
-        mc = min(m.size, -(-ROW_PANELS * block.rows // result.lhs_panel) * result.lhs_panel)
-        result = replace(result, mc=mc, mt=-(-m.size // mc) * mc)
-    multiple = result.k_multiple
-    most = k_block(machine, block, instruction, k.size, multiple, result.dot.bf16_splits)
-    kc = min(k.size, -(-depth // multiple) * multiple, most)
-    if scaling := result.dot.scaling:
-        kc = in_group(kc, multiple, scaling.group_size, k.size)
-    result = replace(result, kc=kc)
-    if result.lhs == "unpacked" and result.rows_in_blocks:
-        mc = block.rows * (1 if result.lhs_by_rows else ROW_PANELS)
-        result = replace(result, mc=mc, mt=-(-m.size // mc) * mc)
-    return split(result)
-
-
-def in_group(kc: int, step: int, group: int, k: int) -> int:
-    """The longest block of k, up to kc, that lies in one group everywhere.
-
-    Raises:
-      UnsupportedDot: groups do not consist of whole steps.
-    """
-    if group >= k:
-        return kc
-    if group % step:
-        raise UnsupportedDot(f"groups of {group} rows are not multiples of {step} steps")
-    return max(size for size in range(step, group + 1, step) if group % size == 0 and size <= max(kc, step))
-
-
-def k_block(
-    machine: Machine, block: RegisterBlock, instruction: DotInstruction, k: int, step: int,
-    components: tuple[int, int],
-) -> int:  # fmt: skip
-    """Steps of k in a block: all of them while the panels of a microkernel stay in the second cache together."""
-    l2 = machine.l2.bytes
-    lhs, rhs = components
-    per_step = bytes_of(instruction.lhs, lhs * block.rows) + bytes_of(instruction.rhs, rhs * block.cols)
-    most = max(step, l2 // per_step)
-    parts = -(-k // most)
-    return k if parts == 1 else -(-k // parts // step) * step
-
-
-def split(plan: Plan) -> Plan:
-    """The plan with its sum in parts, where that is long and C alone would leave threads idle, or B is streamed."""
-    long = plan.k.size >= 2 * SPLIT_STEPS and plan.m.size * plan.n.size * extent(plan.outer) < SPLIT_RESULTS
-    if plan.k_outer or not (long or plan.streamed):
-        return plan
-    parts = min(SPLITS, plan.k.size // SPLIT_STEPS) if long else STREAMS
-    kc = min(plan.kc, -(-plan.k.size // parts // plan.k_multiple) * plan.k_multiple)
-    blocks = -(-plan.k.size // kc)
-    per_split = -(-blocks // parts)
-    return replace(plan, kc=kc, split_k=-(-blocks // per_split))
+    rhs = nest.dot.rhs
+    steps = ROWS_AT_ONCE // 2 * INT4_PER_WORD if rhs in PACKED_INT4 else ROWS_AT_ONCE
+    return steps * -(-BYTES_AT_ONCE // bytes_of(rhs, steps * nest.n.size))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from jax_nano.ir.dot import Dot
 from jax_nano.machine.isa import Isa, Machine
 from jax_nano.schedule.candidates import kernel_plans
 from jax_nano.schedule.cost import estimate
+from jax_nano.schedule.cost.estimate import Estimate
 from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.tasks import task_plans, undivided
 
@@ -21,21 +23,35 @@ def choose(dot: Dot, machine: Machine, isa: Isa) -> Plan:
     Raises:
       UnsupportedDot: the target has no instruction for these types.
     """
-    kernels = list(kernel_plans(dot, machine, isa))
+    return cheapest(list(kernel_plans(dot, machine, isa)), machine)
+
+
+def cheapest(kernels: list[Plan], machine: Machine) -> Plan:
+    """The cheapest kernel, and of all that add up in its order, the cheapest tasks."""
+    order = order_of_sums(cheapest_kernel(kernels, machine))
+    alike = [plan for plan in kernels if order_of_sums(plan) == order]
+    divided = priced((plan for kernel in alike for plan in task_plans(kernel, machine)), machine)
+    plan, cost = min(divided, key=lambda row: row[1].total)
+    return replace(plan, why=reason(cost, machine, len(kernels)), predicted_seconds=cost.total)
+
+
+def cheapest_kernel(kernels: Iterable[Plan], machine: Machine) -> Plan:
+    """The cheapest kernel on one thread: of two that are as fast, the one that corrects nothing."""
 
     def cost(plan: Plan) -> tuple[float, bool]:
         seconds = min(estimate.seconds(p, machine, 1).total for p in undivided(plan, machine))
-        return seconds, plan.instruction.lhs_offset != 0  # of two that are as fast, the one that corrects nothing
+        return seconds, plan.instruction.lhs_offset != 0
 
-    kernel = min(kernels, key=cost)
-    alike = [plan for plan in kernels if order_of_sums(plan) == order_of_sums(kernel)]
-    divided = [plan for kernel in alike for plan in task_plans(kernel, machine)]
-    plan = min(divided, key=lambda plan: estimate.seconds(plan, machine).total)
-    return replace(plan, why=reason(plan, machine, len(kernels)))
+    return min(kernels, key=cost)
+
+
+def priced(plans: Iterable[Plan], machine: Machine) -> list[tuple[Plan, Estimate]]:
+    """The plans, each with its predicted times on all threads."""
+    return [(plan, estimate.seconds(plan, machine)) for plan in plans]
 
 
 def order_of_sums(plan: Plan) -> tuple:
-    """What decides about the bits of the result. Sums of integers are exact in any order."""
+    """All that decides about the bits of the result. Sums of integers are exact in any order."""
     if plan.instruction.acc == "s32":
         return (plan.instruction,)
     chained = (plan.accumulator_chains, plan.unroll) if plan.accumulator_chains > 1 else ()
@@ -43,21 +59,18 @@ def order_of_sums(plan: Plan) -> tuple:
 
 
 def ranked_plans(dot: Dot, machine: Machine, isa: Isa, count: int) -> list[Plan]:
-    """The model's choice and up to `count` - 1 others: of every kernel the cheapest tasks, then others."""
-    choice = choose(dot, machine, isa)
-
-    def cost(plan: Plan) -> float:
-        return estimate.seconds(plan, machine).total
-
-    divided = [sorted(task_plans(kernel, machine), key=cost) for kernel in kernel_plans(dot, machine, isa)]
-    divided.sort(key=lambda plans: cost(plans[0]))
-    best = [plans[0] for plans in divided] + [plan for plans in divided for plan in plans[2:8:2]]
-    return list(dict.fromkeys([choice, *best]))[:count]
+    """The cost model's choice and up to `count` - 1 others: of every kernel the cheapest tasks, then others."""
+    kernels = list(kernel_plans(dot, machine, isa))
+    choice = cheapest(kernels, machine)
+    divided = [sorted(priced(task_plans(kernel, machine), machine), key=lambda row: row[1].total) for kernel in kernels]
+    divided.sort(key=lambda rows: rows[0][1].total)
+    best = [rows[0] for rows in divided] + [row for rows in divided for row in rows[2:8:2]]
+    others = [replace(plan, predicted_seconds=cost.total) for plan, cost in best]
+    return list(dict.fromkeys([choice, *others]))[:count]
 
 
-def reason(plan: Plan, machine: Machine, candidates: int) -> str:
-    """What the model says of a plan."""
-    cost = estimate.seconds(plan, machine)
+def reason(cost: Estimate, machine: Machine, candidates: int) -> str:
+    """The cost model's words on a plan."""
     note = f"; {machine.note}" if machine.note else ""
     return (
         f"cheapest of {candidates} kernels: {1e6 * cost.total:.1f} us expected on {machine.threads} threads "

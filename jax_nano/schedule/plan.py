@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from jax_nano.ir.dot import Axis, Dot, extent
-from jax_nano.ir.dtypes import bytes_of
 from jax_nano.machine.isa import DotInstruction
+from jax_nano.schedule.scratch import LINE_BYTES as LINE_BYTES
+from jax_nano.schedule.scratch import Scratch
 
-LINE_BYTES = 64
+LhsMode = Literal["unpacked", "rows", "columns"]
+"""How microkernels find A: where it stands, or packed by each task, row after row or in panels of columns."""
+RhsMode = Literal["unpacked", "per_task", "per_round", "panels"]
+"""How they find B: where it stands, packed by each task, packed by all in a phase before, or as dot.panels says."""
 REDUCED_PER_TASK = 1 << 14  # elements of C: enough to outweigh the handing out of a task
+
+
+def _of_scratch(name: str) -> property:
+    return property(lambda plan: getattr(plan.scratch, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,44 +31,52 @@ class Plan:
     one element of them) and `k_outer`.
     """
 
+    # The product, and what computes it.
     dot: Dot  # as computed: with the operands exchanged where `swapped`
     swapped: bool
     isa: str
     instruction: DotInstruction
+    # Loops.
     m: Axis
     n: Axis
     k: Axis
     outer: tuple[Axis, ...] = ()
     outer_per_task: int = 1  # elements of them that a task computes
     k_outer: tuple[Axis, ...] = ()  # the k blocks of each element of them follow one another
+    # The register block.
     mr: int
     nr: int
     lhs_stationary: bool = False
     unroll: int = 1
     accumulator_chains: int = 1  # sums side by side for an element of C, of every so many-th step, that are added up
+    # Blocks for caches, rounds and tasks.
     mc: int
     kc: int
     nc: int  # columns in a round
     mt: int  # rows in a task
     nt: int  # columns in a task
     nb: int = 0  # columns of B that a task packs at a time; 0: all of its own
-    lhs: str = "unpacked"  # or "rows", "columns": packed per task
-    rhs: str = (
-        "unpacked"  # or "per_task": packed per task, "per_round": in a phase before; "panels": as dot.panels says
-    )
+    # How microkernels find the operands.
+    lhs: LhsMode = "unpacked"
+    rhs: RhsMode = "unpacked"
     overlap_packing: bool = False  # panels of B are packed one by one, each beside the products of the one before
     inner_product: bool = False  # parts of one sum stand in the lanes of an accumulator, not columns of C
     split_k: int = 1  # parts of the sum that different tasks make, and a phase of its own adds up in order
     pack_panels: int = 1  # panels in a task of the packing phase
-    prefetch_lhs: bool = (
-        False  # A comes from beyond a core's own caches, and is asked for by blocks of rows or of steps
-    )
-    prefetch_rhs: bool = False  # B, read in place, comes from there
-    streamed: bool = False  # B, read in place, is asked for in the order in which its rows lie in memory
-    prefetch_rows: int = 0  # of a panel of packed weights, that are there in time where they are asked for
+    # Software prefetch.
+    prefetch_lhs: bool = False  # A comes from beyond a core's own caches, by blocks of rows or of steps
+    prefetch_rhs: bool = False  # B, unpacked, comes from there
+    streamed: bool = False  # B, unpacked, is prefetched in the order in which its rows lie in memory
+    prefetch_rows: int = 0  # of a panel of packed weights, that are there in time where they are prefetched
     why: str = field(default="", compare=False)
+    predicted_seconds: float = field(default=0.0, compare=False)  # by the cost model, on all threads
 
     def __post_init__(self):
+        self._check_blocks()
+        self._check_sum()
+        self._check_packing()
+
+    def _check_blocks(self) -> None:
         for name, value, step, size in (
             ("mc", self.mc, self.lhs_panel, self.m.size), ("mt", self.mt, self.mc, self.m.size),
             ("nt", self.nt, self.nb or self.nr, 0), ("nb", self.nb, self.nr, 0),
@@ -66,20 +84,26 @@ class Plan:
         ):  # fmt: skip
             if value % step and (size == 0 or value < size):
                 raise ValueError(f"{name} = {value} is not a multiple of {step}: panels would overlap")
-        if self.dot.prologue and self.lhs == "unpacked":
-            raise ValueError("a prologue is done while A is packed: A cannot be read in place")
+
+    def _check_sum(self) -> None:
         if self.dot.panels and self.unroll * self.instruction.vnni % self.dot.panels.vnni:
             raise ValueError(f"iterations of {self.step} steps end within {self.dot.panels.vnni} interleaved rows")
         if self.split_k > 1 and (
             self.rhs == "per_round" or self.split_k * self.blocks_per_split - self.k_blocks >= self.blocks_per_split
         ):
             raise ValueError(f"{self.split_k} splits of {self.k_blocks} blocks: one would be empty, or B is shared")
-        as_it_lies = self.lhs == "unpacked" or (self.lhs == "columns" and not self.lhs_by_rows)
-        if self.prefetch_lhs and (not as_it_lies or self.inner_product or self.nb):
-            raise ValueError("A is asked for where it is read in place or packed out of columns, all of B at once")
-        whole = self.mc >= self.mt and self.k.size % self.instruction.shape[2] == 0
-        if self.overlap_packing and (self.rhs != "per_task" or self.nb or not whole):
-            raise ValueError("panels of B are packed beside products by each task, once for its rows, in whole steps")
+
+    def _check_packing(self) -> None:
+        if self.dot.prologue and self.lhs == "unpacked":
+            raise ValueError("a prologue is done while A is packed: A cannot stay unpacked")
+        if self.prefetch_lhs:
+            as_it_lies = self.lhs == "unpacked" or (self.lhs == "columns" and not self.lhs_by_rows)
+            if not as_it_lies or self.inner_product or self.nb:
+                raise ValueError("A is prefetched where it is unpacked or packed out of columns, all of B at once")
+        if self.overlap_packing:
+            whole = self.mc >= self.mt and self.k.size % self.instruction.shape[2] == 0
+            if self.rhs != "per_task" or self.nb or not whole:
+                raise ValueError("packing of B is overlapped by each task, once for its rows, in whole steps")
 
     @property
     def step(self) -> int:
@@ -105,7 +129,7 @@ class Plan:
 
     @property
     def k_multiple(self) -> int:
-        """What every block of k but the last is a multiple of, so that only the last one leaves a rest.
+        """Every block of k but the last is a multiple of this, so that only the last one leaves a rest.
 
         Microkernels go by whole iterations, packing by whole registers.
         """
@@ -114,17 +138,17 @@ class Plan:
 
     @property
     def lhs_by_rows(self) -> bool:
-        """Whether A's rows are contiguous."""
+        """A's rows are contiguous."""
         return self.k.lhs == 1
 
     @property
     def lhs_by_steps(self) -> bool:
-        """Whether what comes next of A is further steps of all of a task's rows, and not further rows."""
+        """A task goes on in A by further steps of all of its rows, and not by further rows."""
         return not self.lhs_by_rows and self.inner_k_blocks > 1
 
     @property
     def rows_in_blocks(self) -> bool:
-        """Whether tasks go through A by blocks of rows, which they pack or ask for."""
+        """Tasks go through A by blocks of rows, which they pack or prefetch."""
         return self.lhs != "unpacked" or (self.prefetch_lhs and not self.lhs_by_steps)
 
     @property
@@ -147,7 +171,7 @@ class Plan:
         """Blocks of kc along k."""
         return -(-self.k.size // self.kc)
 
-    @property
+    @functools.cached_property
     def k_blocks(self) -> int:
         """Blocks of the whole sum."""
         return extent(self.k_outer) * self.inner_k_blocks
@@ -157,19 +181,29 @@ class Plan:
         """Blocks of the sum that one task makes."""
         return -(-self.k_blocks // self.split_k)
 
+    @functools.cached_property
+    def outer_elements(self) -> int:
+        """Elements of the outer axes."""
+        return extent(self.outer)
+
+    @functools.cached_property
+    def sum_steps(self) -> int:
+        """Steps of the whole sum."""
+        return self.k.size * extent(self.k_outer)
+
     @property
     def outer_tasks(self) -> int:
         """Tasks along the outer axes."""
-        return -(-extent(self.outer) // self.outer_per_task)
+        return -(-self.outer_elements // self.outer_per_task)
 
-    @property
+    @functools.cached_property
     def tasks(self) -> dict[str, int]:
         """Phases in order, and how many tasks each has in a round."""
         phases = {"compute": self.split_k * self.outer_tasks * self.m_tasks * self.n_tasks}
         if self.rhs == "per_round":
             phases = {"pack": -(-self._columns(self.nc) // (self.pack_panels * self.nr)), **phases}
         if self.split_k > 1:
-            phases["reduce"] = -(-extent(self.outer) * self.m.size // self.reduced_rows)
+            phases["reduce"] = -(-self.outer_elements * self.m.size // self.reduced_rows)
         return phases
 
     @property
@@ -185,7 +219,7 @@ class Plan:
 
     @property
     def prefetches_rhs(self) -> bool:
-        """Whether what comes next of B is asked for while a panel of it is gone through."""
+        """The next panel of B is prefetched while microkernels read one."""
         if self.inner_product:
             return False
         if self.rhs == "per_task":
@@ -194,7 +228,7 @@ class Plan:
 
     @property
     def prefetch_distance(self) -> int:
-        """How far ahead of a row of packed weights another one is asked for.
+        """How far ahead of a row of packed weights another one is prefetched.
 
         Panels follow one another: it is the next panel's while several panels of rows go through this one, and else one
         so far away that it is there in time.
@@ -204,7 +238,7 @@ class Plan:
 
     @property
     def has_partial(self) -> bool:
-        """Whether sums stand in scratch between parts, as C's type is too narrow for them."""
+        """Sums stand in scratch between blocks of k, as C's type is too narrow for them."""
         narrow = self.dot.out != self.instruction.acc or self.dot.epilogue is not None
         return self.k_blocks > 1 and self.split_k == 1 and narrow
 
@@ -215,105 +249,47 @@ class Plan:
 
     @property
     def packs_rhs(self) -> bool:
-        """Whether tasks pack B."""
+        """B is packed, by each task or in a phase before."""
         return self.rhs in ("per_task", "per_round")
 
     @property
     def reads_panels(self) -> bool:
-        """Whether microkernels find B as the instruction wants it: in panels of its type."""
+        """Microkernels find B as the instruction wants it: in panels of its type."""
         return self.packs_rhs or (self.rhs == "panels" and self.instruction.rhs == self.dot.rhs)
-
-    def panel_rows(self, depth: int) -> int:
-        """Elements of a packed panel of B over its width.
-
-        Those are the steps of each component, and one group of starting values where A is moved. With K along the
-        lanes, a panel is a column, in whole registers.
-        """
-        if self.inner_product:
-            register = self.instruction.shape[1] * self.instruction.vnni
-            return apart(-(-depth // register) * register, self.instruction.rhs)
-        steps = self.dot.bf16_splits[1] * self.rounded_up(depth)
-        return steps + (self.instruction.vnni if self.instruction.lhs_offset else 0)
-
-    @property
-    def rhs_component_stride(self) -> int:
-        """Elements between components of B in a packed panel, over its width."""
-        return self.rounded_up(self.k.size if self.rhs == "per_round" else self.kc)
-
-    @property
-    def lhs_component_stride(self) -> int:
-        """Elements between components of A, in packed rows; in packed panels, elements over their rows."""
-        line = LINE_BYTES // bytes_of(self.instruction.lhs)
-        depth = self.rounded_up(self.kc)
-        return depth if self.lhs == "columns" else -(-depth // line) * line
-
-    @property
-    def lhs_stride(self) -> int:
-        """Elements between packed rows of A; of packed panels, elements over their rows."""
-        stride = self.dot.bf16_splits[0] * self.lhs_component_stride
-        return stride if self.lhs == "columns" else apart(stride, self.instruction.lhs)
 
     @property
     def terms(self) -> tuple[tuple[int, int], ...]:
-        """How far behind component 0, in elements, those of A and B stand whose products are added up, in order."""
+        """How far behind bf16 split 0, in elements, those of A and B stand whose products are added up, in order."""
         if not self.dot.algorithm:
             return ((0, 0),)
-        lhs = self.lhs_component_stride * (self.lhs_panel if self.lhs == "columns" else 1)
-        return tuple((i * lhs, j * self.rhs_component_stride * self.nr) for i, j in self.dot.algorithm.terms)
+        lhs = self.scratch.lhs_split_stride * (self.lhs_panel if self.lhs == "columns" else 1)
+        return tuple((i * lhs, j * self.scratch.rhs_split_stride * self.nr) for i, j in self.dot.algorithm.terms)
 
-    @property
-    def local_lhs_rows(self) -> int:
-        """Rows of a packed block of A, in whole panels."""
-        return 0 if self.lhs == "unpacked" else -(-self.mc // self.lhs_panel) * self.lhs_panel
-
-    @property
-    def local_rhs_at(self) -> int:
-        """Where B's block begins in a thread's scratch, bytes: behind A's."""
-        return lines(bytes_of(self.instruction.lhs, self.local_lhs_rows * self.lhs_stride))
-
-    @property
-    def local_rhs_columns(self) -> int:
-        """Columns of a thread's packed block of B: those of two panels that take turns, where they are interleaved."""
-        if self.rhs != "per_task":
-            return 0
-        return 2 * self.nr if self.overlap_packing else self.block_columns
-
-    @property
-    def local_partial_at(self) -> int:
-        """Where sums stand, bytes: behind B's block."""
-        size = bytes_of(self.instruction.rhs, self.local_rhs_columns * self.panel_rows(self.kc))
-        return self.local_rhs_at + lines(size)
-
-    @property
-    def local_tiles_at(self) -> int:
-        """Where a block's tiles stand between registers of tiles and of vectors, bytes: behind the sums."""
-        rows = -(-self.mt // self.mr) * self.mr  # whole tiles reach beyond the last row
-        return self.local_partial_at + (bytes_of(self.instruction.acc, rows * self.nt) if self.has_partial else 0)
+    @functools.cached_property
+    def scratch(self) -> Scratch:
+        """Its memory map."""
+        return Scratch(self)
 
     @property
     def local_bytes(self) -> int:
         """Scratch of a thread."""
-        return self.local_tiles_at + (
-            bytes_of(self.instruction.acc, self.mr * self.nr) if self.instruction.tiles else 0
-        )
+        return self.scratch.local_bytes
 
     @property
     def shared_bytes(self) -> int:
         """Scratch that all tasks see."""
-        if self.split_k > 1:
-            return bytes_of(self.instruction.acc, self.split_k * self.results)
-        return bytes_of(self.instruction.rhs, self.nc * self.panel_rows(self.k.size)) if self.rhs == "per_round" else 0
+        return self.scratch.shared_bytes
+
+    # What code generation asks of the memory map.
+    panel_rows = _of_scratch("panel_rows")
+    rhs_component_stride = _of_scratch("rhs_split_stride")
+    lhs_component_stride = _of_scratch("lhs_split_stride")
+    lhs_stride = _of_scratch("lhs_stride")
+    local_lhs_rows = _of_scratch("lhs_rows")
+    local_rhs_at = _of_scratch("rhs_at")
+    local_rhs_columns = _of_scratch("rhs_columns")
+    local_partial_at = _of_scratch("partial_at")
+    local_tiles_at = _of_scratch("tiles_at")
 
     def _columns(self, columns: int) -> int:
         return min(columns, -(-self.n.size // self.nr) * self.nr)
-
-
-def lines(size: int) -> int:
-    """Bytes rounded up to whole cache lines."""
-    return -(-size // LINE_BYTES) * LINE_BYTES
-
-
-def apart(elements: int, dtype: str) -> int:
-    """Elements from row to row, in an odd number of lines: so rows do not compete for the same ones."""
-    line = LINE_BYTES // bytes_of(dtype)
-    return (-(-elements // line) | 1) * line

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from jax_nano.ir.dot import Axis, Dot
 from jax_nano.ir.dtypes import bytes_of
-from jax_nano.machine.isa import DotInstruction, Isa, Machine
-from jax_nano.schedule.cost.memory import PACKED, InPlace, fetch_cycles, fits, rhs_stalls, stream_cycles, thrashed
-from jax_nano.schedule.cost.microkernel import NOTHING_MORE, Coming, Extra, block_cycles, inner_cycles, panels
-from jax_nano.schedule.plan import LINE_BYTES, lines
+from jax_nano.machine.isa import DotInstruction, Isa
+from jax_nano.schedule.cost.memory import (
+    PACKED,
+    UnpackedRhs,
+    conflict_miss_cycles,
+    fetch_cycles,
+    fits,
+    rhs_stalls,
+    stream_cycles,
+)
+from jax_nano.schedule.cost.microkernel import (
+    BlockCost,
+    PanelFetch,
+    Rows,
+    Unit,
+    block_cycles,
+    inner_product_cycles,
+    loop_cycles,
+    panels,
+)
+from jax_nano.schedule.loop_nest import LoopNest
+from jax_nano.schedule.scratch import LINE_BYTES, whole_lines
 
-# What another kind of block at the ragged end costs, beside its own cycles.
-UNEVEN = 0.01
 HARDLY_MORE = 1.04  # times the cycles of the fastest block
 ON_THE_WAY = 4  # registers of B on their way, where each is for several rows whose elements of A are held
 
 
-@dataclass(frozen=True)
-class RegisterBlock:
+class RegisterBlock(NamedTuple):
     """The block of C that stays in registers: `rows` x `cols` elements."""
 
     rows: int
@@ -28,72 +44,95 @@ class RegisterBlock:
 
 
 def register_blocks(
-    isa: Isa,
-    machine: Machine,
-    instruction: DotInstruction,
-    m: int,
-    n: int,
-    k: int,
-    extra: Extra = NOTHING_MORE,
-    rhs: InPlace = PACKED,
-    lhs_stride_bytes: int = 0,
+    unit: Unit, sizes: tuple[int, int, int], rhs: UnpackedRhs = PACKED, lhs_stride_bytes: int = 0
 ) -> list[RegisterBlock]:
-    """Chooses how many accumulators stay in registers, for C of m x n: the block whose panels take the fewest cycles.
+    """Chooses how many accumulators stay in registers: the block whose microkernels take the fewest cycles.
 
     Behind it stands one of another width that takes hardly more, if there is one: it may divide better among threads.
-    Either n registers of B and one of A are live beside the accumulators, or m of A and one of B. The first panel of
-    rows brings a panel of B from where it stands; every other one reads it again, from the cache that holds it.
 
-    Rows of A that are read in place, `lhs_stride_bytes` apart, may push each other out of the nearest cache.
+    Args:
+      unit: what computes the block.
+      sizes: rows and columns of C, and steps of k in a block of the sum.
+      rhs: B, where it is unpacked.
+      lhs_stride_bytes: how far apart rows of an unpacked A are: they may push each other out of L1.
 
     Raises:
-      ValueError: the target has fewer than 3 registers.
+      ValueError: the target has fewer than 3 registers, or C is empty.
     """
-    core = machine.cores[isa.name]
+    isa, (m, n, _) = unit.isa, sizes
     if isa.register_count < 3:
         raise ValueError(f"{isa.name} has {isa.register_count} registers; a block needs at least 3")
-    lanes, steps = instruction.shape[1], -(-k // instruction.shape[2])
-    widest = isa.register_count if rhs.bytes else isa.register_count // 2  # code that packs is as long as it is wide
-    registers_of_n, compensated = -(-n // lanes), instruction.lhs_offset != 0  # a row of starting values
+    search = BlockSearch(unit, sizes, rhs, lhs_stride_bytes)
     best: dict[int, tuple[float, int]] = {}  # by registers of n: the cycles, and the rows
-    for rows in range(1, min(m, isa.register_count) + 1):
-        for registers in range(1, min(registers_of_n, widest) + 1):
-            live = rows * registers + registers * extra.held + min(rows, registers) + extra.registers
-            if live + (ON_THE_WAY if 1 < rows < registers else 1) > isa.register_count:
-                break
-            cycles = 0.0
-            for c, c_count in panels(registers_of_n, registers):
-                piece, row_bytes = c * isa.register_bytes, math.ceil(c * lanes * rhs.element_bytes)
-                b_rows = instruction.shape[2]
-                coming = Coming(
-                    first=steps * stream_cycles(machine, rhs.bytes, c * lanes * rhs.element_bytes, b_rows, m),
-                    near=steps * b_rows * lines(row_bytes) / machine.l2_bytes_per_cycle,
-                    again=steps * fetch_cycles(machine, (steps + compensated) * piece, piece),
-                    stalled=steps * b_rows * rhs_stalls(machine, rhs, k, row_bytes, again=m > rows),
-                    far=rhs.far,
-                )
-                column = 0.0
-                for position, (r, r_count) in enumerate(panels(m, rows)):
-                    block = block_cycles(core, instruction, r, c, steps, extra)
-                    block += steps * thrashed(machine, r, lhs_stride_bytes)
-                    column += coming.rows(block, r_count, fetching=int(position == 0))
-                cycles += c_count * coming.column(column)
-            cycles *= 1 + UNEVEN * ((m % rows > 0) + (registers_of_n % registers > 0))
-            best[registers] = min(best.get(registers, (math.inf, 0)), (cycles, rows))
+    for rows, registers in blocks_that_fit(unit, m, -(-n // unit.lanes), packed=not rhs.bytes):
+        best[registers] = min(best.get(registers, (math.inf, 0)), (search.cycles(rows, registers), rows))
     if not best:
         raise ValueError("a block needs at least one row and one column")
     fastest = sorted((cycles, rows, registers) for registers, (cycles, rows) in best.items())[:2]
     return [
-        RegisterBlock(rows, registers * lanes, lhs_stationary=rows < registers)
+        RegisterBlock(rows, registers * unit.lanes, lhs_stationary=rows < registers)
         for cycles, rows, registers in fastest
         if cycles <= HARDLY_MORE * fastest[0][0]
     ]
 
 
+def blocks_that_fit(unit: Unit, m: int, registers_of_n: int, *, packed: bool) -> Iterator[tuple[int, int]]:
+    """(rows, registers) of the blocks that fit the registers.
+
+    Either n registers of B and one of A are live beside the accumulators, or m of A and one of B.
+    """
+    count, extra = unit.isa.register_count, unit.extra
+    widest = count // 2 if packed else count  # code that packs is as long as it is wide
+    for rows in range(1, min(m, count) + 1):
+        for registers in range(1, min(registers_of_n, widest) + 1):
+            live = rows * registers + registers * extra.held + min(rows, registers) + extra.registers
+            if live + (ON_THE_WAY if 1 < rows < registers else 1) > count:
+                break
+            yield rows, registers
+
+
+class BlockSearch:
+    """Weighs blocks: microkernels of one shape, which several blocks share, are computed once."""
+
+    def __init__(self, unit: Unit, sizes: tuple[int, int, int], rhs: UnpackedRhs, lhs_stride_bytes: int):
+        self.unit, self.rhs, self.lhs_stride_bytes = unit, rhs, lhs_stride_bytes
+        self.m, n, self.depth = sizes
+        self.registers_of_n, self.steps = -(-n // unit.lanes), unit.steps(self.depth)
+        self.block, self.fetch = functools.cache(self._block), functools.cache(self._fetch)
+
+    def cycles(self, rows: int, registers: int) -> float:
+        """Cycles of all microkernels of C."""
+        again = self.m > rows
+        columns = [(c, count, self.fetch(c, again=again)) for c, count in panels(self.registers_of_n, registers)]
+        cycles = loop_cycles(columns, Rows(panels(self.m, rows)), self.block)
+        ragged = (self.m % rows > 0) + (self.registers_of_n % registers > 0)
+        return cycles * (1 + self.unit.machine.fitted.ragged_share * ragged)
+
+    def _block(self, rows: int, registers: int) -> BlockCost:
+        cycles = block_cycles(self.unit, rows, registers, self.steps)
+        return BlockCost(cycles + self.steps * conflict_miss_cycles(self.unit.machine, rows, self.lhs_stride_bytes))
+
+    def _fetch(self, registers: int, *, again: bool) -> PanelFetch:
+        """How a panel of B comes, of so many registers, which further rows may go through `again`."""
+        machine, instruction, rhs, steps = self.unit.machine, self.unit.instruction, self.rhs, self.steps
+        piece, b_rows = registers * self.unit.isa.register_bytes, instruction.shape[2]
+        run_bytes = registers * self.unit.lanes * rhs.element_bytes
+        row_bytes = math.ceil(run_bytes)
+        held = steps + (instruction.lhs_offset != 0)  # with the compensation
+        return PanelFetch(
+            machine.fitted,
+            first=steps * stream_cycles(machine, rhs.bytes, (b_rows, run_bytes), self.m),
+            l2=steps * b_rows * whole_lines(row_bytes) / machine.l2_bytes_per_cycle,
+            again=steps * fetch_cycles(machine, held * piece, piece),
+            stalled=steps * b_rows * rhs_stalls(machine, rhs, self.depth, row_bytes, again=again),
+            prefetched=rhs.prefetched,
+        )
+
+
 def tile_blocks(isa: Isa, instruction: DotInstruction, m: int, n: int) -> list[RegisterBlock]:
     """The blocks of tiles worth weighing for C of m x n: those that can grow in one direction at most.
 
-    The same registers are live as in a block of vectors, where a row is a row of tiles.
+    As in a block of vectors, a tile of the one operand and a row of tiles of the other are live beside accumulators.
     """
     height, lanes, _ = instruction.shape
 
@@ -110,32 +149,31 @@ def tile_blocks(isa: Isa, instruction: DotInstruction, m: int, n: int) -> list[R
     ]
 
 
-def inner_block(
-    isa: Isa, machine: Machine, instruction: DotInstruction, dot: Dot, m: Axis, n: Axis, k: Axis
-) -> RegisterBlock:
-    """The same with K along the lanes, where each element of C has a register to itself.
+def inner_block(unit: Unit, nest: LoopNest) -> RegisterBlock:
+    """The block of an inner product, where each element of C has a register to itself, with the fewest cycles.
 
-    Rows of A and columns of B are read side by side: blocks whose streams push each other out of the nearest cache are
-    left out.
+    Rows of A and columns of B are read side by side: blocks whose streams push each other out of L1 are left out.
+
+    Raises:
+      ValueError: C is empty.
     """
-    l1 = machine.l1
-    lanes, steps = instruction.shape[1], -(-k.size // (instruction.shape[1] * instruction.shape[2]))
-    spare = instruction.operations + (dot.lhs != instruction.lhs) + (dot.rhs != instruction.rhs)
-    best: tuple[float, int, int] | None = None
-    for rows in range(1, min(m.size, isa.register_count) + 1):
-        for cols in range(1, min(n.size, lanes) + 1):
-            if rows * cols + min(rows, cols) + spare > isa.register_count:
-                break
-            streams = fits(l1, 2 * rows, LINE_BYTES, bytes_of(dot.lhs, m.lhs)) or rows == 1
-            streams &= fits(l1, 2 * cols, LINE_BYTES, bytes_of(dot.rhs, n.rhs)) or cols == 1
-            if not streams and rows * cols > 1:
-                continue
-            cycles = 0.0
-            for c, c_count in panels(n.size, cols):
-                for r, r_count in panels(m.size, rows):
-                    cycles += r_count * c_count * inner_cycles(isa, machine, instruction, r, c, steps, m.size)
-            if best is None or cycles < best[0]:
-                best = cycles, rows, cols
-    if best is None:
+    m, n, count = nest.m.size, nest.n.size, unit.isa.register_count
+    converted = (nest.dot.lhs != unit.instruction.lhs) + (nest.dot.rhs != unit.instruction.rhs)
+    spare = unit.instruction.operations + converted
+    fitting = [
+        (rows, cols)
+        for rows in range(1, min(m, count) + 1)
+        for cols in range(1, min(n, unit.lanes) + 1)
+        if rows * cols + min(rows, cols) + spare <= count and streams_fit(unit, nest, rows, cols)
+    ]
+    if not fitting:
         raise ValueError("a block needs at least one row and one column")
-    return RegisterBlock(best[1], best[2], lhs_stationary=False)
+    rows, cols = min(fitting, key=lambda block: inner_product_cycles(unit, block, nest.k.size, (m, n)))
+    return RegisterBlock(rows, cols, lhs_stationary=False)
+
+
+def streams_fit(unit: Unit, nest: LoopNest, rows: int, cols: int) -> bool:
+    """L1 holds two lines of each row of A and column of B, as it does in any case of a single row or column."""
+    l1, a_stride, b_stride = unit.machine.l1, bytes_of(nest.dot.lhs, nest.m.lhs), bytes_of(nest.dot.rhs, nest.n.rhs)
+    of_lhs = rows == 1 or fits(l1, 2 * rows, LINE_BYTES, a_stride)
+    return of_lhs and (cols == 1 or fits(l1, 2 * cols, LINE_BYTES, b_stride))

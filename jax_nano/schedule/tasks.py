@@ -1,11 +1,12 @@
-"""Division: a plan of one task, shared out among threads in every way worth weighing."""
+"""A plan of one task, shared out among threads in every way worth weighing."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
-from jax_nano.ir.dot import extent
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.machine.isa import Machine
 from jax_nano.schedule.plan import Plan
@@ -13,14 +14,14 @@ from jax_nano.schedule.plan import Plan
 # A thread's scratch, and what all share, stay within these.
 LOCAL_BYTES = 12 << 20
 SHARED_BYTES = 16 << 20
+TASKS_PER_THREAD = 16  # at most, where tasks have neither all rows nor all columns
 
 
 def undivided(plan: Plan, machine: Machine) -> Iterator[Plan]:
     """The plan as one task, with B packed whole or piece by piece."""
     yield plan
-    room = near(plan, machine)
-    if plan.rhs == "per_task" and room < plan.nt and not (plan.overlap_packing or plan.prefetch_lhs):
-        yield replace(plan, nb=room, nt=-(-plan.nt // room) * room, mc=plan.mt)
+    if pieces := piece_columns(plan, machine, plan.nt):
+        yield replace(plan, nb=pieces, nt=-(-plan.nt // pieces) * pieces, mc=plan.mt)
 
 
 def task_plans(plan: Plan, machine: Machine) -> Iterator[Plan]:
@@ -31,10 +32,10 @@ def task_plans(plan: Plan, machine: Machine) -> Iterator[Plan]:
 
 def smallest(plan: Plan, machine: Machine) -> Plan:
     """The plan in tasks whose scratch is within bounds whatever the product: a third each for A, B and sums."""
-    nt = min(near(plan, machine), plan.nt)
+    nt = min(resident_columns(plan, machine), plan.nt)
     mc, mt = plan.mc, plan.mt
     if plan.lhs != "unpacked":
-        mc = min(mc, whole_rows(bytes_of(plan.instruction.lhs, plan.lhs_stride), plan.lhs_panel))
+        mc = min(mc, whole_rows(bytes_of(plan.instruction.lhs, plan.scratch.lhs_stride), plan.lhs_panel))
         mt = -(-plan.m.size // mc) * mc
     if plan.has_partial:
         mt = min(mt, whole_rows(bytes_of(plan.instruction.acc, nt), plan.mr if plan.lhs == "unpacked" else mc))
@@ -47,44 +48,68 @@ def whole_rows(row_bytes: int, step: int) -> int:
     return max(1, LOCAL_BYTES // 3 // row_bytes // step) * step
 
 
+class Area(NamedTuple):
+    """The columns and rows of C in a task, and the rows in its blocks of A."""
+
+    nt: int
+    mt: int
+    mc: int
+    whole: bool  # all of C, but for the outer axes
+
+
 def divisions_of(plan: Plan, machine: Machine) -> Iterator[Plan]:
-    """The plan divided into tasks, whatever scratch they take."""
+    """The plan divided into tasks, whatever scratch they take: by columns and rows, or by the outer axes' elements.
+
+    Where B is packed, all threads can also pack it once, in a phase before.
+    """
     yield plan
-    outer = extent(plan.outer)
-    cols = -(-plan.n.size // plan.nr)
-    rows = -(-plan.m.size // plan.mr)
-    room = near(plan, machine)
-    column_parts = sorted({*divisions(cols, machine.threads), -(-cols * plan.nr // room)})
-    for n_parts in [1] if plan.streamed and plan.split_k >= machine.threads else column_parts:
-        nt = -(-cols // n_parts) * plan.nr
-        for m_parts in divisions(rows, machine.threads):
-            mt = -(-rows // m_parts) * plan.mr
-            if m_parts > 1 and n_parts > 1 and m_parts * n_parts > 16 * machine.threads:
-                continue
-            mc = min(plan.mc, -(-mt // plan.lhs_panel) * plan.lhs_panel) if plan.rows_in_blocks else mt
-            mt = -(-mt // mc) * mc
-            in_pieces = plan.rhs == "per_task" and room < nt and not (plan.overlap_packing or plan.prefetch_lhs)
-            for nb in {0, room if in_pieces else 0}:
-                # With several blocks of columns, or of panels, all of A is packed before the first one.
-                block = mt if nb or plan.overlap_packing else mc
-                candidate = replace(plan, nt=-(-nt // nb) * nb if nb else nt, nb=nb, mt=mt, mc=block)
-                for outer_parts in divisions(outer, machine.threads) if n_parts * m_parts == 1 else (outer,):
-                    yield replace(candidate, outer_per_task=-(-outer // outer_parts))
-            alone = not plan.outer and not plan.k_outer and plan.split_k == 1
-            if plan.rhs == "per_task" and not plan.inner_product and alone and not plan.overlap_packing:
-                yield from shared(replace(plan, nt=nt, mt=mt, mc=mc), machine)
+    outer = plan.outer_elements
+    alone = not plan.outer and not plan.k_outer and plan.split_k == 1
+    can_share = alone and plan.rhs == "per_task" and not plan.inner_product and not plan.overlap_packing
+    for nt, mt, mc, whole in areas(plan, machine):
+        pieces = piece_columns(plan, machine, nt)
+        for nb in (0, pieces) if pieces else (0,):
+            columns = -(-nt // nb) * nb if nb else nt
+            # With several blocks of columns, or of panels, all of A is packed before the first one.
+            block = mt if nb or plan.overlap_packing else mc
+            for parts in divisions(outer, machine.threads) if whole else (outer,):
+                yield replace(plan, nt=columns, nb=nb, mt=mt, mc=block, outer_per_task=-(-outer // parts))
+        if can_share:
+            yield from packed_per_round(replace(plan, nt=nt, mt=mt, mc=mc), machine)
 
 
-def near(plan: Plan, machine: Machine) -> int:
-    """How many columns of B, packed, leave room in the second cache for A, for C and for what is asked for ahead."""
-    room = machine.l2.bytes // 8
-    panel = bytes_of(plan.instruction.rhs, plan.nr * plan.panel_rows(plan.kc))
-    return max(1, room // panel) * plan.nr
+def areas(plan: Plan, machine: Machine) -> Iterator[Area]:
+    """The areas of C that a task may compute: panels of columns and of rows in nearly equal parts."""
+    cols, rows = -(-plan.n.size // plan.nr), -(-plan.m.size // plan.mr)
+    to_stay_in_l2 = -(-cols * plan.nr // resident_columns(plan, machine))
+    column_parts = sorted({*divisions(cols, machine.threads), to_stay_in_l2})
+    if plan.streamed and plan.split_k >= machine.threads:
+        column_parts = [1]
+    for n_parts, m_parts in itertools.product(column_parts, divisions(rows, machine.threads)):
+        if m_parts > 1 and n_parts > 1 and m_parts * n_parts > TASKS_PER_THREAD * machine.threads:
+            continue
+        mt = -(-rows // m_parts) * plan.mr
+        mc = min(plan.mc, -(-mt // plan.lhs_panel) * plan.lhs_panel) if plan.rows_in_blocks else mt
+        yield Area(-(-cols // n_parts) * plan.nr, -(-mt // mc) * mc, mc, whole=n_parts * m_parts == 1)
 
 
-def shared(plan: Plan, machine: Machine) -> Iterator[Plan]:
+def piece_columns(plan: Plan, machine: Machine, nt: int) -> int:
+    """How many columns of B a task packs at a time, if it should not pack all of its `nt` at once; else 0."""
+    if plan.rhs != "per_task" or plan.overlap_packing or plan.prefetch_lhs:
+        return 0
+    room = resident_columns(plan, machine)
+    return room if room < nt else 0
+
+
+def resident_columns(plan: Plan, machine: Machine) -> int:
+    """How many columns of B, packed, leave room in L2 for A, for C and for what is prefetched."""
+    panel = bytes_of(plan.instruction.rhs, plan.nr * plan.scratch.panel_rows(plan.kc))
+    return max(1, machine.l2.bytes // 8 // panel) * plan.nr
+
+
+def packed_per_round(plan: Plan, machine: Machine) -> Iterator[Plan]:
     """The plan with B packed once, by all threads, in as many rounds as its scratch has room for."""
-    panel = bytes_of(plan.instruction.rhs, plan.nr * plan.panel_rows(plan.k.size))
+    panel = bytes_of(plan.instruction.rhs, plan.nr * plan.scratch.panel_rows(plan.k.size))
     most = SHARED_BYTES // panel * plan.nr
     if most == 0 or machine.threads == 1:
         return

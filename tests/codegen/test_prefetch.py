@@ -214,7 +214,7 @@ def test_a_task_of_one_element_of_the_outer_axes_prefetches_no_other():
 
 def test_a_is_prefetched_as_it_lies_and_b_gone_through_at_once():
     plan = unpacked_product(16, 1024, 1024)
-    message = "A is asked for where it is read in place or packed out of columns, all of B at once"
+    message = "A is prefetched where it is unpacked or packed out of columns, all of B at once"
     for other in ({"lhs": "rows"}, {"lhs": "columns"}, {"inner_product": True}, {"rhs": "per_task", "nb": plan.nr}):
         with pytest.raises(ValueError, match=f"^{message}$"):
             replace(plan, prefetch_lhs=True, kc=1024, unroll=1, **other)

@@ -1,6 +1,7 @@
 """Prologues: elementwise work on A while it is packed, asked for by fused_matmul or found by accelerate."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,12 @@ from kernel_table import TARGETS
 from oracle import kernels, normal, primitives
 
 import jax_nano
-from jax_nano.ir.dot import Dot, Operand
+from jax_nano.ir.axes import loops_of
+from jax_nano.ir.dot import Dot, Operand, Prologue
 from jax_nano.ir.program import Input, Operation, Program
 from jax_nano.machine import host, x86
 from jax_nano.schedule.choose import choose
 from jax_nano.schedule.cost import estimate
-from jax_nano.schedule.plan import Plan
 
 X, W = normal(6, 24), normal(24, 10, seed=1)
 ROW, COLUMN, MATRIX = normal(24, seed=2), normal(6, 1, seed=3), normal(6, 24, seed=4)
@@ -417,8 +418,9 @@ def dot_with_prologue(m, n, k, operation="mul"):
     work = Operation(name=operation, operands=(0, 1), dtype="f32")
     program = Program(inputs=inputs, constants=(), operations=(work,), results=(2,))
     column = Operand(shape=(m, k), strides=(1, 0), dtype="f32")
-    a, b = Operand.row_major((m, k), "f32"), Operand.row_major((k, n), "f32")
-    return Dot.of(a, b, (((1,), (0,)), ((), ())), "f32", prologue=program, lhs_extras=(column,))
+    a, b, c = (Operand.row_major(shape, "f32") for shape in ((m, k), (k, n), (m, n)))
+    loops = loops_of(a, b, (((1,), (0,)), ((), ())), c, [("prologue", column)])
+    return Dot.over(loops, ("f32",) * 3, prologue=Prologue(program=program, extras=(("f32", m),)))
 
 
 @pytest.mark.parametrize("machine", x86.MACHINES, ids=lambda machine: machine.name)
@@ -434,7 +436,7 @@ def test_the_model_charges_for_work_that_tasks_do_again():
     costs = {}
     for operation in ("mul", "pow"):
         plan = choose(dot_with_prologue(256, 1024, 512), machine, machine.isas[0])
-        plan = Plan(**{**vars(plan), "dot": dot_with_prologue(256, 1024, 512, operation)})
+        plan = replace(plan, dot=dot_with_prologue(256, 1024, 512, operation))
         costs[operation] = estimate.seconds(plan, machine).packing
     assert costs["pow"] > 2 * costs["mul"]
 
@@ -442,8 +444,8 @@ def test_the_model_charges_for_work_that_tasks_do_again():
 def test_a_with_a_prologue_is_not_read_in_place():
     machine = host.machine()
     plan = choose(dot_with_prologue(8, 64, 64), machine, machine.isas[0])
-    with pytest.raises(ValueError, match="a prologue is done while A is packed: A cannot be read in place"):
-        Plan(**{**vars(plan), "lhs": "unpacked"})
+    with pytest.raises(ValueError, match="a prologue is done while A is packed: A cannot stay unpacked"):
+        replace(plan, lhs="unpacked")
 
 
 # Errors.

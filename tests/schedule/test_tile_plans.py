@@ -72,7 +72,7 @@ def test_packing_is_interleaved_where_it_would_take_long(machine, types, m):
 
 def test_panels_are_interleaved_by_tasks_that_pack_them_once(machine):
     plan = chosen(machine, ("bf16", "bf16", "f32"), 64, 512, 512)
-    text = "panels of B are packed beside products by each task, once for its rows, in whole steps"
+    text = "packing of B is overlapped by each task, once for its rows, in whole steps"
     for changes in ({"rhs": "per_round"}, {"nb": plan.nr}, {"mt": 64, "mc": 32}, {"k": replace(plan.k, size=500)}):
         with pytest.raises(ValueError, match=f"^{text}$"):
             replace(plan, **changes)

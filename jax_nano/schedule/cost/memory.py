@@ -1,65 +1,41 @@
-"""What memory and caches make cores wait for."""
+"""Cores wait for caches and memory: misses, conflicts, bandwidth."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from jax_nano.ir.dot import Axis, Dot, extent
+from jax_nano.ir.dot import Axis, Dot
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.machine.isa import Cache, Machine
-from jax_nano.schedule.plan import LINE_BYTES, Plan
+from jax_nano.schedule.loop_nest import LoopNest
+from jax_nano.schedule.plan import Plan
+from jax_nano.schedule.scratch import LINE_BYTES
 
-# What a line of B takes that comes from the second cache and not the first, where prefetchers follow its strides.
-FOLLOWED_MISS = 0.5
-# What an element of A takes whose line other rows have pushed out since the last step.
-THRASHED_CYCLES = 1.5
-# What a row of B takes that shares its place in the nearest cache with all others.
-ALIASED_CYCLES = 10
-# The share of a B that would fit the last cache and yet comes from memory, as programs do other work in between.
-PUSHED_OUT = 0.5
-# What a run of bytes that neither of the nearest caches keeps takes, however short it is.
-FAR_MISS_CYCLES = 3.5
-# The share of a cache that a panel of B may fill and still be there when it is read again.
-PANEL_SHARE = 0.67
-# With so few rows of A, B is gone through as fast as it comes. Going over to its next row then costs as much time as
-# reading so many bytes.
+# With so few rows of A, B is gone through as fast as it comes.
 FEW_ROWS = 2
-ROW_BYTES = 32
-# The share of a core's bandwidth from memory that is left to it while others read too.
-MEMORY_SHARE = 0.75
-# How much longer the wait for A is where it is read in place than where it is copied.
-IN_PLACE = 1.3
-# The share of that wait that is left where strides are short or runs are not, which prefetchers follow.
-FOLLOWED = 0.3
-# The share of bandwidth that copying reaches, which waits for what it has not asked for ahead.
-PACKING_RATE = 0.72
-# What a row of a task's columns costs beside its own length where several are gone through side by side.
-STREAM_BYTES = 128
-# What a run of bytes that ends before a page does costs beside its own length: prefetchers begin again.
-RUN_BYTES = 64
 
 
-@dataclass(frozen=True)
-class InPlace:
+class UnpackedRhs(NamedTuple):
     """B that is read where it stands."""
 
     bytes: int = 0
     element_bytes: float = 0
     stride_bytes: int = 0  # from row to row
-    far: bool = False  # beyond a core's own caches: what comes next is asked for while all rows go through a panel
+    prefetched: bool = False  # from beyond a core's own caches, while all rows go through the panel before
 
     @classmethod
-    def of(cls, dot: Dot, n: Axis, k: Axis, far: bool) -> InPlace:
+    def of(cls, nest: LoopNest | Plan, *, prefetched: bool) -> UnpackedRhs:
         """The B of a product."""
-        return cls(bytes_of(dot.rhs, k.size * n.size), bytes_of(dot.rhs, 8) / 8, bytes_of(dot.rhs, k.rhs), far)
+        dtype, n, k = nest.dot.rhs, nest.n, nest.k
+        return cls(bytes_of(dtype, k.size * n.size), bytes_of(dtype, 8) / 8, bytes_of(dtype, k.rhs), prefetched)
 
 
-PACKED = InPlace()  # B that is not
+PACKED = UnpackedRhs()  # B that is not
 
 
 def fits(cache: Cache, pieces: int, piece_bytes: int, stride_bytes: int) -> bool:
-    """Whether `pieces` runs of bytes, a stride apart, stay in a cache together.
+    """A cache holds `pieces` runs of bytes, a stride apart, together.
 
     Strides that share a large power of two with the size of a way leave most of the cache's sets unused.
     """
@@ -70,12 +46,13 @@ def fits(cache: Cache, pieces: int, piece_bytes: int, stride_bytes: int) -> bool
 
 def misses(machine: Machine, pieces: int, piece_bytes: int, stride_bytes: int) -> float:
     """Cycles of waiting for one of some runs of bytes, a stride apart, that are gone through again and again."""
+    fitted = machine.fitted
     if fits(machine.l1, pieces, piece_bytes, stride_bytes):
         return 0.0
     lines = piece_bytes / LINE_BYTES
     if fits(machine.l2, pieces, piece_bytes, stride_bytes):
-        return lines * (FOLLOWED_MISS if stride_bytes < machine.page_bytes else 1)
-    return max(2 * lines, FAR_MISS_CYCLES)
+        return lines * (fitted.l2_line_share if stride_bytes < machine.page_bytes else 1)
+    return max(2 * lines, fitted.far_run_cycles)
 
 
 def lhs_stalls(plan: Plan, machine: Machine, rows: int) -> float:
@@ -83,49 +60,67 @@ def lhs_stalls(plan: Plan, machine: Machine, rows: int) -> float:
     if plan.lhs != "unpacked":
         return 0.0
     by_elements = not plan.instruction.tiles  # tiles take whole lines at once
-    waits = thrashed(machine, rows, bytes_of(plan.dot.lhs, plan.m.lhs)) if by_elements else 0.0
+    waits = conflict_miss_cycles(machine, rows, bytes_of(plan.dot.lhs, plan.m.lhs)) if by_elements else 0.0
     if plan.k.lhs != 1 and plan.m.size > plan.mr:
         waits += misses(machine, plan.kc, bytes_of(plan.dot.lhs, plan.mr), bytes_of(plan.dot.lhs, plan.k.lhs))
     return waits
 
 
-def thrashed(machine: Machine, rows: int, stride_bytes: int) -> float:
-    """The same of elements of so many rows side by side."""
-    near = rows == 1 or stride_bytes == 0 or fits(machine.l1, rows + 2, LINE_BYTES, stride_bytes)
-    return 0.0 if near else THRASHED_CYCLES * rows
+def conflict_miss_cycles(machine: Machine, rows: int, stride_bytes: int) -> float:
+    """Cycles that a step of k waits, as L1 misses on elements of so many rows of A whose addresses conflict."""
+    if rows == 1 or stride_bytes == 0 or fits(machine.l1, rows + 2, LINE_BYTES, stride_bytes):
+        return 0.0
+    return machine.fitted.conflict_miss_cycles * rows
 
 
-def rhs_stalls(machine: Machine, rhs: InPlace, rows: int, row_bytes: int, again: bool) -> float:
-    """The same of one of `rows` rows of B in place, which rows of A may go through `again`."""
+def rhs_stalls(machine: Machine, rhs: UnpackedRhs, rows: int, row_bytes: int, *, again: bool) -> float:
+    """Cycles that a step of k waits for its row of an unpacked B, one of `rows` that are in hand.
+
+    Args:
+      machine: the processor.
+      rhs: B.
+      rows: steps of k in a block.
+      row_bytes: of a microkernel's columns.
+      again: whether further rows of A go through them.
+    """
     if not rhs.bytes:
         return 0.0
     l1 = machine.l1
-    if rhs.far and rhs.stride_bytes % l1.way_bytes == 0 and rows > l1.ways:
-        return ALIASED_CYCLES
+    if rhs.prefetched and rhs.stride_bytes % l1.way_bytes == 0 and rows > l1.ways:
+        return machine.fitted.aliasing_4k_cycles
     return misses(machine, rows, row_bytes, rhs.stride_bytes) if again else 0.0
 
 
 def fetch_cycles(machine: Machine, held_bytes: int, step_bytes: float) -> float:
     """Cycles that a step of k takes to bring `step_bytes` of B, out of `held_bytes` that are gone through in turn."""
+    fitted = machine.fitted
     for cache, bytes_per_cycle in zip(machine.caches[:-1], (math.inf, machine.l2_bytes_per_cycle), strict=False):
-        if held_bytes <= cache.bytes * PANEL_SHARE:
+        if held_bytes <= cache.bytes * fitted.resident_share:
             return step_bytes / bytes_per_cycle
     far = held_bytes > machine.llc.bytes
-    bandwidth = machine.memory_gb_per_s[0] * MEMORY_SHARE if far else machine.l3_gb_per_s
+    bandwidth = machine.memory_gb_per_s[0] * fitted.memory_share if far else machine.l3_gb_per_s
     return step_bytes * machine.ghz / bandwidth
 
 
-def stream_cycles(machine: Machine, held_bytes: int, row_bytes: float, rows: int, m: int) -> float:
-    """The same where B is read in place and asked for ahead, by pieces of `rows` of its rows, for `m` rows of A."""
+def stream_cycles(machine: Machine, held_bytes: int, piece: tuple[int, float], m: int) -> float:
+    """Cycles that a step takes to bring a piece of B, which is read where it stands and prefetched.
+
+    Args:
+      machine: the processor.
+      held_bytes: of all of B.
+      piece: how many runs of bytes, and how long each is.
+      m: rows of A.
+    """
     if held_bytes <= machine.l2.bytes:
         return 0.0
-    row_bytes = max(row_bytes, LINE_BYTES) + (ROW_BYTES if m <= FEW_ROWS else 0)
-    return rows * row_bytes * stream_rate(machine, held_bytes, PUSHED_OUT)
+    runs, run_bytes = piece
+    run_bytes = max(run_bytes, LINE_BYTES) + (machine.fitted.row_change_bytes if m <= FEW_ROWS else 0)
+    return runs * run_bytes * stream_rate(machine, held_bytes, machine.fitted.rhs_evicted_share)
 
 
-def stream_rate(machine: Machine, held_bytes: int, pushed_out: float = 0.0) -> float:
-    """Cycles for a byte of what is asked for ahead; of `held_bytes` that fit the last cache, a share may have gone."""
-    share = 1.0 if held_bytes > machine.llc.bytes * PANEL_SHARE else pushed_out
+def stream_rate(machine: Machine, held_bytes: int, evicted_share: float = 0.0) -> float:
+    """Cycles for a byte of what is prefetched; of `held_bytes` that fit the LLC, a share may have been evicted."""
+    share = 1.0 if held_bytes > machine.llc.bytes * machine.fitted.resident_share else evicted_share
     from_memory, from_cache = machine.memory_gb_per_s[0] / machine.ghz, machine.l3_stream_bytes_per_cycle
     return share / from_memory + (1 - share) / from_cache
 
@@ -140,7 +135,7 @@ def run_cycles(machine: Machine, dot: Dot, m: Axis) -> float:
     if m.size == 1 or bytes_of(dot.out, rows * cols) <= l1.bytes:
         return 0.0
     places = l1.way_bytes // math.gcd(bytes_of(dot.out, m.out), l1.way_bytes)
-    return max(machine.row_cycles, machine.conflict_cycles / places)
+    return max(machine.fitted.out_row_cycles, machine.fitted.out_conflict_cycles / places)
 
 
 def lhs_refetch_cycles(plan: Plan, machine: Machine, tall: int) -> float:
@@ -157,32 +152,33 @@ def rhs_block_bytes(plan: Plan) -> int:
     dtype = plan.instruction.rhs if plan.packs_rhs else plan.dot.rhs
     if not plan.packs_rhs:
         return bytes_of(dtype, plan.n.size * plan.k.size)
-    columns = plan.local_rhs_columns or plan.nc  # what others packed is not in this core's caches
+    columns = plan.scratch.rhs_columns or plan.nc  # what others packed is not in this core's caches
     return bytes_of(dtype, min(columns, plan.n.size) * plan.kc * plan.dot.bf16_splits[1])
 
 
 def lhs_wait_cycles(plan: Plan, machine: Machine) -> float:
-    """Cycles of waiting for A, beside products, where they read it in place or it was asked for meanwhile.
+    """Cycles of waiting for A, beside products, where it is unpacked or prefetched.
 
-    In place it comes by as many runs side by side as a block has rows.
+    An unpacked A comes by as many runs side by side as a block has rows.
     """
-    size = plan.m.size * plan.k.size * extent(plan.k_outer) * extent(plan.outer)
-    if asked_in_time(plan, machine):
+    fitted, dtype = machine.fitted, plan.dot.lhs
+    size = plan.m.size * plan.sum_steps * plan.outer_elements
+    if prefetched_in_time(plan, machine):
         rows = plan.mt if plan.lhs_by_steps else plan.mc
-        beside = 0.0 if plan.lhs_by_rows else STREAM_BYTES / bytes_of(plan.dot.lhs, rows)
-        return (1 + beside) * bytes_of(plan.dot.lhs, size) * stream_rate(machine, footprint(plan))
+        more = 0.0 if plan.lhs_by_rows else fitted.stream_overhead_bytes / bytes_of(dtype, rows)
+        return (1 + more) * bytes_of(dtype, size) * stream_rate(machine, footprint(plan))
     if plan.lhs != "unpacked":
         return 0.0
-    waiting = IN_PLACE * lines(size, plan.dot.lhs) * line_fetch_cycles(plan, machine)
+    waiting = fitted.unpacked_lhs_wait * line_count(size, dtype) * line_fetch_cycles(plan, machine)
     if plan.k.lhs == 1:
         return waiting
-    stride, run = bytes_of(plan.dot.lhs, plan.k.lhs), bytes_of(plan.dot.lhs, plan.mr)
+    stride, run = bytes_of(dtype, plan.k.lhs), bytes_of(dtype, plan.mr)
     followed = stride < machine.page_bytes or run >= 2 * LINE_BYTES
-    return waiting * (FOLLOWED if followed else 1 + RUN_BYTES / run)
+    return waiting * (fitted.followed_lhs_wait_share if followed else 1 + fitted.run_overhead_bytes / run)
 
 
-def asked_in_time(plan: Plan, machine: Machine) -> bool:
-    """Whether A is asked for ahead and stays near a core until it is read: of columns, those in hand and the next."""
+def prefetched_in_time(plan: Plan, machine: Machine) -> bool:
+    """A is prefetched and stays in L2 until it is read: of columns, those in hand and the next."""
     if not plan.prefetch_lhs or plan.lhs_by_rows:
         return plan.prefetch_lhs
     columns, rows = (2 * plan.kc, plan.mt) if plan.lhs_by_steps else (plan.kc, 2 * plan.mc)
@@ -190,17 +186,17 @@ def asked_in_time(plan: Plan, machine: Machine) -> bool:
     return fits(machine.l2, columns, run, stride)
 
 
-def line_fetch_cycles(plan: Plan, machine: Machine, pushed_out: float = 0.0) -> float:
+def line_fetch_cycles(plan: Plan, machine: Machine, evicted_share: float = 0.0) -> float:
     """Cycles until a line of an operand is there, for packing, which does nothing else meanwhile.
 
-    Of an operand that fits the last cache, a share may have been pushed out.
+    Of an operand that fits the LLC, a share may have been evicted.
     """
-    size = footprint(plan)
+    size, fitted = footprint(plan), machine.fitted
     if size <= machine.l2.bytes:
         return 0.0
-    share = 1.0 if size > machine.llc.bytes else pushed_out
-    per_gb = share / (machine.memory_gb_per_s[0] * MEMORY_SHARE) + (1 - share) / machine.l3_gb_per_s
-    return LINE_BYTES * per_gb * machine.ghz / PACKING_RATE
+    share = 1.0 if size > machine.llc.bytes else evicted_share
+    per_gb = share / (machine.memory_gb_per_s[0] * fitted.memory_share) + (1 - share) / machine.l3_gb_per_s
+    return LINE_BYTES * per_gb * machine.ghz / fitted.packing_bandwidth_share
 
 
 def memory_seconds(plan: Plan, machine: Machine, workers: int) -> float:
@@ -224,6 +220,6 @@ def footprint(plan: Plan) -> int:
     return bytes_of(plan.dot.lhs, b * m * k) + bytes_of(plan.dot.rhs, b * k * n) + bytes_of(plan.dot.out, b * m * n)
 
 
-def lines(count: int, dtype: str) -> float:
+def line_count(count: int, dtype: str) -> float:
     """Cache lines of packed elements."""
     return bytes_of(dtype, count) / LINE_BYTES

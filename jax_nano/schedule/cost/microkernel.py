@@ -1,30 +1,24 @@
-"""What microkernels take."""
+"""The cost of microkernels, and of the loops around them."""
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from jax_nano.ir.dot import Axis, Dot
 from jax_nano.ir.dtypes import LARGEST, PACKED_INT4
+from jax_nano.machine.fitted import Fitted
 from jax_nano.machine.isa import Core, DotInstruction, Isa, Machine
 from jax_nano.schedule.cost.memory import fetch_cycles, run_cycles
+from jax_nano.schedule.loop_nest import LoopNest
+from jax_nano.schedule.plan import Plan
 
-# Branches, addresses and the drained pipeline between one microkernel and the next.
-BLOCK_OVERHEAD_CYCLES = 20
-# How much longer an accumulator waits for its last update, where it waits for nothing else, than that takes.
-LATENCY_SLACK = 1.2
-# The share of a load's time that other work does not hide: of blocks that take the same cycles, fewer loads win.
-LOAD_COLLISIONS = 0.03
-# The share of the shorter of computing and fetching that the longer one does not hide.
-EXPOSED = 0.1
-# The share of other vector instructions that multiply-accumulates wait for, as they go through the same ports.
-SHARED_PORTS = 0.5
 LOOKUP_REGISTERS = 3  # for pairs of 4-bit integers as bf16, which a table gives
 
 
-@dataclass(frozen=True)
-class Extra:
+class Extra(NamedTuple):
     """Vector instructions that a step of k needs beside the loads and the multiply-accumulates."""
 
     per_row: float = 0  # of A's elements, as broadcast
@@ -35,48 +29,68 @@ class Extra:
     per_run: float = 0  # cycles from a row of C that is stored to the next
 
 
-def extra_work(
-    machine: Machine,
-    core: Core,
-    dot: Dot,
-    m: Axis,
-    instruction: DotInstruction,
-    lhs_unpacked: bool,
-    rhs_unpacked: bool,
-    inner_product: bool = False,
-) -> Extra:
-    """The same before there is a plan: conversions in registers, rows of B interleaved there, and rows of C."""
-    per_row = per_register = 0.0
-    group = instruction.vnni
-    registers = instruction.operations - 1
-    if lhs_unpacked:
-        per_row = 2.0 if dot.lhs != instruction.lhs else 0.0
-        if instruction.lhs_offset:  # through a general register, out of which one is spread in a cycle
-            per_row += core.vector_per_cycle
-        registers += dot.lhs != instruction.lhs
-    runs = run_cycles(machine, dot, m)
-    if dot.rhs in PACKED_INT4 and instruction.rhs == "bf16" and rhs_unpacked:
-        looked_up = 1.0 + core.vector_per_cycle / core.shuffles_per_cycle  # a shift and a permutation
-        return Extra(per_row, looked_up, registers=LOOKUP_REGISTERS, held=1, per_run=runs)
-    if not rhs_unpacked:
-        return Extra(per_row, registers=registers, per_run=runs)
-    interleaved, converted = group > 1 and not inner_product, dot.rhs != instruction.rhs
-    if interleaved:
-        per_register += 2.0 * core.vector_per_cycle / core.shuffles_per_cycle * math.log2(group)
-        registers += 2 * group  # rows as they are, and interleaved
-    if converted:
-        per_register += group * (4.0 if dot.rhs in LARGEST and instruction.rhs == "bf16" else 2.0)  # f32, half by half
-        registers += 2
-    held = int(dot.rhs in PACKED_INT4)
-    return Extra(per_row, per_register, group if interleaved else 1, registers, held, runs)
-
-
 NOTHING_MORE = Extra()
 
 
-def step_cycles(
-    core: Core, instruction: DotInstruction, rows: int, registers: int, extra: Extra = NOTHING_MORE
-) -> float:
+@dataclass(frozen=True)
+class Unit:
+    """An instruction on a machine, which computes blocks of C, and the extra work of its steps."""
+
+    machine: Machine
+    isa: Isa
+    instruction: DotInstruction
+    extra: Extra = NOTHING_MORE
+
+    @functools.cached_property
+    def core(self) -> Core:
+        """The throughputs of the machine's core for this instruction set."""
+        return self.machine.cores[self.isa.name]
+
+    @property
+    def lanes(self) -> int:
+        """Columns of C in a register."""
+        return self.instruction.shape[1]
+
+    def steps(self, depth: int) -> int:
+        """Instructions along k, by columns, for a sum of `depth`."""
+        return -(-depth // self.instruction.shape[2])
+
+    def having(self, extra: Extra) -> Unit:
+        """The unit, whose steps need this."""
+        return replace(self, extra=extra)
+
+
+def extra_work(
+    unit: Unit, nest: LoopNest | Plan, *, lhs_unpacked: bool, rhs_unpacked: bool, inner_product: bool = False
+) -> Extra:
+    """The extra work of a step: unpacked operands converted, rows of an unpacked B interleaved, rows of C stored."""
+    dot, instruction, core = nest.dot, unit.instruction, unit.machine.vector_core(unit.isa.name)
+    shuffled = core.vector_per_cycle / core.shuffles_per_cycle  # what a shuffle counts
+    per_row, registers = 0.0, instruction.operations - 1
+    if lhs_unpacked:
+        converted = dot.lhs != instruction.lhs
+        per_row, registers = 2.0 * converted, registers + converted
+        if instruction.lhs_offset:  # through a general register, out of which one is spread in a cycle
+            per_row += core.vector_per_cycle
+    extra = Extra(per_row, registers=registers, per_run=run_cycles(unit.machine, dot, nest.m))
+    if not rhs_unpacked:
+        return extra
+    if dot.rhs in PACKED_INT4 and instruction.rhs == "bf16":  # a shift and a permutation
+        return extra._replace(per_register=1.0 + shuffled, registers=LOOKUP_REGISTERS, held=1)
+    group, per_register = instruction.vnni, 0.0
+    interleaved = group > 1 and not inner_product
+    if interleaved:
+        per_register += 2.0 * shuffled * math.log2(group)
+        registers += 2 * group  # rows as they are, and interleaved
+    if dot.rhs != instruction.rhs:
+        through_f32 = dot.rhs in LARGEST and instruction.rhs == "bf16"  # half by half
+        per_register += group * (4.0 if through_f32 else 2.0)
+        registers += 2
+    loads, held = group if interleaved else 1, int(dot.rhs in PACKED_INT4)
+    return extra._replace(per_register=per_register, loads=loads, registers=registers, held=held)
+
+
+def step_cycles(unit: Unit, rows: int, registers: int) -> float:
     """Cycles of one step of k on a block of rows x registers accumulators.
 
     rows * registers multiply-accumulates are fed by rows loads of A and registers of B; each accumulator waits for its
@@ -84,71 +98,121 @@ def step_cycles(
 
     Source: Low et al., "Analytical Modeling Is Enough for High-Performance BLIS", ACM TOMS 43(2), 2016.
     """
+    core, extra, fitted = unit.core, unit.extra, unit.machine.fitted
     dots, loads = rows * registers, rows + registers * extra.loads
     others = rows * extra.per_row + registers * extra.per_register
-    per_cycle, latency = core.rate(instruction.name)
+    vectors = dots * unit.instruction.operations
+    per_cycle, latency = core.rate(unit.instruction.name)
     bound = max(
-        dots / per_cycle + SHARED_PORTS * others / core.vector_per_cycle,
+        dots / per_cycle + fitted.port_conflict_share * others / core.vector_per_cycle,
         loads / core.loads_per_cycle,
-        LATENCY_SLACK * latency,
-        (dots * instruction.operations + others) / core.vector_per_cycle,
-        (dots * instruction.operations + loads + others + 1) / core.issue_per_cycle,
+        fitted.latency_slack * latency,
+        (vectors + others) / core.vector_per_cycle,
+        (vectors + loads + others + 1) / core.issue_per_cycle,
     )
-    return bound + LOAD_COLLISIONS * loads / core.loads_per_cycle
+    return bound + fitted.load_exposed_share * loads / core.loads_per_cycle
 
 
-def block_cycles(
-    core: Core, instruction: DotInstruction, rows: int, registers: int, steps: int, extra: Extra = NOTHING_MORE
-) -> float:
+def block_cycles(unit: Unit, rows: int, registers: int, steps: int) -> float:
     """Cycles of a microkernel: its loop, and the accumulators cleared before and stored after."""
-    stores = rows * registers / core.stores_per_cycle
-    cycles = steps * step_cycles(core, instruction, rows, registers, extra) + stores + BLOCK_OVERHEAD_CYCLES
-    return beside(cycles, rows * extra.per_run)
+    fitted, stores = unit.machine.fitted, rows * registers / unit.core.stores_per_cycle
+    cycles = steps * step_cycles(unit, rows, registers) + stores + fitted.block_overhead_cycles
+    return overlap(fitted, cycles, rows * unit.extra.per_run)
 
 
-def beside(computing: float, fetching: float) -> float:
+def overlap(fitted: Fitted, compute: float, memory: float) -> float:
     """The time of both, where each goes on while the other waits."""
-    return max(computing, fetching) + EXPOSED * min(computing, fetching)
+    longer, shorter = (compute, memory) if compute > memory else (memory, compute)
+    return longer + fitted.overlap_exposed_share * shorter
 
 
-@dataclass(frozen=True)
-class Coming:
-    """How a panel of B comes to the blocks of C that go through it, in cycles for all of its steps."""
+class PanelFetch(NamedTuple):
+    """How a panel of B comes to the microkernels that read it, in cycles for all of its steps."""
 
-    first: float  # from where it stands
-    near: float  # from the second cache, where it was asked for
-    again: float  # to rows behind others
-    stalled: float  # wherever it comes from
-    far: bool  # it was asked for while all rows went through the panel before
+    fitted: Fitted
+    first: float  # from the level that holds B's block
+    l2: float  # from L2, where it was prefetched to
+    again: float  # to microkernels behind others
+    stalled: float  # from wherever it comes
+    prefetched: bool  # while all rows went through the panel before
 
-    def rows(self, computing: float, count: int, fetching: int, waiting: float = 0.0) -> float:
-        """Cycles of `count` blocks, of which `fetching` are the first to go through it, and each also is `waiting`."""
-        if self.far:
-            block = beside(computing, self.stalled)
-            fetched, others = beside(block, self.near + waiting), beside(block, self.again + waiting)
-        else:
-            block = computing + self.stalled
-            fetched, others = beside(block, self.first + waiting), max(block, self.again + waiting)
-        return fetching * fetched + (count - fetching) * others
+    def rows(self, block: BlockCost, count: int, fetching: int) -> float:
+        """Cycles of `count` microkernels, of which `fetching` are the first to read the panel."""
+        fitted, waiting = self.fitted, block.waiting
+        cycles = overlap(fitted, block.cycles, self.stalled) if self.prefetched else block.cycles + self.stalled
+        total = 0.0
+        if fetching:
+            total += fetching * overlap(fitted, cycles, (self.l2 if self.prefetched else self.first) + waiting)
+        if count > fetching:
+            again = self.again + waiting
+            total += (count - fetching) * (overlap(fitted, cycles, again) if self.prefetched else max(cycles, again))
+        return total
 
     def column(self, rows: float) -> float:
-        """Cycles of all blocks that go through it."""
-        return beside(rows, self.first) if self.far else rows
+        """Cycles of all microkernels that read it."""
+        return overlap(self.fitted, rows, self.first) if self.prefetched else rows
 
 
-def inner_cycles(
-    isa: Isa, machine: Machine, instruction: DotInstruction, rows: int, cols: int, steps: int, m: int
+class BlockCost(NamedTuple):
+    """Cycles of one microkernel: of computing, and of waiting for A beside that."""
+
+    cycles: float
+    waiting: float = 0.0
+
+
+class Rows(NamedTuple):
+    """How A's rows are gone through for every panel of B."""
+
+    panels: tuple[tuple[int, int], ...]  # (rows, how many)
+    lhs_blocks: int = 1  # blocks of A; the first microkernel of each fetches B's panel
+    ragged_fetches: bool = False  # whether one of the panel at the ragged end counts as such, too
+
+
+def loop_cycles(
+    columns: Iterable[tuple[int, int, PanelFetch]], rows: Rows, block: Callable[[int, int], BlockCost]
 ) -> float:
+    """Cycles of all microkernels of a block of the sum: the panels of B, and for each of them those of A.
+
+    The first MR panel of each MC block loads B's panel from the level that holds the NC block; the rest hit L1 or L2.
+
+    Args:
+      columns: the panels of B: (columns, how many, how each comes).
+      rows: the panels of A.
+      block: what a microkernel of so many rows and columns takes.
+    """
+    total = 0.0
+    for cols, col_count, fetch in columns:
+        column = 0.0
+        for position, (height, count) in enumerate(rows.panels):
+            fetching = min(rows.lhs_blocks, count) if position == 0 or rows.ragged_fetches else 0
+            column += fetch.rows(block(height, cols), count, fetching)
+        total += col_count * fetch.column(column)
+    return total
+
+
+def inner_product_cycles(unit: Unit, block: tuple[int, int], depth: int, sizes: tuple[int, int]) -> float:
+    """Cycles of all microkernels with K along the lanes, of blocks of C's rows and columns, for sums of `depth`."""
+    (rows, cols), (m, n) = block, sizes
+    steps = -(-depth // (unit.instruction.shape[2] * unit.lanes))
+    return sum(
+        r_count * c_count * inner_block_cycles(unit, (r, c), steps, m)
+        for c, c_count in panels(n, cols)
+        for r, r_count in panels(m, rows)
+    )
+
+
+def inner_block_cycles(unit: Unit, block: tuple[int, int], steps: int, m: int) -> float:
     """Cycles of a microkernel with K along the lanes: its loop, the sums over lanes, and what it reads again."""
-    core, register = machine.cores[isa.name], isa.register_bytes
-    sums = rows * (3 * cols + 2 * math.log2(instruction.shape[1])) / 2
+    (rows, cols), machine, register = block, unit.machine, unit.isa.register_bytes
+    sums = rows * (3 * cols + 2 * math.log2(unit.lanes)) / 2
     again = fetch_cycles(machine, m * steps * register, rows * register)
     if m > rows:
         again += fetch_cycles(machine, cols * steps * register, cols * register)
-    return max(block_cycles(core, instruction, rows, cols, steps), steps * again) + sums
+    return max(block_cycles(unit, rows, cols, steps), steps * again) + sums
 
 
-def panels(size: int, step: int) -> list[tuple[int, int]]:
+@functools.lru_cache(maxsize=1 << 12)
+def panels(size: int, step: int) -> tuple[tuple[int, int], ...]:
     """(extent, how many) of the panels that cover `size`."""
     whole, rest = divmod(size, step)
-    return [(step, whole)] * (whole > 0) + [(rest, 1)] * (rest > 0)
+    return ((step, whole),) * (whole > 0) + ((rest, 1),) * (rest > 0)

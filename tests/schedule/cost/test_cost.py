@@ -9,17 +9,27 @@ from hypothesis import strategies as st
 
 from jax_nano.ir.dot import Dot, Operand
 from jax_nano.machine import x86
+from jax_nano.machine.fitted import ZEN5
 from jax_nano.machine.isa import Cache, Core
 from jax_nano.schedule.candidates import kernel_plans
 from jax_nano.schedule.cost import memory, packing
-from jax_nano.schedule.cost.microkernel import LATENCY_SLACK, SHARED_PORTS, Extra, block_cycles, panels, step_cycles
-from jax_nano.schedule.register_block import register_blocks, tile_blocks
+from jax_nano.schedule.cost.estimate import compute_cycles, unit_of
+from jax_nano.schedule.cost.memory import PACKED
+from jax_nano.schedule.cost.microkernel import Extra, Unit, block_cycles, panels, step_cycles
+from jax_nano.schedule.register_block import BlockSearch, register_blocks, tile_blocks
 from jax_nano.schedule.weight_panels import panels_for
 
 CORE = Core(
     dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=4, issue_per_cycle=8
 )
 (FMA,) = (dot for dot in x86.AVX512.dots if dot.name == "fma_f32")
+
+
+def unit(core=CORE, extra=Extra()):  # noqa: B008 (it cannot be changed)
+    """FMA on a core."""
+    return Unit(replace(x86.MACHINES[0], isas=(x86.AVX512,), cores={"avx512": core}), x86.AVX512, FMA, extra)
+
+
 PROCESSORS = [(machine, isa) for machine in x86.MACHINES for isa in machine.isas]
 every_processor = pytest.mark.parametrize("machine, isa", PROCESSORS, ids=[f"{m.name}-{i.name}" for m, i in PROCESSORS])
 
@@ -37,29 +47,29 @@ def nearly(cycles):
     [
         (14, 2, 14, "28 multiply-accumulates, 2 in a cycle"),
         (12, 1, 6.5, "13 loads, 2 in a cycle"),
-        (1, 3, LATENCY_SLACK * 4, "the latency of an accumulator's own last update"),
+        (1, 3, ZEN5.latency_slack * 4, "the latency of an accumulator's own last update"),
     ],
 )
 def test_a_step_takes_as_long_as_what_limits_it(rows, registers, cycles, limit):
-    assert step_cycles(CORE, FMA, rows, registers) == nearly(cycles), limit
+    assert step_cycles(unit(), rows, registers) == nearly(cycles), limit
 
 
 def test_a_step_waits_for_other_vector_instructions_and_for_issue():
-    assert step_cycles(CORE, FMA, 8, 2, Extra(per_register=12)) == nearly(8 + SHARED_PORTS * 24 / 4)
-    assert step_cycles(CORE, FMA, 2, 4, Extra(per_register=12)) == nearly((8 + 48) / 4)
-    assert step_cycles(replace(CORE, issue_per_cycle=1), FMA, 8, 2) == nearly(16 + 10 + 1)
+    assert step_cycles(unit(extra=Extra(per_register=12)), 8, 2) == nearly(8 + ZEN5.port_conflict_share * 24 / 4)
+    assert step_cycles(unit(extra=Extra(per_register=12)), 2, 4) == nearly((8 + 48) / 4)
+    assert step_cycles(unit(replace(CORE, issue_per_cycle=1)), 8, 2) == nearly(16 + 10 + 1)
 
 
 def test_a_slower_instruction_has_its_own_throughput():
-    core = replace(CORE, slower=((FMA.name, 0.5, 8),))
-    assert step_cycles(core, FMA, 4, 4) == nearly(32)
-    assert step_cycles(core, FMA, 1, 1) == nearly(LATENCY_SLACK * 8)
+    slow = unit(replace(CORE, slower=((FMA.name, 0.5, 8),)))
+    assert step_cycles(slow, 4, 4) == nearly(32)
+    assert step_cycles(slow, 1, 1) == nearly(ZEN5.latency_slack * 8)
 
 
 def test_longer_sums_take_longer():
-    times = [block_cycles(CORE, FMA, 14, 2, steps) for steps in (1, 10, 100)]
+    times = [block_cycles(unit(), 14, 2, steps) for steps in (1, 10, 100)]
     assert times == sorted(set(times))
-    assert times[2] - times[1] == pytest.approx(90 * step_cycles(CORE, FMA, 14, 2))
+    assert times[2] - times[1] == pytest.approx(90 * step_cycles(unit(), 14, 2))
 
 
 # Register blocks
@@ -77,7 +87,7 @@ TILES = [(isa, dot) for _, isa in PROCESSORS for dot in isa.dots if dot.tiles]
 def test_a_register_block_fits_the_registers_and_the_matrix(row, m, n, k):
     machine, isa, instruction = row
     lanes = instruction.shape[1]
-    block = register_blocks(isa, machine, instruction, m, n, k)[0]
+    block = register_blocks(Unit(machine, isa, instruction), (m, n, k))[0]
     registers = -(-block.cols // lanes)
     assert block.rows * registers + min(block.rows, registers) + 1 <= isa.register_count
     assert block.lhs_stationary == (block.rows < registers)
@@ -100,16 +110,30 @@ def test_blocks_of_tiles_fit_the_registers_and_the_matrix(row, m, n):
         assert 0 < block.cols < n + lanes
 
 
+def test_a_block_is_weighed_as_the_plan_around_it_is():
+    """Where B stays in L1 and blocks divide C, so that nothing else differs."""
+    machine, isa = x86.MACHINES[0], x86.AVX512
+    dot = Dot.of(
+        Operand.row_major((48, 32), "f32"), Operand.row_major((32, 64), "f32"), (((1,), (0,)), ((), ())), "f32"
+    )
+    packed = [plan for plan in kernel_plans(dot, machine, isa) if (plan.lhs, plan.rhs) == ("rows", "per_task")]
+    assert packed
+    for kernel in packed:
+        plan = replace(kernel, mr=12, mc=48, mt=48, nr=32, nc=64, nt=64)
+        search = BlockSearch(unit_of(plan, machine), (48, 64, 32), PACKED, 0)
+        assert search.cycles(12, 2) == pytest.approx(compute_cycles(plan, machine))
+
+
 def test_too_few_registers():
     isa = replace(x86.AVX512, register_count=2)
     with pytest.raises(ValueError, match=f"^{re.escape('avx512 has 2 registers; a block needs at least 3')}$"):
-        register_blocks(isa, x86.MACHINES[0], FMA, 8, 8, 8)
+        register_blocks(Unit(x86.MACHINES[0], isa, FMA), (8, 8, 8))
 
 
 @pytest.mark.parametrize("m, n", [(0, 8), (8, 0)])
 def test_an_empty_block(m, n):
     with pytest.raises(ValueError, match=r"^a block needs at least one row and one column$"):
-        register_blocks(x86.AVX512, x86.MACHINES[0], FMA, m, n, 8)
+        register_blocks(unit(), (m, n, 8))
 
 
 # Panels and caches

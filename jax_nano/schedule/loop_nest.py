@@ -1,0 +1,57 @@
+"""Which loops of a product its microkernel runs over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jax_nano.ir.dot import Axis, Dot, UnsupportedDot
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopNest:
+    """A product as it is computed: microkernels run over `m`, `n` and `k`; the other axes are around them."""
+
+    dot: Dot  # with the operands exchanged where `swapped`
+    swapped: bool
+    m: Axis
+    n: Axis
+    k: Axis
+    outer: tuple[Axis, ...]
+    k_outer: tuple[Axis, ...]
+
+    @classmethod
+    def of(cls, dot: Dot) -> LoopNest:
+        """The longest axes of A's rows and of the sum, and C's innermost; a C of one column is computed as one row.
+
+        Raises:
+          UnsupportedDot: panels would have to be exchanged or rounded, or rows of extras are not contiguous.
+        """
+        swapped = not dot.n and bool(dot.m) and not dot.prologue
+        if dot.panels and (swapped or dot.algorithm):
+            raise UnsupportedDot("panels hold numbers as they are, of a matrix of several columns")
+        work = dot.swapped() if swapped else dot
+        nothing = (0,) * len(work.extras)
+        m = longest(work.m, Axis(size=1, extras=nothing))
+        n = work.n[-1] if work.n else Axis(size=1, rhs=1, out=1, extras=nothing)
+        k = longest(work.k, Axis(size=1, lhs=1, rhs=1, extras=nothing))
+        if any(stride not in (0, 1) for stride in n.extras):
+            raise UnsupportedDot("an array of the epilogue is neither contiguous along n nor the same for all of n")
+        outer = work.b + others(work.m, m) + others(work.n, n)
+        return cls(dot=work, swapped=swapped, m=m, n=n, k=k, outer=outer, k_outer=others(work.k, k))
+
+    @property
+    def is_one_matrix(self) -> bool:
+        """There are no axes around the microkernel's loops."""
+        return math.prod(self.dot.sizes) == self.m.size * self.n.size * self.k.size
+
+
+def longest(axes: Sequence[Axis], default: Axis) -> Axis:
+    """The first axis of the largest size."""
+    return max(axes, key=lambda axis: axis.size, default=default)
+
+
+def others(axes: tuple[Axis, ...], chosen: Axis) -> tuple[Axis, ...]:
+    """All axes but the one chosen."""
+    return tuple(axis for axis in axes if axis is not chosen)
