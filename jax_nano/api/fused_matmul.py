@@ -13,6 +13,7 @@ from jax import Array, lax
 from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 from jax.typing import ArrayLike
 
+from jax_nano import config
 from jax_nano.ir.program import OPERATIONS
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.operands import VIEWS, viewed
@@ -87,12 +88,13 @@ def fused_matmul(
     _check_arrays(x, w, *extras, where="")
     _check_arrays(*prologue_extras, where=" of prologue_extras")
     return _fused_matmul(
-        x, w, extras, tuple(prologue_extras), epilogue=epilogue, prologue=prologue, precision=precision
-    )
+        x, w, extras, tuple(prologue_extras),
+        epilogue=epilogue, prologue=prologue, precision=precision, enabled=config.enabled(),
+    )  # fmt: skip
 
 
-@partial(jax.jit, static_argnames=("epilogue", "prologue", "precision"), inline=True)
-def _fused_matmul(x: Array, w: Array, extras, prologue_extras, *, epilogue, prologue, precision) -> Array:
+@partial(jax.jit, static_argnames=("epilogue", "prologue", "precision", "enabled"), inline=True)
+def _fused_matmul(x: Array, w: Array, extras, prologue_extras, *, epilogue, prologue, precision, enabled) -> Array:
     made = jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
     if prologue:
         made = _checked(prologue, "prologue", "first argument", made, *prologue_extras)
@@ -105,7 +107,7 @@ def _fused_matmul(x: Array, w: Array, extras, prologue_extras, *, epilogue, prol
         acc = product(prologue(x, *prologue_extras) if prologue else x, w)
         return epilogue(acc, *extras) if epilogue else acc
 
-    return accelerated_whole(program)(x, w, extras, prologue_extras)
+    return (accelerated_whole(program) if enabled else program)(x, w, extras, prologue_extras)
 
 
 def _check_arrays(*values: Any, where: str) -> None:

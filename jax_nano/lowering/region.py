@@ -21,8 +21,8 @@ from jax_nano.jaxpr.rewrite import Rebinding
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import equation_of, nano, remat_rule, settled
 from jax_nano.lowering.pipeline import optimized
+from jax_nano.runtime.kernels import kernel_for, prepare
 from jax_nano.runtime.report import Report, reports, tell
-from jax_nano.runtime.tuning import begin_kernels, best_kernel_for
 
 accelerated = Rebinding({dot_general_p: nano_dot_general_p}, first=optimized)
 """`accelerated(f)` is f with a kernel for every product in it and what can be fused with it, however deep."""
@@ -104,8 +104,8 @@ def _lower(ctx: mlir.LoweringRuleContext, *arrays: mlir.ir.Value, region: Region
     try:
         layout = region.layout
         dot = settled(ctx, layout.dot(), layout.precision)
-        begin_kernels(_first_of(region.beside, ctx))
-        kernel = best_kernel_for(dot)
+        prepare(_first_of(region.beside, ctx))
+        kernel = kernel_for(dot)
     except UnsupportedDot as reason:
         lower, text = (_unpacked, "unpacked") if region.unpacks else (_unfused, "not fused")
         with reports(alone=True) as collected:

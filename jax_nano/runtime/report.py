@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from jax_nano.ir.dot import Dot
 from jax_nano.runtime.kernel import Kernel
+from jax_nano.runtime.log import logger
 from jax_nano.schedule.plan import Plan
 
 
@@ -107,7 +108,9 @@ def reports(*, alone: bool = False) -> Iterator[list[Report]]:
 
 
 def tell(report: Report) -> None:
-    """Hands a report to who collects them."""
+    """Hands a report to those who collect them, and logs why there is no kernel."""
+    if report.reason:
+        logger.debug("not supported: %s: %s", report.equation, report.reason)
     for collected in _listeners.get():
         collected.append(report)
 

@@ -31,7 +31,8 @@ def choose(dot: Dot, machine: Machine, isa: Isa) -> Plan:
     alike = [plan for plan in kernels if order_of_sums(plan) == order_of_sums(kernel)]
     divided = [plan for kernel in alike for plan in task_plans(kernel, machine)]
     plan = min(divided, key=lambda plan: estimate.seconds(plan, machine).total)
-    return replace(plan, why=reason(plan, machine, len(kernels)))
+    predicted = estimate.seconds(plan, machine).total
+    return replace(plan, why=reason(plan, machine, len(kernels)), predicted_seconds=predicted)
 
 
 def order_of_sums(plan: Plan) -> tuple:
@@ -52,7 +53,8 @@ def ranked_plans(dot: Dot, machine: Machine, isa: Isa, count: int) -> list[Plan]
     divided = [sorted(task_plans(kernel, machine), key=cost) for kernel in kernel_plans(dot, machine, isa)]
     divided.sort(key=lambda plans: cost(plans[0]))
     best = [plans[0] for plans in divided] + [plan for plans in divided for plan in plans[2:8:2]]
-    return list(dict.fromkeys([choice, *best]))[:count]
+    plans = list(dict.fromkeys([choice, *best]))[:count]
+    return [replace(plan, predicted_seconds=cost(plan)) for plan in plans]
 
 
 def reason(plan: Plan, machine: Machine, candidates: int) -> str:

@@ -57,6 +57,7 @@ class Plan:
     streamed: bool = False  # B, read in place, is asked for in the order in which its rows lie in memory
     prefetch_rows: int = 0  # of a panel of packed weights, that are there in time where they are asked for
     why: str = field(default="", compare=False)
+    predicted_seconds: float = field(default=0.0, compare=False)  # by the cost model, on all threads
 
     def __post_init__(self):
         for name, value, step, size in (
