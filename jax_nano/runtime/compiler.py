@@ -10,6 +10,7 @@ from importlib.metadata import version
 from jax_nano import _native, config
 from jax_nano.codegen.module import build_module, kernel_name
 from jax_nano.ir.dot import Dot, UnsupportedDot
+from jax_nano.runtime.dump import dump
 from jax_nano.runtime.kernel import Kernel, Processor
 from jax_nano.runtime.log import logger, stopwatch
 from jax_nano.schedule.plan import Plan
@@ -28,13 +29,22 @@ def compiled(dot: Dot, plan: Plan, processor: Processor) -> Kernel:
     Raises:
       CompilationFailed: MLIR or LLVM refused it.
     """
-    with reported(dot, plan):
-        with stopwatch() as composing:
-            module = build_module(plan)
-        with stopwatch() as compiling:
-            code = _native.compile(module, processor.cpu, processor.features, processor.tune)
-        logger.debug("compiled %s: composed in %s, compiled in %s", kernel_name(plan), composing, compiling)
-        return Kernel.of(dot, plan, processor, code)
+    try:
+        with reported(dot, plan):
+            return _compiled(dot, plan, processor)
+    except CompilationFailed:
+        with reported(dot, plan):
+            dump(Kernel.of(dot, plan, processor, b""))
+        raise
+
+
+def _compiled(dot: Dot, plan: Plan, processor: Processor) -> Kernel:
+    with stopwatch() as composing:
+        module = build_module(plan)
+    with stopwatch() as compiling:
+        code = _native.compile(module, processor.cpu, processor.features, processor.tune)
+    logger.debug("compiled %s: composed in %s, compiled in %s", kernel_name(plan), composing, compiling)
+    return Kernel.of(dot, plan, processor, code)
 
 
 @contextmanager

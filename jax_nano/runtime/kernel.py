@@ -87,7 +87,8 @@ class Description:
         kinds = {name: type(value) for name, value in found.items()}
         if kinds != KINDS or {*map(type, found["symbols"])} != {str} or {*map(type, found["tasks"])} != {int}:
             raise ValueError("a description has values of other types")
-        return cls(**found | {name: tuple(found[name]) for name in ("symbols", "tasks")})
+        found.update(symbols=tuple(found["symbols"]), tasks=tuple(found["tasks"]))
+        return cls(**found)
 
 
 # The types of a description's values in JSON.
