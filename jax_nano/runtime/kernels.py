@@ -31,7 +31,7 @@ TURNED_OFF = "JAX_NANO=0"
 # The kernels of this process, and what could not be compiled, by product and instruction set: programs have many equal
 # products, and each is looked up once.
 _kernels: Once[tuple[Dot, str], Kernel | CompilationFailed] = Once()
-# Texts of machines, which are long, by identity; they stand in the keys of all kernels.
+# What names a machine in the keys of all kernels, by identity: machines do not hash, and it takes longer than a key.
 _facts: Once[int, tuple[Machine, str]] = Once()
 
 
@@ -46,8 +46,7 @@ def kernel_for(dot: Dot, target_name: str | None = None) -> Kernel:
     """
     if not config.enabled():
         raise UnsupportedDot(TURNED_OFF)
-    machine = machine_for(target_name)
-    place = Place(machine, target(machine, target_name))
+    place = Place.of(target_name)
     found = _kernels.get((dot, place.isa.name), lambda: _made(dot, place))
     if isinstance(found, CompilationFailed):
         raise CompilationFailed(*found.args)
@@ -59,10 +58,15 @@ def prepare(dots: Iterable[Dot]) -> None:
 
     The pool works from the back, lowering from the front, so they rarely wait for each other. Does nothing where plans
     are measured, one by one.
+
+    Raises:
+      UnsupportedDot: there is no target for this processor.
+      ValueError: no machine has the target asked for.
     """
     if not config.enabled() or config.switch("JAX_NANO_AUTOTUNE"):
         return
-    dots = list(dict.fromkeys(dots))
+    isa = Place.of().isa.name
+    dots = [dot for dot in dict.fromkeys(dots) if (dot, isa) not in _kernels]
     others = host.threads() - 1
     if len(dots) < 2 or not others:
         return
@@ -81,7 +85,7 @@ def tuned(dot: Dot) -> tuning.Tuned:
     """
     machine = host.machine()
     place = Place(machine, target(machine))
-    result = tuning.tune(dot, machine, place.isa)
+    result = tuning.tune(dot, place.machine, place.isa)
     remember_winner(dot, place, result.seconds[0][0])
     return result
 
@@ -93,14 +97,25 @@ class Place:
     machine: Machine
     isa: Isa
 
+    @classmethod
+    def of(cls, target_name: str | None = None) -> Place:
+        """This machine, or another that has the target asked for.
+
+        Raises:
+          UnsupportedDot: there is no target for this processor.
+          ValueError: no machine has that target.
+        """
+        machine = machine_for(target_name)
+        return cls(machine, target(machine, target_name))
+
     @property
     def facts(self) -> str:
-        """A text of all that plans depend on."""
+        """Names all that plans depend on."""
         return _facts.get(id(self.machine), lambda: (self.machine, described(self.machine)))[1]
 
 
 def described(machine: Machine) -> str:
-    """A text that tells a machine from others."""
+    """Names a machine by all that is known of it."""
     values = (getattr(machine, field.name) for field in fields(machine))
     return keys.digest(keys.description(tuple(tuple(sorted(x.items())) if isinstance(x, dict) else x for x in values)))
 

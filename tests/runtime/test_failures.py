@@ -30,10 +30,10 @@ def without_a_disk(monkeypatch):
 
 
 def fail_in_llvm(monkeypatch):
-    def compile(*_):
+    def refuse(*_):
         raise RuntimeError(ERROR)
 
-    monkeypatch.setattr(compiler._native, "compile", compile)
+    monkeypatch.setattr(compiler._native, "compile", refuse)
 
 
 def fail_in_mlir(monkeypatch):
