@@ -57,15 +57,14 @@ def prepare(dots: Iterable[Dot]) -> None:
     """Begins to make the kernels of several products on other threads, while this one lowers the program.
 
     The pool works from the back, lowering from the front, so they rarely wait for each other. Does nothing where plans
-    are measured, one by one.
-
-    Raises:
-      UnsupportedDot: there is no target for this processor.
-      ValueError: no machine has the target asked for.
+    are measured, one by one, and where kernel_for will say why there are none. Raises nothing.
     """
     if not config.enabled() or config.switch("JAX_NANO_AUTOTUNE"):
         return
-    isa = Place.of().isa.name
+    try:
+        isa = Place.of().isa.name
+    except (UnsupportedDot, ValueError):
+        return
     dots = [dot for dot in dict.fromkeys(dots) if (dot, isa) not in _kernels]
     others = host.threads() - 1
     if len(dots) < 2 or not others:
