@@ -21,8 +21,10 @@ from benchmarks import report
 from jax_nano import retain_memory
 from jax_nano.ir.dot import Dot, Operand
 from jax_nano.machine import host
-from jax_nano.runtime.compiler import compiled, kernel_for
+from jax_nano.machine.host import target
+from jax_nano.runtime.compiler import compiled
 from jax_nano.runtime.kernel import processor_for
+from jax_nano.runtime.kernels import kernel_for
 from jax_nano.runtime.tuning import measured, tune
 from jax_nano.schedule.cost import estimate
 
@@ -61,7 +63,7 @@ def problems(count: int) -> Iterator[tuple[str, Dot]]:
 def measure(label: str, dot: Dot) -> Row:
     """Times the candidates of one product."""
     machine = host.machine()
-    choice, fastest = kernel_for(dot).plan, tune(dot, remember=False).seconds[0][0]
+    choice, fastest = kernel_for(dot).plan, tune(dot, machine, target(machine)).seconds[0][0]
     kernels = [compiled(dot, plan, processor_for(plan, machine)) for plan in (choice, fastest)]
     chosen, best = measured(kernels)
     return Row(label, estimate.seconds(choice, machine).total, chosen, best)

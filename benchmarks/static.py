@@ -95,7 +95,7 @@ def plan_of(machine: Machine, isa: str, instruction: DotInstruction) -> Plan:
 
 def loops_of(plan: Plan, machine: Machine) -> Iterator[Loop]:
     """The main loop of a plan's kernel, and its cycles; and the one that packs beside its products, if any does."""
-    assembly = Kernel(plan.dot, plan, processor_for(plan, machine), b"").assembly
+    assembly = Kernel.of(plan.dot, plan, processor_for(plan, machine), b"").assembly
     name = plan.instruction.name
     mnemonic = name if plan.instruction.tiles else next(m for start, m in MNEMONICS.items() if name.startswith(start))
     product = re.compile(rf"\t(?:\{{vex\}}\t)?(?:{mnemonic})\t")

@@ -21,11 +21,11 @@ namespace {
 namespace ffi = xla::ffi;
 using Words = ffi::Span<const int64_t>;
 
-// The attributes of the custom call. compiler.py writes them.
+// The attributes of the custom call. runtime/kernel.py writes them.
 constexpr const char* kKey = "key";
 
 // A last operand that no kernel reads. custom_call.py says what it is for, and makes it.
-constexpr Buffer kBallast{.type = XLA_FFI_DataType_S32, .elements = 1024};
+constexpr Buffer kDispatchHint{.type = XLA_FFI_DataType_S32, .elements = 1024};
 
 ffi::Error Malformed(const std::string& what) {
   return ffi::Error::InvalidArgument("jax_nano: malformed custom call: " + what);
@@ -126,11 +126,11 @@ bool Fits(const ffi::AnyBuffer& buffer, const Buffer& expected) {
          static_cast<int64_t>(buffer.element_count()) == expected.elements;
 }
 
-// Whether the kernel's operands are followed by the ballast.
-bool HasBallast(const ffi::RemainingArgs& operands, size_t count) {
+// Whether the kernel's operands are followed by the dispatch hint.
+bool HasDispatchHint(const ffi::RemainingArgs& operands, size_t count) {
   if (operands.size() != count + 1) return false;
   auto last = operands.get<ffi::AnyBuffer>(count);
-  return last.has_value() && Fits(*last, kBallast);
+  return last.has_value() && Fits(*last, kDispatchHint);
 }
 
 ffi::Error Misfit(const char* which, size_t i) {
@@ -138,7 +138,7 @@ ffi::Error Misfit(const char* which, size_t i) {
                                      " differs in type or size from what the kernel was compiled for");
 }
 
-// XLA has the other arrays of a long program around the results or around the ballast, which it made itself. Another
+// XLA has the other arrays of a long program around the results or around the dispatch hint, which it made itself. Another
 // thread asks for huge pages there: it has to wait while memory is given back, as that of the last program may be. One
 // thread at a time: the others are to compute.
 void AdviseAround(std::span<void* const> addresses, const Schedule& schedule) {
@@ -162,7 +162,7 @@ ffi::Error Execute(ffi::Dictionary attributes, ffi::ThreadPool pool, ffi::Remain
   if (!kernel) return ffi::Error::Internal("jax_nano: the kernel was not instantiated");
   const Description& description = kernel->description;
   size_t count = description.operands.size();
-  if (operands.size() != count + HasBallast(operands, count) || results.size() != description.results.size())
+  if (operands.size() != count + HasDispatchHint(operands, count) || results.size() != description.results.size())
     return ffi::Error::InvalidArgument("jax_nano: the kernel was compiled for " +
                                        std::to_string(description.operands.size()) + " operands and " +
                                        std::to_string(description.results.size()) + " results");

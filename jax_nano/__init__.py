@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from typing import TYPE_CHECKING, Any
+
+LOADED_NS = time.time_ns()  # sources that are saved later are not those that run
 
 if TYPE_CHECKING:
     __version__: str

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import re
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
-from jax_nano import _native
+from jax_nano import _native, config
 from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
 from jax_nano.machine import host
 from jax_nano.machine.host import machine_for, target
 from jax_nano.machine.isa import Cache, Machine
-from jax_nano.runtime import cache
-from jax_nano.runtime.compiler import kernel_for
+from jax_nano.runtime import cache_command
+from jax_nano.runtime.compiler import versions
+from jax_nano.runtime.kernels import kernel_for
 from jax_nano.runtime.report import Report
 
 
@@ -24,14 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command."""
     parser = argparse.ArgumentParser(prog="python -m jax_nano", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="versions, the processor, its targets and caches")
+    commands.add_parser("info", help="versions, the processor, its targets and caches, and the settings")
     show = commands.add_parser("inspect", help="what becomes of C = A B")
     show.add_argument("types", help="element types: f32, f64; lhsxrhs and >out where they differ, as in bf16xf32>f32")
     for size, meaning in (("M", "rows of C"), ("N", "columns of C"), ("K", "terms of each sum")):
         show.add_argument(size, type=int, help=meaning)
     show.add_argument("--target", help="an instruction set, of this machine or another; see info")
     show.add_argument("--show", choices=SHOWN, default="plan", help="what to print (default: %(default)s)")
-    cache.add_command(commands)
+    cache_command.add_command(commands)
     options = parser.parse_args(arguments)
     try:
         print(COMMANDS[options.command](options))
@@ -64,9 +62,8 @@ def types(text: str) -> tuple[str, str, str]:
 
 
 def info(_: argparse.Namespace) -> str:
-    """Versions, the processor, its targets and caches."""
-    lines = {name: version(package) for name, package in PACKAGES.items()}
-    lines |= {"Python": platform.python_version(), "LLVM, MLIR": _native.llvm_version, "processor": _native.host_cpu()}
+    """Versions, the processor, its targets and caches, and the settings."""
+    lines = versions() | {"processor": _native.host_cpu()}
     try:
         machine = host.machine()
     except UnsupportedDot as reason:
@@ -82,17 +79,21 @@ def info(_: argparse.Namespace) -> str:
         lines["caches"] = ", ".join(map(describe, machine.caches))
     held, limit = _native.scratch()
     lines["scratch"] = f"{held >> 10} KiB held, {limit >> 20} MiB kept between calls at most"
-    lines["on disk"] = cache.summary()
-    return "\n".join(f"{name:12}{text}" for name, text in lines.items())
+    lines["on disk"] = cache_command.summary()
+    return "\n".join([aligned(lines, 12), "", "environment:", aligned(config.summary(), 20)])
 
 
-COMMANDS = {"info": info, "inspect": inspect, "cache": cache.command}
-PACKAGES = {"jax_nano": "jax-nano", "jax": "jax", "jaxlib": "jaxlib", "NumPy": "numpy"}
+def aligned(lines: dict[str, str], width: int) -> str:
+    """A line for each name, with what belongs to it."""
+    return "\n".join(f"{name:{width}}{text}" for name, text in lines.items())
+
+
+COMMANDS = {"info": info, "inspect": inspect, "cache": cache_command.command}
 
 
 def forced(machine: Machine) -> str:
     """Says so where the environment chooses the target."""
-    wanted = os.environ.get("JAX_NANO_TARGET")
+    wanted = config.text("JAX_NANO_TARGET")
     if not wanted:
         return ""
     missing = all(isa.name != wanted for isa in host.machine().isas)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from jax_nano import config
 from jax_nano.lowering.region import accelerated
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -15,7 +17,8 @@ def accelerate(f: F) -> F:
 
     The result has f's signature and values and composes with jit, grad, vmap, scan and the rest on either side. Each
     lax.dot_general in f becomes jax_nano's, at any depth of jit, scan, while, cond, remat, custom derivatives and
-    shard_map. What jax_nano has no kernel for runs as before; `jax_nano.inspect` says why.
+    shard_map. What jax_nano has no kernel for runs as before; `jax_nano.inspect` says why. Where JAX_NANO=0 is in the
+    environment when it is called, or traced by jit, it is f.
 
     Args:
       f: any function that JAX can trace. Arrays among its arguments and results may stand in any pytree; all else
@@ -24,4 +27,10 @@ def accelerate(f: F) -> F:
     Returns:
       The function, to be jitted by its user.
     """
-    return accelerated(f)
+    fast = accelerated(f)
+
+    @functools.wraps(f)
+    def accelerated_unless_off(*args: Any, **kwargs: Any) -> Any:
+        return (fast if config.enabled() else f)(*args, **kwargs)
+
+    return cast(F, accelerated_unless_off)

@@ -1,4 +1,4 @@
-"""autotune: measures instead of trusting the model, for every product of a program."""
+"""autotune: measures instead of trusting the cost model, for every product of a program."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from jax_nano.api.inspect import inspect
-from jax_nano.runtime.tuning import Tuned, tune
+from jax_nano.runtime.kernels import tuned
+from jax_nano.runtime.tuning import Tuned
 
 
 def autotune(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Tuned, ...]:
-    """Measures the best plans for every product in f, instead of trusting the model, and remembers the winners.
+    """Measures the best plans for every product in f, instead of trusting the cost model, and remembers the winners.
 
     Programs that are compiled afterwards, by this process and by others of this user on this processor, use them. The
-    bits of a result may differ from those of the model's choice, within the same bound. JAX_NANO_AUTOTUNE=1 in the
+    bits of a result may differ from those of the cost model's choice, within the same bound. JAX_NANO_AUTOTUNE=1 in the
     environment does the same for each product when it is first compiled.
 
     Args:
@@ -27,4 +28,4 @@ def autotune(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Tuned
     problems = dict.fromkeys(
         report.problem for report in inspect(f, *args, **kwargs) if report.kernel and report.problem
     )
-    return tuple(tune(dot) for dot in problems)
+    return tuple(tuned(dot) for dot in problems)

@@ -13,6 +13,7 @@ from jax import Array, lax
 from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 from jax.typing import ArrayLike
 
+from jax_nano import config
 from jax_nano.ir.program import OPERATIONS
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.operands import VIEWS, apply_view
@@ -34,7 +35,7 @@ ELEMENTWISE = frozenset({
 })  # fmt: skip
 
 
-def fused_matmul(  # noqa: PLR0913  one parameter for each thing that a user may give
+def fused_matmul(
     x: ArrayLike,
     w: ArrayLike,
     *extras: ArrayLike,
@@ -90,7 +91,9 @@ def fused_matmul(  # noqa: PLR0913  one parameter for each thing that a user may
         raise TypeError("fused_matmul takes prologue_extras for a prologue, and there is none")
     _check_arrays(x, w, *extras, where="")
     _check_arrays(*prologue_extras, where=" of prologue_extras")
-    return _fused_matmul(x, w, extras, tuple(prologue_extras), how=_How(prologue, epilogue, precision))
+    return _fused_matmul(
+        x, w, extras, tuple(prologue_extras), how=_How(prologue, epilogue, precision), enabled=config.enabled()
+    )
 
 
 class _How(NamedTuple):
@@ -101,8 +104,8 @@ class _How(NamedTuple):
     precision: lax.PrecisionLike
 
 
-@partial(jax.jit, static_argnames="how", inline=True)
-def _fused_matmul(x: Array, w: Array, extras, prologue_extras, *, how: _How) -> Array:
+@partial(jax.jit, static_argnames=("how", "enabled"), inline=True)
+def _fused_matmul(x: Array, w: Array, extras, prologue_extras, *, how: _How, enabled: bool) -> Array:
     lhs = jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
     if how.prologue:
         lhs = _check_elementwise(how.prologue, "prologue", "first argument", lhs, *prologue_extras)
@@ -115,7 +118,7 @@ def _fused_matmul(x: Array, w: Array, extras, prologue_extras, *, how: _How) -> 
         acc = product(how.prologue(x, *prologue_extras) if how.prologue else x, w)
         return how.epilogue(acc, *extras) if how.epilogue else acc
 
-    return accelerated_whole(program)(x, w, extras, prologue_extras)
+    return (accelerated_whole(program) if enabled else program)(x, w, extras, prologue_extras)
 
 
 def _check_arrays(*values: Any, where: str) -> None:

@@ -10,6 +10,7 @@ import jax
 from jax._src.interpreters import mlir as registry
 from jax.extend.core.primitives import dot_general_p
 
+from jax_nano import config
 from jax_nano.lowering.dot_general import lowering
 
 
@@ -18,7 +19,8 @@ def install() -> None:
 
     Programs compiled before are forgotten (jax.clear_caches) and compiled anew when next called, except those that the
     caller holds from `.lower().compile()`. Calling it again changes nothing. What jax_nano has no kernel for runs as
-    before; `jax_nano.inspect` says why. So does what jax.export makes: a program for other machines than this one.
+    before; `jax_nano.inspect` says why. So does what jax.export makes: a program for other machines than this one. Does
+    nothing where JAX_NANO=0 is in the environment.
     """
     _switch.turn(wanted=True)
 
@@ -54,7 +56,8 @@ class _Switch:
         with self.lock:
             self.wanted = self.wanted if wanted is None else wanted
             self.blocks += blocks
-            if (self.wanted or self.blocks > 0) != (self.original is not None):
+            wanted = (self.wanted or self.blocks > 0) and config.enabled()
+            if wanted != (self.original is not None):
                 self.exchange()
                 jax.clear_caches()
 
@@ -62,7 +65,7 @@ class _Switch:
         rules = registry._platform_specific_lowerings["cpu"]
         if self.original is None:
             self.original = rules[dot_general_p]
-            # Not cacheable, as in primitive.py: transposed operands have to be seen.
+            # Not cacheable, as in lowering/dot_general.py: transposed operands have to be seen.
             registry.register_lowering(dot_general_p, _rule(self.original.rule), platform="cpu", cacheable=False)
         else:
             rules[dot_general_p] = self.original

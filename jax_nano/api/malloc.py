@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from jax_nano import _native
+from jax_nano import _native, config
 
 MOST_BYTES = (1 << 31) - 1  # what mallopt(3) takes
 OTHER_ARENAS_BYTES = 64 << 20  # larger blocks fit only in glibc's first arena
@@ -18,7 +18,7 @@ def retain_memory(limit_bytes: int | None = None) -> None:
     do.
 
     Does nothing, with a warning, where malloc is not glibc's (jemalloc, tcmalloc, musl). It replaces what MALLOC_*
-    variables or mallopt(3) have set. `release_memory` undoes it.
+    variables or mallopt(3) have set. `release_memory` undoes it. With JAX_NANO=0 in the environment it does nothing.
 
     Args:
       limit_bytes: how much free memory may stay at the end of the heap, at most 2 GiB - 1; all of it if None. Twice
@@ -32,6 +32,8 @@ def retain_memory(limit_bytes: int | None = None) -> None:
             f"limit_bytes = {limit_bytes}: glibc takes from 1 byte to 2 GiB - 1; give None to keep all, "
             "or call release_memory() to keep nothing"
         )
+    if not config.enabled():
+        return
     if other := _native.foreign_allocator():
         warnings.warn(
             f"retain_memory does nothing: malloc is that of {other}, not glibc's; it has settings of its own",

@@ -2,7 +2,8 @@
 
 Each has the signature, promotion, result types and errors of its namesake, whose code it runs with jax_nano's product
 in place of lax.dot_general. A product that jax_nano has no kernel for runs as the namesake's would; `jax_nano.inspect`
-says which do, and why. `precision`, `preferred_element_type` and `out_sharding` mean what they mean there.
+says which do, and why. With JAX_NANO=0 in the environment all do. `precision`, `preferred_element_type` and
+`out_sharding` mean what they mean there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
+from jax_nano import config
 from jax_nano.lowering.dot_general import nano
 from jax_nano.lowering.region import accelerated
 from jax_nano.weights.weight import Weight
@@ -25,7 +27,10 @@ Sharding = jax.sharding.NamedSharding | jax.sharding.PartitionSpec | None
 
 
 def _compiled(f: Callable[..., Array], *static: str) -> Callable[..., Array]:
-    """Gives f jax_nano's products. Outside of a program it is compiled; inside one it becomes part of it."""
+    """Gives f jax_nano's products. Outside of a program it is compiled; inside one it becomes part of it.
+
+    Where jax_nano is turned off it is f, of the arrays that weights stand for.
+    """
 
     @functools.wraps(f)
     def unpacking(*operands: Any, **params: Any) -> Array:
@@ -36,6 +41,8 @@ def _compiled(f: Callable[..., Array], *static: str) -> Callable[..., Array]:
     )
 
     def compiled(*operands: Any, **params: Any) -> Array:
+        if not config.enabled():
+            return unpacking(*operands, **params)
         return (of_weights if _has_weights(operands) else of_arrays)(*operands, **params)
 
     return compiled
@@ -260,7 +267,10 @@ def einsum(
     Raises:
       ValueError: the subscripts do not fit the operands.
     """
-    product = accelerated(jnp.einsum) if _has_weights((subscripts, *operands)) else jnp.einsum
+    weights = _has_weights((subscripts, *operands))
+    if weights and not config.enabled():
+        subscripts, *operands = (x.__jax_array__() if isinstance(x, Weight) else x for x in (subscripts, *operands))
+    product = accelerated(jnp.einsum) if weights else jnp.einsum
     return product(
         subscripts, *operands, out=out, optimize=optimize, precision=precision,
         preferred_element_type=preferred_element_type, _dot_general=_dot_general, out_sharding=out_sharding,

@@ -12,14 +12,15 @@ from jax.extend.core import JaxprEqn, Var
 from jax.extend.core.primitives import dot_general_p
 from jax.interpreters import ad, batching, mlir, partial_eval, xla
 
+from jax_nano import config
 from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
 from jax_nano.jaxpr.primitives import nano_dot_general_p
 from jax_nano.jaxpr.rewrite import PrimitiveRewrite
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.precision import with_precision
+from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
 from jax_nano.runtime.report import Report, tell
-from jax_nano.runtime.tuning import best_kernel_for
 
 nano = PrimitiveRewrite({dot_general_p: nano_dot_general_p})
 """`nano(f)` is f with jax_nano's product for every lax.dot_general in it, however deep."""
@@ -60,9 +61,11 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
         equation = equation_of((*ctx.avals_in, *ctx.avals_out), params["dimension_numbers"])
         dot = None
         try:
+            if not config.enabled():
+                raise UnsupportedDot(TURNED_OFF)
             (lhs_array, a), (rhs_array, b) = map(_source, (lhs, rhs), ctx.avals_in)
             dot = _dot(ctx, a, b, params["dimension_numbers"], params["precision"])
-            kernel = best_kernel_for(dot)
+            kernel = kernel_for(dot)
         except UnsupportedDot as reason:
             tell(Report(equation=equation, problem=dot, reason=str(reason)))
             return default(ctx, lhs, rhs, **params)

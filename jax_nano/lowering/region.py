@@ -23,8 +23,8 @@ from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import check_partitioning, equation_of, nano, remat_rule
 from jax_nano.lowering.pipeline import WHOLE_PASSES, run_passes
 from jax_nano.lowering.precision import with_precision
+from jax_nano.runtime.kernels import kernel_for, prepare
 from jax_nano.runtime.report import Report, reports, tell
-from jax_nano.runtime.tuning import begin_kernels, best_kernel_for
 
 Kernels = tuple[tuple[Dot, Any], ...]  # of products: each with the precision of its product
 
@@ -43,7 +43,7 @@ def _abstract(*_: Any, region: Region, **__: Any) -> Any:
 
 def _evaluate(*arrays: Array, region: Region, limits: Limits, upcoming: Kernels) -> Array:  # noqa: ARG001
     """Computes a region by itself. Equal regions are one program, whatever stands around them."""
-    begin_kernels(_supported_dots(upcoming))
+    prepare(_supported_dots(upcoming))
     return _apply(*arrays, region=region, limits=Limits(), upcoming=())
 
 
@@ -120,9 +120,9 @@ def _lower(
     equation = equation_of([x.aval for x in (*product.invars, *product.outvars)], product.params["dimension_numbers"])
     try:
         check_partitioning(ctx)
-        begin_kernels(_supported_dots(upcoming))
+        prepare(_supported_dots(upcoming))
         dot = with_precision(kernel.precision, kernel.dot)
-        compiled = best_kernel_for(dot)
+        compiled = kernel_for(dot)
     except UnsupportedDot as reason:
         return _lower_without_kernel(ctx, arrays, region, reason)
     ends = {"kept": limits.prologue, "stopped": limits.epilogue}

@@ -9,7 +9,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import replace
 
-from jax_nano import _native
+from jax_nano import _native, config
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.machine import x86
 from jax_nano.machine.isa import Cache, Isa, Machine
@@ -35,7 +35,7 @@ def machine_for(name: str | None = None) -> Machine:
       UnsupportedDot: there is no target for this processor.
       ValueError: no machine has an instruction set of that name.
     """
-    here, wanted = machine(), name or asked_for()
+    here, wanted = machine(), name or config.text("JAX_NANO_TARGET")
     if not wanted or any(isa.name == wanted for isa in here.isas):
         return here
     return elsewhere(wanted)
@@ -47,13 +47,8 @@ def target(machine: Machine, name: str | None = None) -> Isa:
     Raises:
       ValueError: the machine has none of that name.
     """
-    wanted = name or asked_for()
+    wanted = name or config.text("JAX_NANO_TARGET")
     return machine.isa(wanted) if wanted else machine.isas[0]
-
-
-def asked_for() -> str:
-    """The instruction set that JAX_NANO_TARGET names; empty where it names none."""
-    return os.environ.get("JAX_NANO_TARGET", "")
 
 
 CACHES = pathlib.Path("/sys/devices/system/cpu/cpu0/cache")

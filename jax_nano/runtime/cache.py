@@ -1,8 +1,9 @@
 """Kernels on disk: what one process compiled, others load.
 
-An entry is a file `<symbol>-<key>.o`: the object code, as object file tools read it, and behind it a digest of the
-file's name and the code. The key stands for all that shapes the code: the plan, what LLVM compiles for, the toolchain.
-Entries appear whole or not at all, so any number of processes and threads may read, write and remove them at once.
+An entry is a file `<name>-<key>.o`: the object code, as object file tools read it, how it is called (kernel.py), and a
+digest of the file's name and of all that. The key stands for all that shapes the code: the product, the processor's
+facts, the toolchain; so a process that finds an entry makes no plan. Entries appear whole or not at all: any number of
+processes and threads may read, write and remove them at once.
 
 The directory is the user's own: code from where another user can write would run with this user's rights, so it is
 not used. Whatever fails here (no home, a full disk, a damaged entry) costs a compilation, never a product.
@@ -13,28 +14,23 @@ The environment says where it is (JAX_NANO_CACHE_DIR, else XDG_CACHE_HOME, else 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
-import functools
 import hashlib
-import numbers
 import os
 import pathlib
 import re
 import secrets
 import stat
 import time
-import warnings
 from collections.abc import Callable, Iterator
 
-import jaxlib.version
+from jax_nano import config
+from jax_nano.config import warn
+from jax_nano.runtime import keys
+from jax_nano.runtime.toolchain import toolchain
 
-from jax_nano import _native
-
-LIMIT_MIB = 512
-KEY_DIGITS = 32
-ENTRY = re.compile(rf"nano_\w+-[0-9a-f]{{{KEY_DIGITS}}}\.o")
+ENTRY = re.compile(rf"nano_\w+-[0-9a-f]{{{keys.DIGITS}}}\.o")
 UNFINISHED = re.compile(r"\.nano_.+\.o\.[0-9a-f]+")
 UNFINISHED_SECONDS = 3600  # after this time an unfinished entry's writer must have died
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -45,10 +41,10 @@ class Unusable(Exception):
 
 
 def fetch(symbol: str, parts: tuple[object, ...], compiled: Callable[[], bytes]) -> bytes:
-    """The object code that `parts` describe: from the cache, else `compiled()`, which is then kept.
+    """What `parts` describe: from the cache, else `compiled()`, which is then kept.
 
-    The entry's name begins with `symbol`. `parts` are all that shapes the code, besides the toolchain: see
-    `description`. Raises only what `compiled` raises.
+    The entry's name begins with `symbol`. `parts` are all that it depends on besides the toolchain: see
+    keys.description. Raises only what `compiled` raises.
     """
     if why_off():
         return compiled()
@@ -95,65 +91,16 @@ def harmless() -> Iterator[None]:
         pass
 
 
-@functools.cache
-def warn(text: str) -> None:
-    """Warns, once in a process."""
-    warnings.warn(text, RuntimeWarning, stacklevel=2)
-
-
-# What an entry's key stands for.
-
-
 def key(parts: tuple[object, ...]) -> str:
-    """Names the code that `parts` and this toolchain make."""
-    return hashlib.sha256(f"{TOOLCHAIN} {description(parts)}".encode()).hexdigest()[:KEY_DIGITS]
-
-
-def description(value: object) -> str:
-    """A text that tells a value from others, and is the same in every process.
-
-    Fields that take no part in comparison take none here.
+    """Names what `parts` and this toolchain make.
 
     Raises:
-      Unusable: there is no such text for a value of this type.
+      Unusable: there is no telling them from others.
     """
-    if dataclasses.is_dataclass(value):
-        fields = (f.name for f in dataclasses.fields(value) if f.compare)
-        inner = ", ".join(f"{name}={description(getattr(value, name))}" for name in fields)
-        return f"{type(value).__name__}({inner})"
-    if isinstance(value, tuple):
-        return f"({', '.join(map(description, value))})"
-    if isinstance(value, numbers.Integral):
-        return repr(int(value))
-    if value is None or isinstance(value, (str, float)):
-        return repr(value)
-    raise Unusable(
-        f"its plan has a value of type {type(value).__name__}, which has no lasting text; "
-        "make plans of numbers, strings, tuples and dataclasses"
-    )
-
-
-def toolchain() -> str:
-    """A digest of what makes code of a plan: jax_nano's own sources and extension, LLVM, and jaxlib's MLIR.
-
-    Empty where it cannot be read.
-    """
-    digest = hashlib.sha256(f"{_native.llvm_version} {jaxlib.version.__version__}".encode())
-    sources = sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
     try:
-        for file in (*sources, pathlib.Path(_native.__file__)):
-            digest.update(file.name.encode())
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-        for library in _native.libraries:  # too large to read
-            status = pathlib.Path(library).stat()
-            digest.update(f"{library} {status.st_size} {status.st_mtime_ns}".encode())
-    except OSError:
-        return ""
-    return digest.hexdigest()
-
-
-# Read at import, when the sources are still those that run.
-TOOLCHAIN = toolchain()
+        return keys.digest(toolchain().digest, keys.description(parts))
+    except keys.NoLastingText as reason:
+        raise Unusable(str(reason)) from reason
 
 
 # Where entries are, and how they are read and written.
@@ -161,9 +108,9 @@ TOOLCHAIN = toolchain()
 
 def why_off() -> str:
     """Why the cache is not asked at all; empty where it is."""
-    if (setting := os.environ.get("JAX_NANO_CACHE", "")).lower() in ("0", "off", "no", "false"):
-        return f"JAX_NANO_CACHE={setting}"
-    return "" if TOOLCHAIN else "jax_nano's own files cannot be read"
+    if not config.switch("JAX_NANO_CACHE"):
+        return f"JAX_NANO_CACHE={config.text('JAX_NANO_CACHE')}"
+    return toolchain().fault
 
 
 def directory() -> pathlib.Path:
@@ -172,12 +119,11 @@ def directory() -> pathlib.Path:
     Raises:
       OSError: the environment names no place, and there is no home.
     """
-    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
-        if named := os.environ.get("JAX_NANO_CACHE_DIR"):
-            root = pathlib.Path(named).expanduser()
-        else:
-            root = (base if base.is_absolute() else pathlib.Path.home() / ".cache") / "jax_nano"
+        root = config.directory("JAX_NANO_CACHE_DIR")
+        if root is None:
+            base = config.directory("XDG_CACHE_HOME")
+            root = (base if base and base.is_absolute() else pathlib.Path.home() / ".cache") / "jax_nano"
     except RuntimeError as no_home:
         raise OSError(f"{no_home} Set JAX_NANO_CACHE_DIR") from no_home
     return root / "kernels"
@@ -185,11 +131,7 @@ def directory() -> pathlib.Path:
 
 def limit_bytes() -> int:
     """How much the cache may hold."""
-    text = os.environ.get("JAX_NANO_CACHE_MIB") or str(LIMIT_MIB)
-    if not text.isdecimal():
-        warn(f"JAX_NANO_CACHE_MIB={text} is not a whole number; the cache holds {LIMIT_MIB} MiB")
-        return LIMIT_MIB << 20
-    return int(text) << 20
+    return config.number("JAX_NANO_CACHE_MIB") << 20
 
 
 @contextlib.contextmanager
@@ -329,55 +271,3 @@ class Allowance:
 
 
 allowance = Allowance()
-
-
-# The command line.
-
-
-def summary() -> str:
-    """Whether the cache is in use, what it holds and where."""
-    if reason := why_off():
-        return f"off: {reason}"
-    try:
-        with opened() as folder:
-            found = entries(folder)
-    except FileNotFoundError:
-        found = []
-    except (Unusable, OSError) as reason:
-        return f"not in use: {reason}"
-    return f"{measured(found)} of {limit_bytes() >> 20} MiB at most, in {directory()}"
-
-
-def measured(found: list[Entry]) -> str:
-    """As in `3 kernels, 25 KiB`."""
-    return f"{len(found)} kernel{'s' * (len(found) != 1)}, {sum(entry.bytes for entry in found) >> 10} KiB"
-
-
-def add_command(commands: argparse._SubParsersAction) -> None:
-    """Adds `python -m jax_nano cache`."""
-    parser = commands.add_parser("cache", help="the kernels kept on disk")
-    parser.add_argument("--list", action="store_true", help="name them, the last used first")
-    parser.add_argument("--clear", action="store_true", help="remove them")
-
-
-def command(options: argparse.Namespace) -> str:
-    """What `python -m jax_nano cache` prints.
-
-    Raises:
-      ValueError: the cache must not be used, or cannot be.
-    """
-    if not options.list and not options.clear:
-        return summary()
-    try:
-        with opened() as folder:
-            found = entries(folder)
-            for entry in found if options.clear else ():
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(entry.name, dir_fd=folder)
-    except FileNotFoundError:
-        found = []
-    except (Unusable, OSError) as reason:
-        raise ValueError(str(reason)) from reason
-    if options.clear:
-        return f"removed {measured(found)}"
-    return "\n".join(f"{time.strftime('%F %T', time.localtime(e.used))} {e.bytes:9,}  {e.name}" for e in found)

@@ -1,92 +1,90 @@
-"""Product -> object code, once per process or out of the cache; and what the custom call needs to know of it."""
+"""Plan -> object code; and what is said and done where that fails."""
 
 from __future__ import annotations
 
-import functools
-import os
-import threading
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import replace
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
 
-from jax_nano import _native
+from jax_nano import _native, config
 from jax_nano.codegen.module import build_module, kernel_name
-from jax_nano.ir.dot import Dot
-from jax_nano.machine import host
-from jax_nano.machine.host import machine_for, target
-from jax_nano.machine.isa import Isa
-from jax_nano.runtime import cache
-from jax_nano.runtime.kernel import Kernel, Processor, processor_for
-from jax_nano.schedule.choose import choose, ranked_plans
+from jax_nano.ir.dot import Dot, UnsupportedDot
+from jax_nano.runtime.dump import dump
+from jax_nano.runtime.kernel import Kernel, Processor
+from jax_nano.runtime.log import logger, stopwatch
 from jax_nano.schedule.plan import Plan
 
-CANDIDATES = 8  # plans that autotuning measures for a product
+ERROR_LINES = 8  # of an error of LLVM's or MLIR's: the others repeat the module
+PACKAGES = {"jax_nano": "jax-nano", "jax": "jax", "jaxlib": "jaxlib", "NumPy": "numpy"}
 
 
-def kernel_for(dot: Dot, target_name: str | None = None) -> Kernel:
-    """The kernel of a product for a target, by default this machine's, compiled once per process.
-
-    Raises:
-      UnsupportedDot: jax_nano has no kernel for it.
-      ValueError: no machine has the target asked for.
-    """
-    isa = target(machine_for(target_name), target_name).name
-    with _locks.setdefault((dot, isa), threading.Lock()):  # who wants the same one waits; others compile beside it
-        return _kernel(dot, isa)
-
-
-_locks: dict[tuple[Dot, str], threading.Lock] = {}
-# A forked process compiles for itself what threads, which it does not have, were about to compile.
-os.register_at_fork(after_in_child=_locks.clear)
-
-
-@functools.cache
-def _kernel(dot: Dot, isa: str) -> Kernel:
-    machine = machine_for(isa)
-    plan = remembered_winner(dot, machine.isa(isa)) or choose(dot, machine, machine.isa(isa))
-    return compiled(dot, plan, processor_for(plan, machine))
-
-
-def begin(dots: Iterable[Dot]) -> None:
-    """Begins to compile the kernels of several products on other threads, the last first, while this one goes on.
-
-    Who takes them from the first on meets the others in the middle, and seldom waits.
-    """
-    dots = list(dict.fromkeys(dots))
-    others = host.threads() - 1
-    if len(dots) < 2 or not others:
-        return
-    pool = ThreadPoolExecutor(others)
-    with suppress(RuntimeError):  # no threads are to be had where the main thread has ended
-        for dot in reversed(dots[1:]):
-            pool.submit(kernel_for, dot)
-    pool.shutdown(wait=False)  # its threads end when nothing is left to do
-
-
-def remember_winner(dot: Dot, isa: Isa, plan: Plan) -> None:
-    """Has a product computed by this plan from now on, in this process and in later ones on such a processor."""
-    machine = host.machine()
-    named = cache.key((plan,)).encode()
-    cache.put("nano_winner", ("winner", machine.name, machine.threads, isa.name, dot), named)
-    _kernel.cache_clear()
-
-
-def remembered_winner(dot: Dot, isa: Isa) -> Plan | None:
-    """The plan that won for a product, if that is known and still a candidate."""
-    machine = host.machine()
-    named = cache.get("nano_winner", ("winner", machine.name, machine.threads, isa.name, dot))
-    if named is None:
-        return None
-    candidates = ranked_plans(dot, machine, isa, CANDIDATES)
-    winner = next((plan for plan in candidates if cache.key((plan,)).encode() == named), None)
-    return winner and replace(winner, why=f"the fastest of {len(candidates)} plans measured")
+class CompilationFailed(UnsupportedDot):
+    """A kernel could not be made, through a fault of jax_nano's, MLIR's or LLVM's. The product runs without it."""
 
 
 def compiled(dot: Dot, plan: Plan, processor: Processor) -> Kernel:
-    """The kernel of a product by a plan: out of the cache, or composed and compiled."""
+    """Composes and compiles the kernel of a product by a plan.
 
-    def compose() -> bytes:
-        return _native.compile(build_module(plan), processor.cpu, processor.features, processor.tune)
+    Raises:
+      CompilationFailed: MLIR or LLVM refused it.
+    """
+    try:
+        with reported(dot, plan):
+            return _compiled(dot, plan, processor)
+    except CompilationFailed:
+        with reported(dot, plan):
+            dump(Kernel.of(dot, plan, processor, b""))
+        raise
 
-    return Kernel(dot, plan, processor, cache.fetch(kernel_name(plan), (plan, processor), compose))
+
+def _compiled(dot: Dot, plan: Plan, processor: Processor) -> Kernel:
+    with stopwatch() as composing:
+        module = build_module(plan)
+    with stopwatch() as compiling:
+        code = _native.compile(module, processor.cpu, processor.features, processor.tune)
+    logger.debug("compiled %s: composed in %s, compiled in %s", kernel_name(plan), composing, compiling)
+    return Kernel.of(dot, plan, processor, code)
+
+
+@contextmanager
+def reported(dot: Dot, plan: Plan | None = None) -> Iterator[None]:
+    """Makes a reason to do without a kernel of whatever fails in making it, and logs what to report.
+
+    Raises:
+      UnsupportedDot: as the block does.
+      CompilationFailed: anything else failed.
+    """
+    try:
+        yield
+    except UnsupportedDot:
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".splitlines()
+        logger.error("%s", failure(dot, plan, text[:ERROR_LINES]))
+        reason = f"jax_nano could not compile its kernel ({text[0]}); the logger jax_nano says what to report"
+        with suppress(RuntimeWarning):  # a program does not fail of it
+            config.warn(f"{reason}. XLA computes the product")
+        raise CompilationFailed(reason) from error
+
+
+def failure(dot: Dot, plan: Plan | None, error: list[str]) -> str:
+    """What to report of a failure."""
+    lines = {
+        "versions": ", ".join(f"{name} {text}" for name, text in versions().items()),
+        "processor": f"{_native.host_cpu()}; {config.text('JAX_NANO_TARGET') or 'no target'} asked for",
+        "product": str(dot),
+        "plan": str(plan) if plan else "none was made",
+        "error": "\n    ".join(error),
+    }
+    return "\n  ".join([
+        "a kernel could not be compiled, and XLA computes the product. Please report:",
+        *(f"{name}: {text}" for name, text in lines.items()),
+        "JAX_NANO_DUMP=directory writes the plan and the module there; JAX_NANO=0 turns jax_nano off.",
+    ])  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """What takes part in making kernels."""
+    found = {name: version(package) for name, package in PACKAGES.items()}
+    return found | {"Python": platform.python_version(), "LLVM, MLIR": _native.llvm_version}

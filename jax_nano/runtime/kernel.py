@@ -1,10 +1,18 @@
-"""A compiled product, and what the custom call needs to know of it."""
+"""A compiled product, and the description that its custom call carries: the Python side of csrc/handler.cc.
+
+XLA's FFI hands a custom call's attributes to the handler: the object code, how to call it, which arrays it expects, and
+a key. When a program is loaded, the handler links the object under that key, once in a process; when the program runs,
+it finds the entry points by the key, checks the arrays and lets XLA's threads take the tasks of each phase.
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +25,7 @@ from jax_nano.machine.isa import Machine
 from jax_nano.schedule.plan import Plan
 
 TARGET_NAME = "jax_nano"  # of the custom call
+SIZE_BYTES = 4  # of the size of a description behind object code
 jax.ffi.register_ffi_target(
     TARGET_NAME,
     {"instantiate": _native.instantiate_handler(), "execute": _native.execute_handler()},
@@ -33,19 +42,109 @@ class Processor:
     tune: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """How object code is called, and what is known of it without its plan: loader.h has the same, and the arrays."""
+
+    name: str  # the symbol of the computing phase
+    symbols: tuple[str, ...]  # entry points, one a phase; they follow one another in every round
+    tasks: tuple[int, ...]  # of each phase; they may run at once
+    rounds: int
+    shared_bytes: int  # scratch that all tasks see
+    local_bytes: int  # scratch of each thread
+    features: str  # LLVM's names of the instruction sets the code uses, separated by commas
+    predicted_seconds: float
+
+    @classmethod
+    def of(cls, plan: Plan, processor: Processor) -> Description:
+        """The description of the code that a plan becomes."""
+        return cls(
+            name=kernel_name(plan),
+            symbols=tuple(phase_symbols(plan)),
+            tasks=tuple(plan.tasks.values()),
+            rounds=plan.rounds,
+            shared_bytes=plan.shared_bytes,
+            local_bytes=plan.local_bytes,
+            features=processor.features.replace("+", ""),
+            predicted_seconds=plan.predicted_seconds,
+        )
+
+    def to_json(self) -> bytes:
+        """A text to keep."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Description:
+        """Reads what to_json wrote.
+
+        Raises:
+          ValueError: it is something else.
+        """
+        found: dict[str, Any] = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError("a description is a table")
+        kinds = {name: type(value) for name, value in found.items()}
+        if kinds != KINDS or {*map(type, found["symbols"])} != {str} or {*map(type, found["tasks"])} != {int}:
+            raise ValueError("a description has values of other types")
+        found.update(symbols=tuple(found["symbols"]), tasks=tuple(found["tasks"]))
+        return cls(**found)
+
+
+# The types of a description's values in JSON.
+KINDS = {"name": str, "symbols": list, "tasks": list, "rounds": int, "shared_bytes": int, "local_bytes": int,
+         "features": str, "predicted_seconds": float}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Kernel:
     """One compiled product."""
 
     dot: Dot
-    plan: Plan
-    processor: Processor
     object: bytes
+    description: Description
+    planned: Callable[[], tuple[Plan, Processor]]  # makes the plan that the object was compiled from
+
+    @classmethod
+    def of(cls, dot: Dot, plan: Plan, processor: Processor, object: bytes) -> Kernel:
+        """The kernel of a product whose plan was compiled."""
+        described = Description.of(plan, processor)
+        return cls(dot=dot, object=object, description=described, planned=lambda: (plan, processor))
+
+    @classmethod
+    def read(cls, dot: Dot, kept: bytes, planned: Callable[[], tuple[Plan, Processor]]) -> Kernel:
+        """The kernel of a product, of what `kept` gave in another process.
+
+        Raises:
+          ValueError: that is something else.
+        """
+        size = int.from_bytes(kept[-SIZE_BYTES:], "little")
+        code, text = kept[: -size - SIZE_BYTES], kept[-size - SIZE_BYTES : -SIZE_BYTES]
+        return cls(dot=dot, object=code, description=Description.from_json(text), planned=planned)
+
+    @property
+    def kept(self) -> bytes:
+        """What other processes need of it: the object code, its description, and how long that is."""
+        text = self.description.to_json()
+        return self.object + text + len(text).to_bytes(SIZE_BYTES, "little")
 
     @property
     def name(self) -> str:
         """The symbol of its computing phase."""
-        return kernel_name(self.plan)
+        return self.description.name
+
+    @functools.cached_property
+    def _planned(self) -> tuple[Plan, Processor]:
+        return self.planned()
+
+    @property
+    def plan(self) -> Plan:
+        """How it computes. Of a kernel found on disk, it is made when it is first asked for."""
+        return self._planned[0]
+
+    @property
+    def processor(self) -> Processor:
+        """What it was compiled for."""
+        return self._planned[1]
 
     @functools.cached_property
     def mlir(self) -> str:
@@ -62,36 +161,40 @@ class Kernel:
         """Assembly in AT&T syntax."""
         return _native.assembly(self.mlir, self.processor.cpu, self.processor.features, self.processor.tune)
 
-    def attributes(self) -> dict[str, object]:
-        """The attributes of the custom call, as handler.cc reads them."""
-        return dict(self._attributes)
-
-    @property
+    @functools.cached_property
     def arrays(self) -> tuple[tuple[tuple[str, int], ...], tuple[str, int]]:
         """The operands, in order, and the result: their types and how many elements each has in memory."""
         *operands, out = ((array.dtype, array.elements) for array in self.dot.arrays)
         return tuple(operands), out
 
     @functools.cached_property
+    def key(self) -> int:
+        """What the handler knows it by: a digest of the code and of all that is said of it."""
+        digest = hashlib.sha256(self.object)
+        digest.update(repr((replace(self.description, predicted_seconds=0.0), self.arrays)).encode())
+        return int.from_bytes(digest.digest()[:8], "little", signed=True)
+
+    def attributes(self) -> dict[str, object]:
+        """The attributes of the custom call, as handler.cc reads them."""
+        return dict(self._attributes)
+
+    @functools.cached_property
     def _attributes(self) -> dict[str, object]:
-        plan, (operands, (out, results)) = self.plan, self.arrays
-        attributes = {
+        described, (operands, (out, results)) = self.description, self.arrays
+        return {
             "object": self.object,
-            "features": self.processor.features.replace("+", ""),
-            "symbols": ",".join(phase_symbols(plan)),
-            "tasks": np.array(list(plan.tasks.values()), np.int64),
-            "rounds": np.int64(plan.rounds),
-            "shared_bytes": np.int64(plan.shared_bytes),
-            "local_bytes": np.int64(plan.local_bytes),
+            "features": described.features,
+            "symbols": ",".join(described.symbols),
+            "tasks": np.array(described.tasks, np.int64),
+            "rounds": np.int64(described.rounds),
+            "shared_bytes": np.int64(described.shared_bytes),
+            "local_bytes": np.int64(described.local_bytes),
             "operand_types": np.array([FFI_TYPES[dtype] for dtype, _ in operands], np.int64),
             "operand_elements": np.array([elements for _, elements in operands], np.int64),
             "result_types": np.array([FFI_TYPES[out]], np.int64),
             "result_elements": np.array([results], np.int64),
+            "key": np.int64(self.key),
         }
-        plain = {name: x.tolist() if isinstance(x, np.ndarray | np.generic) else x for name, x in attributes.items()}
-        digest = hashlib.sha256(repr(sorted(plain.items())).encode()).digest()  # arrays print as NumPy is told to
-        attributes["key"] = np.frombuffer(digest[:8], np.int64)[0]
-        return attributes
 
 
 def processor_for(plan: Plan, machine: Machine) -> Processor:

@@ -1,4 +1,4 @@
-"""What becomes of a product, in data and in words."""
+"""Reports: which kernel a product runs as, or why it has none, in data and in words."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from jax_nano.ir.dot import Dot
 from jax_nano.runtime.kernel import Kernel
+from jax_nano.runtime.log import logger
 from jax_nano.schedule.plan import Plan
 
 
@@ -96,7 +97,7 @@ _listeners: ContextVar[tuple[list[Report], ...]] = ContextVar("jax_nano_listener
 def reports(*, alone: bool = False) -> Iterator[list[Report]]:
     """Collects what becomes of each product that this thread lowers inside the block, in order.
 
-    Who collects outside of the block hears of it too, unless this collector is to be alone.
+    Collectors around the block get them too, unless this one is to be alone.
     """
     collected: list[Report] = []
     token = _listeners.set((collected,) if alone else (*_listeners.get(), collected))
@@ -107,9 +108,21 @@ def reports(*, alone: bool = False) -> Iterator[list[Report]]:
 
 
 def tell(report: Report) -> None:
-    """Hands a report to who collects them."""
+    """Hands a report to those who collect them, and logs why there is no kernel."""
+    if report.reason:
+        logger.debug("not supported: %s: %s", report.equation, report.reason)
     for collected in _listeners.get():
         collected.append(report)
+
+
+# Where microkernels read the operands, in words.
+LHS = {"unpacked": "unpacked", "rows": "packed per task by rows", "columns": "packed per task by columns"}
+RHS = {
+    "unpacked": "unpacked",
+    "per_task": "packed per task",
+    "per_round": "packed per round",
+    "panels": "packed before, as a weight",
+}
 
 
 def describe(problem: Dot) -> str:
@@ -118,7 +131,7 @@ def describe(problem: Dot) -> str:
     sizes = f"M {m}, N {n}, K {k}" if b == 1 else f"B {b}, M {m}, N {n}, K {k}"
     text = f"{sizes}; {problem.lhs} x {problem.rhs} -> {problem.out}, summed in {problem.acc}"
     if problem.algorithm:
-        text += f"; {_count(problem.terms, 'product')} of components rounded to {problem.algorithm.dtype}"
+        text += f"; {_count(problem.terms, 'product')} of {problem.algorithm.dtype} splits"
     if problem.m and problem.k and problem.k[-1].lhs > problem.m[-1].lhs:
         text += "; A transposed"
     if problem.panels:
@@ -131,11 +144,11 @@ def describe(problem: Dot) -> str:
 def summary(plan: Plan) -> dict[str, str]:
     """The plan in words, by topic."""
     phases = ", then ".join(f"{name} in {_count(count, 'task')}" for name, count in plan.tasks.items())
-    held = "A" if plan.lhs_stationary else "B"
+    stationary = "A" if plan.lhs_stationary else "B"
     return {
         "target": f"{plan.isa}, {plan.instruction.name}" + (", operands exchanged" if plan.swapped else ""),
-        "block": f"{plan.mr} x {plan.nr} accumulators, {held} held, K unrolled by {plan.unroll}",
-        "cache": f"MC {plan.mc}, KC {plan.kc}, NC {plan.nc}; A {plan.lhs}, B {plan.rhs}",
+        "block": f"{plan.mr} x {plan.nr} accumulators, {stationary}-stationary, K unrolled by {plan.unroll}",
+        "cache": f"MC {plan.mc}, KC {plan.kc}, NC {plan.nc}; A {LHS[plan.lhs]}, B {RHS[plan.rhs]}",
         "phases": phases + (f", in {plan.rounds} rounds" if plan.rounds > 1 else ""),
         "chosen": plan.why,
     }

@@ -1,27 +1,25 @@
-"""Tuning: the plans that the model likes best, measured; the winner remembered on disk, for each processor."""
+"""Tuning: the plans that the cost model likes best, measured."""
 
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jax_nano.ir.dot import Dot
+from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.ir.dtypes import FLOAT8, NUMPY_TYPES
-from jax_nano.machine import host
-from jax_nano.machine.host import target
-from jax_nano.runtime.compiler import CANDIDATES, begin, compiled, kernel_for, remember_winner, remembered_winner
+from jax_nano.machine.isa import Isa, Machine
+from jax_nano.runtime.compiler import CompilationFailed, compiled
 from jax_nano.runtime.kernel import TARGET_NAME, Kernel, processor_for
 from jax_nano.schedule.choose import ranked_plans
 from jax_nano.schedule.plan import Plan
 
+CANDIDATES = 8  # plans that are measured for a product
 TURNS = 5
 TURN_SECONDS = 0.01
 DTYPES = NUMPY_TYPES | {"s4": jnp.int4, "u4": jnp.uint4} | {f8: getattr(jnp, f"float8_{f8[2:]}") for f8 in FLOAT8}
@@ -34,7 +32,7 @@ class Tuned:
     Attributes:
       problem: the product.
       seconds: the plans, fastest first, with the seconds each took.
-      chosen: the seconds that the model's own choice took.
+      chosen: the seconds that the cost model's own choice took.
     """
 
     problem: Dot
@@ -44,43 +42,29 @@ class Tuned:
     def __str__(self) -> str:
         plan, best = self.seconds[0]
         b, m, n, k = self.problem.sizes
-        gain = f"{self.chosen / best:.2f} times as fast as the model's choice"
+        gain = f"{self.chosen / best:.2f} times as fast as the cost model's choice"
         return f"{b} x ({m} x {n} x {k}): {plan.mr}x{plan.nr}, {1e6 * best:.1f} us, {gain}"
 
     __repr__ = __str__
 
 
-def tune(dot: Dot, *, remember: bool = True) -> Tuned:
-    """Measures the candidates for one product and, unless told otherwise, remembers the fastest."""
-    machine = host.machine()
-    isa = target(machine)
-    plans = ranked_plans(dot, machine, isa, CANDIDATES)
-    kernels = [compiled(dot, plan, processor_for(plan, machine)) for plan in plans]
-    seconds = measured(kernels)
-    order = sorted(range(len(plans)), key=seconds.__getitem__)
-    if remember:
-        remember_winner(dot, isa, plans[order[0]])
-    return Tuned(problem=dot, seconds=tuple((plans[i], seconds[i]) for i in order), chosen=seconds[0])
-
-
-def best_kernel_for(dot: Dot) -> Kernel:
-    """The kernel of a product; where JAX_NANO_AUTOTUNE=1 asks for that, tuned when it is first wanted.
+def tune(dot: Dot, machine: Machine, isa: Isa) -> Tuned:
+    """Measures the candidates for one product on this machine. Those that do not compile are left out.
 
     Raises:
-      UnsupportedDot: jax_nano has no kernel for it.
-      ValueError: the target asked for is not one this machine has.
+      UnsupportedDot: there is none, or none compiles.
     """
-    if os.environ.get("JAX_NANO_AUTOTUNE") == "1" and not remembered_winner(dot, target(host.machine())):
-        # On a thread of its own: this one is in the middle of lowering a program.
-        with ThreadPoolExecutor(max_workers=1) as worker:
-            worker.submit(tune, dot).result()
-    return kernel_for(dot)
-
-
-def begin_kernels(dots: Iterable[Dot]) -> None:
-    """Begins to compile the kernels of products, unless they are measured one by one when they are wanted."""
-    if os.environ.get("JAX_NANO_AUTOTUNE") != "1":
-        begin(dots)
+    kernels, failed = [], UnsupportedDot("there is no plan")
+    for plan in ranked_plans(dot, machine, isa, CANDIDATES):
+        try:
+            kernels.append(compiled(dot, plan, processor_for(plan, machine)))
+        except CompilationFailed as reason:
+            failed = reason
+    if not kernels:
+        raise failed
+    seconds = measured(kernels)
+    order = sorted(range(len(kernels)), key=seconds.__getitem__)
+    return Tuned(problem=dot, seconds=tuple((kernels[i].plan, seconds[i]) for i in order), chosen=seconds[0])
 
 
 def measured(kernels: list[Kernel]) -> list[float]:
@@ -109,7 +93,7 @@ def timed(run: Callable[[], Any], times: int) -> float:
 def runnable(kernel: Kernel) -> Callable[[], Any]:
     """Runs a kernel on zeros. Its operands are flat: kernels know the shapes."""
     operands, result = kernel.arrays
-    with jax.enable_x64(True):
+    with jax.enable_x64(new_val=True):
         zeros = [jnp.zeros(elements, DTYPES[dtype]) for dtype, elements in operands]
         shape = jax.ShapeDtypeStruct((result[1],), DTYPES[result[0]])
         call = jax.jit(lambda *arrays: jax.ffi.ffi_call(TARGET_NAME, shape)(*arrays, **kernel.attributes()))

@@ -54,7 +54,7 @@ def multiply_adds(lines):
 
 def main_loop(plan):
     """The loop that goes by whole iterations of the microkernel."""
-    text = Kernel(plan.dot, plan, processor_for(plan, host.machine()), b"").assembly
+    text = Kernel.of(plan.dot, plan, processor_for(plan, host.machine()), b"").assembly
     return max(loops(text), key=lambda loop: len(multiply_adds(loop)), default=[])
 
 

@@ -13,7 +13,7 @@ ADDRESSES = {"addq", "leaq", "cmpq", "jb", "jne", "jl", "movq", "subq", "incq", 
 
 
 def assembly(plan):
-    return Kernel(plan.dot, plan, processor_for(plan, MACHINE), b"").assembly
+    return Kernel.of(plan.dot, plan, processor_for(plan, MACHINE), b"").assembly
 
 
 def loops(text, mnemonic):

@@ -131,7 +131,7 @@ def test_a_program_runs_products_of_components_by_tiles(here):
         return jax_nano.matmul(a, b, precision="BF16_BF16_F32_X3") + bias
 
     (report,) = jax_nano.inspect(jax_nano.accelerate(layer), a, b, bias)
-    assert "3 products of components rounded to bf16" in str(report)
+    assert "3 products of bf16 splits" in str(report)
     assert "target   amx, tdpbf16ps" in str(report)
     before = jax_nano.executed_kernels()
     actual = np.asarray(jax_nano.accelerate(layer)(a, b, bias))

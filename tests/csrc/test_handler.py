@@ -13,8 +13,8 @@ from products import Product, matrix
 
 from jax_nano.ir.dot import Dot, Operand
 from jax_nano.machine import host
-from jax_nano.runtime.compiler import kernel_for
 from jax_nano.runtime.kernel import TARGET_NAME
+from jax_nano.runtime.kernels import kernel_for
 from jax_nano.schedule.choose import choose
 from jax_nano.schedule.weight_panels import panels_for
 
@@ -46,12 +46,12 @@ def test_a_wrong_count_of_operands(operands):
     fails(COUNTS, *operands)
 
 
-def test_the_ballast_is_not_read():
+def test_the_dispatch_hint_is_not_read():
     assert np.array_equal(call(A, B, np.zeros(1024, np.int32)), call(A, B))
 
 
 @pytest.mark.parametrize("last", [np.zeros(1024, np.float32), np.zeros(1023, np.int32)], ids=str)
-def test_another_operand_is_no_ballast(last):
+def test_another_operand_is_no_dispatch_hint(last):
     fails(COUNTS, A, B, last)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jax_nano
-from jax_nano.lowering.custom_call import BALLAST
+from jax_nano.lowering.custom_call import HINT_ELEMENTS
 
 
 def compiled(f, *operands):
@@ -38,7 +38,7 @@ def test_a_short_kernel_stays_on_the_callers_thread():
 def test_a_kernel_of_computed_operands_is_called_as_it_is():
     a, b = map(jnp.ones, LARGE)
     text = compiled(lambda a, b: jax_nano.matmul(jnp.sin(a), jnp.cos(b)), a, b).as_text() or ""
-    assert f"s32[{BALLAST}]" not in text
+    assert f"s32[{HINT_ELEMENTS}]" not in text
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_kernel_of_computed_operands_is_called_as_it_is():
     ids=lambda dtype: np.dtype(dtype).name,
 )
 @pytest.mark.parametrize("first", [0, -1, np.nan], ids=str)
-def test_the_ballast_is_made_of_any_number_of_any_type(dtype, first):
+def test_the_dispatch_hint_is_made_of_any_number_of_any_type(dtype, first):
     if np.isnan(first) and not jnp.issubdtype(dtype, jnp.floating):
         first = 1
     a = jnp.ones(LARGE[0]).at[0, 0].set(first).astype(dtype)

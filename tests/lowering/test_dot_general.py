@@ -19,8 +19,9 @@ from jax_nano import _native
 from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
 from jax_nano.machine import host, x86
-from jax_nano.runtime.compiler import compiled, kernel_for
+from jax_nano.runtime.compiler import compiled
 from jax_nano.runtime.kernel import TARGET_NAME, processor_for
+from jax_nano.runtime.kernels import kernel_for
 from jax_nano.schedule.choose import choose
 
 TARGETS = [isa.name for isa in host.machine().isas]

@@ -165,7 +165,7 @@ def test_reports_say_which_algorithm():
     x = jax.ShapeDtypeStruct((8, 8), np.float32)
     (report,) = jax_nano.inspect(functools.partial(jax_nano.matmul, precision="BF16_BF16_F32_X6"), x, x)
     assert report.kernel and report.kernel.name.startswith("nano_f32_bf16x6_m8n8k8_")
-    assert "; 6 products of components rounded to bf16" in str(report)
+    assert "; 6 products of bf16 splits" in str(report)
 
 
 def test_gradients_follow_the_algorithm_too():

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import time
+import types
 import warnings
 
 import pytest
@@ -20,9 +21,9 @@ import jax_nano
 from jax_nano import _native
 from jax_nano.__main__ import main
 from jax_nano.ir.dot import Dot, Operand
-from jax_nano.runtime import cache
-from jax_nano.runtime.compiler import kernel_for
+from jax_nano.runtime import cache, cache_command, keys, toolchain
 from jax_nano.runtime.kernel import Processor
+from jax_nano.runtime.kernels import kernel_for
 from jax_nano.schedule.plan import Plan
 
 CODE = b"\x7fELF" + bytes(range(256)) * 4
@@ -94,7 +95,7 @@ def test_why_a_plan_was_chosen_does_not_enter_its_key():
     "one, other", [(("ab",), ("a", "b")), ((1, 2), (12,)), (((1,), 2), ((1, 2),)), ("1", 1), (None, "None"), (1, 2.5)]
 )
 def test_descriptions_tell_values_apart(one, other):
-    assert cache.description(one) != cache.description(other)
+    assert keys.description(one) != keys.description(other)
 
 
 @pytest.mark.parametrize("value", [object(), {"a": 1}, [1], lambda: 1, b""])
@@ -105,43 +106,63 @@ def test_what_has_no_lasting_description_is_compiled_each_time(value):
 
 
 @pytest.fixture
-def sources(home, monkeypatch):
+def package(home):
     """A copy of jax_nano's sources, which the toolchain's digest is of."""
-    copied = shutil.copytree(pathlib.Path(jax_nano.__file__).parent, home / "jax_nano")
-    monkeypatch.setattr(cache, "__file__", str(copied / "runtime" / "cache.py"))
-    return copied
+    return pathlib.Path(shutil.copytree(pathlib.Path(jax_nano.__file__).parent, home / "jax_nano"))
 
 
-def test_the_toolchain_changes_with_the_sources(sources):
-    before = cache.toolchain()
-    assert before == cache.toolchain() == cache.TOOLCHAIN
-    with (sources / "codegen" / "nanokernel.py").open("a") as file:
+LATER = time.time_ns() + 10**15  # than any file was changed
+
+
+def test_the_toolchain_changes_with_the_sources(package):
+    before = toolchain.sources_digest(package, LATER)
+    assert before == toolchain.sources_digest(package, LATER)
+    with (package / "codegen" / "nanokernel.py").open("a") as file:
         file.write("\n")
-    assert cache.toolchain() != before
+    assert toolchain.sources_digest(package, LATER) != before
 
 
-def test_the_toolchain_changes_with_the_extension(home, monkeypatch):
+def test_sources_saved_after_they_were_loaded_are_not_those_that_run(package):
+    loaded = time.time_ns()
+    time.sleep(0.02)  # files are dated by a clock of coarse ticks
+    toolchain.sources_digest(package, loaded)
+    (package / "codegen" / "nanokernel.py").touch()
+    with pytest.raises(toolchain.NoDigest, match=r"^jax_nano's sources were changed while it runs$"):
+        toolchain.sources_digest(package, loaded)
+
+
+def test_the_toolchain_changes_with_the_extension(home, package, monkeypatch):
+    before = toolchain.sources_digest(package, LATER)
     altered = home / "_native.so"
     altered.write_bytes(pathlib.Path(_native.__file__).read_bytes() + b"\0")
     monkeypatch.setattr(_native, "__file__", str(altered))
-    assert cache.toolchain() != cache.TOOLCHAIN
+    assert toolchain.sources_digest(package, LATER) != before
 
 
 def test_the_toolchain_changes_with_the_compiler(home, monkeypatch):
     library = home / "libLLVM.so"
     library.write_bytes(b"")
     monkeypatch.setattr(_native, "libraries", (str(library),))
-    before = cache.toolchain()
+    before = toolchain.toolchain_digest()
     os.utime(library, (1, 1))
-    assert cache.toolchain() != before
+    after = toolchain.toolchain_digest()
     monkeypatch.setattr(_native, "llvm_version", "23")
-    os.utime(library, (1, 1))
-    assert cache.toolchain() != before
+    assert len({before, after, toolchain.toolchain_digest()}) == 3
+
+
+def test_a_wheels_digest_is_that_of_its_build_and_no_source_is_read(monkeypatch):
+    def build(sources):
+        monkeypatch.setitem(sys.modules, "jax_nano._build_info", types.SimpleNamespace(SOURCES=sources))
+        monkeypatch.setattr(toolchain, "sources_digest", lambda *_: pytest.fail("sources were read"))
+        return toolchain.toolchain_digest()
+
+    of_sources = toolchain.toolchain_digest()
+    assert len({of_sources, build("one"), build("another")}) == 3
 
 
 def test_another_toolchain_finds_nothing(monkeypatch):
     fetch()
-    monkeypatch.setattr(cache, "TOOLCHAIN", "another")
+    monkeypatch.setattr(cache, "toolchain", lambda: toolchain.Toolchain(digest="another"))
     assert fetch(lambda: b"recompiled") == b"recompiled"
 
 
@@ -340,7 +361,7 @@ def test_without_a_home_kernels_are_compiled(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     assert fetch() == CODE
-    assert cache.summary() == "not in use: Could not determine home directory. Set JAX_NANO_CACHE_DIR"
+    assert cache_command.summary() == "not in use: Could not determine home directory. Set JAX_NANO_CACHE_DIR"
 
 
 @pytest.mark.parametrize("place", ["a file", "/proc/self"])
@@ -375,10 +396,9 @@ def test_what_could_not_be_finished_is_removed(monkeypatch):
 
 def test_without_its_sources_it_is_off(monkeypatch):
     monkeypatch.setattr(_native, "__file__", "/nowhere")
-    assert cache.toolchain() == ""
-    monkeypatch.setattr(cache, "TOOLCHAIN", "")
+    monkeypatch.setattr(cache, "toolchain", toolchain.toolchain.__wrapped__)
     assert fetch() == CODE
-    assert cache.summary() == "off: jax_nano's own files cannot be read"
+    assert cache_command.summary() == "off: jax_nano's own files cannot be read"
 
 
 # Size
@@ -419,7 +439,7 @@ def test_of_nothing_nothing_is_kept(monkeypatch):
 
 def test_a_limit_that_is_no_number_is_said_once(monkeypatch):
     monkeypatch.setenv("JAX_NANO_CACHE_MIB", "1e3")
-    message = re.escape("JAX_NANO_CACHE_MIB=1e3 is not a whole number; the cache holds 512 MiB")
+    message = re.escape("JAX_NANO_CACHE_MIB=1e3 is not a whole number; jax_nano takes it for 512")
     with pytest.warns(RuntimeWarning, match=message) as warned:
         assert cache.limit_bytes() == cache.limit_bytes() == 512 << 20
     assert len(warned) == 1

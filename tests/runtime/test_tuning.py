@@ -8,19 +8,17 @@ import pytest
 import jax_nano
 from jax_nano.ir.dot import Dot, Operand
 from jax_nano.machine import host
-from jax_nano.machine.host import target
-from jax_nano.runtime import cache
-from jax_nano.runtime.compiler import _kernel, kernel_for, remembered_winner
-from jax_nano.runtime.tuning import tune
+from jax_nano.runtime import cache, kernels
+from jax_nano.runtime.kernels import Place, kernel_for, tuned
 from jax_nano.schedule.choose import choose, ranked_plans
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_NANO_CACHE_DIR", str(tmp_path / "cache"))
-    _kernel.cache_clear()
+    kernels._kernels.clear()
     yield
-    _kernel.cache_clear()
+    kernels._kernels.clear()
 
 
 def product(m, n, k):
@@ -39,30 +37,32 @@ def test_candidates_begin_with_the_models_choice():
 
 def test_the_winner_is_remembered():
     dot = product(40, 72, 24)
-    tuned = tune(dot)
-    fastest, seconds = tuned.seconds[0]
-    assert seconds <= tuned.chosen
+    result = tuned(dot)
+    fastest, seconds = result.seconds[0]
+    assert seconds <= result.chosen
     assert kernel_for(dot).plan == fastest
     assert "measured" in kernel_for(dot).plan.why
 
 
 def test_a_winner_on_disk_serves_a_process_that_did_not_measure(monkeypatch):
     dot = product(40, 72, 25)
-    fastest, _ = tune(dot).seconds[0]
+    fastest, _ = tuned(dot).seconds[0]
     monkeypatch.setattr(cache, "_put", {})
-    _kernel.cache_clear()
-    assert remembered_winner(dot, target(host.machine())) == fastest
+    kernels._kernels.clear()
+    assert kernel_for(dot).plan == fastest
+    assert "measured" in kernel_for(dot).plan.why
 
 
 def test_every_product_of_a_program_is_tuned_once():
     x = jax.ShapeDtypeStruct((24, 24), jnp.float32)
-    tuned = jax_nano.autotune(lambda a, b: (a @ b) @ b, x, x)
-    assert len(tuned) == 1
-    assert "times as fast as the model's choice" in str(tuned[0])
+    results = jax_nano.autotune(lambda a, b: (a @ b) @ b, x, x)
+    assert len(results) == 1
+    assert "times as fast as the cost model's choice" in str(results[0])
 
 
 def test_the_environment_asks_for_tuning_at_the_first_compilation(monkeypatch):
     monkeypatch.setenv("JAX_NANO_AUTOTUNE", "1")
     a, b = np.ones((9, 33), np.float32), np.ones((33, 20), np.float32)
     np.testing.assert_array_equal(jax_nano.matmul(a, b), a @ b)
-    assert remembered_winner(product(9, 20, 33), target(host.machine())) is not None
+    machine = host.machine()
+    assert kernels.remembered(product(9, 20, 33), Place(machine, machine.isas[0]))

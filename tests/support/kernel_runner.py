@@ -138,7 +138,7 @@ def compiled(plan):
     """The kernel of a plan on this machine, past the caches: tests make many that nobody asks for again."""
     processor = processor_for(plan, host.machine())
     code = _native.compile(build_module(plan), processor.cpu, processor.features, processor.tune)
-    return Kernel(plan.dot.swapped() if plan.swapped else plan.dot, plan, processor, code)
+    return Kernel.of(plan.dot.swapped() if plan.swapped else plan.dot, plan, processor, code)
 
 
 class Runner:

@@ -91,7 +91,7 @@ def kernel_of(plan):
     """The kernel of a plan, past the caches."""
     processor = processor_for(plan, MACHINE)
     code = _native.compile(build_module(plan), processor.cpu, processor.features, processor.tune)
-    return Kernel(plan.dot.swapped() if plan.swapped else plan.dot, plan, processor, code)
+    return Kernel.of(plan.dot.swapped() if plan.swapped else plan.dot, plan, processor, code)
 
 
 def run_here(types):

@@ -1,0 +1,111 @@
+"""Every environment variable that jax_nano reads, and the one place that reads them.
+
+Variables are read when they are needed, not when jax_nano is imported. One that is empty counts as not set. A value
+that means nothing is warned of once, and the default stands in for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+ON = frozenset({"1", "on", "yes", "true"})
+OFF = frozenset({"0", "off", "no", "false"})
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One environment variable."""
+
+    name: str
+    kind: str  # one of KINDS
+    default: str  # as it would be written; empty where there is none
+    meaning: str  # one line
+
+    def __post_init__(self):
+        valid = {_SWITCH: self.default in ("0", "1"), _NUMBER: self.default.isdecimal()}
+        if self.kind not in KINDS or not valid.get(self.kind, True):
+            raise ValueError(f"{self.name}: the default {self.default!r} is no {self.kind}")
+
+
+_SWITCH, _NAME, _DIRECTORY, _NUMBER = KINDS = ("switch", "name", "directory", "number")
+_ALL = (
+    ("JAX_NANO", _SWITCH, "1", "0 turns all of jax_nano off: XLA computes everything"),
+    ("JAX_NANO_TARGET", _NAME, "", "the instruction set to use, such as avx2; else the best that the processor has"),
+    ("JAX_NANO_AUTOTUNE", _SWITCH, "0", "1 measures the best plans for each product when it is first compiled"),
+    ("JAX_NANO_DUMP", _DIRECTORY, "", "where to write each kernel's plan, MLIR, LLVM IR, assembly and object code"),
+    ("JAX_NANO_CACHE", _SWITCH, "1", "0 neither reads nor writes kernels on disk"),
+    ("JAX_NANO_CACHE_DIR", _DIRECTORY, "", "where kernels are kept; else in jax_nano within XDG_CACHE_HOME"),
+    ("JAX_NANO_CACHE_MIB", _NUMBER, "512", "how much kernels on disk may take; those used longest ago are removed"),
+    ("JAX_NANO_PERF", _SWITCH, "0", "if set, to anything, perf can name kernels: LLVM writes them under ~/.debug/jit"),
+    ("XDG_CACHE_HOME", _DIRECTORY, "~/.cache", "where programs keep such files; counts if it is an absolute path"),
+)
+VARIABLES = {name: Variable(name, kind, default, meaning) for name, kind, default, meaning in _ALL}
+
+
+def enabled() -> bool:
+    """Whether jax_nano does anything at all."""
+    return switch("JAX_NANO")
+
+
+def text(name: str) -> str:
+    """The value of a variable, or its default."""
+    variable = VARIABLES[name]
+    return os.environ.get(name) or variable.default
+
+
+def switch(name: str) -> bool:
+    """Whether a switch is on."""
+    value = text(name).lower()
+    if value in ON | OFF:
+        return value in ON
+    default = VARIABLES[name].default
+    warn(f"{name}={value} is neither 0 nor 1; jax_nano takes it for {default}")
+    return default == "1"
+
+
+def number(name: str) -> int:
+    """The value of a number."""
+    value, default = text(name), VARIABLES[name].default
+    if value.isdecimal():
+        return int(value)
+    warn(f"{name}={value} is not a whole number; jax_nano takes it for {default}")
+    return int(default)
+
+
+def directory(name: str) -> Path | None:
+    """The directory that a variable names; None where it names none.
+
+    Raises:
+      RuntimeError: it begins with ~, and there is no home.
+    """
+    value = text(name)
+    return Path(value).expanduser() if value else None
+
+
+@functools.cache
+def warn(message: str) -> None:
+    """Warns, once in a process."""
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def summary() -> dict[str, str]:
+    """The value of each variable and where it comes from."""
+    result = {}
+    for variable in VARIABLES.values():
+        given = os.environ.get(variable.name)
+        value = given or variable.default or "not set"
+        result[variable.name] = f"{value} ({'environment' if given else 'default'})"
+    return result
+
+
+def markdown() -> str:
+    """The table of docs/configuration.md."""
+    lines = ["| variable | kind | default | meaning |", "|---|---|---|---|"]
+    for variable in VARIABLES.values():
+        default = f"`{variable.default}`" if variable.default else ""
+        lines.append(f"| `{variable.name}` | {variable.kind} | {default} | {variable.meaning} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,206 @@
+"""Product -> kernel: once in a process, found on disk, or planned, composed and compiled. The one entry to all that.
+
+On disk a kernel stands under its product, the processor's facts and the toolchain, so a process that finds it makes no
+plan. Where plans were measured, a small entry of the product names the plan that won, whose kernel has an entry of its
+own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+
+from jax_nano import config
+from jax_nano.ir.dot import Dot, UnsupportedDot
+from jax_nano.machine import host
+from jax_nano.machine.host import machine_for, target
+from jax_nano.machine.isa import Isa, Machine
+from jax_nano.runtime import cache, keys, tuning
+from jax_nano.runtime.compiler import CompilationFailed, compiled, reported
+from jax_nano.runtime.dump import dump
+from jax_nano.runtime.kernel import Kernel, Processor, processor_for
+from jax_nano.runtime.log import logger, stopwatch
+from jax_nano.runtime.once import Once
+from jax_nano.schedule.choose import choose, ranked_plans
+from jax_nano.schedule.plan import Plan
+
+TURNED_OFF = "JAX_NANO=0"
+
+# The kernels of this process, and what could not be compiled, by product and instruction set: programs have many equal
+# products, and each is looked up once.
+_kernels: Once[tuple[Dot, str], Kernel | CompilationFailed] = Once()
+# What names a machine in the keys of all kernels, by identity: machines do not hash, and it takes longer than a key.
+_facts: Once[int, tuple[Machine, str]] = Once()
+
+
+def kernel_for(dot: Dot, target_name: str | None = None) -> Kernel:
+    """The kernel of a product for a target, by default this machine's.
+
+    Where JAX_NANO_AUTOTUNE=1 asks for that, its plans are measured when it is first wanted.
+
+    Raises:
+      UnsupportedDot: jax_nano has no kernel for it, could not compile it, or is turned off.
+      ValueError: no machine has the target asked for.
+    """
+    if not config.enabled():
+        raise UnsupportedDot(TURNED_OFF)
+    place = Place.of(target_name)
+    found = _kernels.get((dot, place.isa.name), lambda: _made(dot, place))
+    if isinstance(found, CompilationFailed):
+        raise CompilationFailed(*found.args)
+    return found
+
+
+def prepare(dots: Iterable[Dot]) -> None:
+    """Begins to make the kernels of several products on other threads, while this one lowers the program.
+
+    The pool works from the back, lowering from the front, so they rarely wait for each other. Does nothing where plans
+    are measured, one by one, and where kernel_for will say why there are none. Raises nothing.
+    """
+    if not config.enabled() or config.switch("JAX_NANO_AUTOTUNE"):
+        return
+    try:
+        isa = Place.of().isa.name
+    except (UnsupportedDot, ValueError):
+        return
+    dots = [dot for dot in dict.fromkeys(dots) if (dot, isa) not in _kernels]
+    others = host.threads() - 1
+    if len(dots) < 2 or not others:
+        return
+    pool = ThreadPoolExecutor(others)
+    with suppress(RuntimeError):  # no threads are to be had where the main thread has ended
+        for dot in reversed(dots[1:]):
+            pool.submit(kernel_for, dot)
+    pool.shutdown(wait=False)  # its threads end when nothing is left to do
+
+
+def tuned(dot: Dot) -> tuning.Tuned:
+    """Measures the plans of a product, and has it computed by the fastest from now on: see remember_winner.
+
+    Raises:
+      UnsupportedDot: none of them compiles.
+    """
+    machine = host.machine()
+    place = Place(machine, target(machine))
+    result = tuning.tune(dot, place.machine, place.isa)
+    remember_winner(dot, place, result.seconds[0][0])
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a product is computed."""
+
+    machine: Machine
+    isa: Isa
+
+    @classmethod
+    def of(cls, target_name: str | None = None) -> Place:
+        """This machine, or another that has the target asked for.
+
+        Raises:
+          UnsupportedDot: there is no target for this processor.
+          ValueError: no machine has that target.
+        """
+        machine = machine_for(target_name)
+        return cls(machine, target(machine, target_name))
+
+    @property
+    def facts(self) -> str:
+        """Names all that plans depend on."""
+        return _facts.get(id(self.machine), lambda: (self.machine, described(self.machine)))[1]
+
+
+def described(machine: Machine) -> str:
+    """Names a machine by all that is known of it."""
+    values = (getattr(machine, field.name) for field in fields(machine))
+    return keys.digest(keys.description(tuple(tuple(sorted(x.items())) if isinstance(x, dict) else x for x in values)))
+
+
+def _made(dot: Dot, place: Place) -> Kernel | CompilationFailed:
+    """The kernel of a product that this process does not have yet, or why it cannot be compiled.
+
+    Raises:
+      UnsupportedDot: there is no kernel for it.
+    """
+    if config.switch("JAX_NANO_AUTOTUNE") and place.machine is host.machine() and not remembered(dot, place):
+        _tune_beside(dot)
+    winner = remembered(dot, place)
+    try:
+        kernel = _found_or_compiled(dot, place, winner)
+    except CompilationFailed as reason:
+        return CompilationFailed(*reason.args)  # without what its traceback holds on to
+    dump(kernel)
+    return kernel
+
+
+def _tune_beside(dot: Dot) -> None:
+    """Measures on a thread of its own: this one is in the middle of lowering a program."""
+    with ThreadPoolExecutor(max_workers=1) as worker, suppress(UnsupportedDot), reported(dot):
+        worker.submit(tuned, dot).result()
+
+
+def _found_or_compiled(dot: Dot, place: Place, winner: str) -> Kernel:
+    made: Kernel | None = None
+
+    def make() -> bytes:
+        nonlocal made
+        plan, processor = planned(dot, place, winner)
+        made = compiled(dot, plan, processor)
+        return made.kept
+
+    kept = cache.fetch(entry_name(dot, place.isa), (dot, place.facts, place.isa.name, winner), make)
+    if made is None:
+        with suppress(ValueError):
+            made = Kernel.read(dot, kept, lambda: planned(dot, place, winner))
+            logger.debug("found on disk: %s", made.name)
+    if made is None:
+        make()
+    assert made is not None
+    return made
+
+
+def planned(dot: Dot, place: Place, winner: str = "") -> tuple[Plan, Processor]:
+    """The plan of a product, and what to compile it for: the one that won, else the cost model's choice.
+
+    Raises:
+      UnsupportedDot: the target has no instruction for these types.
+      CompilationFailed: planning failed otherwise.
+    """
+    with reported(dot), stopwatch() as watch:
+        candidates = ranked_plans(dot, place.machine, place.isa, tuning.CANDIDATES) if winner else []
+        plan = next((plan for plan in candidates if named(plan) == winner), None)
+        if plan:
+            plan = replace(plan, why=f"the fastest of {len(candidates)} plans measured")
+        else:
+            plan = choose(dot, place.machine, place.isa)
+        result = plan, processor_for(plan, place.machine)
+    logger.debug("planned in %s: %s", watch, plan)
+    return result
+
+
+def entry_name(dot: Dot, isa: Isa) -> str:
+    """The beginning of the name of a kernel's entry: for the eye, as the key says all."""
+    b, m, n, k = dot.sizes
+    return f"nano_{dot.lhs}{dot.rhs}_{dot.out}_b{b}m{m}n{n}k{k}_{isa.name}"
+
+
+# Winners of measurements.
+
+
+def remember_winner(dot: Dot, place: Place, plan: Plan) -> None:
+    """Has a product computed by this plan from now on, in this process and in later ones on such a processor."""
+    cache.put("nano_winner", (dot, place.facts, place.isa.name), named(plan).encode())
+    _kernels.pop((dot, place.isa.name))
+
+
+def remembered(dot: Dot, place: Place) -> str:
+    """What names the plan that won for a product; empty where none did."""
+    return (cache.get("nano_winner", (dot, place.facts, place.isa.name)) or b"").decode()
+
+
+def named(plan: Plan) -> str:
+    """What tells a plan from the others of its product."""
+    return keys.digest(keys.description(plan))
