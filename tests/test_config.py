@@ -5,7 +5,7 @@ import pathlib
 import warnings
 
 import pytest
-from support import run_python
+from oracle import run_python
 
 import jax_nano
 from jax_nano import config

@@ -10,7 +10,8 @@ from typing import Any
 from jax.extend.core import JaxprEqn, Var
 from jax.extend.core.primitives import convert_element_type_p
 
-from jax_nano.ir.dot import Axis, Dot, Epilogue, Prologue, UnsupportedDot, accumulator, check_panels, extent, merged
+from jax_nano.ir.axes import Axis, Loops
+from jax_nano.ir.dot import ONLY_RHS_IN_PANELS, Dot, Epilogue, Prologue, UnsupportedDot
 from jax_nano.ir.program import Program
 from jax_nano.jaxpr.axes import Axes, Cuts, Run, Runs, runs_along, stride_along
 from jax_nano.jaxpr.inline import Atom, type_of
@@ -294,17 +295,13 @@ def _dot(lhs: StridedArray, rhs: StridedArray, programs: Programs, axes: Axes, e
     )
     epilogue = programs.epilogue and Epilogue(program=programs.epilogue, extras=tuple(in_memory[:on_c]))
     scaling = rhs.quantized and rhs.quantized.scaling(scales)
-    acc = accumulator(
-        prologue.made if prologue else lhs.dtype, rhs.dtype,
-        epilogue.program.dtype(0) if epilogue else programs.out, extent(axes.k),
-    )  # fmt: skip
-    if scaling and acc != "f32":
-        raise UnsupportedDot(f"sums in {acc} are not scaled by groups")
-    k = sorted(axes.k, key=lambda axis: (axis.lhs, axis.rhs), reverse=True)
-    b, m, n, k = map(merged, (axes.b, axes.m, axes.n, k))
-    if lhs.panels or rhs.panels:
-        check_panels(lhs.panels, rhs.panels, b, n, k)
-    return Dot(
-        b=b, m=m, n=n, k=k, panels=rhs.panels, lhs=lhs.dtype, rhs=rhs.dtype, out=programs.out, acc=acc,
-        epilogue=epilogue, prologue=prologue, scaling=scaling,
-    )  # fmt: skip
+    if lhs.panels:
+        raise UnsupportedDot(ONLY_RHS_IN_PANELS)
+    return Dot.over(
+        Loops(b=axes.b, m=axes.m, n=axes.n, k=axes.k),
+        (lhs.dtype, rhs.dtype, programs.out),
+        epilogue=epilogue,
+        prologue=prologue,
+        scaling=scaling,
+        panels=rhs.panels,
+    )

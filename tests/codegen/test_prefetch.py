@@ -43,7 +43,7 @@ def prefetched(monkeypatch, panel, blocks, width, group, *, in_order=False):
 @pytest.mark.parametrize("blocks", [1, 2, 5, 32])
 @pytest.mark.parametrize("strides", [(4096, 1), (1, 4096)], ids=["rows", "columns"])
 def test_every_line_is_prefetched_in_order_and_evenly(monkeypatch, strides, blocks, group, width, dtype):
-    panel = MatrixRef(NOWHERE, 0, strides, dtype)
+    panel: Any = MatrixRef(NOWHERE, 0, strides, dtype)
     line = LINE_BYTES // bytes_of(dtype)
     wanted = {panel.offset(k, j) // line for k in range(DEPTH) for j in range(width)}
     turns = prefetched(monkeypatch, panel, blocks, width, group, in_order=True)
@@ -58,7 +58,7 @@ def test_every_line_is_prefetched_in_order_and_evenly(monkeypatch, strides, bloc
 @pytest.mark.parametrize(("group", "width"), [(1, 48), (1, 96), (2, 32), (4, 96)])
 @pytest.mark.parametrize("blocks", [1, 2, 5, 32])
 def test_every_line_of_the_rows_gone_through_is_prefetched_evenly(monkeypatch, blocks, group, width, dtype):
-    panel = MatrixRef(NOWHERE, 0, (4096, 1), dtype)
+    panel: Any = MatrixRef(NOWHERE, 0, (4096, 1), dtype)
     line = LINE_BYTES // bytes_of(dtype)
     turns = prefetched(monkeypatch, panel, blocks, width, group)
     found = {at // line for turn in turns for at in turn}
@@ -72,7 +72,7 @@ def test_every_line_of_the_rows_gone_through_is_prefetched_evenly(monkeypatch, b
 @pytest.mark.parametrize("stride", [1001, 1004])
 def test_of_rows_that_begin_within_lines_panels_prefetch_what_the_one_before_left(monkeypatch, stride, width):
     line, panels = LINE_BYTES // bytes_of("f32"), 4
-    views = [MatrixRef(NOWHERE, panel * width, (stride, 1), "f32") for panel in range(panels)]
+    views: list[Any] = [MatrixRef(NOWHERE, panel * width, (stride, 1), "f32") for panel in range(panels)]
     found = {at // line for panel in views for turn in prefetched(monkeypatch, panel, 3, width, 1) for at in turn}
     firsts = {panel.offset(k, 0) // line for panel in views[:1] for k in range(DEPTH)}
     assert {panel.offset(k, j) // line for panel in views for k in range(DEPTH) for j in range(width)} <= found | firsts
@@ -82,7 +82,7 @@ def test_of_rows_that_begin_within_lines_panels_prefetch_what_the_one_before_lef
 @pytest.mark.parametrize("interleaved", [2, 4])
 def test_interleaved_rows_are_prefetched_together(monkeypatch, interleaved, blocks):
     width, line = 64, LINE_BYTES // bytes_of("bf16")
-    panel = MatrixRef(
+    panel: Any = MatrixRef(
         NOWHERE, 0, (width, interleaved), "bf16", vnni=interleaved
     )  # of panels as wide as what is wanted, one behind the other
     turns = prefetched(monkeypatch, panel, blocks, width, 2)
@@ -100,7 +100,7 @@ def test_rows_of_packed_int4_are_prefetched_in_order(monkeypatch, width, blocks)
 
 
 def test_nothing_is_prefetched_of_single_elements(monkeypatch):
-    panel = MatrixRef(NOWHERE, 0, (4096, 3), "f32")
+    panel: Any = MatrixRef(NOWHERE, 0, (4096, 3), "f32")
     assert not any(prefetched(monkeypatch, panel, 2, 32, 1))
 
 
@@ -119,7 +119,8 @@ def test_of_unpacked_b_the_next_panel_in_order_is_prefetched(k):
     target, b = RhsPrefetch(plan, area(0, 16, columns, 2 * columns)), MatrixRef(NOWHERE, 0, (1024, 1), "f32")
 
     def after(k0, j):
-        return divmod(target.next_panel(b, b, k0, j).offset(0, 0), 1024)
+        panel: Any = target.next_panel(b, b, k0, j)
+        return divmod(panel.offset(0, 0), 1024)
 
     assert after(0, columns) == (0, columns + plan.nr)
     assert after(plan.kc, 2 * columns - plan.nr) == (2 * plan.kc, columns), "then those of the next steps"

@@ -420,7 +420,7 @@ def dot_with_prologue(m, n, k, operation="mul"):
     column = Operand(shape=(m, k), strides=(1, 0), dtype="f32")
     a, b, c = (Operand.row_major(shape, "f32") for shape in ((m, k), (k, n), (m, n)))
     loops = loops_of(a, b, (((1,), (0,)), ((), ())), c, [("prologue", column)])
-    return Dot.over(loops, ("f32",) * 3, prologue=Prologue(program=program, extras=(("f32", m),)))
+    return Dot.over(loops, ("f32", "f32", "f32"), prologue=Prologue(program=program, extras=(("f32", m),)))
 
 
 @pytest.mark.parametrize("machine", x86.MACHINES, ids=lambda machine: machine.name)

@@ -5,7 +5,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from support import kernels, normal
+from oracle import kernels, normal
 
 import jax_nano
 from jax_nano import config
@@ -32,6 +32,7 @@ def contents(folder):
 def test_every_stage_is_written(folder):
     (report,) = jax_nano.inspect(jax_nano.matmul, X, W)
     kernel = report.kernel
+    assert kernel
     (stem,) = {path.stem for path in folder.iterdir()}
     assert re.fullmatch(rf"{kernel.name}-[0-9a-f]{{16}}", stem)
     assert int(stem[-16:], 16) == kernel.key % 2**64

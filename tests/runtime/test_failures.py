@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import kernels, normal
+from oracle import kernels, normal
 
 import jax_nano
 from jax_nano import config

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import kernels, normal, primitives, run_python
+from oracle import kernels, normal, primitives, run_python
 
 import jax_nano
 from jax_nano.__main__ import main

@@ -17,7 +17,7 @@ from jax_nano.ir.packed_weight import Panels
 from jax_nano.machine import host
 from jax_nano.machine.isa import DotInstruction
 from jax_nano.schedule.candidates import instructions_for, kernel_plans
-from jax_nano.schedule.plan import Plan
+from jax_nano.schedule.plan import LhsMode, Plan, RhsMode
 
 TYPES = (
     ("f32", "f32", "f32"),
@@ -45,9 +45,9 @@ class Kind:
 
     name: str
     a: str  # what A is contiguous along: "rows", "columns", or neither ("apart")
-    lhs: str
+    lhs: LhsMode
     b: str  # likewise; or "panels"
-    rhs: str
+    rhs: RhsMode
     inner_product: bool = False
 
     def serves(self, instruction: DotInstruction, types: tuple[str, str, str]) -> bool:

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-import jax
 import pytest
+from elementwise_runner import program
 from jax.extend.mlir import ir
 from jax.interpreters.mlir import make_ir_context
 from products import Product, matrix
@@ -13,7 +13,6 @@ from jax_nano.codegen import epilogue, nanokernel, pack
 from jax_nano.codegen.intrinsics import intrinsic
 from jax_nano.codegen.module import build_module, kernel_name
 from jax_nano.ir.dot import Epilogue
-from jax_nano.jaxpr.program_reader import program_of
 from jax_nano.machine import host
 from jax_nano.runtime.kernel import processor_for
 from jax_nano.schedule.candidates import kernel_plans
@@ -24,8 +23,8 @@ def plan(packing, *, fused=False):
     machine = host.machine()
     dot = Product(lhs=matrix(37, 64, "rows", "f32"), rhs=matrix(64, 48, "columns", "f32"), out="f32").dot
     if fused:
-        program = program_of(jax.make_jaxpr(lambda x: x + 1)(1.0))
-        dot = replace(dot, epilogue=Epilogue(program=program, extras=()))
+        added = program(lambda x: x + 1, 1.0)
+        dot = replace(dot, epilogue=Epilogue(program=added, extras=()))
     packed = next(plan for plan in kernel_plans(dot, machine, machine.isa("avx2")) if plan.rhs == "per_task")
     return replace(packed, rhs=packing)
 
