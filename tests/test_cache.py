@@ -160,6 +160,11 @@ def test_a_wheels_digest_is_that_of_its_build_and_no_source_is_read(monkeypatch)
     assert len({of_sources, build("one"), build("another")}) == 3
 
 
+def test_importing_digests_no_sources():
+    code = "import jax, jax_nano; from jax_nano.runtime import kernels, toolchain as t"
+    assert run(f"{code}; jax_nano.matmul; print(t.toolchain.cache_info().currsize)") == "0\n"
+
+
 def test_another_toolchain_finds_nothing(monkeypatch):
     fetch()
     monkeypatch.setattr(cache, "toolchain", lambda: toolchain.Toolchain(digest="another"))
