@@ -95,7 +95,7 @@ def test_why_a_plan_was_chosen_does_not_enter_its_key():
     "one, other", [(("ab",), ("a", "b")), ((1, 2), (12,)), (((1,), 2), ((1, 2),)), ("1", 1), (None, "None"), (1, 2.5)]
 )
 def test_descriptions_tell_values_apart(one, other):
-    assert keys.description(one) != keys.description(other)
+    assert keys.describe(one) != keys.describe(other)
 
 
 @pytest.mark.parametrize("value", [object(), {"a": 1}, [1], lambda: 1, b""])
