@@ -22,10 +22,10 @@ from jax_nano import retain_memory
 from jax_nano.ir.dot import Dot, Operand
 from jax_nano.machine import host
 from jax_nano.machine.host import target
-from jax_nano.runtime.compiler import compiled
+from jax_nano.runtime.compiler import compile_plan
 from jax_nano.runtime.kernel import processor_for
 from jax_nano.runtime.kernels import kernel_for
-from jax_nano.runtime.tuning import measured, tune
+from jax_nano.runtime.tuning import measure_kernels, tune
 from jax_nano.schedule.cost import estimate
 
 SIZES = (1, 4, 16, 33, 64, 100, 128, 256, 384, 512, 768, 1000, 1024, 2048, 3072, 4096)
@@ -64,8 +64,8 @@ def measure(label: str, dot: Dot) -> Row:
     """Times the candidates of one product."""
     machine = host.machine()
     choice, fastest = kernel_for(dot).plan, tune(dot, machine, target(machine)).seconds[0][0]
-    kernels = [compiled(dot, plan, processor_for(plan, machine)) for plan in (choice, fastest)]
-    chosen, best = measured(kernels)
+    kernels = [compile_plan(dot, plan, processor_for(plan, machine)) for plan in (choice, fastest)]
+    chosen, best = measure_kernels(kernels)
     return Row(label, estimate.seconds(choice, machine).total, chosen, best)
 
 

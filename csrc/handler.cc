@@ -138,9 +138,9 @@ ffi::Error Misfit(const char* which, size_t i) {
                                      " differs in type or size from what the kernel was compiled for");
 }
 
-// XLA has the other arrays of a long program around the results or around the dispatch hint, which it made itself. Another
-// thread asks for huge pages there: it has to wait while memory is given back, as that of the last program may be. One
-// thread at a time: the others are to compute.
+// XLA has the other arrays of a long program around the results or around the dispatch hint, which it made itself.
+// Another thread asks for huge pages there: it has to wait while memory is given back, as that of the last program may
+// be. One thread at a time: the others are to compute.
 void AdviseAround(std::span<void* const> addresses, const Schedule& schedule) {
   static std::atomic_flag asking;
   if (asking.test_and_set()) return;

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jax_nano.api.inspect import inspect
-from jax_nano.runtime.kernels import tuned
+from jax_nano.runtime.kernels import tune_and_remember
 from jax_nano.runtime.tuning import Tuned
 
 
@@ -28,4 +28,4 @@ def autotune(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Tuned
     problems = dict.fromkeys(
         report.problem for report in inspect(f, *args, **kwargs) if report.kernel and report.problem
     )
-    return tuple(tuned(dot) for dot in problems)
+    return tuple(tune_and_remember(dot) for dot in problems)

@@ -44,7 +44,7 @@ def fetch(symbol: str, parts: tuple[object, ...], compiled: Callable[[], bytes])
     """What `parts` describe: from the cache, else `compiled()`, which is then kept.
 
     The entry's name begins with `symbol`. `parts` are all that it depends on besides the toolchain: see
-    keys.description. Raises only what `compiled` raises.
+    keys.describe. Raises only what `compiled` raises.
     """
     if why_off():
         return compiled()
@@ -98,7 +98,7 @@ def key(parts: tuple[object, ...]) -> str:
       Unusable: there is no telling them from others.
     """
     try:
-        return keys.digest(toolchain().digest, keys.description(parts))
+        return keys.digest(toolchain().digest, keys.describe(parts))
     except keys.NoLastingText as reason:
         raise Unusable(str(reason)) from reason
 
@@ -135,7 +135,7 @@ def limit_bytes() -> int:
 
 
 @contextlib.contextmanager
-def opened() -> Iterator[int]:
+def open_directory() -> Iterator[int]:
     """A descriptor of the directory: what was found private stays what is worked in, whatever becomes of its name.
 
     Raises:
@@ -178,7 +178,7 @@ def load(entry: str) -> bytes | None:
     """
     # Without O_NONBLOCK, a named pipe would be waited for.
     flags = os.O_NOFOLLOW | os.O_NONBLOCK
-    with opened() as folder, open(entry, "rb", opener=within(folder, flags)) as file:
+    with open_directory() as folder, open(entry, "rb", opener=within(folder, flags)) as file:
         status = os.fstat(file.fileno())
         if fault := fault_of(status):
             raise Unusable(f"{entry} {fault}; it will be replaced. `python -m jax_nano cache --clear` removes all")
@@ -201,7 +201,7 @@ def store(entry: str, code: bytes) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
     unfinished = f".{entry}.{secrets.token_hex(8)}"
-    with opened() as folder:
+    with open_directory() as folder:
         try:
             with open(unfinished, "xb", opener=within(folder)) as file:
                 file.write(code + seal_of(entry, code))

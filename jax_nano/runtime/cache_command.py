@@ -15,16 +15,16 @@ def summary() -> str:
     if reason := cache.why_off():
         return f"off: {reason}"
     try:
-        with cache.opened() as folder:
+        with cache.open_directory() as folder:
             found = cache.entries(folder)
     except FileNotFoundError:
         found = []
     except (cache.Unusable, OSError) as reason:
         return f"not in use: {reason}"
-    return f"{measured(found)} of {cache.limit_bytes() >> 20} MiB at most, in {cache.directory()}"
+    return f"{count_and_size(found)} of {cache.limit_bytes() >> 20} MiB at most, in {cache.directory()}"
 
 
-def measured(found: list[cache.Entry]) -> str:
+def count_and_size(found: list[cache.Entry]) -> str:
     """As in `3 kernels, 25 KiB`."""
     return f"{len(found)} kernel{'s' * (len(found) != 1)}, {sum(entry.bytes for entry in found) >> 10} KiB"
 
@@ -45,7 +45,7 @@ def command(options: argparse.Namespace) -> str:
     if not options.list and not options.clear:
         return summary()
     try:
-        with cache.opened() as folder:
+        with cache.open_directory() as folder:
             found = cache.entries(folder)
             for entry in found if options.clear else ():
                 with contextlib.suppress(FileNotFoundError):
@@ -55,5 +55,5 @@ def command(options: argparse.Namespace) -> str:
     except (cache.Unusable, OSError) as reason:
         raise ValueError(str(reason)) from reason
     if options.clear:
-        return f"removed {measured(found)}"
+        return f"removed {count_and_size(found)}"
     return "\n".join(f"{time.strftime('%F %T', time.localtime(e.used))} {e.bytes:9,}  {e.name}" for e in found)

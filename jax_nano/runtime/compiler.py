@@ -23,22 +23,22 @@ class CompilationFailed(UnsupportedDot):
     """A kernel could not be made, through a fault of jax_nano's, MLIR's or LLVM's. The product runs without it."""
 
 
-def compiled(dot: Dot, plan: Plan, processor: Processor) -> Kernel:
+def compile_plan(dot: Dot, plan: Plan, processor: Processor) -> Kernel:
     """Composes and compiles the kernel of a product by a plan.
 
     Raises:
       CompilationFailed: MLIR or LLVM refused it.
     """
     try:
-        with reported(dot, plan):
-            return _compiled(dot, plan, processor)
+        with reporting_failures(dot, plan):
+            return _compose_and_compile(dot, plan, processor)
     except CompilationFailed:
-        with reported(dot, plan):
+        with reporting_failures(dot, plan):
             dump(Kernel.of(dot, plan, processor, b""))
         raise
 
 
-def _compiled(dot: Dot, plan: Plan, processor: Processor) -> Kernel:
+def _compose_and_compile(dot: Dot, plan: Plan, processor: Processor) -> Kernel:
     with stopwatch() as composing:
         module = build_module(plan)
     with stopwatch() as compiling:
@@ -48,7 +48,7 @@ def _compiled(dot: Dot, plan: Plan, processor: Processor) -> Kernel:
 
 
 @contextmanager
-def reported(dot: Dot, plan: Plan | None = None) -> Iterator[None]:
+def reporting_failures(dot: Dot, plan: Plan | None = None) -> Iterator[None]:
     """Makes a reason to do without a kernel of whatever fails in making it, and logs what to report.
 
     Raises:
@@ -61,14 +61,14 @@ def reported(dot: Dot, plan: Plan | None = None) -> Iterator[None]:
         raise
     except Exception as error:
         text = f"{type(error).__name__}: {error}".splitlines()
-        logger.error("%s", failure(dot, plan, text[:ERROR_LINES]))
+        logger.error("%s", failure_report(dot, plan, text[:ERROR_LINES]))
         reason = f"jax_nano could not compile its kernel ({text[0]}); the logger jax_nano says what to report"
         with suppress(RuntimeWarning):  # a program does not fail of it
             config.warn(f"{reason}. XLA computes the product")
         raise CompilationFailed(reason) from error
 
 
-def failure(dot: Dot, plan: Plan | None, error: list[str]) -> str:
+def failure_report(dot: Dot, plan: Plan | None, error: list[str]) -> str:
     """What to report of a failure."""
     lines = {
         "versions": ", ".join(f"{name} {text}" for name, text in versions().items()),

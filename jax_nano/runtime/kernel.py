@@ -102,27 +102,26 @@ class Kernel:
     dot: Dot
     object: bytes
     description: Description
-    planned: Callable[[], tuple[Plan, Processor]]  # makes the plan that the object was compiled from
+    make_plan: Callable[[], tuple[Plan, Processor]]  # makes the plan that the object was compiled from
 
     @classmethod
     def of(cls, dot: Dot, plan: Plan, processor: Processor, object: bytes) -> Kernel:
         """The kernel of a product whose plan was compiled."""
         described = Description.of(plan, processor)
-        return cls(dot=dot, object=object, description=described, planned=lambda: (plan, processor))
+        return cls(dot=dot, object=object, description=described, make_plan=lambda: (plan, processor))
 
     @classmethod
-    def read(cls, dot: Dot, kept: bytes, planned: Callable[[], tuple[Plan, Processor]]) -> Kernel:
-        """The kernel of a product, of what `kept` gave in another process.
+    def from_bytes(cls, dot: Dot, kept: bytes, make_plan: Callable[[], tuple[Plan, Processor]]) -> Kernel:
+        """The kernel of a product, of what `to_bytes` gave in another process.
 
         Raises:
           ValueError: that is something else.
         """
         size = int.from_bytes(kept[-SIZE_BYTES:], "little")
         code, text = kept[: -size - SIZE_BYTES], kept[-size - SIZE_BYTES : -SIZE_BYTES]
-        return cls(dot=dot, object=code, description=Description.from_json(text), planned=planned)
+        return cls(dot=dot, object=code, description=Description.from_json(text), make_plan=make_plan)
 
-    @property
-    def kept(self) -> bytes:
+    def to_bytes(self) -> bytes:
         """What other processes need of it: the object code, its description, and how long that is."""
         text = self.description.to_json()
         return self.object + text + len(text).to_bytes(SIZE_BYTES, "little")
@@ -134,7 +133,7 @@ class Kernel:
 
     @functools.cached_property
     def _planned(self) -> tuple[Plan, Processor]:
-        return self.planned()
+        return self.make_plan()
 
     @property
     def plan(self) -> Plan:

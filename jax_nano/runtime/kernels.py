@@ -7,7 +7,7 @@ own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -18,7 +18,7 @@ from jax_nano.machine import host
 from jax_nano.machine.host import machine_for, target
 from jax_nano.machine.isa import Isa, Machine
 from jax_nano.runtime import cache, keys, tuning
-from jax_nano.runtime.compiler import CompilationFailed, compiled, reported
+from jax_nano.runtime.compiler import CompilationFailed, compile_plan, reporting_failures
 from jax_nano.runtime.dump import dump
 from jax_nano.runtime.kernel import Kernel, Processor, processor_for
 from jax_nano.runtime.log import logger, stopwatch
@@ -47,7 +47,7 @@ def kernel_for(dot: Dot, target_name: str | None = None) -> Kernel:
     if not config.enabled():
         raise UnsupportedDot(TURNED_OFF)
     place = Place.of(target_name)
-    found = _kernels.get((dot, place.isa.name), lambda: _made(dot, place))
+    found = _kernels.get((dot, place.isa.name), lambda: _make_kernel(dot, place))
     if isinstance(found, CompilationFailed):
         raise CompilationFailed(*found.args)
     return found
@@ -76,7 +76,7 @@ def prepare(dots: Iterable[Dot]) -> None:
     pool.shutdown(wait=False)  # its threads end when nothing is left to do
 
 
-def tuned(dot: Dot) -> tuning.Tuned:
+def tune_and_remember(dot: Dot) -> tuning.Tuned:
     """Measures the plans of a product, and has it computed by the fastest from now on: see remember_winner.
 
     Raises:
@@ -110,26 +110,26 @@ class Place:
     @property
     def facts(self) -> str:
         """Names all that plans depend on."""
-        return _facts.get(id(self.machine), lambda: (self.machine, described(self.machine)))[1]
+        return _facts.get(id(self.machine), lambda: (self.machine, machine_digest(self.machine)))[1]
 
 
-def described(machine: Machine) -> str:
+def machine_digest(machine: Machine) -> str:
     """Names a machine by all that is known of it."""
     values = (getattr(machine, field.name) for field in fields(machine))
-    return keys.digest(keys.description(tuple(tuple(sorted(x.items())) if isinstance(x, dict) else x for x in values)))
+    return keys.digest(keys.describe(tuple(tuple(sorted(x.items())) if isinstance(x, dict) else x for x in values)))
 
 
-def _made(dot: Dot, place: Place) -> Kernel | CompilationFailed:
+def _make_kernel(dot: Dot, place: Place) -> Kernel | CompilationFailed:
     """The kernel of a product that this process does not have yet, or why it cannot be compiled.
 
     Raises:
       UnsupportedDot: there is no kernel for it.
     """
-    if config.switch("JAX_NANO_AUTOTUNE") and place.machine is host.machine() and not remembered(dot, place):
+    if config.switch("JAX_NANO_AUTOTUNE") and place.machine is host.machine() and not recall_winner(dot, place):
         _tune_beside(dot)
-    winner = remembered(dot, place)
+    winner = recall_winner(dot, place)
     try:
-        kernel = _found_or_compiled(dot, place, winner)
+        kernel = _load_or_compile(dot, place, winner)
     except CompilationFailed as reason:
         return CompilationFailed(*reason.args)  # without what its traceback holds on to
     dump(kernel)
@@ -138,23 +138,22 @@ def _made(dot: Dot, place: Place) -> Kernel | CompilationFailed:
 
 def _tune_beside(dot: Dot) -> None:
     """Measures on a thread of its own: this one is in the middle of lowering a program."""
-    with ThreadPoolExecutor(max_workers=1) as worker, suppress(UnsupportedDot), reported(dot):
-        worker.submit(tuned, dot).result()
+    with ThreadPoolExecutor(max_workers=1) as worker, suppress(UnsupportedDot), reporting_failures(dot):
+        worker.submit(tune_and_remember, dot).result()
 
 
-def _found_or_compiled(dot: Dot, place: Place, winner: str) -> Kernel:
+def _load_or_compile(dot: Dot, place: Place, winner: str) -> Kernel:
     made: Kernel | None = None
 
     def make() -> bytes:
         nonlocal made
-        plan, processor = planned(dot, place, winner)
-        made = compiled(dot, plan, processor)
-        return made.kept
+        made = _on_another_stack(lambda: compile_plan(dot, *make_plan(dot, place, winner)))
+        return made.to_bytes()
 
     kept = cache.fetch(entry_name(dot, place.isa), (dot, place.facts, place.isa.name, winner), make)
     if made is None:
         with suppress(ValueError):
-            made = Kernel.read(dot, kept, lambda: planned(dot, place, winner))
+            made = Kernel.from_bytes(dot, kept, lambda: make_plan(dot, place, winner))
             logger.debug("found on disk: %s", made.name)
     if made is None:
         make()
@@ -162,16 +161,31 @@ def _found_or_compiled(dot: Dot, place: Place, winner: str) -> Kernel:
     return made
 
 
-def planned(dot: Dot, place: Place, winner: str = "") -> tuple[Plan, Processor]:
+def _on_another_stack(make: Callable[[], Kernel]) -> Kernel:
+    """Plans and composes on a new thread, whose stack is shallow, and waits for it.
+
+    CPython takes memory for frames from the system in pieces of 16 KiB, and gives one back as soon as it is empty: a
+    loop whose calls cross from one piece into the next pays for two system calls each time. Rules of lowering run deep
+    in JAX's frames. There the planning of digits.py's 11 products took 500 ms, and 95 ms elsewhere.
+    """
+    try:
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            made = worker.submit(make)
+    except RuntimeError:  # no threads are to be had where the main thread has ended
+        return make()
+    return made.result()
+
+
+def make_plan(dot: Dot, place: Place, winner: str = "") -> tuple[Plan, Processor]:
     """The plan of a product, and what to compile it for: the one that won, else the cost model's choice.
 
     Raises:
       UnsupportedDot: the target has no instruction for these types.
       CompilationFailed: planning failed otherwise.
     """
-    with reported(dot), stopwatch() as watch:
+    with reporting_failures(dot), stopwatch() as watch:
         candidates = ranked_plans(dot, place.machine, place.isa, tuning.CANDIDATES) if winner else []
-        plan = next((plan for plan in candidates if named(plan) == winner), None)
+        plan = next((plan for plan in candidates if plan_digest(plan) == winner), None)
         if plan:
             plan = replace(plan, why=f"the fastest of {len(candidates)} plans measured")
         else:
@@ -192,15 +206,15 @@ def entry_name(dot: Dot, isa: Isa) -> str:
 
 def remember_winner(dot: Dot, place: Place, plan: Plan) -> None:
     """Has a product computed by this plan from now on, in this process and in later ones on such a processor."""
-    cache.put("nano_winner", (dot, place.facts, place.isa.name), named(plan).encode())
+    cache.put("nano_winner", (dot, place.facts, place.isa.name), plan_digest(plan).encode())
     _kernels.pop((dot, place.isa.name))
 
 
-def remembered(dot: Dot, place: Place) -> str:
+def recall_winner(dot: Dot, place: Place) -> str:
     """What names the plan that won for a product; empty where none did."""
     return (cache.get("nano_winner", (dot, place.facts, place.isa.name)) or b"").decode()
 
 
-def named(plan: Plan) -> str:
+def plan_digest(plan: Plan) -> str:
     """What tells a plan from the others of its product."""
-    return keys.digest(keys.description(plan))
+    return keys.digest(keys.describe(plan))

@@ -21,7 +21,7 @@ def digest(*texts: str) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:DIGITS]
 
 
-def description(value: object) -> str:
+def describe(value: object) -> str:
     """A text that tells a value from others, and is the same in every process.
 
     Fields that take no part in comparison take none here.
@@ -33,10 +33,10 @@ def description(value: object) -> str:
     if kind is int or kind is str or kind is float or value is None:  # nearly all of a product
         return repr(value)
     if dataclasses.is_dataclass(kind):
-        return f"{kind.__name__}{description(_fields(kind)(value))}"
+        return f"{kind.__name__}{describe(_fields(kind)(value))}"
     match value:
         case tuple():
-            return f"({', '.join(map(description, value))})"
+            return f"({', '.join(map(describe, value))})"
         case numbers.Integral():
             return repr(int(value))
         case str():

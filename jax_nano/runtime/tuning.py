@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.ir.dtypes import FLOAT8, NUMPY_TYPES
 from jax_nano.machine.isa import Isa, Machine
-from jax_nano.runtime.compiler import CompilationFailed, compiled
+from jax_nano.runtime.compiler import CompilationFailed, compile_plan
 from jax_nano.runtime.kernel import TARGET_NAME, Kernel, processor_for
 from jax_nano.schedule.choose import ranked_plans
 from jax_nano.schedule.plan import Plan
@@ -57,30 +57,30 @@ def tune(dot: Dot, machine: Machine, isa: Isa) -> Tuned:
     kernels, failed = [], UnsupportedDot("there is no plan")
     for plan in ranked_plans(dot, machine, isa, CANDIDATES):
         try:
-            kernels.append(compiled(dot, plan, processor_for(plan, machine)))
+            kernels.append(compile_plan(dot, plan, processor_for(plan, machine)))
         except CompilationFailed as reason:
             failed = reason
     if not kernels:
         raise failed
-    seconds = measured(kernels)
+    seconds = measure_kernels(kernels)
     order = sorted(range(len(kernels)), key=seconds.__getitem__)
     return Tuned(problem=dot, seconds=tuple((kernels[i].plan, seconds[i]) for i in order), chosen=seconds[0])
 
 
-def measured(kernels: list[Kernel]) -> list[float]:
+def measure_kernels(kernels: list[Kernel]) -> list[float]:
     """The best seconds of each kernel, in turns, so that all meet the same disturbances."""
-    runs = [runnable(kernel) for kernel in kernels]
+    runs = [make_runnable(kernel) for kernel in kernels]
     counts, best = [], [math.inf] * len(runs)
     for run in runs:
         run()
-        counts.append(max(1, int(TURN_SECONDS / timed(run, 1))))
+        counts.append(max(1, int(TURN_SECONDS / mean_seconds(run, 1))))
     for _ in range(TURNS):
         for i, run in enumerate(runs):
-            best[i] = min(best[i], timed(run, counts[i]))
+            best[i] = min(best[i], mean_seconds(run, counts[i]))
     return best
 
 
-def timed(run: Callable[[], Any], times: int) -> float:
+def mean_seconds(run: Callable[[], Any], times: int) -> float:
     """Seconds of a run, the mean of several."""
     start = time.perf_counter()
     result = None
@@ -90,7 +90,7 @@ def timed(run: Callable[[], Any], times: int) -> float:
     return (time.perf_counter() - start) / times
 
 
-def runnable(kernel: Kernel) -> Callable[[], Any]:
+def make_runnable(kernel: Kernel) -> Callable[[], Any]:
     """Runs a kernel on zeros. Its operands are flat: kernels know the shapes."""
     operands, result = kernel.arrays
     with jax.enable_x64(new_val=True):

@@ -19,7 +19,7 @@ from jax_nano import _native
 from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
 from jax_nano.machine import host, x86
-from jax_nano.runtime.compiler import compiled
+from jax_nano.runtime.compiler import compile_plan
 from jax_nano.runtime.kernel import TARGET_NAME, processor_for
 from jax_nano.runtime.kernels import kernel_for
 from jax_nano.schedule.choose import choose
@@ -318,7 +318,7 @@ def composed(lhs, rhs, out, isa, features, machine):
     (level,) = (level for level in described.isas if level.name == isa)
     operands = Operand.row_major((64, 64), lhs), Operand.row_major((64, 64), rhs)
     plan = choose(Dot.of(*operands, MATRICES, out), described, level)
-    kernel = compiled(plan.dot, plan, processor_for(plan, described))
+    kernel = compile_plan(plan.dot, plan, processor_for(plan, described))
     assert set(features) <= set(str(kernel.attributes()["features"]).split(","))
     return kernel
 

@@ -95,7 +95,7 @@ def test_why_a_plan_was_chosen_does_not_enter_its_key():
     "one, other", [(("ab",), ("a", "b")), ((1, 2), (12,)), (((1,), 2), ((1, 2),)), ("1", 1), (None, "None"), (1, 2.5)]
 )
 def test_descriptions_tell_values_apart(one, other):
-    assert keys.description(one) != keys.description(other)
+    assert keys.describe(one) != keys.describe(other)
 
 
 @pytest.mark.parametrize("value", [object(), {"a": 1}, [1], lambda: 1, b""])
@@ -158,6 +158,11 @@ def test_a_wheels_digest_is_that_of_its_build_and_no_source_is_read(monkeypatch)
 
     of_sources = toolchain.toolchain_digest()
     assert len({of_sources, build("one"), build("another")}) == 3
+
+
+def test_importing_digests_no_sources():
+    code = "import jax, jax_nano; from jax_nano.runtime import kernels, toolchain as t"
+    assert run(f"{code}; jax_nano.matmul; print(t.toolchain.cache_info().currsize)") == "0\n"
 
 
 def test_another_toolchain_finds_nothing(monkeypatch):

@@ -191,10 +191,10 @@ def test_tuning_leaves_out_what_does_not_compile(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:jax_nano could not compile")
 def test_measuring_that_fails_leaves_the_cost_models_choice(monkeypatch):
-    def measured(_):
+    def measure_kernels(_):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(tuning, "measured", measured)
+    monkeypatch.setattr(tuning, "measure_kernels", measure_kernels)
     monkeypatch.setenv("JAX_NANO_AUTOTUNE", "1")
     with kernels(1):
         jax_nano.matmul(X, W)

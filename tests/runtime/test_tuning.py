@@ -9,7 +9,7 @@ import jax_nano
 from jax_nano.ir.dot import Dot, Operand
 from jax_nano.machine import host
 from jax_nano.runtime import cache, kernels
-from jax_nano.runtime.kernels import Place, kernel_for, tuned
+from jax_nano.runtime.kernels import Place, kernel_for, tune_and_remember
 from jax_nano.schedule.choose import choose, ranked_plans
 
 
@@ -37,7 +37,7 @@ def test_candidates_begin_with_the_models_choice():
 
 def test_the_winner_is_remembered():
     dot = product(40, 72, 24)
-    result = tuned(dot)
+    result = tune_and_remember(dot)
     fastest, seconds = result.seconds[0]
     assert seconds <= result.chosen
     assert kernel_for(dot).plan == fastest
@@ -46,7 +46,7 @@ def test_the_winner_is_remembered():
 
 def test_a_winner_on_disk_serves_a_process_that_did_not_measure(monkeypatch):
     dot = product(40, 72, 25)
-    fastest, _ = tuned(dot).seconds[0]
+    fastest, _ = tune_and_remember(dot).seconds[0]
     monkeypatch.setattr(cache, "_put", {})
     kernels._kernels.clear()
     assert kernel_for(dot).plan == fastest
@@ -65,4 +65,4 @@ def test_the_environment_asks_for_tuning_at_the_first_compilation(monkeypatch):
     a, b = np.ones((9, 33), np.float32), np.ones((33, 20), np.float32)
     np.testing.assert_array_equal(jax_nano.matmul(a, b), a @ b)
     machine = host.machine()
-    assert kernels.remembered(product(9, 20, 33), Place(machine, machine.isas[0]))
+    assert kernels.recall_winner(product(9, 20, 33), Place(machine, machine.isas[0]))

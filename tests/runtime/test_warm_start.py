@@ -117,8 +117,8 @@ def test_facts_of_the_processor_are_part_of_the_key(change):
     if change == {"threads": machine.threads}:
         pytest.skip("as it is")
     other = kernels.replace(machine, **change)
-    assert kernels.described(machine) == kernels.described(kernels.replace(machine))
-    assert kernels.described(machine) != kernels.described(other)
+    assert kernels.machine_digest(machine) == kernels.machine_digest(kernels.replace(machine))
+    assert kernels.machine_digest(machine) != kernels.machine_digest(other)
 
 
 def test_targets_have_kernels_of_their_own():
@@ -132,7 +132,7 @@ def test_targets_have_kernels_of_their_own():
 def test_winners_come_first_and_warm_starts_need_no_ranking(monkeypatch):
     dot = product(40, 72, 24)
     kernel_for(dot)  # the cost model's choice, on disk
-    result = kernels.tuned(dot)
+    result = kernels.tune_and_remember(dot)
     place = kernels.Place(host.machine(), host.machine().isas[0])
     slowest = result.seconds[-1][0]
     kernels.remember_winner(dot, place, slowest)  # another than the cost model's choice
@@ -152,7 +152,7 @@ def test_winners_come_first_and_warm_starts_need_no_ranking(monkeypatch):
 def test_without_a_disk_winners_hold_in_this_process(monkeypatch):
     monkeypatch.setenv("JAX_NANO_CACHE", "0")
     dot = product(40, 72, 28)
-    fastest, _ = kernels.tuned(dot).seconds[0]
+    fastest, _ = kernels.tune_and_remember(dot).seconds[0]
     assert kernel_for(dot).plan == fastest
     assert not cache.directory().exists()
 
@@ -195,7 +195,7 @@ def test_descriptions_are_read_strictly(change):
 )
 def test_what_is_no_kernel_is_not_read(kept):
     with pytest.raises(ValueError):  # noqa: PT011, whatever json says
-        Kernel.read(product(9, 9, 9), kept, lambda: pytest.fail("not planned"))
+        Kernel.from_bytes(product(9, 9, 9), kept, lambda: pytest.fail("not planned"))
 
 
 def test_the_log_tells_what_was_planned_compiled_and_found(caplog):
