@@ -54,32 +54,16 @@ class Candidates:
 
         Where one is not, what it uses stays in use, so that no longer epilogue would make one value only.
         """
-        flow = self._flow
-        alive: Counter[Var] = Counter()  # how many uses each value made so far still has
-        ahead: list[int] = []
-        (made,) = flow.eqns[product].outvars
-        last = product
+        walk = _EpilogueWalk(self._flow, product)
         for _ in range(LONGEST_EPILOGUE):
-            users = flow.users.get(made, Counter())
-            if len(users) > LONGEST_EPILOGUE:
+            place = walk.next_place()
+            if place is None:
                 return
-            if users:
-                alive[made] = users.total()
-            for user in users:
-                heapq.heappush(ahead, user)
-            place = _next_place(ahead, last)
-            if place is None or place not in flow.eqns:
+            reason = self.illegal(place)
+            is_end = reason is None and walk.take(place)
+            yield EpilogueCandidate(place, is_end=is_end, illegal=reason)
+            if reason:
                 return
-            if reason := self.illegal(place):
-                yield EpilogueCandidate(place, is_end=False, illegal=reason)
-                return
-            for x in variables(flow.eqns[place].invars):
-                if x in alive:
-                    alive[x] -= 1
-                    if not alive[x]:
-                        del alive[x]
-            (made,), last = flow.eqns[place].outvars, place
-            yield EpilogueCandidate(place, is_end=not alive)
 
     def prologue(self, product: int, operand: int) -> PrologueCandidates:
         """Elementwise work that makes nothing but one operand of a product, the nearest equation first."""
@@ -159,6 +143,47 @@ class PrologueCandidates:
         return (self.places[:length] for length in reversed(self.lengths))
 
 
+class _EpilogueWalk:
+    """Goes on from a product through the equations that use its value, and what is made of it."""
+
+    def __init__(self, flow: Dataflow, product: int):
+        self._flow = flow
+        self._alive: Counter[Var] = Counter()  # how many uses each value made so far still has
+        self._ahead: list[int] = []
+        self._last = product
+        self._push(*flow.eqns[product].outvars)
+
+    def next_place(self) -> int | None:
+        """The place of the next equation that uses a value made so far; None where it is the caller."""
+        while self._ahead:
+            if (place := heapq.heappop(self._ahead)) != self._last:
+                return place if place in self._flow.eqns else None
+        return None
+
+    def take(self, place: int) -> bool:
+        """Goes past an equation; is true where what it makes is all that is used of what has been made."""
+        self._last = place
+        for x in variables(self._flow.eqns[place].invars):
+            if x in self._alive:
+                self._alive[x] -= 1
+                if not self._alive[x]:
+                    del self._alive[x]
+        is_end = not self._alive
+        self._push(*self._flow.eqns[place].outvars)
+        return is_end
+
+    def _push(self, made: Var) -> None:
+        """Notes who uses a value. With more users than an epilogue holds, the walk is over."""
+        users = self._flow.users.get(made, Counter())
+        if len(users) > LONGEST_EPILOGUE:
+            self._ahead = []
+            return
+        if users:
+            self._alive[made] = users.total()
+        for user in users:
+            heapq.heappush(self._ahead, user)
+
+
 class _PrologueWalk:
     """Goes back from an operand of a product through the equations that make it."""
 
@@ -226,14 +251,6 @@ def free_sizes(product: JaxprEqn, operand: int) -> tuple[int, int]:
         sizes.append(math.prod(size for d, size in enumerate(shape) if d not in (*contracting, *batch)))
     rows, columns = sizes
     return rows, columns
-
-
-def _next_place(ahead: list[int], last: int) -> int | None:
-    """Takes the next place behind the last one out of a heap, if there is any."""
-    while ahead:
-        if (place := heapq.heappop(ahead)) != last:
-            return place
-    return None
 
 
 def _chain(flow: Dataflow, x: Atom, is_folded: Callable[[JaxprEqn], bool]) -> tuple[list[int], Atom]:

@@ -12,7 +12,7 @@ from jax_nano.jaxpr.inline import Atom
 from jax_nano.jaxpr.legality import is_moving, is_source
 from jax_nano.jaxpr.primitives import PRODUCTS
 
-NAMED_USERS = 4
+NAMED_USERS = 8
 
 
 class Dataflow:
@@ -53,12 +53,13 @@ class Dataflow:
         return len(users) <= len(places) and set(users) <= places
 
     def name_users(self, x: Var) -> str:
-        """Says who uses a value: the first few kinds."""
+        """Says who uses a value, of many users the first."""
         users = self.users.get(x, Counter())
         first = sorted(islice(users, NAMED_USERS))
-        names = dict.fromkeys(str(self.eqns[i].primitive) if i in self.eqns else "the caller" for i in first)
+        names = Counter(str(self.eqns[i].primitive) if i in self.eqns else "the caller" for i in first)
+        texts = [name if count == 1 else f"{count} {name}" for name, count in names.items()]
         others = ["others"] if len(users) > NAMED_USERS else []
-        return f"used by {' and '.join([*names, *others])}"
+        return f"used by {' and '.join([*texts, *others]) or 'nothing'}"
 
     def replace(self, places: Iterable[int], eqn: JaxprEqn, place: int) -> None:
         """Puts an equation at one of the places of others, and takes out those, and what only moved their operands."""

@@ -10,11 +10,11 @@ nano_dot_general_p = Primitive("nano_dot_general")
 
 
 nano_region_p = Primitive("nano_region")
-"""Computes a region, its parameter `region`, of the arrays that are its operands. lowering/region.py has its rules."""
+"""Computes its parameter `region` of its operands; `limits` and `upcoming` tell of the program around it."""
 
 
 nano_unpack_p = Primitive("nano_unpack")
-"""The matrices in panels (..., N / width, K / group, width, group), with parameters k and n; see problem.Panels."""
+"""The matrices in panels (..., N / width, K / vnni, width, vnni), with parameters k and n; see ir.packed_weight."""
 
 
 PRODUCTS = frozenset({dot_general_p, nano_dot_general_p})

@@ -27,7 +27,7 @@ ANY_FLOAT8 = (
     Preset.ANY_F8_ANY_F8_F32, Preset.ANY_F8_ANY_F8_F32_FAST_ACCUM,
     Preset.ANY_F8_ANY_F8_ANY, Preset.ANY_F8_ANY_F8_ANY_FAST_ACCUM,
 )  # fmt: skip
-# The products of components, the smallest first: 0 is the highest.
+# The products of bf16 splits, the smallest first: split 0 is the highest.
 # Source: XLA, EmitBF16x3Matmul, EmitBF16x6Matmul and EmitBF16x9Matmul of its Triton backend; after Henry, Tang and
 # Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations", 2019 (arXiv
 # 1904.06376).
@@ -57,7 +57,7 @@ def with_precision(precision, dot: Dot) -> Dot:
             return with_rounding(dot, str(precision), (dtype, dtype), acc, TERMS.get(precision, ((0, 0),)))
         case DotAlgorithm():
             if precision[3:6] != (1, 1, 1):
-                raise UnsupportedDot(f"only presets say which products of components are added up, not {precision}")
+                raise UnsupportedDot(f"only presets say which products of splits are added up, not {precision}")
             lhs, rhs, acc = map(dtype_name, precision[:3])
             return with_rounding(dot, "the algorithm", (lhs, rhs), acc, ((0, 0),))
     return dot

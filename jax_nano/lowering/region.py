@@ -41,9 +41,8 @@ def _abstract(*_: Any, region: Region, **__: Any) -> Any:
     return region.jaxpr.outvars[0].aval
 
 
-def _evaluate(*arrays: Array, region: Region, limits: Limits, upcoming: Kernels) -> Array:  # noqa: ARG001
-    """Computes a region by itself. Equal regions are one program, whatever stands around them."""
-    prepare(_supported_dots(upcoming))
+def _evaluate(*arrays: Array, region: Region, **_: Any) -> Array:
+    """Computes a region outside of a program: equal ones are compiled once, whatever stood around them."""
     return _apply(*arrays, region=region, limits=Limits(), upcoming=())
 
 

@@ -29,7 +29,7 @@ class PackedWeight(Weight):
     all other functions, on other targets and on other platforms it is the array that it stands for, unpacked.
 
     Attributes:
-      panels: (..., panels, K / group, width, group): columns by panels, rows in interleaved groups, zeros to the end.
+      panels: (..., panels, K / vnni, width, vnni): columns by panels, rows in interleaved groups, zeros to the end.
       k: K.
       n: N.
       target: the instruction set that it was packed for.

@@ -2,7 +2,7 @@
 
 A weight of K x N is kept as integers q, scales s and, where asymmetric, zero points z: it stands for (q - z) * s. Each
 column has one scale, or one for every group of rows. Integers of 4 bits stand eight in a word of 32, those of
-neighbouring rows, where problem.step_bit says: kernels shift and look up pairs of them.
+neighbouring rows, where ir.packed_weight.step_bit says: kernels shift and look up pairs of them.
 """
 
 from __future__ import annotations

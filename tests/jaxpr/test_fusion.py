@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 from jax_nano.jaxpr.candidates import Candidates
+from jax_nano.jaxpr.legality import illegal
 from jax_nano.jaxpr.primitives import nano_region_p
 from jax_nano.jaxpr.region_reader import RegionReader
 from jax_nano.lowering.pipeline import PASSES, run_passes
@@ -127,3 +128,45 @@ def test_rules_are_applied_in_proportion_to_a_program(name):
 
 def test_passes_can_be_printed():
     assert str(PASSES) == "[inline, narrow_sums, scatter_add, int8_activations, fuse]"
+
+
+def fused(f, *args):
+    return run_passes(jax.make_jaxpr(f)(*args).jaxpr)
+
+
+def test_equal_layers_have_equal_regions():
+    f, args = layers(2)
+    regions = [eqn for eqn in fused(f, *args).eqns if eqn.primitive is nano_region_p]
+    one, other = regions[: len(regions) // 2], regions[len(regions) // 2 :]
+    for a, b in zip(one[:-1], other[:-1], strict=True):  # the last one of all is followed by the loss
+        assert a.params["region"] == b.params["region"]
+        assert hash(a.params["region"]) == hash(b.params["region"])
+    assert one[0].params["region"] != one[-1].params["region"]
+
+
+def test_the_first_region_knows_the_kernels_of_all():
+    f, args = layers(2)
+    first, *others = [eqn.params for eqn in fused(f, *args).eqns if eqn.primitive is nano_region_p]
+    kernels = [params["region"].kernel for params in (first, *others)]
+    assert first["upcoming"] == tuple(dict.fromkeys((kernel.dot, kernel.precision) for kernel in kernels))
+    assert not any(params["upcoming"] for params in others)
+    assert all(hash(tuple(params.values())) for params in (first, *others))  # nothing in an equation can change
+
+
+@pytest.mark.parametrize(
+    ("f", "reason"),
+    [
+        (lambda x: x + x, None),
+        (lambda x: x.astype(jnp.bfloat16), None),
+        (lambda x: x.T, None),
+        (lax.cumsum, "cumsum is not elementwise, or has no vector code"),
+        (lambda x: lax.rem(x, x), "rem of f32 has no vector code"),
+        (lambda x: lax.complex(x, x), "complex is not elementwise, or has no vector code"),
+        (lambda x: x.astype(jnp.complex64), "complex64[8,8] is no array of numbers"),
+        (lambda x: lax.top_k(x, 2), "it has 2 results"),
+    ],
+)
+def test_the_rule_of_legality_gives_a_reason(f, reason):
+    (eqn,) = jax.make_jaxpr(f)(rows(WIDTH)).eqns
+    found = illegal(eqn)
+    assert found == reason if reason is None else found.startswith(reason)

@@ -106,7 +106,11 @@ def test_programs_traced_before_are_lowered_without_kernels(monkeypatch):
         traced.lower().compile()(X, W, B)
 
 
-@pytest.mark.parametrize("f", [jnp.matmul, jax_nano.matmul, jax_nano.accelerate(lambda x, w: jnp.exp(x @ w))], ids=str)
+@pytest.mark.parametrize(
+    "f",
+    [jnp.matmul, jax_nano.matmul, jax_nano.accelerate(lambda x, w: jnp.exp(x @ w))],
+    ids=["jnp", "jax_nano", "accelerated"],
+)
 def test_inspection_says_so(f):
     (report,) = jax_nano.inspect(f, X, W)
     assert report.ran_as == "lax.dot_general"
