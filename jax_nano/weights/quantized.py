@@ -119,20 +119,8 @@ def quantize(
       ValueError: w is no matrix, or has no elements, or there is no such option.
     """
     w = jnp.asarray(w)
-    if w.dtype not in FLOATS:
-        raise TypeError(f"a weight of {w.dtype} cannot be quantized; convert it to bfloat16, float16 or float32")
-    if w.ndim < 2 or not w.size:
-        raise ValueError(
-            f"a weight of the shape {w.shape} cannot be quantized; its last two dimensions have to be (K, N)"
-        )
-    if bits not in (8, 4):
-        raise ValueError(f"bits={bits}: weights are quantized to 8 or 4 bits")
-    if group not in (None, *GROUPS):
-        raise ValueError(f"group={group}: {', '.join(map(str, GROUPS))} rows share a scale, or all of them: None")
-    if activations not in (None, "int8"):
-        raise ValueError(f'activations={activations!r}: they stay as they are (None) or are quantized to "int8"')
-    if activations and (group or not symmetric):
-        raise ValueError('activations="int8" goes with one scale for a column: group=None and symmetric=True')
+    _check_weight(w)
+    _check_options(bits, group, activations, symmetric=symmetric)
     group = None if group is None or group >= w.shape[-2] else group
     values, scales, zeros = _quantize(w, bits=bits, group=group, symmetric=symmetric)
     return QuantizedWeight(
@@ -178,6 +166,26 @@ def quantization_error(x: ArrayLike, w: QuantizedWeight, dtype: DTypeLike = jnp.
         error += moved * (1 + (w.rows + 4) * roundoff)
     result = jnp.abs(jnp.matmul(jnp.asarray(x).astype(jnp.float32), wide, precision="highest"))
     return (error + float(jnp.finfo(dtype).eps) / 2 * (result + error)) * (1 + (w.rows + 4) * roundoff)
+
+
+def _check_weight(w: Array) -> None:
+    if w.dtype not in FLOATS:
+        raise TypeError(f"a weight of {w.dtype} cannot be quantized; convert it to bfloat16, float16 or float32")
+    if w.ndim < 2 or not w.size:
+        raise ValueError(
+            f"a weight of the shape {w.shape} cannot be quantized; its last two dimensions have to be (K, N)"
+        )
+
+
+def _check_options(bits: int, group: int | None, activations: str | None, *, symmetric: bool) -> None:
+    if bits not in (8, 4):
+        raise ValueError(f"bits={bits}: weights are quantized to 8 or 4 bits")
+    if group not in (None, *GROUPS):
+        raise ValueError(f"group={group}: {', '.join(map(str, GROUPS))} rows share a scale, or all of them: None")
+    if activations not in (None, "int8"):
+        raise ValueError(f'activations={activations!r}: they stay as they are (None) or are quantized to "int8"')
+    if activations and (group or not symmetric):
+        raise ValueError('activations="int8" goes with one scale for a column: group=None and symmetric=True')
 
 
 @partial(jax.jit, static_argnames=("bits", "group", "symmetric"))

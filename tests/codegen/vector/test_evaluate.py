@@ -412,7 +412,7 @@ def test_bias_scale_residual_and_mask(target):
     mask = normal(12, 32) > 0
 
     def f(x, bias, scale, residual, mask):
-        return jnp.where(mask, jnp.tanh((x + bias) * scale[:, None]) + residual, -1e9)
+        return jnp.where(mask, jnp.tanh((x + bias) * scale) + residual, -1e9)
 
     found = program(f, x, bias, scale, residual, mask)
     spread = [x, np.tile(bias, (12, 1)), np.tile(scale[:, None], 32), residual, mask]
