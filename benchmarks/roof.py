@@ -125,7 +125,8 @@ def repeated(probe: Probe, tasks: int) -> Callable[[], object]:
             loop.next = [probe.emit(c, a, b) for c in loop.carry]
         store(total(loop.results), result, mul(task, acc_lanes))
 
-    return runnable(body, probe.isa, probe.features, tasks, (2 * lanes, dtype), (tasks * acc_lanes, acc))
+    target = Target(probe.isa, probe.features, tasks)
+    return runnable(body, target, (2 * lanes, dtype), (tasks * acc_lanes, acc))
 
 
 def reading(tasks: int) -> Callable[[], object]:
@@ -141,7 +142,8 @@ def reading(tasks: int) -> Callable[[], object]:
             loop.next = [arith.addf(c, load(operand, add(loop.i, i * READ_LANES), READ_LANES)) for i, c in streams]
         store(total(loop.results), result, mul(task, READ_LANES))
 
-    return runnable(body, "avx2", ("avx2",), tasks, (READ_BYTES // bytes_of("f32"), "f32"), (tasks * READ_LANES, "f32"))
+    target = Target("avx2", ("avx2",), tasks)
+    return runnable(body, target, (READ_BYTES // bytes_of("f32"), "f32"), (tasks * READ_LANES, "f32"))
 
 
 def total(values: list[ir.Value]) -> ir.Value:
@@ -153,19 +155,26 @@ def total(values: list[ir.Value]) -> ir.Value:
     return first
 
 
-def runnable(
-    body: Body, isa: str, features: tuple[str, ...], tasks: int, operand: Array, result: Array
-) -> Callable[[], object]:
+@dataclass(frozen=True)
+class Target:
+    """What a probe is compiled for, and how many of its tasks may run at once."""
+
+    isa: str
+    features: tuple[str, ...]
+    tasks: int
+
+
+def runnable(body: Body, target: Target, operand: Array, result: Array) -> Callable[[], object]:
     """Compiles a kernel of one operand (of ones) and one result; the function returned runs it and waits."""
     machine = host.machine()
-    extra = ",".join(f"+{feature}" for feature in features)
-    code = _native.compile(module(body, operand, result), machine.isa(isa).cpu, extra, machine.name)
+    extra = ",".join(f"+{feature}" for feature in target.features)
+    code = _native.compile(module(body, operand, result), machine.isa(target.isa).cpu, extra, machine.name)
     attributes = {
-        "key": np.int64(hash((code, tasks))),
+        "key": np.int64(hash((code, target.tasks))),
         "object": code,
-        "features": ",".join(features),
+        "features": ",".join(target.features),
         "symbols": "probe",
-        "tasks": np.array([tasks]),
+        "tasks": np.array([target.tasks]),
         "rounds": np.int64(1),
         "shared_bytes": np.int64(0),
         "local_bytes": np.int64(0),
@@ -174,7 +183,7 @@ def runnable(
         "result_types": np.array([FFI_TYPES[result[1]]]),
         "result_elements": np.array([result[0]]),
     }
-    with jax.enable_x64(True):
+    with jax.enable_x64(new_val=True):
         ones = jnp.ones(operand[0], DTYPES[operand[1]])
         call = jax.ffi.ffi_call("jax_nano", jax.ShapeDtypeStruct(result[:1], DTYPES[result[1]]))
         compiled = jax.jit(lambda x: call(x, **attributes)).lower(ones).compile()

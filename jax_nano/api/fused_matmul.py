@@ -35,7 +35,7 @@ ELEMENTWISE = frozenset({
 })  # fmt: skip
 
 
-def fused_matmul(
+def fused_matmul(  # noqa: PLR0913  one parameter for each thing that a user may give
     x: ArrayLike,
     w: ArrayLike,
     *extras: ArrayLike,
@@ -91,21 +91,21 @@ def fused_matmul(
         raise TypeError("fused_matmul takes prologue_extras for a prologue, and there is none")
     _check_arrays(x, w, *extras, where="")
     _check_arrays(*prologue_extras, where=" of prologue_extras")
-    return _fused_matmul(
-        x, w, extras, tuple(prologue_extras), how=_How(prologue, epilogue, precision), enabled=config.enabled()
-    )
+    how = _How(prologue, epilogue, precision, config.enabled())
+    return _fused_matmul(x, w, extras, tuple(prologue_extras), how=how)
 
 
 class _How(NamedTuple):
-    """The work beside the product, and how exactly to multiply."""
+    """The work beside the product, how exactly to multiply, and whether by kernels."""
 
     prologue: Callable[..., Array] | None
     epilogue: Callable[..., Array] | None
     precision: lax.PrecisionLike
+    enabled: bool
 
 
-@partial(jax.jit, static_argnames=("how", "enabled"), inline=True)
-def _fused_matmul(x: Array, w: Array, extras, prologue_extras, *, how: _How, enabled: bool) -> Array:
+@partial(jax.jit, static_argnames="how", inline=True)
+def _fused_matmul(x: Array, w: Array, extras, prologue_extras, *, how: _How) -> Array:
     lhs = jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
     if how.prologue:
         lhs = _check_elementwise(how.prologue, "prologue", "first argument", lhs, *prologue_extras)
@@ -118,7 +118,7 @@ def _fused_matmul(x: Array, w: Array, extras, prologue_extras, *, how: _How, ena
         acc = product(how.prologue(x, *prologue_extras) if how.prologue else x, w)
         return how.epilogue(acc, *extras) if how.epilogue else acc
 
-    return (accelerated_whole(program) if enabled else program)(x, w, extras, prologue_extras)
+    return (accelerated_whole(program) if how.enabled else program)(x, w, extras, prologue_extras)
 
 
 def _check_arrays(*values: Any, where: str) -> None:

@@ -67,7 +67,7 @@ def _hashable(x: Any) -> Any:
     return tuple(map(_hashable, x)) if type(x) in (list, range, tuple) else x
 
 
-def dot_general(
+def dot_general(  # noqa: PLR0913  its namesake's
     lhs: ArrayLike,
     rhs: ArrayLike,
     dimension_numbers: lax.DotDimensionNumbers,
@@ -180,7 +180,7 @@ def inner(
     return _inner(a, b, precision=_hashable(precision), preferred_element_type=preferred_element_type)
 
 
-def tensordot(
+def tensordot(  # noqa: PLR0913  its namesake's
     a: ArrayLike,
     b: ArrayLike,
     axes: int | Sequence[int] | Sequence[Sequence[int]] = 2,
@@ -238,7 +238,7 @@ def vecdot(
     return _vecdot(x1, x2, axis=axis, precision=_hashable(precision), preferred_element_type=preferred_element_type)
 
 
-def einsum(
+def einsum(  # noqa: PLR0913  its namesake's
     subscripts,
     /,
     *operands,

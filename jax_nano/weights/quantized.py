@@ -233,7 +233,7 @@ def _unpack_int4(words: Array, rows: int, *, signed: bool) -> Array:
     return codes.reshape(*words.shape[:-2], -1, words.shape[-1])[..., :rows, :]
 
 
-def _dequantize(
+def _dequantize(  # noqa: PLR0913  the parameters of the primitive
     values: Array, scales: Array, *zeros: Array, bits: int, group: int | None, rows: int, dtype: np.dtype,
     activations: str | None,  # noqa: ARG001
 ) -> Array:  # fmt: skip

@@ -53,7 +53,7 @@ class Weight(ABC):
         """The array in another type."""
         return self.__jax_array__().astype(dtype)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:  # noqa: FBT001  NumPy's protocol
         return np.array(self.__jax_array__(), dtype=dtype, copy=copy)
 
     def __matmul__(self, other: ArrayLike) -> Array:
