@@ -1,5 +1,6 @@
 """Several CPU devices for every test, and a kernel cache of the run's own; f64 or AMX where a test asks for it."""
 
+import logging
 import os
 import tempfile
 
@@ -42,6 +43,28 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if item.get_closest_marker("emulator")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+class Errors(logging.Handler):
+    """What the logger `jax_nano` reports."""
+
+    def __init__(self):
+        super().__init__(logging.ERROR)
+        self.found = []
+
+    def emit(self, record):
+        self.found.append(record.getMessage())
+
+
+@pytest.fixture(autouse=True)
+def nothing_fell_back(request):
+    """Fails a test in which a kernel could not be compiled, since programs run all the same then."""
+    logger, errors = logging.getLogger("jax_nano"), Errors()
+    logger.addHandler(errors)
+    yield
+    logger.removeHandler(errors)
+    if errors.found and not request.node.get_closest_marker("breaks_the_compiler"):
+        pytest.fail("\n".join(errors.found))
 
 
 @pytest.fixture

@@ -97,26 +97,16 @@ def test_only_targets_know_their_names(name):
     assert not literals & names
 
 
-# Files and functions that are still longer than a reader holds in mind.
-LONG_FILES = {
-    "codegen/macrokernel.py", "codegen/nanokernel.py", "jaxpr/fusion.py", "jaxpr/region_reader.py", "runtime/cache.py",
-}  # fmt: skip
-LONG_FUNCTIONS = {
-    "api/fused_matmul.py:fused_matmul", "codegen/dot_product_microkernel.py:emit", "codegen/macrokernel.py:block",
-    "ir/dot.py:of", "jaxpr/region_reader.py:product", "jaxpr/region_reader.py:layout",
-    "schedule/candidates.py:vector_plans", "schedule/cost/estimate.py:compute_cycles",
-    "schedule/register_block.py:register_blocks", "weights/quantized.py:quantize",
-}  # fmt: skip
-
-
-def lines(node):
-    return node.end_lineno - node.lineno + 1
+def lines(function):
+    """How many lines a function has, without its docstring."""
+    documented = ast.get_docstring(function) is not None
+    docstring = function.body[0].end_lineno - function.body[0].lineno + 1 if documented else 0
+    return function.end_lineno - function.lineno + 1 - docstring
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_and_functions_are_short(name):
+def test_files_and_functions_are_short_enough_to_hold_in_mind(name):
     text = FILES[name].read_text()
-    assert name in LONG_FILES or text.count("\n") <= 350
+    assert text.count("\n") <= 350
     functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
-    long = {f"{name}:{function.name}" for function in functions if lines(function) > 40}
-    assert long <= LONG_FUNCTIONS
+    assert not {function.name: lines(function) for function in functions if lines(function) > 40}

@@ -16,6 +16,8 @@ from jax_nano.machine import host
 from jax_nano.runtime import compiler, tuning
 from jax_nano.runtime import kernels as runtime_kernels
 
+pytestmark = pytest.mark.breaks_the_compiler
+
 X, W, V, B = normal(13, 32), normal(32, 17), normal(17, 29), normal(17)
 ERROR = "LLVM ERROR: Cannot select: intrinsic %llvm.x86.something\nin function nano\n" + "more\n" * 50
 
