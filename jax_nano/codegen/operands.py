@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jax.extend.mlir import ir
 
@@ -13,11 +13,12 @@ from jax_nano.codegen.loops import Span
 from jax_nano.codegen.matrix_ref import MatrixRef, Split, scratch
 from jax_nano.codegen.operand_loader import rounds_to_bf16
 from jax_nano.codegen.prologue import PrologueView
-from jax_nano.ir.dot import Axis
+from jax_nano.ir.axes import Axis, Role
 from jax_nano.ir.dtypes import PACKED_INT4
 from jax_nano.schedule.plan import Plan
 
 Offsets = tuple[Index, ...]  # in A, B, C and Dot.extras, elements
+BEFORE_EXTRAS = 3  # arrays whose strides an Axis has before theirs: A, B and C
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,7 @@ class Operands:
         base, strides, split = self.arguments.lhs, (m.lhs, k.lhs), bf16_split(self.plan, 0)
         if not dot.prologue:
             return MatrixRef(base, at[0], strides, dot.lhs, split)
-        first = len(dot.epilogue.extras) if dot.epilogue else 0
-        extras = tuple(
-            self._extra(number, at, dtype, (m.extras[number], k.extras[number]))
-            for number, (dtype, _) in enumerate(dot.prologue.extras, first)
-        )
+        extras = tuple(self._extras("prologue", at, m, k))
         program, native_bf16 = dot.prologue.program, rounds_to_bf16(self.plan.instruction)
         return PrologueView(
             base, at[0], strides, dot.lhs, split, program=program, extras=extras, native_bf16=native_bf16
@@ -83,11 +80,7 @@ class Operands:
 
     def epilogue_extras(self, at: Offsets) -> list[MatrixRef]:
         """The epilogue's arrays over m and n."""
-        m, n, epilogue = self.plan.m, self.plan.n, self.plan.dot.epilogue
-        return [
-            self._extra(number, at, dtype, (m.extras[number], n.extras[number]))
-            for number, (dtype, _) in enumerate(epilogue.extras if epilogue else ())
-        ]
+        return self._extras("epilogue", at, self.plan.m, self.plan.n)
 
     def out(self, at: Offsets) -> MatrixRef:
         """C over m and n."""
@@ -107,7 +100,7 @@ class Operands:
         plan = self.plan
         if not plan.has_partial:
             return None
-        base = scratch(self.arguments.local, plan.local_partial_at, plan.mt * plan.nt, plan.instruction.acc)
+        base = scratch(self.arguments.local, plan.scratch.partial_at, plan.mt * plan.nt, plan.instruction.acc)
         return MatrixRef(base, 0, (plan.nt, 1), plan.instruction.acc)
 
     def tiles(self) -> MatrixRef | None:
@@ -115,22 +108,26 @@ class Operands:
         plan = self.plan
         if not plan.instruction.tiles:
             return None
-        base = scratch(self.arguments.local, plan.local_tiles_at, plan.mr * plan.nr, plan.instruction.acc)
+        base = scratch(self.arguments.local, plan.scratch.tiles_at, plan.mr * plan.nr, plan.instruction.acc)
         return MatrixRef(base, 0, (plan.nr, 1), plan.instruction.acc)
 
     def _scaling(self, at: Offsets) -> list[MatrixRef]:
         """The scales of B's integers, and the zero points if any, over groups of k and n."""
-        n, dot = self.plan.n, self.plan.dot
-        if not dot.scaling:
-            return []
-        first, stride = len(dot.extras) - len(dot.scaling.arrays), dot.scaling.stride
-        return [
-            self._extra(number, at, dtype, (stride, n.extras[number]))
-            for number, (dtype, _) in enumerate(dot.scaling.arrays, first)
-        ]
+        scaling = self.plan.dot.scaling
+        scales = self._extras("scaling", at, self.plan.k, self.plan.n)
+        return [replace(x, strides=(scaling.stride, x.strides[1])) for x in scales] if scaling else []
 
-    def _extra(self, number: int, at: Offsets, dtype: str, strides: tuple[int, int]) -> MatrixRef:
-        return MatrixRef(self.arguments.extras[number], at[3 + number], strides, dtype)
+    def _extras(self, role: Role, at: Offsets, rows: Axis, columns: Axis) -> list[MatrixRef]:
+        """The arrays of a role over two axes."""
+        return [
+            MatrixRef(
+                self.arguments.extras[array.stride - BEFORE_EXTRAS],
+                at[array.stride],
+                (rows.strides()[array.stride], columns.strides()[array.stride]),
+                array.dtype,
+            )
+            for array in self.plan.dot.arrays_for(role)
+        ]
 
 
 def bf16_split(plan: Plan, number: int) -> Split | None:
@@ -140,7 +137,7 @@ def bf16_split(plan: Plan, number: int) -> Split | None:
 
 def offsets(plan: Plan, axes: Sequence[Axis], number: Index) -> Offsets:
     """Where the element `number` of a row-major grid of axes begins in each array."""
-    at: list[Index] = [0] * (3 + len(plan.dot.extras))
+    at: list[Index] = [0] * len(plan.dot.arrays)
     for position, axis in reversed(list(enumerate(axes))):
         number, i = divmod_(number, axis.size) if position else (0, number)
         at = [add(begin, mul(i, stride)) for begin, stride in zip(at, axis.strides(), strict=True)]

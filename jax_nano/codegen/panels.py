@@ -75,7 +75,7 @@ class RhsPacking:
 
         def copy(k: Index, steps: int, number: int) -> None:
             split = replace(source, bf16_split=bf16_split(self.plan, number))
-            panel = panels(j).matrix.block(number * self.plan.rhs_component_stride, 0)
+            panel = panels(j).matrix.block(number * self.plan.scratch.rhs_split_stride, 0)
             with section("pack B beside the products"):
                 self._packer.copy_steps(split, panel, k, steps, cols)
 
@@ -89,7 +89,7 @@ class RhsPacking:
         """Packs columns of B, split by split, and the compensation of their panels."""
         plan = self.plan
         for number in range(plan.dot.bf16_splits[1]):
-            first = number * plan.rhs_component_stride
+            first = number * plan.scratch.rhs_split_stride
             to = Destination(columns, plan.nr, lambda j, first=first: panels(j).matrix.block(first, 0))
             self._packer.pack_panels(to, replace(b, bf16_split=bf16_split(plan, number)), depth)
         if plan.instruction.lhs_offset:
@@ -106,7 +106,7 @@ class RhsPacking:
             column = subtract(j, columns.begin)
             if plan.overlap_packing:
                 column = divmod_(column, 2 * plan.nr)[1]
-            return self._packed_panel(base, mul(column, plan.panel_rows(plan.kc)), plan.kc)
+            return self._packed_panel(base, mul(column, plan.scratch.panel_rows(plan.kc)), plan.kc)
 
         end = minimum(add(columns.begin, plan.nr), columns.end) if plan.overlap_packing else columns.end
         self._pack(b, replace(columns, end=end), depth, panel)
@@ -115,7 +115,7 @@ class RhsPacking:
     def _pack_columns(self, b: MatrixRef, columns: Span, depth: Depth) -> RhsPanels:
         """Packs a block of B for inner products: columns that are contiguous."""
         plan = self.plan
-        packed = MatrixRef(self._local_scratch(), 0, (1, plan.panel_rows(plan.kc)), plan.instruction.rhs)
+        packed = MatrixRef(self._local_scratch(), 0, (1, plan.scratch.panel_rows(plan.kc)), plan.instruction.rhs)
 
         def column(j: Index) -> MatrixRef:
             return packed.block(0, subtract(j, columns.begin))
@@ -126,13 +126,13 @@ class RhsPacking:
 
     def _local_scratch(self) -> ir.Value:
         plan = self.plan
-        elements = plan.local_rhs_columns * plan.panel_rows(plan.kc)
-        return scratch(self.arguments.local, plan.local_rhs_at, elements, plan.instruction.rhs)
+        elements = plan.scratch.rhs_columns * plan.scratch.panel_rows(plan.kc)
+        return scratch(self.arguments.local, plan.scratch.rhs_at, elements, plan.instruction.rhs)
 
     def _shared_panels(self, k0: Index) -> RhsPanels:
         """The panels that all tasks of a round share, from step k0 on."""
         plan = self.plan
-        rows = plan.panel_rows(plan.k.size)
+        rows = plan.scratch.panel_rows(plan.k.size)
         base = scratch(self.arguments.shared, 0, plan.nc * rows, plan.instruction.rhs)
         begin = mul(self.arguments.round, plan.nc)
         return lambda j: self._packed_panel(base, mul(subtract(j, begin), rows), plan.k.size, k0)
@@ -176,13 +176,13 @@ class LhsPacking:
 
     def _pack_rows(self, a: MatrixRef, rows: Span, depth: Depth) -> LhsPanels:
         plan = self.plan
-        packed = MatrixRef(self._local_scratch(), 0, (plan.lhs_stride, 1), plan.instruction.lhs)
+        packed = MatrixRef(self._local_scratch(), 0, (plan.scratch.lhs_stride, 1), plan.instruction.lhs)
 
         def row(i: Index) -> MatrixRef:
             return packed.block(subtract(i, rows.begin), 0)
 
         for number in range(plan.dot.bf16_splits[0]):
-            first = number * plan.lhs_component_stride
+            first = number * plan.scratch.lhs_split_stride
             to = Destination(rows, plan.instruction.shape[0], lambda i, first=first: row(i).block(0, first))
             self._packer.pack_rows(to, replace(a, bf16_split=bf16_split(plan, number)), depth)
         return row
@@ -192,15 +192,15 @@ class LhsPacking:
 
         def panel(i: Index) -> MatrixRef:
             number, row = divmod_(subtract(i, rows.begin), plan.lhs_panel)
-            at = add(mul(number, plan.lhs_panel * plan.lhs_stride), mul(row, self.nano.vnni))
+            at = add(mul(number, plan.lhs_panel * plan.scratch.lhs_stride), mul(row, self.nano.vnni))
             return MatrixRef(base, at, (self.nano.vnni, plan.lhs_panel), plan.instruction.lhs)
 
         for number in range(plan.dot.bf16_splits[0]):
-            first = number * plan.lhs_component_stride
+            first = number * plan.scratch.lhs_split_stride
             to = Destination(rows, plan.lhs_panel, lambda i, first=first: panel(i).transposed.block(first, 0))
             self._packer.pack_panels(to, replace(a.transposed, bf16_split=bf16_split(plan, number)), depth)
         return panel
 
     def _local_scratch(self) -> ir.Value:
         plan = self.plan
-        return scratch(self.arguments.local, 0, plan.local_lhs_rows * plan.lhs_stride, plan.instruction.lhs)
+        return scratch(self.arguments.local, 0, plan.scratch.lhs_rows * plan.scratch.lhs_stride, plan.instruction.lhs)

@@ -19,10 +19,6 @@ RhsMode = Literal["unpacked", "per_task", "per_round", "panels"]
 REDUCED_PER_TASK = 1 << 14  # elements of C: enough to outweigh the handing out of a task
 
 
-def _of_scratch(name: str) -> property:
-    return property(lambda plan: getattr(plan.scratch, name))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything that shapes the code of one product on one target, and nothing else.
@@ -279,17 +275,6 @@ class Plan:
     def shared_bytes(self) -> int:
         """Scratch that all tasks see."""
         return self.scratch.shared_bytes
-
-    # What code generation asks of the memory map.
-    panel_rows = _of_scratch("panel_rows")
-    rhs_component_stride = _of_scratch("rhs_split_stride")
-    lhs_component_stride = _of_scratch("lhs_split_stride")
-    lhs_stride = _of_scratch("lhs_stride")
-    local_lhs_rows = _of_scratch("lhs_rows")
-    local_rhs_at = _of_scratch("rhs_at")
-    local_rhs_columns = _of_scratch("rhs_columns")
-    local_partial_at = _of_scratch("partial_at")
-    local_tiles_at = _of_scratch("tiles_at")
 
     def _columns(self, columns: int) -> int:
         return min(columns, -(-self.n.size // self.nr) * self.nr)

@@ -292,9 +292,9 @@ def test_packed_rows_do_not_compete_for_cache_lines(k, dtype):
     plans = [plan for plan in kernel_plans(product.dot, machine, x86.AVX512) if plan.lhs == "rows"]
     assert plans
     for plan in plans:
-        assert plan.lhs_stride >= plan.kc
+        assert plan.scratch.lhs_stride >= plan.kc
         line = 64 // (2 if plan.instruction.lhs == "bf16" else 4)
-        assert plan.lhs_stride % line == 0 and plan.lhs_stride // line % 2 == 1
+        assert plan.scratch.lhs_stride % line == 0 and plan.scratch.lhs_stride // line % 2 == 1
 
 
 @pytest.mark.parametrize("threads", [1, 2, 64])
