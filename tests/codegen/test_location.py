@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from elementwise_runner import program
 from jax.extend.mlir import ir
@@ -23,7 +24,7 @@ def plan(packing, *, fused=False):
     machine = host.machine()
     dot = Product(lhs=matrix(37, 64, "rows", "f32"), rhs=matrix(64, 48, "columns", "f32"), out="f32").dot
     if fused:
-        added = program(lambda x: x + 1, 1.0)
+        added = program(lambda x: x + 1, np.ones(1, np.float32))
         dot = replace(dot, epilogue=Epilogue(program=added, extras=()))
     packed = next(plan for plan in kernel_plans(dot, machine, machine.isa("avx2")) if plan.rhs == "per_task")
     return replace(packed, rhs=packing)

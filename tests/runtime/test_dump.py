@@ -64,6 +64,7 @@ def test_a_directory_that_cannot_be_written_is_said_once(folder):
     np.testing.assert_allclose(products[0], X @ W, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.breaks_the_compiler
 @pytest.mark.filterwarnings("ignore:jax_nano could not compile")
 def test_of_a_kernel_that_does_not_compile_there_is_what_there_is(folder, monkeypatch):
     def fail(*_):

@@ -2,7 +2,7 @@
 
 import json
 import logging
-import sys
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,13 @@ from oracle import normal, run_python
 
 import jax_nano
 from jax_nano.ir.dot import Dot, Operand
-from jax_nano.machine import host
+from jax_nano.machine import host, x86
 from jax_nano.runtime import cache, compiler, kernels
 from jax_nano.runtime.kernel import Description, Kernel
 from jax_nano.runtime.kernels import kernel_for
 
 PROGRAM = """
-import sys
+import pathlib
 sys.path.insert(0, {tests!r})
 import jax, jax.numpy as jnp, jax_nano
 from oracle import normal
@@ -67,7 +67,7 @@ def forbid(monkeypatch, *, planning=True):
 
 
 def test_a_second_process_plans_composes_and_compiles_nothing():
-    tests = next(path for path in sys.path if path.endswith("tests"))
+    tests = str(pathlib.Path(__file__).parents[1] / "support")
     first, second = (run_python(PROGRAM.format(tests=tests, warm=warm)) for warm in (False, True))
     assert first == second
     assert first.split()[-1] == "4"
@@ -111,7 +111,14 @@ def test_equal_products_are_looked_up_once(monkeypatch):
     assert len(looked_up) == 1
 
 
-@pytest.mark.parametrize("change", [{"threads": 1}, {"threads": 7}, {"ghz": 1.0}, {"caches": ()}], ids=str)
+OTHER_CACHES = x86.caches((32, 8), (256, 8), (8, 16))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"threads": 1}, {"threads": 7}, {"ghz": 1.0}, {"caches": OTHER_CACHES}],
+    ids=["one thread", "seven threads", "clock", "caches"],
+)
 def test_facts_of_the_processor_are_part_of_the_key(change):
     machine = host.machine()
     if change == {"threads": machine.threads}:

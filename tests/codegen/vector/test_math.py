@@ -1,7 +1,6 @@
 """Elementary functions: errors in units in the last place, special values, and what the processor runs."""
 
 import functools
-import os
 import re
 
 import mpmath
@@ -143,7 +142,7 @@ def test_errors_are_within_the_bound_by_mpmath(name, dtype):
     assert error <= MOST_ULPS[dtype], report
 
 
-@pytest.mark.skipif("JAX_NANO_EXHAUSTIVE" not in os.environ, reason="set JAX_NANO_EXHAUSTIVE: it takes half an hour")
+@pytest.mark.exhaustive  # half an hour
 def test_errors_are_within_the_bound_for_every_f32():
     step, worst_of = 1 << 24, {}
     for start in range(0, 1 << 32, step):
