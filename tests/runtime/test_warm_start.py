@@ -18,7 +18,7 @@ from jax_nano.runtime.kernel import Description, Kernel
 from jax_nano.runtime.kernels import kernel_for
 
 PROGRAM = """
-import pathlib
+import sys
 sys.path.insert(0, {tests!r})
 import jax, jax.numpy as jnp, jax_nano
 from oracle import normal
