@@ -1,5 +1,5 @@
 # Each target sets up what it needs, once: system packages, a virtual environment in .venv, the build.
-.PHONY: demo test bench lint format clean
+.PHONY: demo test test-matrix bench lint format clean
 .DELETE_ON_ERROR:
 
 PYTHON := .venv/bin/python
@@ -14,6 +14,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+# `make test-matrix PAIRS="oldest 3.12-0.11"`
+test-matrix: .venv/.bootstrapped
+	$(PYTHON) tools/matrix.py $(PAIRS)
 
 bench: $(INSTALLED)
 	$(PYTHON) -m benchmarks
@@ -30,7 +34,7 @@ format: $(INSTALLED)
 	.venv/bin/clang-format -i $(SOURCES) $(TEST_SOURCES)
 
 clean:
-	rm -rf .venv build
+	rm -rf .venv .venvs build
 
 .venv/.bootstrapped: tools/bootstrap
 	tools/bootstrap
