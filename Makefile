@@ -1,5 +1,5 @@
 # Each target sets up what it needs, once: system packages, a virtual environment in .venv, the build.
-.PHONY: demo test sanitize bench lint format clean
+.PHONY: demo test test-matrix sanitize bench lint format clean
 .DELETE_ON_ERROR:
 
 PYTHON := .venv/bin/python
@@ -19,6 +19,10 @@ test: $(INSTALLED)
 sanitize: $(INSTALLED)
 	tools/sanitize $(CURDIR)/$(PYTHON)
 
+# `make test-matrix PAIRS="oldest 3.12-0.11"`
+test-matrix: .venv/.bootstrapped
+	$(PYTHON) tools/matrix.py $(PAIRS)
+
 bench: $(INSTALLED)
 	$(PYTHON) -m benchmarks
 
@@ -34,7 +38,7 @@ format: $(INSTALLED)
 	.venv/bin/clang-format -i $(SOURCES) $(TEST_SOURCES)
 
 clean:
-	rm -rf .venv build
+	rm -rf .venv .venvs build
 
 .venv/.bootstrapped: tools/bootstrap
 	tools/bootstrap
