@@ -106,7 +106,8 @@ class _How(NamedTuple):
 
 @partial(jax.jit, static_argnames="how", inline=True)
 def _fused_matmul(x: Array, w: Array, extras, prologue_extras, *, how: _How) -> Array:
-    lhs = jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
+    aval = jax.typeof(x)  # where jit is disabled, x may be an array of NumPy's
+    lhs = jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
     if how.prologue:
         lhs = _check_elementwise(how.prologue, "prologue", "first argument", lhs, *prologue_extras)
     product = partial(jnp.matmul, precision=how.precision)

@@ -7,10 +7,11 @@ import threading
 from collections.abc import Iterator
 
 import jax
-from jax._src.interpreters import mlir as registry
 from jax.extend.core.primitives import dot_general_p
+from jax.interpreters import mlir
 
 from jax_nano import config
+from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering
 from jax_nano.lowering.dot_general import lowering
 
 
@@ -50,33 +51,29 @@ class _Switch:
         self.lock = threading.Lock()
         self.wanted = False  # by install()
         self.blocks = 0  # of installed(), open in any thread
-        self.original: registry.LoweringRuleEntry | None = None  # kept while ours is in its place
+        self.replaced: ReplacedLowering | None = None  # while ours is in its place
 
     def turn(self, *, wanted: bool | None = None, blocks: int = 0) -> None:
         with self.lock:
             self.wanted = self.wanted if wanted is None else wanted
             self.blocks += blocks
             wanted = (self.wanted or self.blocks > 0) and config.enabled()
-            if wanted != (self.original is not None):
+            if wanted != (self.replaced is not None):
                 self.exchange()
                 jax.clear_caches()
 
     def exchange(self) -> None:
-        rules = registry._platform_specific_lowerings["cpu"]
-        if self.original is None:
-            self.original = rules[dot_general_p]
-            # Not cacheable, as in lowering/dot_general.py: transposed operands have to be seen.
-            registry.register_lowering(dot_general_p, _rule(self.original.rule), platform="cpu", cacheable=False)
+        if self.replaced is None:
+            self.replaced = ReplacedLowering(dot_general_p, _unless_exported)
         else:
-            rules[dot_general_p] = self.original
-            registry._uncacheable_primitives.discard(dot_general_p)
-            self.original = None
+            self.replaced.restore()
+            self.replaced = None
 
 
-def _rule(original: registry.LoweringRule) -> registry.LoweringRule:
+def _unless_exported(original: LoweringRule) -> LoweringRule:
     kernel = lowering(original)
 
-    def lower(ctx: registry.LoweringRuleContext, *operands, **params):
+    def lower(ctx: mlir.LoweringRuleContext, *operands, **params):
         exported = ctx.module_context.lowering_parameters.for_export
         return (original if exported else kernel)(ctx, *operands, **params)
 

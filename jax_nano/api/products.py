@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
+from jax.extend.core import jaxpr_as_fun
 from jax.typing import ArrayLike, DTypeLike
 
 from jax_nano import config
@@ -27,7 +29,7 @@ Sharding = jax.sharding.NamedSharding | jax.sharding.PartitionSpec | None
 
 
 def _compiled(f: Callable[..., Array], *static: str) -> Callable[..., Array]:
-    """Gives f jax_nano's products. Outside of a program it is compiled; inside one it becomes part of it.
+    """Gives f jax_nano's products. Outside of a program it is compiled; inside one its equations become part of it.
 
     Where jax_nano is turned off it is f, of the arrays that weights stand for.
     """
@@ -36,14 +38,17 @@ def _compiled(f: Callable[..., Array], *static: str) -> Callable[..., Array]:
     def unpacking(*operands: Any, **params: Any) -> Array:
         return f(*(x.__jax_array__() if isinstance(x, Weight) else x for x in operands), **params)
 
-    of_arrays, of_weights = (
-        jax.jit(product, static_argnames=static, inline=True) for product in (nano(f), accelerated(unpacking))
-    )
+    of_arrays, of_weights = (jax.jit(product, static_argnames=static) for product in (nano(f), accelerated(unpacking)))
 
     def compiled(*operands: Any, **params: Any) -> Array:
         if not config.enabled():
             return unpacking(*operands, **params)
-        return (of_weights if _has_weights(operands) else of_arrays)(*operands, **params)
+        product = of_weights if _has_weights(operands) else of_arrays
+        leaves = jax.tree.leaves(operands)
+        if any(isinstance(x, Tracer) for x in leaves):
+            (result,) = jaxpr_as_fun(product.trace(*operands, **params).jaxpr)(*leaves)
+            return result
+        return product(*operands, **params)
 
     return compiled
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from weakref import WeakKeyDictionary
 
-from jax._src.named_sharding import UNSPECIFIED
 from jax.extend.core import Jaxpr, JaxprEqn, Primitive
 from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p, jit_p
 
@@ -22,6 +21,7 @@ from jax_nano.ir.program import INSTRUCTIONS, OPERATIONS, Unfusable
 from jax_nano.jaxpr.inline import body_of, type_of
 from jax_nano.jaxpr.operands import VIEWS, is_exact
 from jax_nano.jaxpr.primitives import PRODUCTS, nano_dequantize_p, nano_unpack_p
+from jax_nano.jaxpr.private import UNSPECIFIED
 from jax_nano.jaxpr.program_reader import SYNONYMS, check_operation, dtype_of, operation_name
 
 ELEMENTWISE = frozenset({*OPERATIONS, *SYNONYMS})

@@ -102,8 +102,11 @@ class PrimitiveRewrite:
 
 
 def is_array(leaf: Any) -> bool:
-    """Is true for the leaves of a pytree that are traced; an abstract array stands for an array."""
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+    """Is true for the leaves of a pytree that are traced; an abstract array stands for an array.
+
+    Scalars of NumPy are not: like Python's, they may be sizes or choices.
+    """
+    return isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
 
 
 def arrays(leaves: Sequence[Any]) -> list[Any]:

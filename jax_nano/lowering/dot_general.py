@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from jax._src.interpreters.partial_eval import Recompute
 from jax.extend.core import JaxprEqn, Var
 from jax.extend.core.primitives import dot_general_p
 from jax.interpreters import ad, batching, mlir, partial_eval, xla
@@ -16,6 +15,7 @@ from jax_nano import config
 from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
 from jax_nano.jaxpr.primitives import nano_dot_general_p
+from jax_nano.jaxpr.private import Recompute
 from jax_nano.jaxpr.rewrite import PrimitiveRewrite
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.precision import with_precision
