@@ -22,6 +22,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jax_nano import config
 from jax_nano.lowering.dot_general import nano
+from jax_nano.lowering.experimental import register_sparse_rules
 from jax_nano.lowering.region import accelerated
 from jax_nano.weights.weight import Weight
 
@@ -46,6 +47,7 @@ def _compiled(f: Callable[..., Array], *static: str) -> Callable[..., Array]:
         product = of_weights if _has_weights(operands) else of_arrays
         leaves = jax.tree.leaves(operands)
         if any(isinstance(x, Tracer) for x in leaves):
+            register_sparse_rules()
             (result,) = jaxpr_as_fun(product.trace(*operands, **params).jaxpr)(*leaves)
             return result
         return product(*operands, **params)

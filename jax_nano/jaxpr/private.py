@@ -6,13 +6,18 @@ Each use has a test in tests/jaxpr/test_private.py, which says what broke where 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+from jax._src import ad_checkpoint as _ad_checkpoint
 from jax._src.interpreters import mlir as _registry
+from jax._src.interpreters import remat as _remat
 from jax._src.interpreters.partial_eval import Recompute as Recompute
 from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
 from jax.extend.core import Primitive
+from jax.extend.core.primitives import dot_general_p
 from jax.interpreters import mlir
 
 LoweringRule = Callable[..., Any]
@@ -42,6 +47,41 @@ class ReplacedLowering:
             rules[self._primitive] = self._original
         if self._cacheable:
             _registry._uncacheable_primitives.discard(self._primitive)
+
+
+Asked = Callable[[Sequence[Any], dict[str, Any]], tuple[list[Any], dict[str, Any]]]
+
+
+def register_remat3_rule(primitive: Primitive, asked: Asked) -> None:
+    """Registers the rule of jax.checkpoint under jax_remat3 for a primitive that stands for a product.
+
+    Args:
+      primitive: it has one result.
+      asked: gives, for its operands and parameters, the types and parameters of the lax.dot_general that policies know.
+    """
+    reduce_precision = _remat.reduce_precision
+
+    def saves(policy: Any, arrays: Sequence[Any], params: dict[str, Any]) -> bool:
+        avals, product = asked(arrays, params)
+        return policy is not None and policy(dot_general_p, *avals, **product) not in (False, Recompute)
+
+    def rule(trace: Any, *arrays: Any, **params: Any) -> Any:
+        bind = partial(primitive.bind, **params)
+        out = bind(*arrays)
+        if not saves(trace.policy, arrays, params):
+            return out, (), lambda _, *arrays: bind(*arrays)
+        out = reduce_precision(out)
+        return out, out, lambda out, *arrays: _ad_checkpoint.primal_left_tangent_right(out, bind(*arrays))
+
+    def rule_of_policy(policy: Any, *arrays: Any, **params: Any) -> Any:  # in JAX 0.10, for policies that say they know
+        bind = partial(primitive.bind, **params)
+        out = bind(*arrays)
+        if not isinstance(policy, _ad_checkpoint.DotsSaveable) or not saves(policy, arrays, params):
+            return out, bind
+        return out, lambda *arrays: _ad_checkpoint.primal_left_tangent_right(out, bind(*arrays))
+
+    takes_trace = "trace" in inspect.signature(_remat.rules[dot_general_p]).parameters
+    _remat.rules[primitive] = rule if takes_trace else rule_of_policy
 
 
 def roofline_rule(primitive: Primitive) -> Callable[..., Any]:

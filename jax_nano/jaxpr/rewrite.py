@@ -30,12 +30,19 @@ class PrimitiveRewrite:
     Arrays among f's arguments are traced, in any pytree; all else reaches f as it is, and what f returns beside arrays
     is returned as it is.
 
-    `first` may rewrite each jaxpr as a whole before that, into one that takes and gives the same.
+    `first` may rewrite each jaxpr as a whole before that, into one that takes and gives the same. `before` is called
+    before each trace.
     """
 
-    def __init__(self, primitives: Mapping[Primitive, Primitive], first: Callable[[Jaxpr], Jaxpr] | None = None):
+    def __init__(
+        self,
+        primitives: Mapping[Primitive, Primitive],
+        first: Callable[[Jaxpr], Jaxpr] | None = None,
+        before: Callable[[], None] | None = None,
+    ):
         self._primitives = dict(primitives)
         self._first = first or (lambda jaxpr: jaxpr)
+        self._before = before or (lambda: None)
         # A jaxpr used twice stays one jaxpr: JAX then differentiates and lowers it once. None: as it was.
         self._jaxprs: WeakKeyDictionary[Jaxpr, Jaxpr | None] = WeakKeyDictionary()
         self._closed_jaxprs: WeakKeyDictionary[ClosedJaxpr, ClosedJaxpr | None] = WeakKeyDictionary()
@@ -45,6 +52,7 @@ class PrimitiveRewrite:
 
         @functools.wraps(f)
         def rewritten(*args, **kwargs):
+            self._before()
             leaves, tree = jax.tree.flatten((args, kwargs))
             outs, out_tree = [], tree
 

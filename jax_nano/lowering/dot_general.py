@@ -18,11 +18,12 @@ from jax_nano.jaxpr.primitives import nano_dot_general_p
 from jax_nano.jaxpr.private import Recompute
 from jax_nano.jaxpr.rewrite import PrimitiveRewrite
 from jax_nano.lowering.custom_call import custom_call
+from jax_nano.lowering.experimental import register_remat3_rules, register_sparse_rules
 from jax_nano.lowering.precision import with_precision
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
 from jax_nano.runtime.report import Report, tell
 
-nano = PrimitiveRewrite({dot_general_p: nano_dot_general_p})
+nano = PrimitiveRewrite({dot_general_p: nano_dot_general_p}, before=register_sparse_rules)
 """`nano(f)` is f with jax_nano's product for every lax.dot_general in it, however deep."""
 
 nano_dot_general_p.def_impl(partial(xla.apply_primitive, nano_dot_general_p))
@@ -52,6 +53,7 @@ def remat_rule(product: Callable[[JaxprEqn], JaxprEqn]) -> Callable:
 
 
 partial_eval.partial_eval_jaxpr_custom_rules[nano_dot_general_p] = remat_rule(lambda eqn: eqn)
+register_remat3_rules()
 
 
 def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:

@@ -21,6 +21,7 @@ from jax_nano.jaxpr.region_growth import UNREADABLE
 from jax_nano.jaxpr.rewrite import PrimitiveRewrite
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import check_partitioning, equation_of, nano, remat_rule
+from jax_nano.lowering.experimental import register_jet_rules, register_sparse_rules
 from jax_nano.lowering.pipeline import WHOLE_PASSES, run_passes
 from jax_nano.lowering.precision import with_precision
 from jax_nano.runtime.kernels import kernel_for, prepare
@@ -28,11 +29,13 @@ from jax_nano.runtime.report import Report, reports, tell
 
 Kernels = tuple[tuple[Dot, Any], ...]  # of products: each with the precision of its product
 
-accelerated = PrimitiveRewrite({dot_general_p: nano_dot_general_p}, first=run_passes)
+accelerated = PrimitiveRewrite({dot_general_p: nano_dot_general_p}, first=run_passes, before=register_sparse_rules)
 """`accelerated(f)` is f with a kernel for every product in it and what can be fused with it, however deep."""
 
 accelerated_whole = PrimitiveRewrite(
-    {dot_general_p: nano_dot_general_p}, first=partial(run_passes, passes=tuple(WHOLE_PASSES))
+    {dot_general_p: nano_dot_general_p},
+    first=partial(run_passes, passes=tuple(WHOLE_PASSES)),
+    before=register_sparse_rules,
 )
 """Like `accelerated`, with all elementwise work on A fused, whether that pays or not."""
 
@@ -110,6 +113,7 @@ ad.primitive_jvps[nano_region_p] = _jvp
 ad.primitive_transposes[nano_region_p] = _transpose
 batching.primitive_batchers[nano_region_p] = _batch
 partial_eval.partial_eval_jaxpr_custom_rules[nano_region_p] = remat_rule(_product)
+register_jet_rules(nano, accelerated)
 
 
 def _lower(

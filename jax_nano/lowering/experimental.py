@@ -1,0 +1,83 @@
+"""The rules of jax.experimental.jet and jax.experimental.sparse, and of rematerialization under jax_remat3.
+
+Each primitive of jax_nano goes by the rules of the program that it stands for.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.experimental import jet
+from jax.extend.core.primitives import dot_general_p
+
+from jax_nano.jaxpr.primitives import nano_dequantize_p, nano_dot_general_p, nano_region_p, nano_unpack_p
+from jax_nano.jaxpr.private import register_remat3_rule
+from jax_nano.jaxpr.region import Region
+
+Rewrite = Callable[[Callable[..., Any]], Callable[..., Any]]
+SPARSE = "jax.experimental.sparse.transform"
+
+
+def register_jet_rules(nano: Rewrite, accelerated: Rewrite) -> None:
+    """Registers Taylor-mode rules: those of the programs, whose products are kernels again.
+
+    Args:
+      nano: gives a function jax_nano's products.
+      accelerated: does so, and fuses what is around them.
+    """
+
+    def of_product(primals: Sequence[Any], series: Sequence[Any], **params: Any) -> Any:
+        return nano(lambda primals, series: jet.jet_rules[dot_general_p](primals, series, **params))(primals, series)
+
+    def of_region(primals: Sequence[Any], series: Sequence[Any], *, region: Region, **_: Any) -> Any:
+        return accelerated(lambda primals, series: jet.jet(region, primals, series, factorial_scaled=False))(
+            primals, series
+        )
+
+    def of_panels(primals: Sequence[Any], series: Sequence[Any], **params: Any) -> Any:
+        (panels,), (terms,) = primals, series
+        return nano_unpack_p.bind(panels, **params), [nano_unpack_p.bind(term, **params) for term in terms]
+
+    def of_integers(primals: Sequence[Any], series: Sequence[Any], **params: Any) -> Any:
+        """Integers have no derivative; the array is linear in the scales."""
+        values, scales, *zeros = primals
+        _, terms, *_ = series
+        return nano_dequantize_p.bind(values, scales, *zeros, **params), [
+            nano_dequantize_p.bind(values, term, *zeros, **params) for term in terms
+        ]
+
+    jet.jet_rules[nano_dot_general_p] = of_product
+    jet.jet_rules[nano_region_p] = of_region
+    jet.jet_rules[nano_unpack_p] = of_panels
+    jet.jet_rules[nano_dequantize_p] = of_integers
+
+
+def register_sparse_rules() -> None:
+    """Registers the rules of `sparsify` once jax.experimental.sparse is there, which takes 100 ms to import."""
+    transform = sys.modules.get(SPARSE)
+    if transform is None or nano_dot_general_p in transform.sparse_rules_bcoo:
+        return
+    for rules in (transform.sparse_rules_bcoo, transform.sparse_rules_bcsr):
+        rules[nano_dot_general_p] = rules[dot_general_p]
+        rules[nano_region_p] = _sparse_region
+
+
+def _sparse_region(spenv: Any, *values: Any, region: Region, **_: Any) -> Any:
+    return sys.modules[SPARSE].eval_sparse(region.jaxpr, (), values, spenv)
+
+
+def register_remat3_rules() -> None:
+    """Registers rules of jax.checkpoint in which policies are asked about the product that a primitive stands for."""
+
+    def of_product(arrays: Sequence[Any], params: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        return list(map(jax.typeof, arrays)), params
+
+    def of_region(_: Sequence[Any], params: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        product = params["region"].product
+        return [x.aval for x in product.invars], product.params
+
+    register_remat3_rule(nano_dot_general_p, of_product)
+    register_remat3_rule(nano_region_p, of_region)
