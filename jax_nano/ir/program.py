@@ -24,6 +24,7 @@ ANYTHING = NUMBERS | {"pred"}
 
 OPERATIONS: dict[str, frozenset[str]] = {
     **dict.fromkeys(("add", "sub", "mul", "neg", "abs", "sign", "square", "integer_pow", "clamp"), NUMBERS),
+    "one_minus_square": NUMBERS,
     **dict.fromkeys(("floor", "ceil", "round", "is_finite", "sqrt", "rsqrt", "cbrt", "pow"), FLOATS),
     **dict.fromkeys(("exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "erf", "erfc"), FLOATS),
     **dict.fromkeys(("sin", "cos"), FLOATS - {"f64"}),

@@ -109,6 +109,7 @@ FLOAT_APPROXIMATION = {
     "logistic": lambda x: np.where(x < 0, np.exp(np.minimum(x, 0)), 1) / (1 + np.exp(-np.abs(x))),
     "erf": np.vectorize(math.erf), "erfc": np.vectorize(math.erfc), "rsqrt": lambda x: 1 / np.sqrt(x), "cbrt": np.cbrt,
     "pow": np.power, "sin": np.sin, "cos": np.cos,
+    "one_minus_square": lambda x: (1 - x) * (1 + x),
 }  # fmt: skip
 
 
@@ -127,6 +128,7 @@ INTEGER_MEANING = {  # of Python's integers, modulo 2**bits
     "sub": lambda a, b, bits: a - b,
     "mul": lambda a, b, bits: a * b,
     "square": lambda a, bits: a * a,
+    "one_minus_square": lambda a, bits: 1 - a * a,
     "div": lambda a, b, bits: divided(a, b),
     "rem": lambda a, b, bits: a - b * divided(a, b),
     "neg": lambda a, bits: -a,
