@@ -5,12 +5,16 @@ Names are loaded when they are first used: what knows neither JAX nor MLIR, such
 
 from __future__ import annotations
 
-import importlib
+import contextlib
+import importlib.machinery
+import importlib.metadata
+import importlib.util
 import sys
 import time
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-LOADED_NS = time.time_ns()  # sources that are saved later are not those that run
+LOADED_NS = globals().get("LOADED_NS", time.time_ns())  # sources saved later do not run, even if this is reloaded
 
 if TYPE_CHECKING:
     __version__: str
@@ -40,8 +44,32 @@ if TYPE_CHECKING:
     from jax_nano.weights.quantized import quantization_error as quantization_error
     from jax_nano.weights.quantized import quantize as quantize
 
-if "jax" in sys.modules:  # programs of earlier processes, which call kernels, can be loaded
+
+class _AfterJax:
+    """Loads what registers the custom call right after JAX, once: a program from disk may call kernels by it."""
+
+    def find_spec(self, name: str, *_: object) -> importlib.machinery.ModuleSpec | None:
+        """JAX's own, which then loads more."""
+        if name != "jax":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec("jax")
+        if spec and spec.loader:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                with contextlib.suppress(ImportError):  # JAX works without
+                    importlib.import_module("jax_nano.runtime.kernel")
+
+            spec.loader.exec_module = execute_and_register
+        return spec
+
+
+if sys.modules.get("jax"):
     importlib.import_module("jax_nano.runtime.kernel")
+elif not any(type(finder).__qualname__ == _AfterJax.__qualname__ for finder in sys.meta_path):
+    sys.meta_path.insert(0, _AfterJax())
 
 _HOME = {
     "_native": ("executed_kernels",),
@@ -92,7 +120,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """A public name, from the module that has it."""
     if name == "__version__":
-        value = importlib.import_module("importlib.metadata").version("jax-nano")
+        value = _version()
     elif name in _MODULES:
         value = getattr(importlib.import_module(f"jax_nano.{_MODULES[name]}"), name)
     else:
@@ -101,5 +129,12 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+def _version() -> str:
+    try:
+        return importlib.metadata.version("jax-nano")
+    except importlib.metadata.PackageNotFoundError:  # a source tree that was not installed
+        return "unknown"
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return __all__

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show = commands.add_parser("inspect", help="what becomes of C = A B")
     show.add_argument("types", help="element types: f32, f64; lhsxrhs and >out where they differ, as in bf16xf32>f32")
     for size, meaning in (("M", "rows of C"), ("N", "columns of C"), ("K", "terms of each sum")):
-        show.add_argument(size, type=int, help=meaning)
+        show.add_argument(size, type=extent, help=meaning)
     show.add_argument("--target", help="an instruction set, of this machine or another; see info")
     show.add_argument("--show", choices=SHOWN, default="plan", help="what to print (default: %(default)s)")
     cache_command.add_command(commands)
@@ -53,6 +53,17 @@ def inspect(options: argparse.Namespace) -> str:
     return SHOWN[options.show](Report(equation=equation, problem=dot, kernel=kernel))
 
 
+def extent(text: str) -> int:
+    """A size as it is given.
+
+    Raises:
+      ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no size")
+    return int(text)
+
+
 def types(text: str) -> tuple[str, str, str]:
     """(lhs, rhs, out) of `lhs[xrhs][>out]`."""
     if not (parts := re.fullmatch(r"(\w+?)(?:x(\w+))?(?:>(\w+))?", text)):
@@ -69,10 +80,7 @@ def info(_: argparse.Namespace) -> str:
     except UnsupportedDot as reason:
         lines["targets"] = f"none: {reason}; products run as lax.dot_general"
     else:
-        used = machine_for()
-        chosen = target(used)
-        names = [f"{isa.name} (used)" if isa == chosen else isa.name for isa in machine.isas]
-        lines["targets"] = ", ".join(names) + forced(used)
+        lines["targets"] = targets(machine)
         if machine.note:
             lines["without"] = machine.note
         lines["known as"] = f"{machine.name}, {machine.threads} threads"
@@ -89,6 +97,16 @@ def aligned(lines: dict[str, str], width: int) -> str:
 
 
 COMMANDS = {"info": info, "inspect": inspect, "cache": cache_command.command}
+
+
+def targets(machine: Machine) -> str:
+    """A machine's instruction sets, and which is used, if JAX_NANO_TARGET does not stand in the way."""
+    try:
+        used = machine_for()
+        chosen = target(used)
+    except ValueError as error:
+        return f"{', '.join(isa.name for isa in machine.isas)}; none is used: {error}"
+    return ", ".join(f"{isa.name} (used)" if isa == chosen else isa.name for isa in machine.isas) + forced(used)
 
 
 def forced(machine: Machine) -> str:

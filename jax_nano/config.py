@@ -1,12 +1,14 @@
 """Every environment variable that jax_nano reads, and the one place that reads them.
 
 Variables are read when they are needed, not when jax_nano is imported. One that is empty counts as not set. A value
-that means nothing is warned of once, and the default stands in for it.
+that means nothing is warned of once, and the default stands in for it; but a target that no processor has is an error
+of whatever asks for it.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import warnings
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from pathlib import Path
 
 ON = frozenset({"1", "on", "yes", "true"})
 OFF = frozenset({"0", "off", "no", "false"})
+DIGITS = 15  # of a number at most
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,9 @@ def switch(name: str) -> bool:
 def number(name: str) -> int:
     """The value of a number."""
     value, default = text(name), VARIABLES[name].default
-    if value.isdecimal():
+    if value.isdecimal() and len(value) <= DIGITS:
         return int(value)
-    warn(f"{name}={value} is not a whole number; jax_nano takes it for {default}")
+    warn(f"{name}={value} is not a whole number of at most {DIGITS} digits; jax_nano takes it for {default}")
     return int(default)
 
 
@@ -88,8 +91,11 @@ def directory(name: str) -> Path | None:
 
 @functools.cache
 def warn(message: str) -> None:
-    """Warns, once in a process."""
-    warnings.warn(message, RuntimeWarning, stacklevel=2)
+    """Warns, once in a process; logs it where warnings are errors, as no product fails of what is warned of here."""
+    try:
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    except RuntimeWarning:
+        logging.getLogger("jax_nano").warning("%s", message)
 
 
 def summary() -> dict[str, str]:

@@ -86,6 +86,25 @@ def test_plans_are_made_without_jax_and_mlir_and_the_extension(package):
     assert not loaded & {"jax", "jaxlib", "mlir", "_native"}
 
 
+def test_sources_that_were_not_installed_have_no_version():
+    code = """
+import importlib.metadata
+def version(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+importlib.metadata.version = version
+import jax_nano
+from jax_nano import *
+from jax_nano.runtime.compiler import versions
+print(jax_nano.__version__, versions()["jax_nano"])
+"""
+    assert run_python(code) == "unknown unknown\n"
+
+
+def test_what_is_loaded_again_is_as_old_as_it_was():
+    code = "import importlib, jax_nano\nns = jax_nano.LOADED_NS\nprint(importlib.reload(jax_nano).LOADED_NS == ns)"
+    assert run_python(code) == "True\n"
+
+
 @pytest.mark.parametrize("name", [f for f in FILES if room(f) in ("codegen", "schedule")])
 def test_only_targets_know_their_names(name):
     names = {isa.name for machine in x86.MACHINES for isa in machine.isas} | {machine.name for machine in x86.MACHINES}

@@ -57,14 +57,21 @@ def test_a_switch_that_is_neither_on_nor_off_is_said_once(monkeypatch, name, def
     assert len(warned) == 1
 
 
-@pytest.mark.parametrize("value", ["1e3", "-1", "many"])
+@pytest.mark.parametrize("value", ["1e3", "-1", "many", "1" * 5000])
 def test_a_number_that_is_none_is_said_once(monkeypatch, value):
     monkeypatch.setenv("JAX_NANO_CACHE_MIB", value)
-    message = f"^JAX_NANO_CACHE_MIB={value} is not a whole number; jax_nano takes it for 512$"
+    message = f"^JAX_NANO_CACHE_MIB={value} is not a whole number of at most 15 digits; jax_nano takes it for 512$"
     with pytest.warns(RuntimeWarning, match=message):
         assert config.number("JAX_NANO_CACHE_MIB") == 512
     with warnings.catch_warnings(action="error"):
         assert config.number("JAX_NANO_CACHE_MIB") == 512
+
+
+def test_where_warnings_are_errors_they_are_logged(monkeypatch, caplog):
+    monkeypatch.setenv("JAX_NANO", "no idea")
+    with warnings.catch_warnings(action="error"):
+        assert config.enabled()
+    assert "JAX_NANO=no idea is neither 0 nor 1" in caplog.text
 
 
 def test_a_directory_may_be_in_the_home(monkeypatch):

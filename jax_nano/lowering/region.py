@@ -89,7 +89,7 @@ def _batch_program(region: Region, axes: tuple[int | None, ...], arrays: list[Ar
 
 
 def _jvp(primals, tangents, *, region: Region, **_):
-    known = [None if type(t) is ad.Zero or t.dtype == jax.dtypes.float0 else t for t in tangents]
+    known = [None if type(t) is ad.Zero or jax.typeof(t).dtype == jax.dtypes.float0 else t for t in tangents]
     out, tangent = _jvp_program(region, list(primals), known)
     return out, ad.Zero(jax.typeof(out).to_tangent_aval()) if tangent.dtype == jax.dtypes.float0 else tangent
 

@@ -15,17 +15,6 @@ from jax_nano.machine import x86
 from jax_nano.machine.isa import Cache, Isa, Machine
 
 
-def target_for(name: str | None = None) -> tuple[Machine, Isa]:
-    """The machine to compose for, and its instruction set to use: resolved once for a product.
-
-    Raises:
-      UnsupportedDot: there is no target for this processor.
-      ValueError: no machine has an instruction set of that name.
-    """
-    machine = machine_for(name)
-    return machine, target(machine, name)
-
-
 def machine_for(name: str | None = None) -> Machine:
     """The machine to compose for: this one, or another where this one lacks the instruction set asked for.
 

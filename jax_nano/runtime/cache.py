@@ -89,6 +89,8 @@ def harmless() -> Iterator[None]:
         warn(f"jax_nano compiles a kernel that its cache may hold: {reason}")
     except OSError:
         pass
+    except Exception as error:  # noqa: BLE001
+        warn(f"jax_nano cannot use its cache: {type(error).__name__}: {error}")
 
 
 def key(parts: tuple[object, ...]) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from importlib.metadata import version
+from contextlib import contextmanager
 
+import jax
+import jaxlib
+import numpy as np
+
+import jax_nano
 from jax_nano import _native, config
 from jax_nano.codegen.module import build_module, kernel_name
 from jax_nano.ir.dot import Dot, UnsupportedDot
@@ -16,7 +20,6 @@ from jax_nano.runtime.log import logger, stopwatch
 from jax_nano.schedule.plan import Plan
 
 ERROR_LINES = 8  # of an error of LLVM's or MLIR's: the others repeat the module
-PACKAGES = {"jax_nano": "jax-nano", "jax": "jax", "jaxlib": "jaxlib", "NumPy": "numpy"}
 
 
 class CompilationFailed(UnsupportedDot):
@@ -63,8 +66,7 @@ def reporting_failures(dot: Dot, plan: Plan | None = None) -> Iterator[None]:
         text = f"{type(error).__name__}: {error}".splitlines()
         logger.error("%s", failure_report(dot, plan, text[:ERROR_LINES]))
         reason = f"jax_nano could not compile its kernel ({text[0]}); the logger jax_nano says what to report"
-        with suppress(RuntimeWarning):  # a program does not fail of it
-            config.warn(f"{reason}. XLA computes the product")
+        config.warn(f"{reason}. XLA computes the product")
         raise CompilationFailed(reason) from error
 
 
@@ -86,5 +88,9 @@ def failure_report(dot: Dot, plan: Plan | None, error: list[str]) -> str:
 
 def versions() -> dict[str, str]:
     """What takes part in making kernels."""
-    found = {name: version(package) for name, package in PACKAGES.items()}
-    return found | {"Python": platform.python_version(), "LLVM, MLIR": _native.llvm_version}
+    found = {module.__name__: module.__version__ for module in (jax_nano, jax, jaxlib)}
+    return found | {
+        "NumPy": np.__version__,
+        "Python": platform.python_version(),
+        "LLVM, MLIR": _native.llvm_version,
+    }

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -108,7 +109,7 @@ class Kernel:
     def of(cls, dot: Dot, plan: Plan, processor: Processor, object: bytes) -> Kernel:
         """The kernel of a product whose plan was compiled."""
         described = Description.of(plan, processor)
-        return cls(dot=dot, object=object, description=described, make_plan=lambda: (plan, processor))
+        return cls(dot=dot, object=object, description=described, make_plan=partial(tuple, (plan, processor)))
 
     @classmethod
     def from_bytes(cls, dot: Dot, kept: bytes, make_plan: Callable[[], tuple[Plan, Processor]]) -> Kernel:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 from jax_nano import config
 from jax_nano.ir.dot import Dot, UnsupportedDot
@@ -126,7 +127,7 @@ def _make_kernel(dot: Dot, place: Place) -> Kernel | CompilationFailed:
       UnsupportedDot: there is no kernel for it.
     """
     if config.switch("JAX_NANO_AUTOTUNE") and place.machine is host.machine() and not recall_winner(dot, place):
-        _tune_beside(dot)
+        _tune_on_another_thread(dot)
     winner = recall_winner(dot, place)
     try:
         kernel = _load_or_compile(dot, place, winner)
@@ -136,10 +137,15 @@ def _make_kernel(dot: Dot, place: Place) -> Kernel | CompilationFailed:
     return kernel
 
 
-def _tune_beside(dot: Dot) -> None:
+def _tune_on_another_thread(dot: Dot) -> None:
     """Measures on a thread of its own: this one is in the middle of lowering a program."""
-    with ThreadPoolExecutor(max_workers=1) as worker, suppress(UnsupportedDot), reporting_failures(dot):
-        worker.submit(tune_and_remember, dot).result()
+    try:
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            measured = worker.submit(tune_and_remember, dot)
+    except RuntimeError:  # no threads are to be had where the main thread has ended
+        return
+    with suppress(UnsupportedDot), reporting_failures(dot):
+        measured.result()
 
 
 def _load_or_compile(dot: Dot, place: Place, winner: str) -> Kernel:
@@ -153,7 +159,7 @@ def _load_or_compile(dot: Dot, place: Place, winner: str) -> Kernel:
     kept = cache.fetch(entry_name(dot, place.isa), (dot, place.facts, place.isa.name, winner), make)
     if made is None:
         with suppress(ValueError):
-            made = Kernel.from_bytes(dot, kept, lambda: make_plan(dot, place, winner))
+            made = Kernel.from_bytes(dot, kept, partial(make_plan, dot, place, winner))
             logger.debug("found on disk: %s", made.name)
     if made is None:
         make()

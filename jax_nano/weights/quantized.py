@@ -250,7 +250,7 @@ def _abstract(values: Any, *_: Any, rows: int, dtype: np.dtype, **__: Any) -> An
 
 
 def _jvp(primals, tangents, **params):
-    if any(type(t) is not ad.Zero and t.dtype != jax.dtypes.float0 for t in tangents):
+    if not all(type(t) is ad.Zero or jax.typeof(t).dtype == jax.dtypes.float0 for t in tangents):
         raise TypeError(no_derivative)
     out = nano_dequantize_p.bind(*primals, **params)
     return out, ad.Zero(jax.typeof(out).to_tangent_aval())

@@ -103,6 +103,17 @@ def test_tangents(name):
             assert_same(jax.jit(accelerated)(*operands), wanted)
 
 
+def test_tangents_that_are_numbers_of_python():
+    def tangent(f):
+        return jax.jvp(lambda s: f(X, W, s), (2.0,), (1.0,))[1]
+
+    def f(x, w, s):
+        return jnp.tanh(x @ w * s)
+
+    with kernels():
+        np.testing.assert_allclose(tangent(jax_nano.accelerate(f)), tangent(f), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["dense layers", "custom derivatives", "attention"])
 def test_second_derivatives(name):
     f, _ = MODELS[name]

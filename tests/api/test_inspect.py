@@ -1,5 +1,6 @@
 """What inspect() and the command line say is what programs do."""
 
+import pickle
 import subprocess
 import sys
 
@@ -111,6 +112,14 @@ def test_sizes_that_are_not_numbers():
     assert report.reason == "the shape (m, 4) is symbolic; kernels are made for known sizes"
 
 
+def test_reports_can_be_pickled():
+    reports = jax_nano.inspect(jax_nano.matmul, X, W)
+    again = pickle.loads(pickle.dumps(reports))
+    assert str(again) == str(reports)
+    assert again[0].plan == reports[0].plan
+    assert again[0].assembly == reports[0].assembly
+
+
 def run(capsys, *arguments):
     command_line.main(arguments)
     return capsys.readouterr().out
@@ -154,6 +163,19 @@ def test_the_command_lines_errors(arguments, message):
     with pytest.raises(SystemExit, match="python -m jax_nano: ") as stopped:
         command_line.main(arguments)
     assert message in str(stopped.value)
+
+
+def test_the_command_line_knows_no_negative_sizes(capsys):
+    with pytest.raises(SystemExit):
+        command_line.main(["inspect", "f32", "--", "-3", "4", "4"])
+    assert "argument M: -3 is no size" in capsys.readouterr().err
+
+
+def test_info_says_that_a_target_is_none(capsys, monkeypatch):
+    monkeypatch.setenv("JAX_NANO_TARGET", "vax")
+    out = run(capsys, "info")
+    assert "none is used: there is no target vax (there are " in out
+    assert "JAX_NANO_TARGET     vax (environment)" in out
 
 
 def test_it_is_a_module_to_run():

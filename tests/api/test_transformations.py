@@ -3,6 +3,7 @@
 import concurrent.futures
 import functools
 import importlib
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -310,6 +311,22 @@ def test_serialized_executables_hold_their_kernels():
     )
     with kernels(1):
         assert_close(loaded(A, B), "ij,jk->ik", A, B)
+
+
+@pytest.mark.parametrize("imports", ["jax, jax_nano", "jax_nano, jax", "jax_nano.schedule, jax"])
+def test_another_process_loads_them(tmp_path, imports):
+    from jax.experimental import serialize_executable
+
+    program = serialize_executable.serialize(jax.jit(jax_nano.matmul).lower(A, B).compile())
+    (tmp_path / "program").write_bytes(pickle.dumps((program, A, B)))
+    code = f"""
+import {imports}, pathlib, pickle
+from jax.experimental.serialize_executable import deserialize_and_load
+program, *operands = pickle.loads(pathlib.Path({str(tmp_path / "program")!r}).read_bytes())
+deserialize_and_load(*program, execution_devices=jax.devices()[:1])(*operands)
+print(jax_nano.executed_kernels())
+"""
+    assert run_python(code) == "1\n"
 
 
 def test_the_compilation_cache_holds_kernels(tmp_path):

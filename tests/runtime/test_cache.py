@@ -399,6 +399,16 @@ def test_what_could_not_be_finished_is_removed(monkeypatch):
     assert list(cache.directory().iterdir()) == []
 
 
+@pytest.mark.parametrize("function", ["load", "store", "key"])
+def test_a_fault_of_the_cache_costs_a_compilation_only(monkeypatch, function):
+    def fails(*_):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(cache, function, fails)
+    with pytest.warns(RuntimeWarning, match="^jax_nano cannot use its cache: RuntimeError: a fault$"):
+        assert fetch() == CODE
+
+
 def test_without_its_sources_it_is_off(monkeypatch):
     monkeypatch.setattr(_native, "__file__", "/nowhere")
     monkeypatch.setattr(cache, "toolchain", toolchain.toolchain.__wrapped__)
@@ -444,7 +454,7 @@ def test_of_nothing_nothing_is_kept(monkeypatch):
 
 def test_a_limit_that_is_no_number_is_said_once(monkeypatch):
     monkeypatch.setenv("JAX_NANO_CACHE_MIB", "1e3")
-    message = re.escape("JAX_NANO_CACHE_MIB=1e3 is not a whole number; jax_nano takes it for 512")
+    message = re.escape("JAX_NANO_CACHE_MIB=1e3 is not a whole number of at most 15 digits; jax_nano takes it for 512")
     with pytest.warns(RuntimeWarning, match=message) as warned:
         assert cache.limit_bytes() == cache.limit_bytes() == 512 << 20
     assert len(warned) == 1
