@@ -2,7 +2,7 @@
 .PHONY: demo test test-matrix sanitize bench lint format clean
 .DELETE_ON_ERROR:
 
-PYTHON := .venv/bin/python
+VENV_PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 SOURCES := $(wildcard csrc/*.cc csrc/*.h)
 TEST_SOURCES := $(wildcard tests/amx/*.cc tests/amx/csrc/* tests/csrc/*.cc tests/csrc/*.h tests/csrc/objects/*)
@@ -10,21 +10,21 @@ TEST_SOURCES := $(wildcard tests/amx/*.cc tests/amx/csrc/* tests/csrc/*.cc tests
 PYTEST_ARGS ?= -n 2
 
 demo: $(INSTALLED)
-	$(PYTHON) examples/digits.py
+	$(VENV_PYTHON) examples/digits.py
 
 test: $(INSTALLED)
-	$(PYTHON) -m pytest $(PYTEST_ARGS)
+	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
 
 # csrc under ASan, UBSan and TSan (CONTRIBUTING.md)
 sanitize: $(INSTALLED)
-	tools/sanitize $(CURDIR)/$(PYTHON)
+	tools/sanitize $(CURDIR)/$(VENV_PYTHON)
 
 # `make test-matrix PAIRS="oldest 3.12-0.11"`
 test-matrix: .venv/.bootstrapped
-	$(PYTHON) tools/matrix.py $(PAIRS)
+	$(VENV_PYTHON) tools/matrix.py $(PAIRS)
 
 bench: $(INSTALLED)
-	$(PYTHON) -m benchmarks
+	$(VENV_PYTHON) -m benchmarks
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check
@@ -46,6 +46,6 @@ clean:
 
 # Without build isolation, so that a second build finds nanobind where the first one did and compiles only what changed.
 $(INSTALLED): .venv/.bootstrapped pyproject.toml CMakeLists.txt $(SOURCES)
-	$(PYTHON) tools/build_requirements.py | $(PYTHON) -m pip install -q -r /dev/stdin
-	$(PYTHON) -m pip install -q --no-build-isolation -e '.[dev]'
+	$(VENV_PYTHON) tools/build_requirements.py | $(VENV_PYTHON) -m pip install -q -r /dev/stdin
+	$(VENV_PYTHON) -m pip install -q --no-build-isolation -e '.[dev]'
 	touch $@
