@@ -8,8 +8,10 @@ from typing import Any, cast
 
 import numpy as np
 from jax.core import ShapedArray
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jax.extend.core.primitives import custom_jvp_call_p, jit_p
+
+from jax_nano.jaxpr.private import ClosedJaxpr
 
 Atom = Var | Literal
 

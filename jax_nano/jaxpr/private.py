@@ -16,11 +16,14 @@ from jax._src.interpreters import mlir as _registry
 from jax._src.interpreters import remat as _remat
 from jax._src.interpreters.partial_eval import Recompute as Recompute
 from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
+from jax.extend import core as _core
 from jax.extend.core import Primitive
 from jax.extend.core.primitives import dot_general_p
 from jax.interpreters import mlir
 
 LoweringRule = Callable[..., Any]
+ClosedJaxpr = _core.ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage]
+"""A Jaxpr with its constants; in JAX 0.12, where every Jaxpr has them, another name of Jaxpr."""
 
 
 class ReplacedLowering:
@@ -76,10 +79,11 @@ def register_remat3_rule(primitive: Primitive, asked: Asked) -> None:
     def rule_of_policy(policy: Any, *arrays: Any, **params: Any) -> Any:  # in JAX 0.10, for policies that say they know
         bind = partial(primitive.bind, **params)
         out = bind(*arrays)
-        if not isinstance(policy, _ad_checkpoint.DotsSaveable) or not saves(policy, arrays, params):
+        if not isinstance(policy, dots_saveable) or not saves(policy, arrays, params):
             return out, bind
         return out, lambda *arrays: _ad_checkpoint.primal_left_tangent_right(out, bind(*arrays))
 
+    dots_saveable = getattr(_ad_checkpoint, "DotsSaveable", ())
     takes_trace = "trace" in inspect.signature(_remat.rules[dot_general_p]).parameters
     _remat.rules[primitive] = rule if takes_trace else rule_of_policy
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
+from jax.extend.core import Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p
 
 from jax_nano.jaxpr.inline import Atom, body_of, structure, type_of
 from jax_nano.jaxpr.primitives import PRODUCTS, nano_unpack_p
+from jax_nano.jaxpr.private import ClosedJaxpr
 from jax_nano.jaxpr.region_dot import RegionDot
 from jax_nano.jaxpr.region_reader import read_region
 

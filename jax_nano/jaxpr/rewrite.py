@@ -9,8 +9,10 @@ from weakref import WeakKeyDictionary
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive, jaxpr_as_fun
+from jax.extend.core import Jaxpr, JaxprEqn, Primitive, jaxpr_as_fun
 from jax.extend.linear_util import WrappedFun, wrap_init
+
+from jax_nano.jaxpr.private import ClosedJaxpr
 
 F = TypeVar("F", bound=Callable[..., Any])
 

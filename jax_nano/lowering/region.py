@@ -10,12 +10,13 @@ from typing import Any
 
 import jax
 from jax import Array
-from jax.extend.core import ClosedJaxpr, JaxprEqn, jaxpr_as_fun
+from jax.extend.core import JaxprEqn, jaxpr_as_fun
 from jax.extend.core.primitives import dot_general_p
 from jax.interpreters import ad, batching, mlir, partial_eval, xla
 
 from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.jaxpr.primitives import nano_dot_general_p, nano_region_p
+from jax_nano.jaxpr.private import ClosedJaxpr
 from jax_nano.jaxpr.region import Limits, Region
 from jax_nano.jaxpr.region_growth import UNREADABLE
 from jax_nano.jaxpr.rewrite import PrimitiveRewrite

@@ -20,7 +20,7 @@ def tied(table):
 def made(f, *operands):
     """The equations that make the operands of each scatter in the accelerated program."""
     jaxpr = jax.make_jaxpr(jax_nano.accelerate(f))(*operands).jaxpr
-    makers = {out: eqn.primitive.name for eqn in jaxpr.eqns for out in eqn.outvars}
+    makers: dict[object, str] = {out: eqn.primitive.name for eqn in jaxpr.eqns for out in eqn.outvars}
     return [makers.get(eqn.invars[0]) for eqn in jaxpr.eqns if eqn.primitive.name == "scatter-add"]
 
 
