@@ -27,7 +27,7 @@ CALLS = frozenset({
 })  # fmt: skip
 # Primitives that make each element of their result of the same elements of their operands.
 ELEMENTWISE = frozenset({
-    *OPERATIONS, *SYNONYMS, "copy", "copy_p", "stop_gradient", "name", "optimization_barrier",
+    *OPERATIONS, *SYNONYMS, "stop_gradient", "name", "optimization_barrier",
     "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e", "bessel_i1e", "clz", "complex", "conj",
     "cosh", "digamma", "erf_inv", "igamma", "igamma_grad_a", "igammac", "imag", "lgamma", "nextafter", "polygamma",
     "population_count", "random_gamma_grad", "real", "reduce_precision", "regularized_incomplete_beta", "sinh", "tan",

@@ -11,7 +11,7 @@ from jax_nano.ir.dtypes import NAMES
 from jax_nano.ir.program import OPERATIONS, Builder, Constant, Input, Operation, Program, Unfusable
 from jax_nano.jaxpr.inline import Atom
 
-SYNONYMS = {"add_any": "add", "convert_element_type": "convert"}
+SYNONYMS = {"add_any": "add", "convert_element_type": "convert", "copy": "convert", "copy_p": "convert"}
 KEPT_PARAMS = ("rounding_method", "y")  # of round and integer_pow
 
 

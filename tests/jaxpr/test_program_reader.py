@@ -87,6 +87,11 @@ def test_their_derivatives_are_programs():
     assert "tanh" in names(program(backward, X, X))
 
 
+def test_copies_are_no_operations():
+    assert names(program(lambda x: jnp.copy(x) + 1, X)) == ["add"]
+    assert "erfc" in names(program(lambda x: jax.nn.gelu(x, approximate=False), X))
+
+
 def test_a_mask_is_a_select():
     found = program(lambda x, m: jnp.where(m, x, -1e9), X, jax.ShapeDtypeStruct((), bool))
     assert found.operations == (Operation(name="select_n", operands=(1, 2, 0), dtype="f32"),)
