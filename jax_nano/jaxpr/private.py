@@ -6,7 +6,6 @@ Each use has a test in tests/jaxpr/test_private.py, which says what broke where 
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -76,16 +75,17 @@ def register_remat3_rule(primitive: Primitive, asked: Asked) -> None:
         out = reduce_precision(out)
         return out, out, lambda out, *arrays: _ad_checkpoint.primal_left_tangent_right(out, bind(*arrays))
 
-    def rule_of_policy(policy: Any, *arrays: Any, **params: Any) -> Any:  # in JAX 0.10, for policies that say they know
+    # Until JAX 0.11, saving is for policies of a class; `where` is the policy in 0.10, and has it in 0.11.
+    def rule_of_policy(where: Any, *arrays: Any, **params: Any) -> Any:
+        policy = getattr(where, "policy", where)
         bind = partial(primitive.bind, **params)
         out = bind(*arrays)
-        if not isinstance(policy, dots_saveable) or not saves(policy, arrays, params):
+        if not (dots_saveable and isinstance(policy, dots_saveable)) or not saves(policy, arrays, params):
             return out, bind
         return out, lambda *arrays: _ad_checkpoint.primal_left_tangent_right(out, bind(*arrays))
 
-    dots_saveable = getattr(_ad_checkpoint, "DotsSaveable", ())
-    takes_trace = "trace" in inspect.signature(_remat.rules[dot_general_p]).parameters
-    _remat.rules[primitive] = rule if takes_trace else rule_of_policy
+    dots_saveable = getattr(_ad_checkpoint, "DotsSaveable", None)
+    _remat.rules[primitive] = rule_of_policy if dots_saveable else rule
 
 
 def roofline_rule(primitive: Primitive) -> Callable[..., Any]:
