@@ -4,31 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from products import f32_product
 
 import jax_nano
-from jax_nano.ir.dot import Dot, Operand
 from jax_nano.machine import host
 from jax_nano.runtime import cache, kernels
 from jax_nano.runtime.kernels import Place, kernel_for, tune_and_remember
 from jax_nano.schedule.choose import choose, ranked_plans
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_NANO_CACHE_DIR", str(tmp_path / "cache"))
-    kernels._kernels.clear()
-    yield
-    kernels._kernels.clear()
-
-
-def product(m, n, k):
-    contract = (((1,), (0,)), ((), ()))
-    return Dot.of(Operand.row_major((m, k), "f32"), Operand.row_major((k, n), "f32"), contract, "f32")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_candidates_begin_with_the_models_choice():
     machine = host.machine()
-    dot, isa = product(100, 200, 50), machine.isas[0]
+    dot, isa = f32_product(100, 200, 50), machine.isas[0]
     plans = ranked_plans(dot, machine, isa, 5)
     assert plans[0] == choose(dot, machine, isa)
     assert 1 < len(plans) <= 5
@@ -36,7 +25,7 @@ def test_candidates_begin_with_the_models_choice():
 
 
 def test_the_winner_is_remembered():
-    dot = product(40, 72, 24)
+    dot = f32_product(40, 72, 24)
     result = tune_and_remember(dot)
     fastest, seconds = result.seconds[0]
     assert seconds <= result.chosen
@@ -45,7 +34,7 @@ def test_the_winner_is_remembered():
 
 
 def test_a_winner_on_disk_serves_a_process_that_did_not_measure(monkeypatch):
-    dot = product(40, 72, 25)
+    dot = f32_product(40, 72, 25)
     fastest, _ = tune_and_remember(dot).seconds[0]
     monkeypatch.setattr(cache, "_put", {})
     kernels._kernels.clear()
@@ -65,4 +54,4 @@ def test_the_environment_asks_for_tuning_at_the_first_compilation(monkeypatch):
     a, b = np.ones((9, 33), np.float32), np.ones((33, 20), np.float32)
     np.testing.assert_array_equal(jax_nano.matmul(a, b), a @ b)
     machine = host.machine()
-    assert kernels.recall_winner(product(9, 20, 33), Place(machine, machine.isas[0]))
+    assert kernels.recall_winner(f32_product(9, 20, 33), Place(machine, machine.isas[0]))

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracle import normal, run_python
+from products import f32_product
 
 import jax_nano
-from jax_nano.ir.dot import Dot, Operand
 from jax_nano.machine import host, x86
 from jax_nano.runtime import cache, compiler, kernels
 from jax_nano.runtime.kernel import Description, Kernel
@@ -37,17 +37,7 @@ print(*(float(y.sum()) for y in (*model(x), jax_nano.matmul(x[:7], w))), jax_nan
 """
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_NANO_CACHE_DIR", str(tmp_path / "cache"))
-    kernels._kernels.clear()
-    yield
-    kernels._kernels.clear()
-
-
-def product(m, n, k):
-    contract = (((1,), (0,)), ((), ()))
-    return Dot.of(Operand.row_major((m, k), "f32"), Operand.row_major((k, n), "f32"), contract, "f32")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def forget():
@@ -74,12 +64,12 @@ def test_a_second_process_plans_composes_and_compiles_nothing():
 
 
 def test_a_kernel_on_disk_is_the_one_that_was_compiled(monkeypatch):
-    compiled = kernel_for(product(40, 24, 56))
+    compiled = kernel_for(f32_product(40, 24, 56))
     plan = compiled.plan
     forget()
     with monkeypatch.context() as patch:
         forbid(patch)
-        found = kernel_for(product(40, 24, 56))
+        found = kernel_for(f32_product(40, 24, 56))
         assert found is not compiled
         assert (found.object, found.description, found.key) == (compiled.object, compiled.description, compiled.key)
         attributes, others = found.attributes(), compiled.attributes()
@@ -131,13 +121,13 @@ def test_facts_of_the_processor_are_part_of_the_key(change):
 def test_targets_have_kernels_of_their_own():
     names = [isa.name for isa in host.machine().isas]
     for _ in range(2):
-        assert [kernel_for(product(16, 16, 16), name).plan.isa for name in names] == names
+        assert [kernel_for(f32_product(16, 16, 16), name).plan.isa for name in names] == names
         forget()
     assert len(list(cache.directory().iterdir())) == len(names)
 
 
 def test_winners_come_first_and_warm_starts_need_no_ranking(monkeypatch):
-    dot = product(40, 72, 24)
+    dot = f32_product(40, 72, 24)
     kernel_for(dot)  # the cost model's choice, on disk
     result = kernels.tune_and_remember(dot)
     place = kernels.Place(host.machine(), host.machine().isas[0])
@@ -158,14 +148,14 @@ def test_winners_come_first_and_warm_starts_need_no_ranking(monkeypatch):
 
 def test_without_a_disk_winners_hold_in_this_process(monkeypatch):
     monkeypatch.setenv("JAX_NANO_CACHE", "0")
-    dot = product(40, 72, 28)
+    dot = f32_product(40, 72, 28)
     fastest, _ = kernels.tune_and_remember(dot).seconds[0]
     assert kernel_for(dot).plan == fastest
     assert not cache.directory().exists()
 
 
 def test_an_entry_of_another_form_is_compiled_anew(monkeypatch):
-    dot = product(9, 9, 9)
+    dot = f32_product(9, 9, 9)
     compiled = kernel_for(dot)
     monkeypatch.setattr(cache, "load", lambda _: b"sealed, but something else")
     kernels._kernels.clear()
@@ -186,7 +176,7 @@ def test_an_entry_of_another_form_is_compiled_anew(monkeypatch):
     ids=str,
 )
 def test_descriptions_are_read_strictly(change):
-    described = kernel_for(product(9, 9, 9)).description
+    described = kernel_for(f32_product(9, 9, 9)).description
     text = described.to_json()
     assert Description.from_json(text) == described
     altered = json.loads(text) | change
@@ -202,14 +192,14 @@ def test_descriptions_are_read_strictly(change):
 )
 def test_what_is_no_kernel_is_not_read(kept):
     with pytest.raises(ValueError):  # noqa: PT011, whatever json says
-        Kernel.from_bytes(product(9, 9, 9), kept, lambda: pytest.fail("not planned"))
+        Kernel.from_bytes(f32_product(9, 9, 9), kept, lambda: pytest.fail("not planned"))
 
 
 def test_the_log_tells_what_was_planned_compiled_and_found(caplog):
     caplog.set_level(logging.DEBUG, "jax_nano")
-    name = kernel_for(product(8, 24, 40)).name
+    name = kernel_for(f32_product(8, 24, 40)).name
     forget()
-    kernel_for(product(8, 24, 40))
+    kernel_for(f32_product(8, 24, 40))
     jax_nano.inspect(jnp.matmul, np.ones((2, 2), np.complex64), np.ones((2, 2), np.complex64))
     planned, compiled, found, unsupported = (record.message for record in caplog.records)
     assert planned.startswith("planned in ")

@@ -102,3 +102,8 @@ def matrix(rows, cols, along, dtype):
     """A matrix in memory, contiguous along its rows ("rows"), its columns ("columns"), or neither ("apart")."""
     strides = {"rows": (cols, 1), "columns": (1, rows), "apart": (2 * cols, 2)}[along]
     return Operand(shape=(rows, cols), strides=strides, dtype=dtype)
+
+
+def f32_product(m, n, k):
+    """C = A B of f32, all row-major."""
+    return Dot.of(Operand.row_major((m, k), "f32"), Operand.row_major((k, n), "f32"), MATRICES, "f32")
