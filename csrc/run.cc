@@ -29,7 +29,7 @@ void RunAlone(const Kernel& kernel, void* const* buffers, void* shared, void* lo
 class Execution {
  public:
   Execution(const Kernel& kernel, void* const* buffers, void* shared)
-      : kernel_(kernel), buffers_(buffers), shared_(shared) {
+      : kernel_(kernel), buffers_(buffers), shared_(shared), local_bytes_(kernel.description.local_bytes) {
     for (const Phase& phase : kernel.description.phases) per_round_ += phase.tasks;
     total_ = per_round_ * kernel.description.rounds;
   }
@@ -46,10 +46,11 @@ class Execution {
     }
   }
 
-  // Takes part with scratch of its own; without memory for it, leaves the tasks to the others.
+  // Takes part with scratch of its own; without memory for it, leaves the tasks to the others. The caller may return at
+  // any time before a task is taken, so until then only members are read.
   void Help() {
     if (next_.load(std::memory_order_relaxed) >= total_) return;
-    Scratch local(static_cast<size_t>(kernel_.description.local_bytes));
+    Scratch local(static_cast<size_t>(local_bytes_));
     if (local.ok()) Work(local.data());
   }
 
@@ -69,6 +70,7 @@ class Execution {
   const Kernel& kernel_;
   void* const* buffers_;
   void* shared_;
+  int64_t local_bytes_;
   int64_t per_round_ = 0;
   int64_t total_ = 0;
   alignas(64) std::atomic<int64_t> next_{0};
