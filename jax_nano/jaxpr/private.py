@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from jax._src import ad_checkpoint as _ad_checkpoint
 from jax._src.interpreters import mlir as _registry
@@ -32,6 +32,8 @@ class ReplacedLowering:
     transpose.
     """
 
+    _replaced: ClassVar[list[Primitive]] = []
+
     def __init__(self, primitive: Primitive, replacement: Callable[[LoweringRule], LoweringRule]):
         """Replaces the rule by what `replacement` makes of it."""
         self._primitive = primitive
@@ -39,9 +41,16 @@ class ReplacedLowering:
         self._cacheable = primitive not in _registry._uncacheable_primitives
         rule = (self._original or _registry._lowerings[primitive]).rule
         mlir.register_lowering(primitive, replacement(rule), platform="cpu", cacheable=False)
+        self._replaced.append(primitive)
+
+    @classmethod
+    def has_replaced(cls, primitive: Primitive) -> bool:
+        """Whether a primitive's lowering is replaced now."""
+        return primitive in cls._replaced
 
     def restore(self) -> None:
         """Gives the primitive back what it had."""
+        self._replaced.remove(self._primitive)
         rules = _registry._platform_specific_lowerings["cpu"]
         if self._original is None:
             del rules[self._primitive]
@@ -49,6 +58,13 @@ class ReplacedLowering:
             rules[self._primitive] = self._original
         if self._cacheable:
             _registry._uncacheable_primitives.discard(self._primitive)
+
+
+def without_cached_functions(ctx: mlir.LoweringRuleContext) -> mlir.LoweringRuleContext:
+    """A context in which no function is found that was lowered before it, nor later what was lowered in it."""
+    module = ctx.module_context
+    caches = ("lowering_cache", "cached_primitive_lowerings")  # JAX 0.10 has the second one only
+    return ctx.replace(module_context=module.replace(**{name: {} for name in caches if hasattr(module, name)}))
 
 
 Asked = Callable[[Sequence[Any], dict[str, Any]], tuple[list[Any], dict[str, Any]]]

@@ -20,6 +20,7 @@ from jax_nano.jaxpr.rewrite import PrimitiveRewrite
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.experimental import register_remat3_rules, register_sparse_rules
 from jax_nano.lowering.precision import with_precision
+from jax_nano.lowering.small_loops import check_inline
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
 from jax_nano.runtime.report import Report, tell
 
@@ -65,6 +66,7 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
         try:
             if not config.enabled():
                 raise UnsupportedDot(TURNED_OFF)
+            check_inline()
             (lhs_array, a), (rhs_array, b) = map(_source, (lhs, rhs), ctx.avals_in)
             dot = _dot(ctx, a, b, params["dimension_numbers"], params["precision"])
             kernel = kernel_for(dot)

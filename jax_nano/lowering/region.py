@@ -25,6 +25,7 @@ from jax_nano.lowering.dot_general import check_partitioning, equation_of, nano,
 from jax_nano.lowering.experimental import register_jet_rules, register_sparse_rules
 from jax_nano.lowering.pipeline import WHOLE_PASSES, run_passes
 from jax_nano.lowering.precision import with_precision
+from jax_nano.lowering.small_loops import check_inline
 from jax_nano.runtime.kernels import kernel_for, prepare
 from jax_nano.runtime.report import Report, reports, tell
 
@@ -123,6 +124,7 @@ def _lower(
     product, kernel = region.product, region.kernel
     equation = equation_of([x.aval for x in (*product.invars, *product.outvars)], product.params["dimension_numbers"])
     try:
+        check_inline()
         check_partitioning(ctx)
         prepare(_supported_dots(upcoming))
         dot = with_precision(kernel.precision, kernel.dot)

@@ -107,6 +107,7 @@ class Core:
     vector_per_cycle: float  # vector instructions of any kind, but for loads and stores
     shuffles_per_cycle: float = 1  # of these, those that move elements between lanes
     issue_per_cycle: int  # instructions of any kind
+    in_flight: int  # instructions in its reorder buffer, begun and not yet retired
     setup_cycles: int = 0  # before a task's first instruction, and after its last
     slower: tuple[tuple[str, float, int], ...] = ()  # other instructions: (name, begun per cycle, latency in cycles)
 

@@ -101,42 +101,44 @@ AMD_ZEN4 = "Software Optimization Guide for the AMD Zen 4 Microarchitecture, pub
 INTEL_EXTENSIONS = "Intel Architecture Instruction Set Extensions Programming Reference, 319433"
 INTEL_OPTIMIZATION = "Intel 64 and IA-32 Architectures Optimization Reference Manual, 248966"
 
+# Reorder buffers: the guides above for AMD's, Fog's page on each microarchitecture for the others.
 WIDE = Core(
     dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=4,
-    shuffles_per_cycle=2, issue_per_cycle=8,
+    shuffles_per_cycle=2, issue_per_cycle=8, in_flight=448,
 )  # fmt: skip
 # Two 256-bit halves for one 512-bit operation.
 DOUBLE_PUMPED = Core(
     dots_per_cycle=1, dot_latency_cycles=4, loads_per_cycle=1, stores_per_cycle=0.5, vector_per_cycle=2,
-    shuffles_per_cycle=1, issue_per_cycle=6,
+    shuffles_per_cycle=1, issue_per_cycle=6, in_flight=320,
 )  # fmt: skip
 ZEN_256 = Core(
     dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=4,
-    shuffles_per_cycle=2, issue_per_cycle=6,
+    shuffles_per_cycle=2, issue_per_cycle=6, in_flight=256,
 )  # fmt: skip
 COVE_512 = Core(
     dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=2,
-    shuffles_per_cycle=1, issue_per_cycle=6, slower=(("vdpbf16ps", 0.5, 8),),
+    shuffles_per_cycle=1, issue_per_cycle=6, in_flight=512, slower=(("vdpbf16ps", 0.5, 8),),
 )  # fmt: skip
 # Throughput and latency: the TDP* instructions 16 and 52 cycles, TILELOADD 8, TILESTORED 16, LDTILECFG 204 (latency),
-# TILERELEASE 13. They are those of full tiles: none are published for tiles of fewer rows.
+# TILERELEASE 13. They are those of full tiles: none are published for tiles of fewer rows. Nor is how many tiles there
+# are beside the eight with names: blocks are taken to follow one another.
 COVE_TILES = Core(
     dots_per_cycle=1 / 16, dot_latency_cycles=52, loads_per_cycle=1 / 8, stores_per_cycle=1 / 16, vector_per_cycle=2,
-    shuffles_per_cycle=1, issue_per_cycle=6, setup_cycles=204 + 13,
+    shuffles_per_cycle=1, issue_per_cycle=6, in_flight=1, setup_cycles=204 + 13,
 )  # fmt: skip
 COVE_256 = Core(
     dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=3, stores_per_cycle=2, vector_per_cycle=3,
-    shuffles_per_cycle=2, issue_per_cycle=6,
+    shuffles_per_cycle=2, issue_per_cycle=6, in_flight=512,
 )  # fmt: skip
 LAKE = Core(
     dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=3,
-    shuffles_per_cycle=1, issue_per_cycle=4,
+    shuffles_per_cycle=1, issue_per_cycle=4, in_flight=224,
 )  # fmt: skip
 # Units of 512 bits stand at ports 0, with 1 joined to it, and 5.
 LAKE_512 = replace(LAKE, vector_per_cycle=2)
 WELL = Core(
     dots_per_cycle=2, dot_latency_cycles=5, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=3,
-    shuffles_per_cycle=1, issue_per_cycle=4,
+    shuffles_per_cycle=1, issue_per_cycle=4, in_flight=192,
 )  # fmt: skip
 
 PROCESSORS = (
@@ -154,7 +156,7 @@ PROCESSORS = (
     Machine(
         name="znver4",
         isas=(AVX512, AVX2),
-        cores={"avx512": DOUBLE_PUMPED, "avx2": ZEN_256},
+        cores={"avx512": DOUBLE_PUMPED, "avx2": replace(ZEN_256, in_flight=320)},
         caches=caches((32, 8), (1024, 8), (32, 16)),
         ghz=3.7,
         memory_gb_per_s=(30, 200),

@@ -149,7 +149,7 @@ def block_cost(plan: Plan, unit: Unit, rows: int, cols: int) -> BlockCost:
     machine, terms = unit.machine, plan.dot.terms
     steps = terms * unit.steps(plan.kc)
     tall, registers = -(-rows // unit.instruction.shape[0]), -(-cols // unit.lanes)
-    cycles = block_cycles(unit, tall, registers, steps)
+    cycles = block_cycles(unit, tall, registers, steps, carried_on=plan.k_blocks > 1)
     cycles += tile_pass_cycles(plan, unit, rows, registers) + steps * lhs_stalls(plan, machine, rows)
     cycles += (terms - 1) * machine.fitted.block_overhead_cycles
     if plan.k_blocks > 1:

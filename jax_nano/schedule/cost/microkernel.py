@@ -90,8 +90,21 @@ def extra_work(
     return extra._replace(per_register=per_register, loads=loads, registers=registers, held=held)
 
 
-def step_cycles(unit: Unit, rows: int, registers: int) -> float:
-    """Cycles of one step of k on a block of rows x registers accumulators.
+class StepCost(NamedTuple):
+    """One step of k on a block of accumulators."""
+
+    bound: float  # cycles by throughput
+    waiting: float  # cycles beyond that until each accumulator's last update is done
+    instructions: float
+
+    @property
+    def cycles(self) -> float:
+        """Of one of many steps."""
+        return self.bound + self.waiting
+
+
+def step_cost(unit: Unit, rows: int, registers: int) -> StepCost:
+    """One step of k on a block of rows x registers accumulators.
 
     rows * registers multiply-accumulates are fed by rows loads of A and registers of B; each accumulator waits for its
     own last update.
@@ -102,21 +115,29 @@ def step_cycles(unit: Unit, rows: int, registers: int) -> float:
     dots, loads = rows * registers, rows + registers * extra.loads
     others = rows * extra.per_row + registers * extra.per_register
     vectors = dots * unit.instruction.operations
+    instructions = vectors + loads + others + 1
     per_cycle, latency = core.rate(unit.instruction.name)
     bound = max(
         dots / per_cycle + fitted.port_conflict_share * others / core.vector_per_cycle,
         loads / core.loads_per_cycle,
-        fitted.latency_slack * latency,
         (vectors + others) / core.vector_per_cycle,
-        (vectors + loads + others + 1) / core.issue_per_cycle,
+        instructions / core.issue_per_cycle,
     )
-    return bound + fitted.load_exposed_share * loads / core.loads_per_cycle
+    exposed = fitted.load_exposed_share * loads / core.loads_per_cycle
+    return StepCost(bound + exposed, max(0.0, fitted.latency_slack * latency - bound), instructions)
 
 
-def block_cycles(unit: Unit, rows: int, registers: int, steps: int) -> float:
-    """Cycles of a microkernel: its loop, and the accumulators cleared before and stored after."""
+def block_cycles(unit: Unit, rows: int, registers: int, steps: int, *, carried_on: bool = False) -> float:
+    """Cycles of a microkernel: its loop, and the accumulators cleared before and stored after.
+
+    Of short microkernels the processor has several in flight: one waits while others compute. Not so where one carries
+    on the sums of another.
+    """
     fitted, stores = unit.machine.fitted, rows * registers / unit.core.stores_per_cycle
-    cycles = steps * step_cycles(unit, rows, registers) + stores + fitted.block_overhead_cycles
+    step = step_cost(unit, rows, registers)
+    instructions = steps * step.instructions + 2 * rows * registers
+    in_flight = 1.0 if carried_on else max(1.0, unit.core.in_flight / instructions)
+    cycles = steps * step.bound + stores + (steps * step.waiting + fitted.block_overhead_cycles) / in_flight
     return overlap(fitted, cycles, rows * unit.extra.per_run)
 
 

@@ -15,13 +15,14 @@ from jax_nano.schedule.candidates import kernel_plans
 from jax_nano.schedule.cost import memory, packing
 from jax_nano.schedule.cost.estimate import compute_cycles, unit_of
 from jax_nano.schedule.cost.memory import PACKED
-from jax_nano.schedule.cost.microkernel import Extra, Unit, block_cycles, panels, step_cycles
+from jax_nano.schedule.cost.microkernel import Extra, Unit, block_cycles, panels, step_cost
 from jax_nano.schedule.register_block import BlockSearch, register_blocks, tile_blocks
 from jax_nano.schedule.weight_panels import panels_for
 
 CORE = Core(
-    dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=4, issue_per_cycle=8
-)
+    dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=4,
+    issue_per_cycle=8, in_flight=448,
+)  # fmt: skip
 (FMA,) = (dot for dot in x86.AVX512.dots if dot.name == "fma_f32")
 
 
@@ -51,25 +52,33 @@ def nearly(cycles):
     ],
 )
 def test_a_step_takes_as_long_as_what_limits_it(rows, registers, cycles, limit):
-    assert step_cycles(unit(), rows, registers) == nearly(cycles), limit
+    assert step_cost(unit(), rows, registers).cycles == nearly(cycles), limit
 
 
 def test_a_step_waits_for_other_vector_instructions_and_for_issue():
-    assert step_cycles(unit(extra=Extra(per_register=12)), 8, 2) == nearly(8 + ZEN5.port_conflict_share * 24 / 4)
-    assert step_cycles(unit(extra=Extra(per_register=12)), 2, 4) == nearly((8 + 48) / 4)
-    assert step_cycles(unit(replace(CORE, issue_per_cycle=1)), 8, 2) == nearly(16 + 10 + 1)
+    assert step_cost(unit(extra=Extra(per_register=12)), 8, 2).cycles == nearly(8 + ZEN5.port_conflict_share * 24 / 4)
+    assert step_cost(unit(extra=Extra(per_register=12)), 2, 4).cycles == nearly((8 + 48) / 4)
+    assert step_cost(unit(replace(CORE, issue_per_cycle=1)), 8, 2).cycles == nearly(16 + 10 + 1)
 
 
 def test_a_slower_instruction_has_its_own_throughput():
     slow = unit(replace(CORE, slower=((FMA.name, 0.5, 8),)))
-    assert step_cycles(slow, 4, 4) == nearly(32)
-    assert step_cycles(slow, 1, 1) == nearly(ZEN5.latency_slack * 8)
+    assert step_cost(slow, 4, 4).cycles == nearly(32)
+    assert step_cost(slow, 1, 1).cycles == nearly(ZEN5.latency_slack * 8)
 
 
 def test_longer_sums_take_longer():
     times = [block_cycles(unit(), 14, 2, steps) for steps in (1, 10, 100)]
     assert times == sorted(set(times))
-    assert times[2] - times[1] == pytest.approx(90 * step_cycles(unit(), 14, 2))
+    assert times[2] - times[1] == pytest.approx(90 * step_cost(unit(), 14, 2).cycles)
+
+
+def test_short_blocks_wait_beside_others():
+    """One step of a lone accumulator is a handful of instructions, of which the reorder buffer holds many."""
+    alone, among_others = (block_cycles(unit(replace(CORE, in_flight=n)), 1, 1, 1) for n in (1, 448))
+    assert alone > 20 > 5 > among_others
+    long = [block_cycles(unit(replace(CORE, in_flight=n)), 14, 2, 100) for n in (1, 448)]
+    assert long[0] == long[1]
 
 
 # Register blocks
