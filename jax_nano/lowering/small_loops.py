@@ -11,15 +11,15 @@ call would take longer.
 
 from __future__ import annotations
 
+import functools
 import math
-import os
 import re
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
-import jaxlib
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.extend.core.primitives import scan_p, while_p
 from jax.interpreters import mlir
@@ -27,6 +27,7 @@ from jax.interpreters import mlir
 from jax_nano import config
 from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
+from jax_nano.jaxpr.inline import type_of
 from jax_nano.jaxpr.primitives import PRODUCTS, nano_dot_general_p, nano_region_p
 from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering, without_cached_functions
 from jax_nano.jaxpr.region import Region
@@ -75,14 +76,15 @@ FROM_0_12 = Rules(bytes=10**9, library_types=YNNPACK_TYPES, library_size=0, libr
 THRESHOLD_FLAG = re.compile(r"xla_cpu_small_while_loop_byte_threshold=(\d+)")
 
 
+@functools.cache
 def rules() -> Rules:
     """Those of the XLA in the installed jaxlib."""
-    return FROM_0_12 if tuple(map(int, jaxlib.__version__.split(".")[:2])) >= (0, 12) else BEFORE_0_12
+    return FROM_0_12 if tuple(map(int, version("jaxlib").split(".")[:2])) >= (0, 12) else BEFORE_0_12
 
 
 def byte_threshold() -> int:
     """From how many bytes on, accessed by a step, a loop does not become one function: users can set that."""
-    given = THRESHOLD_FLAG.findall(os.environ.get("XLA_FLAGS", ""))
+    given = THRESHOLD_FLAG.findall(config.text("XLA_FLAGS"))
     return int(given[-1]) if given else rules().bytes
 
 
@@ -124,9 +126,9 @@ class Loop:
         """Whether any product could be a kernel."""
         return any(product.dot for product in self.products) or any(loop.has_kernels for loop in self.loops)
 
-    def stays_with_xla(self) -> bool:
+    def is_faster_with_xla(self) -> bool:
         """Whether XLA makes one function of it, and faster code than kernels would be."""
-        if not all(map(rules().inline, self.products)) or not all(loop.stays_with_xla() for loop in self.loops):
+        if not all(map(rules().inline, self.products)) or not all(loop.is_faster_with_xla() for loop in self.loops):
             return False
         dots = [(product, product.dot) for product in self.products if product.dot]
         here = machine()
@@ -171,8 +173,8 @@ def read_loop(*step: Jaxpr) -> Loop:
                 loops.append(read_loop(*jaxprs_in_params(eqn.params)))
             elif eqn.primitive in PRODUCTS or eqn.primitive is nano_region_p:
                 products.append(_read_product(eqn))
-    state = [x.aval for jaxpr in step for x in jaxpr.outvars]
-    return Loop(products, loops, sum(_bytes(aval) for aval in state))
+    state = [type_of(x) for jaxpr in step for x in jaxpr.outvars]
+    return Loop(products, loops, sum(map(_bytes, state)))
 
 
 def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
@@ -195,7 +197,7 @@ def _read_product(eqn: JaxprEqn) -> Product:
     if region and (region.kernel.dot.panels or region.kernel.dot.scaling):
         raise UnknownLoop
     product = region.product if region else eqn
-    lhs, rhs, out = (x.aval for x in (*product.invars, *product.outvars))
+    lhs, rhs, out = map(type_of, (*product.invars, *product.outvars))
     bytes_accessed = sum(map(_bytes, (lhs, rhs, out)))
     (contracted, _), (batch, _) = product.params["dimension_numbers"]
     b, k = (math.prod(lhs.shape[i] for i in places) for places in (batch, contracted))
@@ -215,9 +217,10 @@ def _dot_of_kernel(eqn: JaxprEqn) -> Dot | None:
             kernel = eqn.params["region"].kernel
             return with_precision(kernel.precision, kernel.dot)
         if eqn.primitive is nano_dot_general_p or ReplacedLowering.has_replaced(eqn.primitive):
-            lhs, rhs = (Operand.row_major(x.aval.shape, dtype_name(x.aval.dtype)) for x in eqn.invars)
-            out = dtype_name(eqn.outvars[0].aval.dtype)
-            return with_precision(eqn.params["precision"], Dot.of(lhs, rhs, eqn.params["dimension_numbers"], out))
+            lhs, rhs, out = map(type_of, (*eqn.invars, *eqn.outvars))
+            a, b = (Operand.row_major(x.shape, dtype_name(x.dtype)) for x in (lhs, rhs))
+            dot = Dot.of(a, b, eqn.params["dimension_numbers"], dtype_name(out.dtype))
+            return with_precision(eqn.params["precision"], dot)
     except UnsupportedDot:
         pass
     return None
@@ -236,12 +239,13 @@ def check_inline() -> None:
         raise UnsupportedDot(INLINE)
 
 
-def _stays_with_xla(ctx: mlir.LoweringRuleContext, step: tuple[Jaxpr, Jaxpr]) -> bool:
+def stays_with_xla(*step: Jaxpr) -> bool:
+    """Whether the products of a loop of this step are left to XLA."""
     if not config.enabled() or _inline.get():
         return False
     try:
         loop = read_loop(*step)
-        return loop.has_kernels and loop.bytes < byte_threshold() and loop.stays_with_xla()
+        return loop.has_kernels and loop.bytes < byte_threshold() and loop.is_faster_with_xla()
     except (UnknownLoop, UnsupportedDot):
         return False
 
@@ -250,7 +254,7 @@ def _lowering(original: LoweringRule) -> LoweringRule:
     """The lowering of while loops, which tells the products in them where they are left to XLA."""
 
     def lower(ctx: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
-        if not _stays_with_xla(ctx, (params["cond_jaxpr"], params["body_jaxpr"])):
+        if not stays_with_xla(*jaxprs_in_params(params)):
             return original(ctx, *operands, **params)
         token = _inline.set(True)
         try:

@@ -124,15 +124,19 @@ def test_gradients_of_mixed_products_have_jaxs_types(lhs, rhs, preferred):
     assert types(jax_nano.dot_general) == types(lax.dot_general)
 
 
+# In loops, products of matrices of at least 8 rows or columns are kernels: see tests/lowering/test_small_loops.py.
+L = normal(9, 9, seed=4)
+
+
 def test_scan_and_its_gradient():
     def powers(s, x):
         return lax.scan(lambda x, _: ((y := jax_nano.matmul(s, x)), y), x, None, length=3)[1].sum()
 
     with kernels(3):
-        close(jax.jit(powers)(S, S[0]), sum((np.linalg.matrix_power(f64(S), n) @ f64(S[0])).sum() for n in (1, 2, 3)))
+        close(jax.jit(powers)(L, L), sum(np.linalg.matrix_power(f64(L), n).sum() for n in (2, 3, 4)))
     with kernels():
-        gradient = jax.jit(jax.grad(powers, 1))(S, S[0])
-    close(gradient, sum(np.linalg.matrix_power(f64(S).T, n) @ np.ones(5) for n in (1, 2, 3)))
+        gradient = jax.jit(jax.grad(powers, 1))(L, L)
+    close(gradient, sum(np.linalg.matrix_power(f64(L).T, n) @ np.ones((9, 9)) for n in (1, 2, 3)))
 
 
 def test_while_and_cond():
@@ -143,18 +147,16 @@ def test_while_and_cond():
         return lax.cond(n > 2, lambda: jax_nano.matmul(x, s), lambda: x)
 
     with kernels(4):
-        close(jax.jit(f)(S, S[0], 3), np.linalg.matrix_power(f64(S), 3) @ f64(S[0]) @ f64(S))
+        close(jax.jit(f)(L, L, 3), np.linalg.matrix_power(f64(L), 5))
     with kernels(1):
-        close(jax.jit(f)(S, S[0], 1), f64(S) @ f64(S[0]))
+        close(jax.jit(f)(L, L, 1), np.linalg.matrix_power(f64(L), 2))
 
 
 def test_fori_loop_and_map():
     with kernels(4):
-        close(
-            lax.fori_loop(0, 4, lambda _, x: jax_nano.matmul(S, x), S[0]), np.linalg.matrix_power(f64(S), 4) @ f64(S[0])
-        )
-    with kernels(6):
-        assert_close(lax.map(lambda a: jax_nano.matmul(a, B), A), "ij,jk->ik", A, B)
+        close(lax.fori_loop(0, 4, lambda _, x: jax_nano.matmul(L, x), L), np.linalg.matrix_power(f64(L), 5))
+    with kernels(3):
+        assert_close(lax.map(lambda a: jax_nano.matmul(a, L), x := normal(3, 4, 9, seed=5)), "ijk,kl->ijl", x, L)
 
 
 def test_remat():

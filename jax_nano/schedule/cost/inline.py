@@ -35,4 +35,6 @@ def reading_seconds(size: int, machine: Machine) -> float:
     from_l2 = size / (fitted.inline_l2_bytes_per_cycle * hertz)
     if size <= machine.l2.bytes:
         return from_l2
-    return max(from_l2, 1e-9 * size / (machine.l3_gb_per_s if size <= machine.llc.bytes else machine.memory_gb_per_s[0]))
+    return max(
+        from_l2, 1e-9 * size / (machine.l3_gb_per_s if size <= machine.llc.bytes else machine.memory_gb_per_s[0])
+    )

@@ -1,0 +1,319 @@
+"""Loops that XLA compiles into one function: what it does, by its HLO, and that small products are left to it there."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jax_nano
+from jax_nano.ir.dtypes import dtype_name
+from jax_nano.lowering import small_loops
+from jax_nano.lowering.dot_general import nano as products
+from jax_nano.lowering.small_loops import INLINE, Product, byte_threshold, read_loop, rules
+
+CALL = 'xla_cpu_small_call="true"'
+PRODUCTS = [*itertools.product((3, 4, 7, 8), repeat=3), *itertools.permutations((1, 8, 9))]
+
+
+def compiled(f, *arrays):
+    """The HLO of a function, without its being run."""
+    return jax.jit(f).lower(*arrays).compile().as_text() or ""
+
+
+def one_function(f, *arrays):
+    """Whether XLA makes one function of the loop in it."""
+    return CALL in compiled(f, *arrays)
+
+
+def spec(*shape, dtype="float32"):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+# What XLA does
+
+
+def loop_of(kind, out):
+    """A loop of one product, whose operand A is the state, row-major ("n") or transposed ("t") as B is."""
+    numbers = (((1 if kind[0] == "n" else 0,), (0 if kind[1] == "n" else 1,)), ((), ()))
+
+    def loop(b, a):
+        def step(a):
+            return a + lax.dot_general(a, b, numbers, preferred_element_type=out).sum().astype(a.dtype)
+
+        return lax.while_loop(lambda a: (a.ravel()[0] < 7).astype(bool), step, a)
+
+    return loop
+
+
+@pytest.mark.parametrize(
+    "dtype, out, kind",
+    [*(("float32", "float32", kind) for kind in ("nn", "nt", "tn", "tt")), ("float64", "float64", "nn"),
+     ("bfloat16", "float32", "nn"), ("float16", "float16", "nn"), ("int8", "int32", "nn"), ("int8", "int32", "tn"),
+     ("uint8", "int32", "nn"), ("int32", "int32", "nn"), ("int16", "int16", "nn")],
+)  # fmt: skip
+@pytest.mark.usefixtures("x64")
+def test_xla_emits_inline_what_the_rules_say(dtype, out, kind):
+    """Where this fails, the installed XLA has moved a threshold: find out where to, and give its version rules."""
+    moved = []
+    for m, n, k in PRODUCTS:
+        a = spec(*((m, k) if kind[0] == "n" else (k, m)), dtype=dtype)
+        b = spec(*((k, n) if kind[1] == "n" else (n, k)), dtype=dtype)
+        types = dtype_name(dtype), dtype_name(dtype), dtype_name(out)
+        expected = rules().inline(Product((1, m, n, k), types, kind[0] == "n", None, 0))
+        if 4 * sum(x.size * x.dtype.itemsize for x in (a, b, spec(m, n, dtype=out))) > byte_threshold():
+            continue
+        if one_function(loop_of(kind, out), b, a) != expected:
+            moved.append((m, n, k))
+    assert not moved, f"{rules()} does not hold for these (M, N, K)"
+
+
+def matrix_by_vector(steps=5):
+    """A loop of matrix-vector products."""
+
+    def loop(w, x):
+        return lax.scan(lambda x, _: (jnp.tanh(w @ x), None), x, None, length=steps)[0]
+
+    return loop
+
+
+def loop_bytes(f, *arrays):
+    """What one step of a function that is one loop accesses, as it is read here."""
+    (eqn,) = jax.make_jaxpr(f)(*arrays).jaxpr.eqns
+    return read_loop(*small_loops.jaxprs_in_params(eqn.params)).bytes
+
+
+def test_xla_counts_the_bytes_of_a_step():
+    """Half the threshold is little enough, twice is too much."""
+    for factor, expected in ((0.5, True), (2, False)):
+        n = int((factor * byte_threshold() / 4) ** 0.5)
+        arrays = spec(n, n), spec(n)
+        assert loop_bytes(matrix_by_vector(), *arrays) == pytest.approx(factor * byte_threshold(), rel=0.4)
+        assert one_function(matrix_by_vector(), *arrays) is expected
+
+
+def test_a_custom_call_keeps_xla_from_making_one_function(monkeypatch):
+    arrays = spec(3, 3), spec(3)
+    monkeypatch.setattr(small_loops, "stays_with_xla", lambda *_: False)
+    text = compiled(jax_nano.accelerate(matrix_by_vector()), *arrays)
+    assert "custom-call" in text
+    assert CALL not in text
+
+
+# What jax_nano does
+
+
+@pytest.fixture(params=["accelerate", "install", "matmul"])
+def nano(request):
+    """What gives a function our products, in three ways."""
+    if request.param == "accelerate":
+        return jax_nano.accelerate
+
+    def run_installed(f):
+        def installed(*arrays):
+            return f(*arrays)
+
+        return installed
+
+    if request.param == "matmul":
+        return products
+    request.getfixturevalue("installed")
+    return run_installed
+
+
+@pytest.fixture
+def installed():
+    with jax_nano.installed():
+        yield
+
+
+def reasons(f, *arrays):
+    return [report.reason for report in jax_nano.inspect(f, *arrays)]
+
+
+def test_a_small_product_in_a_loop_is_left_to_xla(nano):
+    w, x = jnp.eye(3) / 2, jnp.ones(3)
+    loop = nano(matrix_by_vector())
+    text = compiled(loop, w, x)
+    assert CALL in text
+    assert "custom-call" not in text
+    before = jax_nano.executed_kernels()
+    np.testing.assert_array_equal(jax.jit(loop)(w, x), jax.jit(matrix_by_vector())(w, x))
+    assert jax_nano.executed_kernels() == before
+
+
+def test_reports_say_that_xla_does_it_inline():
+    w, x = jnp.eye(3), jnp.ones(3)
+    assert reasons(matrix_by_vector(), w, x) == [INLINE]
+
+
+@pytest.mark.parametrize("m", [2, 8])
+def test_a_product_that_xla_does_not_emit_inline_is_a_kernel(m):
+    def loop(w, x):
+        return lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=5)[0]
+
+    assert reasons(loop, jnp.eye(16), jnp.ones((m, 16))) == [""]
+
+
+def test_a_large_product_is_a_kernel_where_that_is_faster():
+    """Of 16-bit floats, of which XLA reads twice as many bytes."""
+    n = 2048
+    w, x = jnp.zeros((n, n), jnp.bfloat16), jnp.zeros(n, jnp.bfloat16)
+    assert reasons(matrix_by_vector(), w, x) == [""]
+
+
+def test_what_vmap_makes_of_a_small_product_counts():
+    def loop(w, x):
+        return lax.scan(lambda x, _: (x @ w, None), x, None, length=5)[0]
+
+    w, x = jnp.eye(16), jnp.ones((16, 16))
+    assert reasons(loop, w, x[0]) == [INLINE]
+    assert reasons(jax.vmap(loop, (None, 0)), w, x) == [""]
+
+
+def test_a_product_outside_of_loops_is_a_kernel():
+    assert reasons(lambda w, x: w @ x, jnp.eye(3), jnp.ones(3)) == [""]
+
+
+def test_all_products_of_a_loop_or_none_are_left_to_xla():
+    """A product of matrices keeps the loop from being one function, so the small one is a kernel as well."""
+
+    def loop(w, x):
+        def step(x, _):
+            return jnp.tanh(x @ w) * (w @ x[0]), None
+
+        return lax.scan(step, x, None, length=5)[0]
+
+    assert reasons(loop, jnp.eye(16), jnp.ones((16, 16))) == ["", ""]
+
+
+def test_loops_in_loops_are_left_to_xla_where_all_are():
+    def nested(inner):
+        def loop(w, x):
+            def step(x, _):
+                return w @ lax.fori_loop(0, 3, lambda _, x: jnp.tanh(inner(w, x)), x), None
+
+            return lax.scan(step, x, None, length=5)[0]
+
+        return loop
+
+    w, x = jnp.eye(16), jnp.ones(16)
+    assert set(reasons(nested(lambda w, x: w @ x), w, x)) == {INLINE}
+    assert CALL in compiled(jax_nano.accelerate(nested(lambda w, x: w @ x)), w, x)
+    assert set(reasons(nested(lambda w, x: (w @ (w * x))[0]), w, x)) == {""}
+
+
+def test_an_inner_loop_is_left_to_xla_by_itself():
+    """The outer one has a product of matrices."""
+
+    def loop(w, x):
+        def step(x, _):
+            row = lax.fori_loop(0, 3, lambda _, x: jnp.tanh(w @ x), x[0])
+            return jnp.tanh(x @ w) + row, None
+
+        return lax.scan(step, x, None, length=5)[0]
+
+    assert sorted(reasons(loop, jnp.eye(16), jnp.ones((16, 16)))) == ["", INLINE]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_function_that_is_called_in_a_loop_and_outside_is_lowered_twice(order):
+    @jax.jit
+    def product(w, x):
+        return jnp.tanh(w @ x)
+
+    def alone(w, x):
+        return product(w, x)
+
+    def loop(w, x):
+        return lax.scan(lambda x, _: (product(w, x), None), x, None, length=5)[0]
+
+    def both(w, x):
+        for i in order:
+            x = (alone, loop)[i](w, x)
+        return x
+
+    w, x = jnp.eye(3), jnp.ones(3)
+    text = compiled(jax_nano.accelerate(both), w, x)
+    assert CALL in text
+    assert text.count("custom-call(") == 1
+
+
+def test_a_while_loop_with_a_product_in_its_condition():
+    def loop(w, x):
+        return lax.while_loop(lambda x: (w @ x)[0] > 0.1, lambda x: 0.5 * (w @ x), x)
+
+    w, x = jnp.eye(3), jnp.ones(3)
+    assert reasons(loop, w, x) == [INLINE, INLINE]
+    np.testing.assert_array_equal(jax.jit(jax_nano.accelerate(loop))(w, x), loop(w, x))
+
+
+def test_gradients_of_a_loop_are_left_to_xla():
+    def loss(w, x):
+        return matrix_by_vector()(w, x).sum()
+
+    w, x = jnp.eye(3) / 2, jnp.ones(3)
+    gradient = jax.grad(loss, (0, 1))
+    assert set(reasons(gradient, w, x)) == {INLINE}
+    for got, want in zip(jax.jit(jax_nano.accelerate(gradient))(w, x), gradient(w, x), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_packed_weights_stay_packed_in_loops():
+    w, x = jax_nano.pack(jnp.eye(16)), jnp.ones((1, 16))
+
+    def loop(w, x):
+        return lax.scan(lambda x, _: (jax_nano.matmul(x, w), None), x, None, length=5)[0]
+
+    assert reasons(loop, w, x) == [""]
+
+
+def test_users_may_set_xlas_threshold(monkeypatch):
+    arrays = spec(3, 3), spec(3)
+    loop = jax_nano.accelerate(matrix_by_vector())
+    assert "custom-call" not in jax.jit(loop).lower(*arrays).as_text()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=0")
+    assert "custom_call" in jax.jit(jax_nano.accelerate(matrix_by_vector())).lower(*arrays).as_text()
+
+
+def test_a_loop_that_fails_to_lower_leaves_no_trace(monkeypatch):
+    def failing(*_, **__):
+        raise RuntimeError("no lowering")
+
+    lower = small_loops._lowering(failing)
+    closed = jax.make_jaxpr(jax_nano.accelerate(matrix_by_vector()))(jnp.eye(3), jnp.ones(3))
+    monkeypatch.setattr(small_loops, "stays_with_xla", lambda *_: True)
+    monkeypatch.setattr(small_loops, "without_cached_functions", lambda ctx: ctx)
+    with pytest.raises(RuntimeError, match="no lowering"):
+        lower(None, cond_jaxpr=closed.jaxpr, body_jaxpr=closed.jaxpr)
+    small_loops.check_inline()
+
+
+def test_loops_without_products_are_lowered_as_before():
+    def loop(x):
+        return lax.fori_loop(0, 5, lambda _, x: jnp.sin(x), x)
+
+    assert CALL in compiled(jax_nano.accelerate(loop), jnp.ones(3))
+    assert jax_nano.inspect(loop, jnp.ones(3)) == ()
+
+
+def test_a_loop_may_carry_a_key_and_a_token():
+    def loop(w, x, key):
+        def step(carry, _):
+            x, key = carry
+            key, used = jax.random.split(key)
+            return (w @ x + jax.random.normal(used, x.shape), key), None
+
+        return lax.scan(step, (x, key), None, length=3)[0][0]
+
+    arrays = jnp.eye(3), jnp.ones(3), jax.random.key(0)
+    assert reasons(loop, *arrays) == [INLINE]
+    np.testing.assert_allclose(jax.jit(jax_nano.accelerate(loop))(*arrays), loop(*arrays), rtol=1e-6)
+
+
+def test_a_loop_of_symbolic_sizes_is_lowered_as_before():
+    (n,) = jax.export.symbolic_shape("n")
+    exported = jax.export.export(jax.jit(matrix_by_vector()))(spec(n, n), spec(n))
+    np.testing.assert_array_equal(exported.call(jnp.eye(3), jnp.zeros(3)), jnp.zeros(3))
