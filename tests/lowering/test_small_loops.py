@@ -63,7 +63,7 @@ def test_xla_emits_inline_what_the_rules_say(dtype, out, kind):
         b = spec(*((k, n) if kind[1] == "n" else (n, k)), dtype=dtype)
         types = dtype_name(dtype), dtype_name(dtype), dtype_name(out)
         expected = rules().inline(Product((1, m, n, k), types, kind[0] == "n", None, 0))
-        if 4 * sum(x.size * x.dtype.itemsize for x in (a, b, spec(m, n, dtype=out))) > byte_threshold():
+        if 8 * sum(x.size * max(4, x.dtype.itemsize) for x in (a, b, spec(m, n, dtype=out))) > byte_threshold():
             continue
         if one_function(loop_of(kind, out), b, a) != expected:
             moved.append((m, n, k))
@@ -168,7 +168,7 @@ def test_what_vmap_makes_of_a_small_product_counts():
     def loop(w, x):
         return lax.scan(lambda x, _: (x @ w, None), x, None, length=5)[0]
 
-    w, x = jnp.eye(16), jnp.ones((16, 16))
+    w, x = jnp.eye(9), jnp.ones((9, 9))
     assert reasons(loop, w, x[0]) == [INLINE]
     assert reasons(jax.vmap(loop, (None, 0)), w, x) == [""]
 
@@ -199,9 +199,10 @@ def test_loops_in_loops_are_left_to_xla_where_all_are():
 
         return loop
 
-    w, x = jnp.eye(16), jnp.ones(16)
+    w, x = jnp.eye(7), jnp.ones(7)
     assert set(reasons(nested(lambda w, x: w @ x), w, x)) == {INLINE}
     assert CALL in compiled(jax_nano.accelerate(nested(lambda w, x: w @ x)), w, x)
+    w, x = jnp.eye(9), jnp.ones(9)
     assert set(reasons(nested(lambda w, x: (w @ (w * x))[0]), w, x)) == {""}
 
 
@@ -215,7 +216,7 @@ def test_an_inner_loop_is_left_to_xla_by_itself():
 
         return lax.scan(step, x, None, length=5)[0]
 
-    assert sorted(reasons(loop, jnp.eye(16), jnp.ones((16, 16)))) == ["", INLINE]
+    assert sorted(reasons(loop, jnp.eye(9), jnp.ones((9, 9)))) == ["", INLINE]
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
