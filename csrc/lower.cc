@@ -4,8 +4,22 @@
 
 #include "llvm/IR/IRBuilder.h"
 #include "llvm/Support/raw_ostream.h"
-#include "mlir/Conversion/Passes.h"
+#include "mlir/Conversion/AffineToStandard/AffineToStandard.h"
+#include "mlir/Conversion/ArithToLLVM/ArithToLLVM.h"
+#include "mlir/Conversion/ControlFlowToLLVM/ControlFlowToLLVM.h"
+#include "mlir/Conversion/ConvertToLLVM/ToLLVMPass.h"
+#include "mlir/Conversion/FuncToLLVM/ConvertFuncToLLVM.h"
+#include "mlir/Conversion/FuncToLLVM/ConvertFuncToLLVMPass.h"
+#include "mlir/Conversion/IndexToLLVM/IndexToLLVM.h"
+#include "mlir/Conversion/MathToLLVM/MathToLLVM.h"
+#include "mlir/Conversion/MemRefToLLVM/MemRefToLLVM.h"
+#include "mlir/Conversion/ReconcileUnrealizedCasts/ReconcileUnrealizedCasts.h"
+#include "mlir/Conversion/SCFToControlFlow/SCFToControlFlow.h"
+#include "mlir/Conversion/UBToLLVM/UBToLLVM.h"
+#include "mlir/Conversion/VectorToLLVM/ConvertVectorToLLVM.h"
+#include "mlir/Conversion/VectorToLLVM/ConvertVectorToLLVMPass.h"
 #include "mlir/Dialect/AMX/AMXDialect.h"
+#include "mlir/Dialect/AMX/Transforms.h"
 #include "mlir/Dialect/Affine/IR/AffineOps.h"
 #include "mlir/Dialect/Arith/IR/Arith.h"
 #include "mlir/Dialect/ControlFlow/IR/ControlFlow.h"
@@ -21,40 +35,62 @@
 #include "mlir/IR/BuiltinOps.h"
 #include "mlir/IR/Diagnostics.h"
 #include "mlir/IR/MLIRContext.h"
-#include "mlir/InitAllExtensions.h"
 #include "mlir/Parser/Parser.h"
 #include "mlir/Pass/PassManager.h"
-#include "mlir/Pass/PassRegistry.h"
-#include "mlir/Target/LLVMIR/Dialect/All.h"
+#include "mlir/Target/LLVMIR/Dialect/Builtin/BuiltinToLLVMIRTranslation.h"
+#include "mlir/Target/LLVMIR/Dialect/LLVMIR/LLVMToLLVMIRTranslation.h"
 #include "mlir/Target/LLVMIR/Export.h"
 #include "mlir/Transforms/Passes.h"
 
 namespace jax_nano {
 namespace {
 
-// Runs on the module itself: wrapped in builtin.module(...) it would silently run nothing. Control flow is converted
-// together with what is left then, since branches carry tiles, which no single dialect's conversion knows.
-constexpr const char* kPipeline =
-    "canonicalize,cse,loop-invariant-code-motion,convert-scf-to-cf,expand-strided-metadata,lower-affine,"
-    "convert-vector-to-llvm{enable-x86vector=true},convert-math-to-llvm,finalize-memref-to-llvm,"
-    "convert-func-to-llvm{use-bare-ptr-memref-call-conv=true},convert-arith-to-llvm,convert-index-to-llvm,"
-    "convert-to-llvm,reconcile-unrealized-casts";
-
+// Every pass, dialect and interface is named: MLIR's functions that register all of them would link all of MLIR.
 const mlir::DialectRegistry& Registry() {
   static const mlir::DialectRegistry* registry = [] {
-    mlir::registerConversionPasses();
-    mlir::registerTransformsPasses();
-    mlir::memref::registerMemRefPasses();
     auto* dialects = new mlir::DialectRegistry;
     dialects->insert<mlir::affine::AffineDialect, mlir::amx::AMXDialect, mlir::arith::ArithDialect,
                      mlir::cf::ControlFlowDialect, mlir::func::FuncDialect, mlir::LLVM::LLVMDialect,
                      mlir::math::MathDialect, mlir::memref::MemRefDialect, mlir::scf::SCFDialect, mlir::ub::UBDialect,
                      mlir::vector::VectorDialect, mlir::x86vector::X86VectorDialect>();
-    mlir::registerAllExtensions(*dialects);
-    mlir::registerAllToLLVMIRTranslations(*dialects);
+    mlir::registerConvertAMXToLLVMInterface(*dialects);
+    mlir::arith::registerConvertArithToLLVMInterface(*dialects);
+    mlir::cf::registerConvertControlFlowToLLVMInterface(*dialects);
+    mlir::registerConvertFuncToLLVMInterface(*dialects);
+    mlir::index::registerConvertIndexToLLVMInterface(*dialects);
+    mlir::registerConvertMathToLLVMInterface(*dialects);
+    mlir::registerConvertMemRefToLLVMInterface(*dialects);
+    mlir::ub::registerConvertUBToLLVMInterface(*dialects);
+    mlir::vector::registerConvertVectorToLLVMInterface(*dialects);
+    mlir::registerConvertToLLVMDependentDialectLoading(*dialects);
+    mlir::registerBuiltinDialectTranslation(*dialects);
+    mlir::registerLLVMDialectTranslation(*dialects);
     return dialects;
   }();
   return *registry;
+}
+
+// Control flow is converted together with what is left then, since branches carry tiles, which no single dialect's
+// conversion knows.
+void AddPasses(mlir::PassManager& passes) {
+  passes.addPass(mlir::createCanonicalizerPass());
+  passes.addPass(mlir::createCSEPass());
+  passes.addPass(mlir::createLoopInvariantCodeMotionPass());
+  passes.addPass(mlir::createSCFToControlFlowPass());
+  passes.addPass(mlir::memref::createExpandStridedMetadataPass());
+  passes.addPass(mlir::createLowerAffinePass());
+  mlir::ConvertVectorToLLVMPassOptions vectors;
+  vectors.x86Vector = true;
+  passes.addPass(mlir::createConvertVectorToLLVMPass(vectors));
+  passes.addPass(mlir::createConvertMathToLLVMPass());
+  passes.addPass(mlir::createFinalizeMemRefToLLVMConversionPass());
+  mlir::ConvertFuncToLLVMPassOptions functions;
+  functions.useBarePtrCallConv = true;
+  passes.addPass(mlir::createConvertFuncToLLVMPass(functions));
+  passes.addPass(mlir::createArithToLLVMConversionPass());
+  passes.addPass(mlir::createConvertIndexToLLVMPass());
+  passes.addPass(mlir::createConvertToLLVMPass());
+  passes.addPass(mlir::createReconcileUnrealizedCastsPass());
 }
 
 // name(round, task, shared, local, b0, b1, ...) becomes name(round, task, shared, local, buffers).
@@ -99,7 +135,7 @@ llvm::Expected<std::unique_ptr<llvm::Module>> Lower(std::string_view text, llvm:
   auto module = mlir::parseSourceString<mlir::ModuleOp>(text, &mlir_context);
   if (!module) return failure("parsing the MLIR module");
   mlir::PassManager passes(&mlir_context);
-  if (failed(mlir::parsePassPipeline(kPipeline, passes))) return failure("building the pass pipeline");
+  AddPasses(passes);
   if (failed(passes.run(*module))) return failure("lowering to the LLVM dialect");
   auto llvm_module = mlir::translateModuleToLLVMIR(*module, context, "jax_nano");
   if (!llvm_module) return failure("translating to LLVM IR");

@@ -16,7 +16,7 @@
 #include "loader.h"
 #include "lower.h"
 #include "memory.h"
-#include "mlir/InitAllExtensions.h"
+#include "mlir/Transforms/Passes.h"
 #include "processor.h"
 #include "run.h"
 #include "scratch.h"
@@ -70,7 +70,7 @@ nb::capsule Capsule(XLA_FFI_Handler* handler) { return nb::capsule(reinterpret_c
 NB_MODULE(_native, m) {
   m.doc() = "MLIR text to object code, and the custom call that runs it.";
   m.attr("llvm_version") = LLVM_VERSION_STRING;
-  m.attr("libraries") = nb::make_tuple(FileOf(&mlir::registerAllExtensions), FileOf(&LLVMGetVersion));
+  m.attr("libraries") = nb::make_tuple(FileOf(&mlir::createCSEPass), FileOf(&LLVMGetVersion));
   m.def(
       "compile",
       [](std::string_view text, std::string cpu, std::string features, std::string tune) {
