@@ -7,14 +7,13 @@ the path, or pyenv's) with all of JAX 0.10 to 0.12 that support them. Environmen
 """
 
 import dataclasses
-import os
 import pathlib
-import shutil
 import subprocess
 import sys
 
+from pythons import SERIES, interpreter, version
+
 ROOT = pathlib.Path(__file__).parents[1]
-PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 OLDEST_PYTHON = {"0.10": "3.11", "0.11": "3.12", "0.12": "3.12"}  # that each JAX has wheels for
 FACING_JAX = ("api", "external", "jaxpr", "lowering", "runtime", "weights", "csrc")  # folders of tests/
 
@@ -35,24 +34,9 @@ class Pair:
         return ROOT / ".venvs" / f"{self}"
 
 
-def version(series: str) -> tuple[int, ...]:
-    """A series as numbers."""
-    return tuple(map(int, series.split(".")))
-
-
-def interpreter(series: str) -> str | None:
-    """The Python of a series that runs: one on the path, or pyenv's newest."""
-    pyenv = pathlib.Path(os.environ.get("PYENV_ROOT", pathlib.Path.home() / ".pyenv")) / "versions"
-    kept = sorted(pyenv.glob(f"{series}.*"), key=lambda folder: version(folder.name), reverse=True)
-    for candidate in (shutil.which(f"python{series}"), *(str(folder / "bin" / f"python{series}") for folder in kept)):
-        if candidate and not subprocess.run([candidate, "-c", ""], capture_output=True, check=False).returncode:
-            return candidate
-    return None
-
-
 def found() -> list[Pair]:
     """All pairs that this machine can run, the oldest first."""
-    pythons = [series for series in PYTHONS if interpreter(series)]
+    pythons = [series for series in SERIES if interpreter(series)]
     return sorted(
         Pair(python, jax)
         for python in pythons
