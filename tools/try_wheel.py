@@ -1,9 +1,11 @@
-"""Installs wheels of dist/ into fresh environments, and runs them where no LLVM is: python tools/try_wheel.py [PYTHON ...]
+"""Installs wheels of dist/ into fresh environments, and runs them where no LLVM is.
+
+usage: python tools/try_wheel.py [PYTHON ...]
 
 For each Python (by default all that are found) the wheel for it is installed with the newest JAX it may have. A program
-with a product and its gradient runs in a mount namespace where the system's LLVM and MLIR are hidden, which takes root or
-user namespaces. Then jax_nano and each of BESIDE that can be installed, which bring LLVMs of their own, compile in one
-process, imported in either order.
+with a product and its gradient runs in a mount namespace where the system's LLVM and MLIR are hidden, which takes root
+or user namespaces. Then jax_nano and each of BESIDE that can be installed, which bring LLVMs of their own, compile in
+one process, imported in either order.
 """
 
 import pathlib

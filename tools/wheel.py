@@ -1,8 +1,10 @@
-"""Builds wheels that need nothing but the C library, and checks that: python tools/wheel.py [PYTHON ...]
+"""Builds wheels that need nothing but the C library, and checks that.
 
-A wheel has what is used of LLVM and MLIR inside. By default there is one for Python 3.11, and one with the stable ABI for
-3.12 and later, of each such Python that is found (on the path, or pyenv's), in dist/, tagged for the C library that they
-were built with.
+usage: python tools/wheel.py [PYTHON ...]
+
+A wheel has what is used of LLVM and MLIR inside. By default there is one for Python 3.11, and one with the stable ABI
+for 3.12 and later, of each such Python that is found (on the path, or pyenv's), in dist/, tagged for the C library that
+they were built with.
 """
 
 import os
@@ -58,7 +60,9 @@ def check(wheel: pathlib.Path) -> None:
             extension = next(name for name in archive.namelist() if name.endswith(".so"))
             file = archive.extract(extension, folder)
         dynamic = subprocess.run(["readelf", "-d", file], check=True, capture_output=True, text=True).stdout
-        symbols = subprocess.run(["nm", "-D", "--defined-only", file], check=True, capture_output=True, text=True).stdout
+        symbols = subprocess.run(
+            ["nm", "-D", "--defined-only", file], check=True, capture_output=True, text=True
+        ).stdout
         size = pathlib.Path(file).stat().st_size
     needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic))
     shown = {line.split()[-1] for line in symbols.splitlines()}

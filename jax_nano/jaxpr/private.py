@@ -5,8 +5,9 @@ Each use has a test in tests/jaxpr/test_private.py, which says what broke where 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -26,16 +27,16 @@ ClosedJaxpr = _core.ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage]
 
 
 class ReplacedLowering:
-    """A primitive's lowering on CPUs, replaced by another until it is restored: jax.interpreters.mlir only registers.
-
-    The rule is not cached: a cached one is lowered as a function of its own, which does not see that an operand is a
-    transpose.
-    """
+    """A primitive's lowering, replaced by another until it is restored: jax.interpreters.mlir only registers."""
 
     _replaced: ClassVar[list[Primitive]] = []
 
     def __init__(self, primitive: Primitive, replacement: Callable[[LoweringRule], LoweringRule]):
-        """Replaces the rule by what `replacement` makes of it."""
+        """Replaces the rule on CPUs by what `replacement` makes of it.
+
+        The new one is not cached: a cached one is lowered as a function of its own, which does not see that an operand
+        is a transpose.
+        """
         self._primitive = primitive
         self._original = _registry._platform_specific_lowerings["cpu"].get(primitive)
         self._cacheable = primitive not in _registry._uncacheable_primitives
@@ -60,11 +61,33 @@ class ReplacedLowering:
             _registry._uncacheable_primitives.discard(self._primitive)
 
 
-def without_cached_functions(ctx: mlir.LoweringRuleContext) -> mlir.LoweringRuleContext:
-    """A context in which no function is found that was lowered before it, nor later what was lowered in it."""
+def wrap_lowering(primitive: Primitive, wrapper: Callable[[LoweringRule], LoweringRule]) -> None:
+    """Wraps the lowering that a primitive has on all platforms; whether that is cached stays as it is."""
+    kept = _registry._lowerings[primitive]
+    cacheable = primitive not in _registry._uncacheable_primitives
+    mlir.register_lowering(primitive, wrapper(kept.rule), cacheable=cacheable)
+
+
+@contextlib.contextmanager
+def functions_apart(ctx: mlir.LoweringRuleContext, name: str) -> Iterator[None]:
+    """Lowers functions in the block apart from those outside: none is found that was lowered there, nor the reverse.
+
+    Args:
+      ctx: of what is lowered.
+      name: of the blocks of a module that share their functions.
+    """
     module = ctx.module_context
-    caches = ("lowering_cache", "cached_primitive_lowerings")  # JAX 0.10 has the second one only
-    return ctx.replace(module_context=module.replace(**{name: {} for name in caches if hasattr(module, name)}))
+    # JAX 0.10 has the second one only.
+    kept = {name: getattr(module, name, None) for name in ("lowering_cache", "cached_primitive_lowerings")}
+    try:
+        for cache, functions in kept.items():
+            if functions is not None:
+                setattr(module, cache, functions.setdefault(name, {}))
+        yield
+    finally:
+        for cache, functions in kept.items():
+            if functions is not None:
+                setattr(module, cache, functions)
 
 
 Asked = Callable[[Sequence[Any], dict[str, Any]], tuple[list[Any], dict[str, Any]]]

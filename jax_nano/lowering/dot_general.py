@@ -66,7 +66,8 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
         try:
             if not config.enabled():
                 raise UnsupportedDot(TURNED_OFF)
-            check_inline()
+            check_partitioning(ctx)
+            check_inline(params, (*ctx.avals_in, *ctx.avals_out))
             (lhs_array, a), (rhs_array, b) = map(_source, (lhs, rhs), ctx.avals_in)
             dot = _dot(ctx, a, b, params["dimension_numbers"], params["precision"])
             kernel = kernel_for(dot)
@@ -94,7 +95,6 @@ def _source(value: mlir.ir.Value, aval: Any) -> tuple[mlir.ir.Value, Operand]:
 
 def _dot(ctx: mlir.LoweringRuleContext, lhs: Operand, rhs: Operand, dimension_numbers, precision) -> Dot:
     (out,) = ctx.avals_out
-    check_partitioning(ctx)
     return with_precision(precision, Dot.of(lhs, rhs, dimension_numbers, dtype_name(out.dtype)))
 
 

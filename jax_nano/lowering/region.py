@@ -124,8 +124,8 @@ def _lower(
     product, kernel = region.product, region.kernel
     equation = equation_of([x.aval for x in (*product.invars, *product.outvars)], product.params["dimension_numbers"])
     try:
-        check_inline()
         check_partitioning(ctx)
+        check_inline({"region": region}, ())
         prepare(_supported_dots(upcoming))
         dot = with_precision(kernel.precision, kernel.dot)
         compiled = kernel_for(dot)

@@ -68,6 +68,7 @@ class Fitted:
 
     # XLA's way.
     call_us: float  # of a kernel's custom call, without the kernel
+    piece_us: float  # of an operation that XLA runs by itself, rather than inside of a function
     inline_products_per_cycle: float  # of small matrices, in code that XLA emits inline
     inline_l1_bytes_per_cycle: float  # that such code reads of a matrix beside a vector
     inline_l2_bytes_per_cycle: float
@@ -117,6 +118,7 @@ ZEN5 = Fitted(
     task_us=0.2,
     imbalance_share=0.06,
     call_us=0.11,
+    piece_us=0.03,
     inline_products_per_cycle=0.8,
     inline_l1_bytes_per_cycle=60,
     inline_l2_bytes_per_cycle=33,

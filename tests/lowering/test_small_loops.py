@@ -7,12 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.experimental import io_callback
+from jax.extend.core import Primitive, jaxprs_in_params
+from jax.extend.core.primitives import scan_p, while_p
+from jax.interpreters import mlir
 
 import jax_nano
+from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
 from jax_nano.lowering import small_loops
 from jax_nano.lowering.dot_general import nano as products
-from jax_nano.lowering.small_loops import INLINE, Product, byte_threshold, read_loop, rules
+from jax_nano.lowering.small_loops import INLINE, Product, byte_threshold, check_inline, read_loop, rules
 
 CALL = 'xla_cpu_small_call="true"'
 PRODUCTS = [*itertools.product((3, 4, 7, 8), repeat=3), *itertools.permutations((1, 8, 9))]
@@ -62,7 +67,7 @@ def test_xla_emits_inline_what_the_rules_say(dtype, out, kind):
         a = spec(*((m, k) if kind[0] == "n" else (k, m)), dtype=dtype)
         b = spec(*((k, n) if kind[1] == "n" else (n, k)), dtype=dtype)
         types = dtype_name(dtype), dtype_name(dtype), dtype_name(out)
-        expected = rules().inline(Product((1, m, n, k), types, kind[0] == "n", None, 0))
+        expected = rules().inline(Product((1, m, n, k), types, contiguous_rows=kind[0] == "n"))
         if 8 * sum(x.size * max(4, x.dtype.itemsize) for x in (a, b, spec(m, n, dtype=out))) > byte_threshold():
             continue
         if one_function(loop_of(kind, out), b, a) != expected:
@@ -79,10 +84,15 @@ def matrix_by_vector(steps=5):
     return loop
 
 
+def loop_step(f, *arrays):
+    """The step of a function that is one loop."""
+    (eqn,) = (eqn for eqn in jax.make_jaxpr(f)(*arrays).jaxpr.eqns if eqn.primitive in (scan_p, while_p))
+    return [*jaxprs_in_params(eqn.params)]
+
+
 def loop_bytes(f, *arrays):
     """What one step of a function that is one loop accesses, as it is read here."""
-    (eqn,) = jax.make_jaxpr(f)(*arrays).jaxpr.eqns
-    return read_loop(*small_loops.jaxprs_in_params(eqn.params)).bytes
+    return read_loop(*loop_step(f, *arrays)).bytes
 
 
 def test_xla_counts_the_bytes_of_a_step():
@@ -96,7 +106,7 @@ def test_xla_counts_the_bytes_of_a_step():
 
 def test_a_custom_call_keeps_xla_from_making_one_function(monkeypatch):
     arrays = spec(3, 3), spec(3)
-    monkeypatch.setattr(small_loops, "stays_with_xla", lambda *_: False)
+    monkeypatch.setattr(small_loops, "place_of", lambda *_: None)
     text = compiled(jax_nano.accelerate(matrix_by_vector()), *arrays)
     assert "custom-call" in text
     assert CALL not in text
@@ -177,8 +187,8 @@ def test_a_product_outside_of_loops_is_a_kernel():
     assert reasons(lambda w, x: w @ x, jnp.eye(3), jnp.ones(3)) == [""]
 
 
-def test_all_products_of_a_loop_or_none_are_left_to_xla():
-    """A product of matrices keeps the loop from being one function, so the small one is a kernel as well."""
+def test_small_products_are_left_to_xla_in_other_loops_too():
+    """A product of matrices keeps the loop from being one function; the small one is XLA's own code all the same."""
 
     def loop(w, x):
         def step(x, _):
@@ -186,7 +196,9 @@ def test_all_products_of_a_loop_or_none_are_left_to_xla():
 
         return lax.scan(step, x, None, length=5)[0]
 
-    assert reasons(loop, jnp.eye(16), jnp.ones((16, 16))) == ["", ""]
+    w, x = jnp.eye(16) / 2, jnp.ones((16, 16))
+    assert sorted(reasons(loop, w, x)) == ["", INLINE]
+    np.testing.assert_allclose(jax.jit(jax_nano.accelerate(loop))(w, x), loop(w, x), rtol=1e-5)
 
 
 def test_loops_in_loops_are_left_to_xla_where_all_are():
@@ -203,7 +215,9 @@ def test_loops_in_loops_are_left_to_xla_where_all_are():
     assert set(reasons(nested(lambda w, x: w @ x), w, x)) == {INLINE}
     assert CALL in compiled(jax_nano.accelerate(nested(lambda w, x: w @ x)), w, x)
     w, x = jnp.eye(9), jnp.ones(9)
-    assert set(reasons(nested(lambda w, x: (w @ (w * x))[0]), w, x)) == {""}
+    text = compiled(jax_nano.accelerate(nested(lambda w, x: (w @ (w * x))[0])), w, x)
+    assert "custom-call" in text
+    assert CALL not in text
 
 
 def test_an_inner_loop_is_left_to_xla_by_itself():
@@ -271,25 +285,127 @@ def test_packed_weights_stay_packed_in_loops():
     assert reasons(loop, w, x) == [""]
 
 
-def test_users_may_set_xlas_threshold(monkeypatch):
-    arrays = spec(3, 3), spec(3)
-    loop = jax_nano.accelerate(matrix_by_vector())
-    assert "custom-call" not in jax.jit(loop).lower(*arrays).as_text()
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=0")
-    assert "custom_call" in jax.jit(jax_nano.accelerate(matrix_by_vector())).lower(*arrays).as_text()
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_weights_stay_so_in_loops(bits):
+    w, x = jax_nano.quantize(jnp.eye(32), bits=bits), jnp.ones((1, 32))
+
+    def loop(w, x):
+        return lax.scan(lambda x, _: (jax_nano.matmul(x, w), None), x, None, length=5)[0]
+
+    assert reasons(loop, w, x) == [""]
+
+
+@pytest.mark.parametrize("preset", ["BF16_BF16_F32", "BF16_BF16_F32_X3", "BF16_BF16_F32_X9", "F16_F16_F32"])
+def test_algorithms_are_followed_in_loops(preset):
+    """XLA does not know some of them, and computes f32 for others."""
+    algorithm = lax.DotAlgorithmPreset[preset]
+
+    def loop(w, x):
+        return lax.scan(lambda x, _: (jnp.matmul(w, x, precision=algorithm), None), x, None, length=2)[0]
+
+    w, x = jnp.full((3, 3), 1 / 3), jnp.ones(3)
+    assert reasons(loop, w, x) == [""]
+    alone = jax_nano.matmul(w, jax_nano.matmul(w, x, precision=algorithm), precision=algorithm)
+    np.testing.assert_array_equal(jax.jit(jax_nano.accelerate(loop))(w, x), alone)
+
+
+def test_products_of_4_bits_are_kernels_in_loops():
+    def loop(w, x):
+        def step(x, _):
+            return lax.dot_general(w, x, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32).astype(
+                "int4"
+            ), None
+
+        return lax.scan(step, x, None, length=2)[0]
+
+    w, x = jnp.eye(3, dtype="int4"), jnp.ones(3, "int4")
+    assert reasons(loop, w, x) == [""]
+    np.testing.assert_array_equal(jax.jit(jax_nano.accelerate(loop))(w, x), x)
+
+
+def test_results_of_all_steps_count_by_the_step():
+    """A scan writes each in place."""
+
+    def loop(w, x):
+        return lax.scan(lambda x, _: ((y := jnp.tanh(w @ x)), y), x, None, length=10_000)[1]
+
+    w, x = jnp.eye(3), jnp.ones(3)
+    assert one_function(loop, w, x)
+    assert one_function(jax_nano.accelerate(loop), w, x)
+
+
+def test_a_product_in_a_branch_does_not_count_for_kernels():
+    """It may be computed once in a thousand steps."""
+
+    def loop(w, x):
+        def step(x, i):
+            return lax.cond(i == 999, lambda x: w @ x, lambda x: x, x), None
+
+        return lax.scan(step, x, jnp.arange(1000))[0]
+
+    n = 512
+    assert reasons(loop, jnp.zeros((n, n), jnp.bfloat16), jnp.zeros(n, jnp.bfloat16)) == [INLINE]
+
+
+@pytest.mark.parametrize("loop", ["scan", "while"])
+def test_ordered_effects_in_loops(loop, nano):
+    seen = []
+
+    def step(w, x):
+        io_callback(lambda x: seen.append(float(x)), None, x[0], ordered=True)
+        return w @ x
+
+    def f(w, x):
+        if loop == "scan":
+            return lax.scan(lambda x, _: (step(w, x), None), x, None, length=3)[0]
+        return lax.while_loop(lambda x: x[0] > 0.2, lambda x: step(w, x), x)
+
+    result = jax.jit(nano(f))(jnp.eye(3) / 2, jnp.ones(3))
+    jax.effects_barrier()
+    assert seen == [1, 0.5, 0.25]
+    np.testing.assert_array_equal(result, np.full(3, 0.125))
+
+
+def test_loops_can_be_exported_for_several_platforms():
+    def loop(x):
+        return lax.fori_loop(0, 3, lambda _, x: x + 1, x)
+
+    exported = jax.export.export(jax.jit(loop), platforms=("cpu", "tpu"))(spec(3))
+    np.testing.assert_array_equal(exported.call(jnp.ones(3)), np.full(3, 4))
+
+
+def test_an_unknown_target_is_an_error_in_loops_too(monkeypatch):
+    monkeypatch.setenv("JAX_NANO_TARGET", "nothing")
+    with pytest.raises(ValueError, match="nothing"):
+        jax.jit(jax_nano.accelerate(matrix_by_vector(7))).lower(jnp.eye(3), jnp.ones(3))
+
+
+@pytest.mark.parametrize("threshold, kernels", [("0", True), ("-1", True), ("1000000", False)])
+def test_users_may_set_xlas_threshold(monkeypatch, threshold, kernels):
+    """With 0, XLA makes a function of no loop: then a large product by a vector is a kernel where that is faster."""
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold={threshold}")
+    assert byte_threshold() == int(threshold)
+    place = small_loops.place_of(*loop_step(jax_nano.accelerate(matrix_by_vector()), spec(3, 3), spec(3)))
+    assert place == ("operations" if kernels else "function")
 
 
 def test_a_loop_that_fails_to_lower_leaves_no_trace(monkeypatch):
-    def failing(*_, **__):
+    monkeypatch.setattr(small_loops, "place_of", lambda *_: "function")
+
+    def failing(ctx, *operands, **params):
+        with pytest.raises(UnsupportedDot):
+            check_inline({}, ())
         raise RuntimeError("no lowering")
 
-    lower = small_loops._lowering(failing)
-    closed = jax.make_jaxpr(jax_nano.accelerate(matrix_by_vector()))(jnp.eye(3), jnp.ones(3))
-    monkeypatch.setattr(small_loops, "stays_with_xla", lambda *_: True)
-    monkeypatch.setattr(small_loops, "without_cached_functions", lambda ctx: ctx)
+    def lower(ctx, *operands, **params):
+        return small_loops._lowering(failing)(ctx, *operands, **params)
+
+    primitive = Primitive("fails")
+    primitive.def_abstract_eval(lambda x: x)
+    mlir.register_lowering(primitive, lower)
     with pytest.raises(RuntimeError, match="no lowering"):
-        lower(None, cond_jaxpr=closed.jaxpr, body_jaxpr=closed.jaxpr)
-    small_loops.check_inline()
+        jax.jit(primitive.bind).lower(jnp.ones(3))
+    check_inline({}, ())
 
 
 def test_loops_without_products_are_lowered_as_before():
@@ -300,7 +416,7 @@ def test_loops_without_products_are_lowered_as_before():
     assert jax_nano.inspect(loop, jnp.ones(3)) == ()
 
 
-def test_a_loop_may_carry_a_key_and_a_token():
+def test_a_loop_may_carry_a_key():
     def loop(w, x, key):
         def step(carry, _):
             x, key = carry
@@ -316,5 +432,6 @@ def test_a_loop_may_carry_a_key_and_a_token():
 
 def test_a_loop_of_symbolic_sizes_is_lowered_as_before():
     (n,) = jax.export.symbolic_shape("n")
-    exported = jax.export.export(jax.jit(matrix_by_vector()))(spec(n, n), spec(n))
+    with jax_nano.installed():
+        exported = jax.export.export(jax.jit(matrix_by_vector()))(spec(n, n), spec(n))
     np.testing.assert_array_equal(exported.call(jnp.eye(3), jnp.zeros(3)), jnp.zeros(3))
