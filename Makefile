@@ -1,5 +1,5 @@
 # Each target sets up what it needs, once: system packages, a virtual environment in .venv, the build.
-.PHONY: demo test test-matrix sanitize bench lint format clean
+.PHONY: demo test test-matrix sanitize wheel bench lint format clean
 .DELETE_ON_ERROR:
 
 VENV_PYTHON := .venv/bin/python
@@ -23,6 +23,11 @@ sanitize: $(INSTALLED)
 test-matrix: .venv/.bootstrapped
 	$(VENV_PYTHON) tools/matrix.py $(PAIRS)
 
+# Wheels that need nothing else, in dist/, and a trial of each (docs/releasing.md)
+wheel: $(INSTALLED)
+	$(VENV_PYTHON) tools/wheel.py
+	$(VENV_PYTHON) tools/try_wheel.py
+
 bench: $(INSTALLED)
 	$(VENV_PYTHON) -m benchmarks
 
@@ -38,7 +43,7 @@ format: $(INSTALLED)
 	.venv/bin/clang-format -i $(SOURCES) $(TEST_SOURCES)
 
 clean:
-	rm -rf .venv .venvs build
+	rm -rf .venv .venvs build dist
 
 .venv/.bootstrapped: tools/bootstrap
 	tools/bootstrap

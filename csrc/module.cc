@@ -56,12 +56,14 @@ std::string LlvmIr(std::string_view text, const Processor& processor) {
   return printed;
 }
 
+#ifndef JAX_NANO_STATIC_LLVM
 // The file that a function was loaded from.
 template <typename Function>
 std::string FileOf(Function* function) {
   Dl_info info;
   return dladdr(reinterpret_cast<void*>(function), &info) ? info.dli_fname : "";
 }
+#endif
 
 nb::capsule Capsule(XLA_FFI_Handler* handler) { return nb::capsule(reinterpret_cast<void*>(handler)); }
 
@@ -70,7 +72,11 @@ nb::capsule Capsule(XLA_FFI_Handler* handler) { return nb::capsule(reinterpret_c
 NB_MODULE(_native, m) {
   m.doc() = "MLIR text to object code, and the custom call that runs it.";
   m.attr("llvm_version") = LLVM_VERSION_STRING;
+#ifdef JAX_NANO_STATIC_LLVM
+  m.attr("libraries") = nb::tuple();
+#else
   m.attr("libraries") = nb::make_tuple(FileOf(&mlir::createCSEPass), FileOf(&LLVMGetVersion));
+#endif
   m.def(
       "compile",
       [](std::string_view text, std::string cpu, std::string features, std::string tune) {

@@ -3,7 +3,7 @@
 from typing_extensions import CapsuleType
 
 llvm_version: str
-libraries: tuple[str, str]  # the files of MLIR and of LLVM
+libraries: tuple[str, ...]  # the files of MLIR and of LLVM; none where they are inside of the extension
 
 def compile(mlir: str, cpu: str, features: str, tune: str) -> bytes:
     """Object code of an MLIR module. Raises RuntimeError with LLVM's words."""

@@ -4,8 +4,8 @@ usage: python tools/try_wheel.py [PYTHON ...]
 
 For each Python (by default all that are found) the wheel for it is installed with the newest JAX it may have. A program
 with a product and its gradient runs in a mount namespace where the system's LLVM and MLIR are hidden, which takes root
-or user namespaces. Then jax_nano and each of BESIDE that can be installed, which bring LLVMs of their own, compile in
-one process, imported in either order.
+or user namespaces. With the first of them, jax_nano and each of BESIDE that can be installed, which bring LLVMs of
+their own, also compile in one process, imported in either order.
 """
 
 import pathlib
@@ -54,13 +54,13 @@ def compile_theirs():
 """),
     "triton": ("triton", """
 import triton, triton.language as tl
-from triton._C.libtriton import ir, llvm, passes
+from triton.backends.compiler import GPUTarget
+@triton.jit
+def store(place):
+    tl.store(place, 1.0)
 def compile_theirs():
-    llvm.init_targets()
-    context = ir.context()
-    ir.load_dialects(context)
-    module = ir.builder(context).create_module() if hasattr(ir.builder(context), "create_module") else None
-    assert llvm.context() and context
+    source = triton.compiler.ASTSource(store, signature={"place": "*fp32"})
+    assert "store" in triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm["ptx"]
 """),
     "torch": ("torch==2.13.0", """
 import torch
@@ -77,10 +77,13 @@ def hidden(command: list[str]) -> list[str]:
 
 
 def run(python: pathlib.Path, code: str, *, hide: bool = False) -> None:
-    """Runs a program with a cache of its own, so that it compiles."""
-    with tempfile.TemporaryDirectory() as cache:
-        command = ["env", f"JAX_NANO_CACHE_DIR={cache}", "JAX_PLATFORMS=cpu", str(python), "-c", code]
-        subprocess.run(hidden(command) if hide else command, check=True, cwd=cache)
+    """Runs a program with caches of its own, so that it compiles."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = pathlib.Path(folder) / "program.py"
+        program.write_text(code)
+        variables = [f"JAX_NANO_CACHE_DIR={folder}", f"TRITON_CACHE_DIR={folder}", "JAX_PLATFORMS=cpu"]
+        command = ["env", *variables, str(python), str(program)]
+        subprocess.run(hidden(command) if hide else command, check=True, cwd=folder)
 
 
 def install(python: pathlib.Path, *packages: str) -> bool:
@@ -89,8 +92,13 @@ def install(python: pathlib.Path, *packages: str) -> bool:
     return not subprocess.run(command, check=False).returncode
 
 
-def try_on(interpreter: str, folder: pathlib.Path) -> None:
+def try_on(interpreter: str, folder: pathlib.Path, *, beside: bool) -> None:
     """Tries the wheel of one Python.
+
+    Args:
+      interpreter: the Python.
+      folder: where to make its environment.
+      beside: whether to try it beside others.
 
     Raises:
       SystemExit: none can be installed.
@@ -102,7 +110,7 @@ def try_on(interpreter: str, folder: pathlib.Path) -> None:
     if not (install(python, *find, "jax-nano") and install(python, "jax-nano", "--find-links", str(ROOT / "dist"))):
         sys.exit(f"{ROOT / 'dist'} has no wheel for {interpreter}; `make wheel` makes them")
     run(python, PRODUCT + ALONE, hide=True)
-    for name, (package, theirs) in BESIDE.items():
+    for name, (package, theirs) in BESIDE.items() if beside else ():
         if not install(python, package):
             print(f"{name} cannot be installed for {interpreter}")
             continue
@@ -114,10 +122,10 @@ def try_on(interpreter: str, folder: pathlib.Path) -> None:
 
 def main() -> None:
     """Tries all that are asked for."""
-    for python in sys.argv[1:] or filter(None, map(interpreter, SERIES)):
+    for i, python in enumerate(sys.argv[1:] or filter(None, map(interpreter, SERIES))):
         print(f"== {python}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            try_on(python, pathlib.Path(folder) / "environment")
+            try_on(python, pathlib.Path(folder) / "environment", beside=i == 0)
 
 
 if __name__ == "__main__":

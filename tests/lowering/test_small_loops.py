@@ -334,8 +334,9 @@ def test_results_of_all_steps_count_by_the_step():
     assert one_function(jax_nano.accelerate(loop), w, x)
 
 
-def test_a_product_in_a_branch_does_not_count_for_kernels():
+def test_a_product_in_a_branch_does_not_count_for_kernels(monkeypatch):
     """It may be computed once in a thousand steps."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=1000000000")
 
     def loop(w, x):
         def step(x, i):
