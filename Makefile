@@ -25,6 +25,7 @@ test-matrix: .venv/.bootstrapped
 
 # Wheels that need nothing else, in dist/, and a trial of each (docs/releasing.md)
 wheel: $(INSTALLED)
+	tools/bootstrap archives
 	$(VENV_PYTHON) tools/wheel.py
 	$(VENV_PYTHON) tools/try_wheel.py
 

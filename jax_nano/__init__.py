@@ -121,6 +121,11 @@ def __getattr__(name: str) -> Any:
     """A public name, from the module that has it."""
     if name == "__version__":
         value = _version()
+    elif name == "_native":
+        raise ImportError(
+            f"{__path__[0]} is a source tree whose extension is not built: run Python in another folder, or build it "
+            "with `make` or `pip install -e .`"
+        )
     elif name in _MODULES:
         value = getattr(importlib.import_module(f"jax_nano.{_MODULES[name]}"), name)
     else:

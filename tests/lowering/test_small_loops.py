@@ -17,7 +17,8 @@ from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
 from jax_nano.lowering import small_loops
 from jax_nano.lowering.dot_general import nano as products
-from jax_nano.lowering.small_loops import INLINE, Product, byte_threshold, check_inline, read_loop, rules
+from jax_nano.lowering.small_loops import INLINE, check_inline, read_loop
+from jax_nano.lowering.xla_inline import Product, byte_threshold, rules
 
 CALL = 'xla_cpu_small_call="true"'
 PRODUCTS = [*itertools.product((3, 4, 7, 8), repeat=3), *itertools.permutations((1, 8, 9))]

@@ -1,0 +1,216 @@
+"""Products that XLA emits inline, in the code of the function that it makes of what is around them.
+
+What XLA does was found by compiling products of every small size, layout and type in loops; tests/lowering/
+test_small_loops.py looks for the same in the HLO of the installed version.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from jax.lax import DotAlgorithm, DotAlgorithmPreset
+
+from jax_nano import config
+from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
+from jax_nano.ir.dtypes import bytes_of, dtype_name
+from jax_nano.jaxpr.inline import type_of
+from jax_nano.jaxpr.primitives import nano_dequantize_p, nano_unpack_p
+from jax_nano.jaxpr.region import Region
+from jax_nano.lowering.precision import with_precision
+from jax_nano.machine.isa import Machine
+from jax_nano.runtime.kernels import kernel_for
+from jax_nano.schedule.cost.inline import inline_seconds, reading_seconds
+
+Params = dict[str, Any]  # of an equation
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When one version of XLA makes one function of a loop.
+
+    Attributes:
+      bytes: it does not where a step accesses so many.
+      library_types: the element types of A whose products a library computes, from MIN_STEPS and MIN_WIDTH on.
+      library_size: the largest size of such a product is at least this.
+      library_layouts: is true where that library takes A in any layout.
+    """
+
+    bytes: int
+    library_types: frozenset[str]
+    library_size: int
+    library_layouts: bool
+
+    def inline(self, product: Product) -> bool:
+        """Whether XLA emits a product inline."""
+        _, m, n, k = product.sizes
+        lhs, _, out = product.types
+        if 1 in (m, n, k):
+            return True
+        rows = product.contiguous_rows
+        if rows and out[0] in "bf" and max(m, n, k) >= EIGEN_SIZE:
+            return False
+        library = lhs in self.library_types and (rows or self.library_layouts)
+        return not (library and k >= MIN_STEPS and max(m, n) >= MIN_WIDTH and max(m, n, k) >= self.library_size)
+
+
+EIGEN_SIZE = 8  # from which on XLA has Eigen compute a product of floats whose A has contiguous rows
+MIN_STEPS = MIN_WIDTH = 4  # of what YNNPACK computes
+YNNPACK_TYPES = frozenset("f64 f32 bf16 f16 f8e5m2 f8e4m3fn s32 s8 u8".split())
+BEFORE_0_12 = Rules(bytes=1 << 10, library_types=frozenset({"s8"}), library_size=8, library_layouts=False)
+FROM_0_12 = Rules(bytes=10**9, library_types=YNNPACK_TYPES, library_size=0, library_layouts=True)
+THRESHOLD_FLAG = re.compile(r"xla_cpu_small_while_loop_byte_threshold=(-?\d+)")
+
+# What XLA computes as kernels do: in the type of the sums, rounded once.
+XLA_TYPES = frozenset("f64 f32 bf16 f16 s8 u8".split())
+
+
+@functools.cache
+def rules() -> Rules:
+    """Those of the XLA in the installed jaxlib."""
+    return FROM_0_12 if tuple(map(int, version("jaxlib").split(".")[:2])) >= (0, 12) else BEFORE_0_12
+
+
+def byte_threshold() -> int:
+    """From how many bytes on, accessed by a step, a loop does not become one function: users can set that."""
+    given = THRESHOLD_FLAG.findall(config.text("XLA_FLAGS"))
+    return int(given[-1]) if given else rules().bytes
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product in a loop.
+
+    Attributes:
+      sizes: B, M, N and K.
+      types: of both operands and of the result.
+      contiguous_rows: is true where K is A's last dimension.
+      dot: as a kernel computes it; None where there is none.
+      for_kernels: is true where XLA would do something else, or more: read weights that are packed or quantized, or
+        round otherwise than was asked for.
+      conditional: is true where a step may do without it.
+    """
+
+    sizes: tuple[int, int, int, int]
+    types: tuple[str, str, str]
+    contiguous_rows: bool
+    dot: Dot | None = None
+    for_kernels: bool = False
+    conditional: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Of both operands and the result."""
+        return _bytes_read(self.sizes, self.types)
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether XLA emits it inline."""
+        return not self.for_kernels and rules().inline(self)
+
+    def inline_seconds(self, machine: Machine) -> float:
+        """The predicted time of XLA's code."""
+        assert self.dot
+        return inline_seconds(self.sizes, self.dot.acc, machine)
+
+    def kernel_seconds(self, machine: Machine) -> float:
+        """The predicted time of the kernel, which reads no faster than XLA's code; endless if it does not compile."""
+        assert self.dot
+        try:
+            kernel = kernel_for(self.dot)
+        except UnsupportedDot:
+            return math.inf
+        workers = min(machine.threads, max(kernel.description.tasks))
+        reading = reading_seconds(_bytes_read(self.dot.sizes, (*self.dot.operands, self.dot.out)), machine)
+        return max(kernel.description.predicted_seconds, reading / workers)
+
+
+def _bytes_read(sizes: tuple[int, int, int, int], types: tuple[str, ...]) -> int:
+    b, m, n, k = sizes
+    lhs, rhs, out = types
+    return bytes_of(lhs, b * m * k) + bytes_of(rhs, b * k * n) + bytes_of(out, b * m * n)
+
+
+def is_faster_inline(products: list[Product], machine: Machine, pieces: int = 0) -> bool:
+    """Whether XLA's code for products takes no longer than their kernels would.
+
+    Args:
+      products: what has kernels, all of them in one loop, or one of them.
+      machine: where they run.
+      pieces: how many operations stand alone beside the kernels that XLA would fuse with its own code.
+    """
+    fitted = machine.fitted
+    inline = sum(product.inline_seconds(machine) for product in products)
+    calls = 1e-6 * (fitted.call_us * len(products) + fitted.piece_us * pieces)
+    return inline <= calls or inline <= calls + sum(product.kernel_seconds(machine) for product in products)
+
+
+class SymbolicSize(Exception):
+    """A size is not known."""
+
+
+def bytes_in(aval: Any) -> int:
+    """The size of an array; 0 for what is none.
+
+    Raises:
+      SymbolicSize: a size is not known.
+    """
+    if not all(isinstance(size, int) for size in getattr(aval, "shape", ())):
+        raise SymbolicSize
+    return aval.size * aval.dtype.itemsize if hasattr(aval, "dtype") else 0
+
+
+def read_product(params: Params, avals: Sequence[Any], *, kernels: bool = True, conditional: bool = False) -> Product:
+    """Reads a product or a region.
+
+    Args:
+      params: of its equation.
+      avals: the types of a product's operands and result; a region has them itself.
+      kernels: whether its kernel would be taken.
+      conditional: whether the step that it is in may do without it.
+
+    Raises:
+      SymbolicSize: a size is not known.
+    """
+    region, weight = params.get("region"), False
+    if region:
+        params, avals = region.product.params, list(map(type_of, (*region.product.invars, *region.product.outvars)))
+        weight = any(eqn.primitive in (nano_unpack_p, nano_dequantize_p) for eqn in region.jaxpr.eqns)
+    lhs, rhs, out = avals
+    for aval in avals:
+        bytes_in(aval)
+    types = dtype_name(lhs.dtype), dtype_name(rhs.dtype), dtype_name(out.dtype)
+    (contracted, _), (batch, _) = params["dimension_numbers"]
+    b, k = (math.prod(lhs.shape[i] for i in places) for places in (batch, contracted))
+    dot = _dot_of_kernel(region, params, avals) if kernels else None
+    otherwise = not {*types[:2]} <= XLA_TYPES or _asks_for_rounding(params["precision"])
+    return Product(
+        sizes=(b, lhs.size // max(b * k, 1), rhs.size // max(b * k, 1), k),
+        types=types,
+        contiguous_rows=lhs.ndim - 1 in contracted,
+        dot=dot,
+        for_kernels=dot is not None and (weight or otherwise),
+        conditional=conditional,
+    )
+
+
+def _asks_for_rounding(precision: Any) -> bool:
+    """Whether a precision is an algorithm, which XLA may not know, or not follow."""
+    return isinstance(precision, DotAlgorithm | DotAlgorithmPreset) and precision is not DotAlgorithmPreset.DEFAULT
+
+
+def _dot_of_kernel(region: Region | None, params: Params, avals: Sequence[Any]) -> Dot | None:
+    """What the kernel of a product computes; None where it has none."""
+    try:
+        if region:
+            return with_precision(region.kernel.precision, region.kernel.dot)
+        a, b = (Operand.row_major(aval.shape, dtype_name(aval.dtype)) for aval in avals[:2])
+        dot = Dot.of(a, b, params["dimension_numbers"], dtype_name(avals[2].dtype))
+        return with_precision(params["precision"], dot)
+    except UnsupportedDot:
+        return None
