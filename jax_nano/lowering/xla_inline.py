@@ -11,9 +11,9 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
+import jaxlib.version
 from jax.lax import DotAlgorithm, DotAlgorithmPreset
 
 from jax_nano import config
@@ -73,7 +73,7 @@ XLA_TYPES = frozenset("f64 f32 bf16 f16 s8 u8".split())
 @functools.cache
 def rules() -> Rules:
     """Those of the XLA in the installed jaxlib."""
-    return FROM_0_12 if tuple(map(int, version("jaxlib").split(".")[:2])) >= (0, 12) else BEFORE_0_12
+    return FROM_0_12 if tuple(map(int, jaxlib.version.__version__.split(".")[:2])) >= (0, 12) else BEFORE_0_12
 
 
 def byte_threshold() -> int:
