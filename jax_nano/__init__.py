@@ -122,16 +122,23 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         value = _version()
     elif name == "_native":
-        raise ImportError(
-            f"{__path__[0]} is a source tree whose extension is not built: run Python in another folder, or build it "
-            "with `make` or `pip install -e .`"
-        )
+        value = _extension()
     elif name in _MODULES:
         value = getattr(importlib.import_module(f"jax_nano.{_MODULES[name]}"), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
     return value
+
+
+def _extension() -> ModuleType:
+    try:
+        return importlib.import_module("jax_nano._native")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{__path__[0]} is a source tree whose extension is not built: run Python in another folder, or build it "
+            "with `make` or `pip install -e .`"
+        ) from error
 
 
 def _version() -> str:

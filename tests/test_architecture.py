@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import shutil
 
 import pytest
 from oracle import run_python
@@ -98,6 +99,16 @@ from jax_nano.runtime.compiler import versions
 print(jax_nano.__version__, versions()["jax_nano"])
 """
     assert run_python(code) == "unknown unknown\n"
+
+
+def test_a_source_tree_that_is_not_built_says_so(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "jax_nano", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    code = (
+        f"import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in type(f).__module__.lower()]; "
+        f"sys.path.insert(0, {str(tmp_path)!r})\nimport jax_nano\n"
+        "try:\n    jax_nano.matmul\nexcept ImportError as error:\n    print(error)"
+    )
+    assert f"{tmp_path}/jax_nano is a source tree whose extension is not built" in run_python(code)
 
 
 def test_what_is_loaded_again_is_as_old_as_it_was():
