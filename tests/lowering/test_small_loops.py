@@ -11,6 +11,7 @@ from jax.experimental import io_callback
 from jax.extend.core import Primitive, jaxprs_in_params
 from jax.extend.core.primitives import scan_p, while_p
 from jax.interpreters import mlir
+from oracle import assert_dot_general, normal
 
 import jax_nano
 from jax_nano.ir.dot import UnsupportedDot
@@ -153,6 +154,25 @@ def test_a_small_product_in_a_loop_is_left_to_xla(nano):
     before = jax_nano.executed_kernels()
     np.testing.assert_array_equal(jax.jit(loop)(w, x), jax.jit(matrix_by_vector())(w, x))
     assert jax_nano.executed_kernels() == before
+
+
+@pytest.mark.parametrize("out", ["float32", None])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("sizes", [(1, 60, 40), (40, 1, 60), (7, 7, 2)], ids=str)
+def test_what_is_left_to_xla_is_as_exact(sizes, dtype, out):
+    """XLA sums 16-bit floats in f32, too, and rounds once."""
+    m, n, k = sizes
+    a, b = normal(m, k, dtype=dtype), normal(k, n, seed=1, dtype=dtype)
+    numbers = (((1,), (0,)), ((), ()))
+
+    def loop(a, b):
+        def step(_, c):
+            return lax.dot_general(a + 0 * c[:1, :1].astype(a.dtype), b, numbers, preferred_element_type=out)
+
+        return lax.fori_loop(0, (a[0, 0] < 100).astype(int), step, jnp.zeros((m, n), out or dtype))
+
+    assert reasons(loop, a, b) == [INLINE]
+    assert_dot_general(jax.jit(jax_nano.accelerate(loop))(a, b), a, b, numbers)
 
 
 def test_reports_say_that_xla_does_it_inline():
