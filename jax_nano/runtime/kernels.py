@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 
 from jax_nano import config
@@ -193,7 +193,7 @@ def make_plan(dot: Dot, place: Place, winner: str = "") -> tuple[Plan, Processor
         candidates = ranked_plans(dot, place.machine, place.isa, tuning.CANDIDATES) if winner else []
         plan = next((plan for plan in candidates if plan_digest(plan) == winner), None)
         if plan:
-            plan = replace(plan, why=f"the fastest of {len(candidates)} plans measured")
+            plan = plan.replace(why=f"the fastest of {len(candidates)} plans measured")
         else:
             plan = choose(dot, place.machine, place.isa)
         result = plan, processor_for(plan, place.machine)

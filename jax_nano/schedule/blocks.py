@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 from jax_nano.ir.dot import UnsupportedDot, extent
 from jax_nano.ir.dtypes import INT4_PER_WORD, PACKED_INT4, bytes_of
@@ -51,7 +51,7 @@ def plan_around(unit: Unit, nest: LoopNest, form: Form, block: RegisterBlock, de
     )  # fmt: skip
     if plan.lhs != "unpacked":
         plan = in_row_blocks(plan, min(m.size, -(-ROW_PANELS * block.rows // plan.lhs_panel) * plan.lhs_panel))
-    plan = replace(plan, kc=sum_block(unit, plan, depth))
+    plan = plan.replace(kc=sum_block(unit, plan, depth))
     if plan.lhs == "unpacked" and plan.rows_in_blocks:
         plan = in_row_blocks(plan, block.rows * (1 if plan.lhs_by_rows else ROW_PANELS))
     return split(plan)
@@ -59,7 +59,7 @@ def plan_around(unit: Unit, nest: LoopNest, form: Form, block: RegisterBlock, de
 
 def in_row_blocks(plan: Plan, mc: int) -> Plan:
     """The plan whose tasks go through A by blocks of so many rows."""
-    return replace(plan, mc=mc, mt=-(-plan.m.size // mc) * mc)
+    return plan.replace(mc=mc, mt=-(-plan.m.size // mc) * mc)
 
 
 def iterations_at_once(unit: Unit, nest: LoopNest, form: Form, block: RegisterBlock) -> int:
@@ -128,4 +128,4 @@ def split(plan: Plan) -> Plan:
     kc = min(plan.kc, -(-plan.k.size // parts // plan.k_multiple) * plan.k_multiple)
     blocks = -(-plan.k.size // kc)
     per_split = -(-blocks // parts)
-    return replace(plan, kc=kc, split_k=-(-blocks // per_split))
+    return plan.replace(kc=kc, split_k=-(-blocks // per_split))

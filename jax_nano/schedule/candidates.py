@@ -193,7 +193,7 @@ def tile_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
                 plan = plan_around(unit, nest, form, block, depth)
                 yield plan
                 if can_overlap and block.cols < nest.n.size:
-                    yield replace(plan, overlap_packing=True, mc=plan.mt)
+                    yield plan.replace(overlap_packing=True, mc=plan.mt)
 
 
 def tiles_can_read(unit: Unit, nest: LoopNest) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from jax_nano.ir.dot import Dot
 from jax_nano.machine.isa import Isa, Machine
@@ -32,7 +31,7 @@ def cheapest(kernels: list[Plan], machine: Machine) -> Plan:
     alike = [plan for plan in kernels if order_of_sums(plan) == order]
     divided = priced((plan for kernel in alike for plan in task_plans(kernel, machine)), machine)
     plan, cost = min(divided, key=lambda row: row[1].total)
-    return replace(plan, why=reason(cost, machine, len(kernels)), predicted_seconds=cost.total)
+    return plan.replace(why=reason(cost, machine, len(kernels)), predicted_seconds=cost.total)
 
 
 def cheapest_kernel(kernels: Iterable[Plan], machine: Machine) -> Plan:
@@ -65,7 +64,7 @@ def ranked_plans(dot: Dot, machine: Machine, isa: Isa, count: int) -> list[Plan]
     divided = [sorted(priced(task_plans(kernel, machine), machine), key=lambda row: row[1].total) for kernel in kernels]
     divided.sort(key=lambda rows: rows[0][1].total)
     best = [rows[0] for rows in divided] + [row for rows in divided for row in rows[2:8:2]]
-    others = [replace(plan, predicted_seconds=cost.total) for plan, cost in best]
+    others = [plan.replace(predicted_seconds=cost.total) for plan, cost in best]
     return list(dict.fromkeys([choice, *others]))[:count]
 
 

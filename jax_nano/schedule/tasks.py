@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 from jax_nano.ir.dtypes import bytes_of
@@ -21,7 +20,7 @@ def undivided(plan: Plan, machine: Machine) -> Iterator[Plan]:
     """The plan as one task, with B packed whole or piece by piece."""
     yield plan
     if pieces := piece_columns(plan, machine, plan.nt):
-        yield replace(plan, nb=pieces, nt=-(-plan.nt // pieces) * pieces, mc=plan.mt)
+        yield plan.replace(nb=pieces, nt=-(-plan.nt // pieces) * pieces, mc=plan.mt)
 
 
 def task_plans(plan: Plan, machine: Machine) -> Iterator[Plan]:
@@ -40,7 +39,7 @@ def smallest(plan: Plan, machine: Machine) -> Plan:
     if plan.has_partial:
         mt = min(mt, whole_rows(bytes_of(plan.instruction.acc, nt), plan.mr if plan.lhs == "unpacked" else mc))
     mc = mc if plan.rows_in_blocks else mt
-    return replace(plan, mt=mt, mc=mc, nt=nt, outer_per_task=1, overlap_packing=False)
+    return plan.replace(mt=mt, mc=mc, nt=nt, outer_per_task=1, overlap_packing=False)
 
 
 def whole_rows(row_bytes: int, step: int) -> int:
@@ -73,9 +72,9 @@ def divisions_of(plan: Plan, machine: Machine) -> Iterator[Plan]:
             # With several blocks of columns, or of panels, all of A is packed before the first one.
             block = mt if nb or plan.overlap_packing else mc
             for parts in divisions(outer, machine.threads) if whole else (outer,):
-                yield replace(plan, nt=columns, nb=nb, mt=mt, mc=block, outer_per_task=-(-outer // parts))
+                yield plan.replace(nt=columns, nb=nb, mt=mt, mc=block, outer_per_task=-(-outer // parts))
         if can_share:
-            yield from packed_per_round(replace(plan, nt=nt, mt=mt, mc=mc), machine)
+            yield from packed_per_round(plan.replace(nt=nt, mt=mt, mc=mc), machine)
 
 
 def areas(plan: Plan, machine: Machine) -> Iterator[Area]:
@@ -117,7 +116,7 @@ def packed_per_round(plan: Plan, machine: Machine) -> Iterator[Plan]:
     nc = -(-plan.nc // plan.nr // rounds) * plan.nr
     nt = min(plan.nt, nc)
     pack_panels = max(1, nc // plan.nr // (4 * machine.threads))
-    yield replace(plan, rhs="per_round", nc=nc, nt=nt, pack_panels=pack_panels)
+    yield plan.replace(rhs="per_round", nc=nc, nt=nt, pack_panels=pack_panels)
 
 
 def divisions(count: int, threads: int) -> list[int]:
