@@ -72,6 +72,7 @@ def plans(draw, product):
         lhs, rhs = ["unpacked"] * a_along_k + ["rows"], ["unpacked"] * b_along_k + ["per_task"]
     plan = replace(
         plan, instruction=instruction, inner_product=inner, split_k=1, kc=plan.k.size, prefetch_lhs=False,
+        mc=plan.m.size, mt=plan.m.size,
         lhs=draw(st.sampled_from(lhs)), rhs=draw(st.sampled_from(rhs)),
         unroll=draw(FEW), lhs_stationary=draw(st.booleans()), outer_per_task=draw(FEW), pack_panels=draw(FEW),
     )  # fmt: skip
