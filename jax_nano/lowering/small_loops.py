@@ -154,11 +154,11 @@ def place_of(*step: Jaxpr) -> Place | None:
     """What XLA makes of a loop; None where no product in it could be a kernel."""
     try:
         loop = read_loop(*step)
-    except SymbolicSize:
+        if not loop.has_kernels:
+            return None
+        here = machine_for()
+    except (SymbolicSize, UnsupportedDot):  # the latter, as there is no target for this processor
         return None
-    if not loop.has_kernels:
-        return None
-    here = machine_for()
     target(here)  # one that there is not is an error
     return "function" if loop.bytes < byte_threshold() and loop.is_function(here) else "operations"
 

@@ -396,6 +396,14 @@ def test_loops_can_be_exported_for_several_platforms():
     np.testing.assert_array_equal(exported.call(jnp.ones(3)), np.full(3, 4))
 
 
+def test_loops_run_where_there_is_no_target(monkeypatch):
+    def machine(*_):
+        raise UnsupportedDot("no target")
+
+    monkeypatch.setattr(small_loops, "machine_for", machine)
+    assert small_loops.place_of(*loop_step(jax_nano.accelerate(matrix_by_vector()), spec(3, 3), spec(3))) is None
+
+
 def test_an_unknown_target_is_an_error_in_loops_too(monkeypatch):
     monkeypatch.setenv("JAX_NANO_TARGET", "nothing")
     with pytest.raises(ValueError, match="nothing"):
