@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jax_nano.ir.axes import Axis, Loops, Operand, Role, extent, loops_of, merged, result_shape
 from jax_nano.ir.axes import row_major_strides as row_major_strides
-from jax_nano.ir.dtypes import FLOAT8, LARGEST, PACKED_INT4, WIDENS
+from jax_nano.ir.dtypes import FLOAT8, LARGEST, PACKED_INT4, WIDENS, bytes_of
 from jax_nano.ir.packed_weight import Panels, rows_of_words
 
 if TYPE_CHECKING:
@@ -160,6 +160,12 @@ class Dot:
     def sizes(self) -> tuple[int, int, int, int]:
         """(B, M, N, K)."""
         return extent(self.b), extent(self.m), extent(self.n), extent(self.k)
+
+    @functools.cached_property
+    def bytes(self) -> int:
+        """Of the operands and the result."""
+        b, m, n, k = self.sizes
+        return bytes_of(self.lhs, b * m * k) + bytes_of(self.rhs, b * k * n) + bytes_of(self.out, b * m * n)
 
     @functools.cached_property
     def arrays(self) -> tuple[DotArray, ...]:

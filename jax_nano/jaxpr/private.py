@@ -77,17 +77,14 @@ def functions_apart(ctx: mlir.LoweringRuleContext, name: str) -> Iterator[None]:
       name: of the blocks of a module that share their functions.
     """
     module = ctx.module_context
-    # JAX 0.10 has the second one only.
-    kept = {name: getattr(module, name, None) for name in ("lowering_cache", "cached_primitive_lowerings")}
+    kept: dict[str, Any] = {cache: getattr(module, cache) for cache in ("lowering_cache", "cached_primitive_lowerings")}
     try:
         for cache, functions in kept.items():
-            if functions is not None:
-                setattr(module, cache, functions.setdefault(name, {}))
+            setattr(module, cache, functions.setdefault(name, {}))
         yield
     finally:
         for cache, functions in kept.items():
-            if functions is not None:
-                setattr(module, cache, functions)
+            setattr(module, cache, functions)
 
 
 Asked = Callable[[Sequence[Any], dict[str, Any]], tuple[list[Any], dict[str, Any]]]

@@ -18,7 +18,7 @@ from jax.lax import DotAlgorithm, DotAlgorithmPreset
 
 from jax_nano import config
 from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
-from jax_nano.ir.dtypes import bytes_of, dtype_name
+from jax_nano.ir.dtypes import dtype_name
 from jax_nano.jaxpr.inline import type_of
 from jax_nano.jaxpr.primitives import nano_dequantize_p, nano_unpack_p
 from jax_nano.jaxpr.region import Region
@@ -94,6 +94,7 @@ class Product:
       for_kernels: is true where XLA would do something else, or more: read weights that are packed or quantized, or
         round otherwise than was asked for.
       conditional: is true where a step may do without it.
+      bytes: of both operands and the result.
     """
 
     sizes: tuple[int, int, int, int]
@@ -102,11 +103,7 @@ class Product:
     dot: Dot | None = None
     for_kernels: bool = False
     conditional: bool = False
-
-    @property
-    def bytes(self) -> int:
-        """Of both operands and the result."""
-        return _bytes_read(self.sizes, self.types)
+    bytes: int = 0
 
     @property
     def is_inline(self) -> bool:
@@ -126,14 +123,8 @@ class Product:
         except UnsupportedDot:
             return math.inf
         workers = min(machine.threads, max(kernel.description.tasks))
-        reading = reading_seconds(_bytes_read(self.dot.sizes, (*self.dot.operands, self.dot.out)), machine)
+        reading = reading_seconds(self.dot.bytes, machine)
         return max(kernel.description.predicted_seconds, reading / workers)
-
-
-def _bytes_read(sizes: tuple[int, int, int, int], types: tuple[str, ...]) -> int:
-    b, m, n, k = sizes
-    lhs, rhs, out = types
-    return bytes_of(lhs, b * m * k) + bytes_of(rhs, b * k * n) + bytes_of(out, b * m * n)
 
 
 def is_faster_inline(products: list[Product], machine: Machine, pieces: int = 0) -> bool:
@@ -182,8 +173,7 @@ def read_product(params: Params, avals: Sequence[Any], *, kernels: bool = True, 
         params, avals = region.product.params, list(map(type_of, (*region.product.invars, *region.product.outvars)))
         weight = any(eqn.primitive in (nano_unpack_p, nano_dequantize_p) for eqn in region.jaxpr.eqns)
     lhs, rhs, out = avals
-    for aval in avals:
-        bytes_in(aval)
+    size = sum(map(bytes_in, avals))
     types = dtype_name(lhs.dtype), dtype_name(rhs.dtype), dtype_name(out.dtype)
     (contracted, _), (batch, _) = params["dimension_numbers"]
     b, k = (math.prod(lhs.shape[i] for i in places) for places in (batch, contracted))
@@ -196,6 +186,7 @@ def read_product(params: Params, avals: Sequence[Any], *, kernels: bool = True, 
         dot=dot,
         for_kernels=dot is not None and (weight or otherwise),
         conditional=conditional,
+        bytes=size,
     )
 
 

@@ -126,6 +126,7 @@ ZEN5 = Fitted(
 # Only the call was measured, in loops of 10,000 steps with one product of 3 x 3, on 2 virtual cores.
 SAPPHIRE_RAPIDS = replace(ZEN5, processor="sapphirerapids", call_us=0.5)
 FITTED = {fitted.processor: fitted for fitted in (ZEN5, SAPPHIRE_RAPIDS)}
+FITTED |= dict.fromkeys(("emeraldrapids", "graniterapids"), SAPPHIRE_RAPIDS)  # cores of the same kind
 
 
 def fitted_for(processor: str) -> Fitted:

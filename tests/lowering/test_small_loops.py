@@ -446,6 +446,23 @@ def test_loops_without_products_are_lowered_as_before():
     assert jax_nano.inspect(loop, jnp.ones(3)) == ()
 
 
+@pytest.mark.parametrize("dtype", ["complex64", "bool", "int16"])
+def test_products_without_kernels_beside_others(dtype):
+    """Types that kernels do not know."""
+
+    def loop(w, x, z):
+        def step(carry, _):
+            x, z = carry
+            return (w @ x, w.astype(dtype) @ z), None
+
+        return lax.scan(step, (x, z), None, length=3)[0]
+
+    arrays = jnp.eye(3), jnp.ones(3), jnp.ones(3, dtype)
+    assert len(reasons(loop, *arrays)) == 2
+    for got, want in zip(jax.jit(jax_nano.accelerate(loop))(*arrays), loop(*arrays), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
 def test_a_loop_may_carry_a_key():
     def loop(w, x, key):
         def step(carry, _):

@@ -166,7 +166,7 @@ def lhs_wait_cycles(plan: Plan, machine: Machine) -> float:
     if prefetched_in_time(plan, machine):
         rows = plan.mt if plan.lhs_by_steps else plan.mc
         more = 0.0 if plan.lhs_by_rows else fitted.stream_overhead_bytes / bytes_of(dtype, rows)
-        return (1 + more) * bytes_of(dtype, size) * stream_rate(machine, footprint(plan))
+        return (1 + more) * bytes_of(dtype, size) * stream_rate(machine, plan.dot.bytes)
     if plan.lhs != "unpacked":
         return 0.0
     waiting = fitted.unpacked_lhs_wait * line_count(size, dtype) * line_fetch_cycles(plan, machine)
@@ -191,7 +191,7 @@ def line_fetch_cycles(plan: Plan, machine: Machine, evicted_share: float = 0.0) 
 
     Of an operand that fits the LLC, a share may have been evicted.
     """
-    size, fitted = footprint(plan), machine.fitted
+    size, fitted = plan.dot.bytes, machine.fitted
     if size <= machine.l2.bytes:
         return 0.0
     share = 1.0 if size > machine.llc.bytes else evicted_share
@@ -201,7 +201,7 @@ def line_fetch_cycles(plan: Plan, machine: Machine, evicted_share: float = 0.0) 
 
 def memory_seconds(plan: Plan, machine: Machine, workers: int) -> float:
     """How long the arrays take on their way to the cores: each task along m reads B again, each along n reads A."""
-    size = footprint(plan)
+    size = plan.dot.bytes
     b, m, n, k = plan.dot.sizes
     again = (plan.m_tasks - 1) * (plan.rhs != "per_round") * bytes_of(plan.dot.rhs, b * k * n)
     again += (plan.n_tasks * plan.rounds - 1) * bytes_of(plan.dot.lhs, b * m * k)
@@ -212,12 +212,6 @@ def memory_seconds(plan: Plan, machine: Machine, workers: int) -> float:
     if size <= machine.llc.bytes:
         return (size + again) / (machine.l3_gb_per_s * workers * 1e9)
     return (size + again) / (min(one * workers, every) * 1e9)
-
-
-def footprint(plan: Plan) -> int:
-    """Bytes of the operands and the result."""
-    b, m, n, k = plan.dot.sizes
-    return bytes_of(plan.dot.lhs, b * m * k) + bytes_of(plan.dot.rhs, b * k * n) + bytes_of(plan.dot.out, b * m * n)
 
 
 def line_count(count: int, dtype: str) -> float:

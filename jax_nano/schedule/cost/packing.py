@@ -9,7 +9,6 @@ from jax_nano.ir.dtypes import bytes_of
 from jax_nano.ir.program import INSTRUCTIONS
 from jax_nano.machine.isa import Core, Machine
 from jax_nano.schedule.cost.memory import (
-    footprint,
     lhs_wait_cycles,
     line_count,
     line_fetch_cycles,
@@ -34,7 +33,7 @@ def rhs_packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
     times = plan.outer_elements * (plan.m_tasks if plan.rhs == "per_task" else 1)  # shared panels have no outer axes
     cycles = times * rhs_copy_cycles(plan, machine)
     waiting = times * line_count(k * n, plan.dot.rhs) * line_fetch_cycles(plan, machine, fitted.rhs_evicted_share)
-    far = footprint(plan) > machine.llc.bytes
+    far = plan.dot.bytes > machine.llc.bytes
     columns = plan.pack_panels * plan.nr if plan.rhs == "per_round" else plan.block_columns
     if plan.overlap_packing and far:
         columns = plan.nr
