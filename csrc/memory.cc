@@ -38,7 +38,10 @@ std::string ForeignAllocator() {
   return used.dli_fbase == own.dli_fbase ? "" : used.dli_fname;
 }
 
+// glibc sets up its allocator in whichever of these functions is called first, without a lock. Where another allocator is
+// used, that would be one of ours, perhaps on two threads at once.
 int64_t Arenas() {
+  if (!ForeignAllocator().empty()) return 0;
   char* text = nullptr;
   size_t size = 0;
   FILE* stream = open_memstream(&text, &size);
@@ -54,6 +57,7 @@ int64_t Arenas() {
 
 // -1 becomes the largest size_t in mallopt.
 void RetainMemory(int limit) {
+  if (!ForeignAllocator().empty()) return;
   // Before glibc 2.35, thresholds above 32 MiB are refused; the same is had by mapping nothing.
   if (!mallopt(M_MMAP_THRESHOLD, limit)) mallopt(M_MMAP_MAX, 0);
   mallopt(M_TRIM_THRESHOLD, limit);
@@ -62,6 +66,7 @@ void RetainMemory(int limit) {
 }
 
 void ReleaseMemory() {
+  if (!ForeignAllocator().empty()) return;
   mallopt(M_MMAP_THRESHOLD, kGrownMmapThreshold);
   mallopt(M_MMAP_MAX, kDefaultMmapMax);
   mallopt(M_TRIM_THRESHOLD, kGrownTrimThreshold);

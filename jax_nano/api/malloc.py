@@ -58,5 +58,4 @@ def release_memory() -> None:
     glibc's thresholds become those that they grow to by themselves (blocks above 32 MiB are fresh). Threads that share
     a heap go on doing so. Does nothing where malloc is not glibc's.
     """
-    if not _native.foreign_allocator():
-        _native.release_memory()
+    _native.release_memory()
