@@ -1,88 +1,10 @@
-"""Coefficients of the cost model that no vendor publishes, fitted to measured products.
-
-Those of ZEN5 were fitted by hand, one after the other, to products measured on 2 cores of an EPYC of Zen 5 (a virtual
-machine), each chosen so that little else matters in them; `python -m benchmarks.regret` shows how well they do
-together. The measurements were not kept, so there is no evidence of spread or count. Processors that are not in FITTED
-are taken to be like Zen 5, and of Sapphire Rapids little is known so far.
-"""
+"""Coefficients of the cost model, by processor."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """How well a coefficient is known."""
-
-    spread: float  # standard deviation of the coefficient
-    count: int  # of the measured products that it was fitted to
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fitted:
-    """Coefficients of the cost model for one processor. A `_share` is one of 1."""
-
-    processor: str  # on which they were measured, by LLVM's name
-
-    # Microkernels.
-    block_overhead_cycles: float  # branches, addresses and the drained pipeline between one microkernel and the next
-    latency_slack: float  # over the latency of multiply-accumulates, in blocks that are bound by it
-    load_exposed_share: float  # of a load's time, not hidden by other work: of equal blocks, fewer loads win
-    port_conflict_share: float  # of other vector instructions, waited for by multiply-accumulates on the same ports
-    overlap_exposed_share: float  # of the shorter of computing and fetching, not hidden by the longer one
-    ragged_share: float  # what another kind of block at the ragged end costs, beside its own cycles
-
-    # Caches.
-    resident_share: float  # of a cache, that a panel of B may fill and still be there when it is read again
-    l2_line_share: float  # of a cycle, that a line takes from L2 where prefetchers follow its strides
-    far_run_cycles: float  # of waiting for a run of bytes that neither L1 nor L2 keeps, however short it is
-    conflict_miss_cycles: float  # for an element of A whose line other rows have pushed out since the last step
-    aliasing_4k_cycles: float  # for a row of B that shares its set of L1 with all others
-    out_row_cycles: float  # from a row of C that is stored to the next
-    out_conflict_cycles: float  # from a row of C to the next, where all rows compete for the same lines
-
-    # Memory.
-    prefetch_bytes: int  # on their way from memory, where they come in time
-    memory_share: float  # of a core's bandwidth from memory, left to it while others read too
-    rhs_evicted_share: float  # of a B that would fit the LLC, evicted by other work between two products
-    lhs_evicted_share: float  # of such an A, which was just made
-    row_change_bytes: int  # as long as reading so many does it take to go over to the next row of a streamed B
-    stream_overhead_bytes: int  # so does a row of a task's columns, where several are gone through side by side
-    run_overhead_bytes: int  # so does a run that ends before a page does: prefetchers begin again
-    unpacked_lhs_wait: float  # how much longer the wait for A is where it is unpacked than where it is copied
-    followed_lhs_wait_share: float  # of that wait, left where strides are short or runs are not
-    first_panel_wait_share: float  # of the time that a task's first panel of B takes to come, which nothing prefetches
-
-    # Packing.
-    packing_bandwidth_share: float  # of bandwidth, reached by copying, which waits for what it did not prefetch
-    packing_exposed_share: float  # of fetching B for packing, left where it is prefetched
-    lhs_prefetch_gap_share: float  # of the wait for a prefetched A, left as nothing prefetches while it is packed
-    far_run_overhead_bytes: int  # as long as reading so many does a run take to begin where it comes from memory
-    prefetched_run_share: float  # of that, left where the run is prefetched
-
-    # Threads.
-    wake_us: float  # from handing out a task until another thread begins it
-    task_us: float  # of handing out one task, where several threads take part
-    imbalance_share: float  # of a task, that a thread waits for the others at the end, on a machine with other work
-
-    # XLA's way.
-    call_us: float  # of a kernel's custom call, without the kernel
-    piece_us: float  # of an operation that XLA runs by itself, rather than inside of a function
-    inline_products_per_cycle: float  # of small matrices, in code that XLA emits inline
-    inline_l1_bytes_per_cycle: float  # that such code reads of a matrix beside a vector
-    inline_l2_bytes_per_cycle: float
-
-    evidence: tuple[tuple[str, Evidence], ...] = ()  # by coefficient, where measurements were kept
-
-    def __post_init__(self):
-        numbers = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("processor", "evidence")}
-        for name, number in numbers.items():
-            if number < 0 or (name.endswith("_share") and number > 1):
-                raise ValueError(f"{self.processor}: {name} is {number}, which cannot be")
-        if unknown := [name for name, _ in self.evidence if name not in numbers]:
-            raise ValueError(f"{self.processor}: there are no coefficients {unknown}")
-
+from jax_nano.machine.coefficients import Fitted
 
 ZEN5 = Fitted(
     processor="znver5",
@@ -94,10 +16,15 @@ ZEN5 = Fitted(
     ragged_share=0.01,
     resident_share=0.67,
     l2_line_share=0.5,
+    l2_run_cycles=0,
     far_run_cycles=3.5,
+    tile_conflict_cycles=0,
     conflict_miss_cycles=1.5,
     aliasing_4k_cycles=10,
     out_row_cycles=6,
+    followed_pages=64,
+    lost_run_cycles=0,
+    lost_line_cycles=0,
     out_conflict_cycles=60,
     prefetch_bytes=16 << 10,
     memory_share=0.75,
@@ -110,6 +37,9 @@ ZEN5 = Fitted(
     followed_lhs_wait_share=0.3,
     first_panel_wait_share=0.5,
     packing_bandwidth_share=0.72,
+    lost_fetch_cycles=0,
+    overlapped_fetch=1,
+    overlapped_work=1,
     packing_exposed_share=0.1,
     lhs_prefetch_gap_share=0.4,
     far_run_overhead_bytes=256,

@@ -6,7 +6,8 @@ import functools
 from dataclasses import dataclass, replace
 
 from jax_nano.ir.dtypes import BITS, bytes_of
-from jax_nano.machine.fitted import ZEN5, Fitted
+from jax_nano.machine.coefficients import Fitted
+from jax_nano.machine.fitted import ZEN5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from jax_nano.schedule.cost.memory import (
     lhs_refetch_cycles,
     lhs_stalls,
     lhs_wait_cycles,
+    lost_out_cycles,
     memory_seconds,
     rhs_block_bytes,
     rhs_stalls,
@@ -72,6 +73,9 @@ def exposed_packing_cycles(plan: Plan, machine: Machine, compute: float) -> floa
         first = pieces / plan.nt if plan.rhs == "per_task" else 0.0  # of a task: nothing prefetches it
         hidden = min((1 - machine.fitted.packing_exposed_share) * fetching, compute)
         fetching -= (1 - first) * hidden
+    if plan.overlap_packing:
+        work *= machine.fitted.overlapped_work
+        fetching *= machine.fitted.overlapped_fetch
     return work - hidden_packing_cycles(plan, machine, compute) + fetching
 
 
@@ -112,9 +116,8 @@ def compute_cycles(plan: Plan, machine: Machine) -> float:
 def unit_of(plan: Plan, machine: Machine) -> Unit:
     """The unit that computes a plan's blocks of C."""
     unit = Unit(machine, machine.isa(plan.isa), plan.instruction)
-    if plan.inner_product:
-        return unit
-    return unit.having(extra_work(unit, plan, lhs_unpacked=plan.lhs == "unpacked", rhs_unpacked=not plan.reads_panels))
+    unpacked = {"lhs_unpacked": plan.lhs == "unpacked", "rhs_unpacked": not plan.reads_panels}
+    return unit.having(extra_work(unit, plan, **unpacked, inner_product=plan.inner_product))
 
 
 def panel_fetch(plan: Plan, unit: Unit, cols: int) -> PanelFetch:
@@ -151,6 +154,7 @@ def block_cost(plan: Plan, unit: Unit, rows: int, cols: int) -> BlockCost:
     tall, registers = -(-rows // unit.instruction.shape[0]), -(-cols // unit.lanes)
     cycles = block_cycles(unit, tall, registers, steps, carried_on=plan.k_blocks > 1)
     cycles += tile_pass_cycles(plan, unit, rows, registers) + steps * lhs_stalls(plan, machine, rows)
+    cycles += rows * lost_out_cycles(plan, machine, cols)
     cycles += (terms - 1) * machine.fitted.block_overhead_cycles
     if plan.k_blocks > 1:
         cycles += tall * registers / unit.core.stores_per_cycle

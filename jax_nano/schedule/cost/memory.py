@@ -50,8 +50,8 @@ def misses(machine: Machine, pieces: int, piece_bytes: int, stride_bytes: int) -
     if fits(machine.l1, pieces, piece_bytes, stride_bytes):
         return 0.0
     lines = piece_bytes / LINE_BYTES
-    if fits(machine.l2, pieces, piece_bytes, stride_bytes):
-        return lines * (fitted.l2_line_share if stride_bytes < machine.page_bytes else 1)
+    if fits(machine.l2, math.ceil(pieces / fitted.resident_share), piece_bytes, stride_bytes):
+        return max(fitted.l2_run_cycles, lines * (fitted.l2_line_share if stride_bytes < machine.page_bytes else 1))
     return max(2 * lines, fitted.far_run_cycles)
 
 
@@ -59,8 +59,12 @@ def lhs_stalls(plan: Plan, machine: Machine, rows: int) -> float:
     """Cycles that a step of k waits for lines of A that strides have pushed out of the nearest caches."""
     if plan.lhs != "unpacked":
         return 0.0
-    by_elements = not plan.instruction.tiles  # tiles take whole lines at once
-    waits = conflict_miss_cycles(machine, rows, bytes_of(plan.dot.lhs, plan.m.lhs)) if by_elements else 0.0
+    stride = bytes_of(plan.dot.lhs, plan.m.lhs)
+    if plan.instruction.tiles:  # which take whole lines at once
+        conflicts = not fits(machine.l1, plan.instruction.shape[0], LINE_BYTES, stride)
+        waits = machine.fitted.tile_conflict_cycles * rows * conflicts
+    else:
+        waits = conflict_miss_cycles(machine, rows, stride)
     if plan.k.lhs != 1 and plan.m.size > plan.mr:
         waits += misses(machine, plan.kc, bytes_of(plan.dot.lhs, plan.mr), bytes_of(plan.dot.lhs, plan.k.lhs))
     return waits
@@ -136,6 +140,24 @@ def run_cycles(machine: Machine, dot: Dot, m: Axis) -> float:
         return 0.0
     places = l1.way_bytes // math.gcd(bytes_of(dot.out, m.out), l1.way_bytes)
     return max(machine.fitted.out_row_cycles, machine.fitted.out_conflict_cycles / places)
+
+
+def lost_out_cycles(plan: Plan, machine: Machine, cols: int) -> float:
+    """Cycles that a row of a block of C waits for its lines, where a task writes more pages in turn than are followed.
+
+    With every panel of columns, microkernels write all rows of a block of A anew.
+    """
+    pages = min(plan.mc, plan.m.size) * min(1.0, bytes_of(plan.dot.out, plan.m.out) / machine.page_bytes)
+    share = lost_share(machine, pages)
+    if not share or 2 * bytes_of(plan.dot.out, plan.results) <= machine.l2.bytes:
+        return 0.0
+    fitted, lines = machine.fitted, bytes_of(plan.dot.out, cols) / LINE_BYTES
+    return share * (fitted.lost_run_cycles + fitted.lost_line_cycles * lines)
+
+
+def lost_share(machine: Machine, pages: float) -> float:
+    """The share of runs of bytes that come late, of those on so many pages that are gone through in turn."""
+    return min(1.0, max(0.0, 1.5 * pages / machine.fitted.followed_pages - 1))
 
 
 def lhs_refetch_cycles(plan: Plan, machine: Machine, tall: int) -> float:

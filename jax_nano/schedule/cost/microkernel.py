@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from jax_nano.ir.dtypes import LARGEST, PACKED_INT4
-from jax_nano.machine.fitted import Fitted
+from jax_nano.machine.coefficients import Fitted
 from jax_nano.machine.isa import Core, DotInstruction, Isa, Machine
 from jax_nano.schedule.cost.memory import fetch_cycles, run_cycles
 from jax_nano.schedule.loop_nest import LoopNest

@@ -12,6 +12,7 @@ from jax_nano.schedule.cost.memory import (
     lhs_wait_cycles,
     line_count,
     line_fetch_cycles,
+    lost_share,
     prefetched_in_time,
 )
 from jax_nano.schedule.cost.microkernel import overlap
@@ -38,11 +39,23 @@ def rhs_packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
     if plan.overlap_packing and far:
         columns = plan.nr
     run = bytes_of(plan.dot.rhs, min(columns, n) if plan.n.rhs == 1 else plan.kc)
+    if plan.dot.bytes > machine.l2.bytes:
+        cycles += times * lost_fetch_cycles(plan, machine)
     if far:
         left = fitted.prefetched_run_share if plan.prefetches_rhs else 1
         return cycles + waiting * fitted.far_run_overhead_bytes / run * left, waiting
     # Prefetchers bring it at the full rate.
     return cycles + waiting * fitted.run_overhead_bytes / run, waiting * fitted.packing_bandwidth_share
+
+
+def lost_fetch_cycles(plan: Plan, machine: Machine) -> float:
+    """Cycles of waiting for runs of B on more pages than prefetchers follow, as it is packed panel by panel."""
+    depth = plan.k.size if plan.rhs == "per_round" else plan.kc
+    along_n = plan.n.rhs == 1
+    rows, stride = (depth, plan.k.rhs) if along_n else (plan.nr, plan.n.rhs)
+    runs = plan.sum_steps * -(-plan.n.size // plan.nr) if along_n else plan.n.size * -(-plan.sum_steps // depth)
+    pages = rows * min(1.0, bytes_of(plan.dot.rhs, stride) / machine.page_bytes)
+    return runs * machine.fitted.lost_fetch_cycles * lost_share(machine, pages)
 
 
 def lhs_packing_cycles(plan: Plan, machine: Machine) -> float:

@@ -1,0 +1,271 @@
+"""Fits the cost model's coefficients to measured candidates, and writes jax_nano/machine/fitted.py.
+
+    python tools/fit_cost_model.py                    every processor of benchmarks/data, from what fitted.py has
+    python tools/fit_cost_model.py znver5 --report    the figures of one, as it is now, and nothing written
+
+A coefficient is moved up and down as long as that lowers the loss, by steps that grow where they help and shrink where
+they do not. The loss of a product is how much slower a plan is that the model likes than the best one (all plans, each
+weighed by how near the model puts it to its favourite: so it changes smoothly), and, with less weight, how far
+predicted ratios of plans and predicted times are from measured ones. Every other product is held out. Spreads are those
+of fits to resampled products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import pathlib
+import random
+import statistics
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import measured  # noqa: E402
+from benchmarks.measured import Measured, Recording  # noqa: E402
+from jax_nano.machine.coefficients import Evidence, Fitted  # noqa: E402
+from jax_nano.machine.fitted import FITTED, fitted_for  # noqa: E402
+from jax_nano.machine.isa import Machine  # noqa: E402
+from jax_nano.schedule.cost import estimate  # noqa: E402
+
+TARGET = ROOT / "jax_nano" / "machine" / "fitted.py"
+APART = ("call_us", "piece_us", "inline_products_per_cycle", "inline_l1_bytes_per_cycle", "inline_l2_bytes_per_cycle")
+NAMES = tuple(f.name for f in fields(Fitted) if f.name not in ("processor", "evidence", *APART))
+WHOLE = frozenset(f.name for f in fields(Fitted) if f.type == "int")
+NEAR = 0.06  # how near to its favourite, as a logarithm, the model must put a plan for that to count as chosen
+MOST_LOST = 1.5  # of a plan's logarithm over the best: beyond, worse is not worse
+SPREAD_WEIGHT, LEVEL_WEIGHT = 0.3, 0.02
+LARGEST_STEP, SMALLEST_STEP = 2.0, 0.02
+RESAMPLED, RESAMPLED_SWEEPS = 8, 2
+
+
+class Target(NamedTuple):
+    """A product with the logarithms of its candidates' measured seconds."""
+
+    product: Measured
+    logs: tuple[float, ...]
+
+    @classmethod
+    def of(cls, product: Measured) -> Target:
+        """The best of all sweeps, once what set a whole sweep apart is taken out, between resident and cold operands.
+
+        How far down the second-best lies is worth something, too: one good number may be luck.
+        """
+        rows = [[math.log(t) for t in (*each.resident, *each.cold)] for each in product.candidates]
+        levels = [statistics.median(column) for column in zip(*rows, strict=True)]
+        level = statistics.mean(levels)
+        even = [sorted(x - own + level for x, own in zip(row, levels, strict=True)) for row in rows]
+        return cls(product, tuple(0.75 * row[0] + 0.25 * row[-1] for row in even))
+
+    def regret(self, favourite: int) -> float:
+        """What choosing a candidate costs, as a share of the best one's time: of the best of each."""
+        best = [min(each.resident) for each in self.product.candidates]
+        return best[favourite] / min(best) - 1
+
+
+@dataclass
+class Model:
+    """The cost model on one recorded machine, with its coefficients."""
+
+    machine: Machine
+    fitted: Fitted
+    call_seconds: float  # of the program around a kernel, as it was measured
+
+    def logs(self, target: Target) -> list[float]:
+        """The logarithms of predicted seconds."""
+        machine = replace(self.machine, fitted=self.fitted, threads=target.product.threads)
+        plans = (each.plan for each in target.product.candidates)
+        return [math.log(estimate.seconds(plan, machine).total + self.call_seconds) for plan in plans]
+
+    def loss(self, target: Target) -> float:
+        """How badly it does on a product."""
+        predicted = self.logs(target)
+        low, best = min(predicted), min(target.logs)
+        weights = [math.exp((low - x) / NEAR) for x in predicted]
+        lost = sum(w * min(MOST_LOST, x - best) for w, x in zip(weights, target.logs, strict=True)) / sum(weights)
+        errors = [x - y for x, y in zip(target.logs, predicted, strict=True)]
+        return lost + SPREAD_WEIGHT * statistics.pvariance(errors) + LEVEL_WEIGHT * statistics.mean(errors) ** 2
+
+    def mean_loss(self, targets: Sequence[Target]) -> float:
+        """How badly it does on all."""
+        return statistics.mean(map(self.loss, targets))
+
+    def moved(self, name: str, factor: float) -> Model | None:
+        """The model with one coefficient multiplied; None where it is at its bound."""
+        if name == "call_seconds":
+            return replace(self, call_seconds=self.call_seconds * factor)
+        value = (getattr(self.fitted, name) or 0.05) * factor
+        if name in WHOLE:
+            value = max(1, round(value))
+        elif name.endswith("_share"):
+            value = min(1.0, value)
+        if value == getattr(self.fitted, name):
+            return None
+        return replace(self, fitted=replace(self.fitted, **{name: value}))
+
+
+def fit(model: Model, targets: Sequence[Target], sweeps: int, seed: int = 0) -> Model:
+    """Moves one coefficient after the other, in random orders, as long as that lowers the loss."""
+    rng, loss = random.Random(seed), model.mean_loss(targets)
+    steps = dict.fromkeys((*NAMES, "call_seconds"), 0.5)
+    for _ in range(sweeps):
+        names = [name for name in steps if steps[name] > SMALLEST_STEP]
+        rng.shuffle(names)
+        for name in names:
+            model, found = better(model, targets, name, steps[name], loss)
+            steps[name] = min(LARGEST_STEP, 1.5 * steps[name]) if found < loss else 0.6 * steps[name]
+            loss = found
+    return model
+
+
+def better(model: Model, targets: Sequence[Target], name: str, step: float, loss: float) -> tuple[Model, float]:
+    """The model with a coefficient moved up or down, where that lowers the loss; and its loss."""
+    for factor in (math.exp(step), math.exp(-step)):
+        moved = model.moved(name, factor)
+        if moved and (found := moved.mean_loss(targets)) < loss:
+            return moved, found
+    return model, loss
+
+
+def refit(model: Model, targets: Sequence[Target], seed: int) -> Fitted:
+    """Coefficients fitted to as many products, drawn with replacement."""
+    rng = random.Random(seed)
+    return fit(model, rng.choices(targets, k=len(targets)), RESAMPLED_SWEEPS, seed).fitted
+
+
+def evidence(model: Model, targets: Sequence[Target]) -> tuple[tuple[str, Evidence], ...]:
+    """How well each coefficient is known: its spread among refits, and how many products depend on it."""
+    with ProcessPoolExecutor() as pool:
+        refits = list(pool.map(functools.partial(refit, model, targets), range(1, RESAMPLED + 1)))
+    spreads = {name: statistics.pstdev(getattr(each, name) for each in refits) for name in NAMES}
+    return tuple((name, Evidence(spread=spreads[name], count=dependent(model, targets, name))) for name in NAMES)
+
+
+def dependent(model: Model, targets: Sequence[Target], name: str) -> int:
+    """How many products have a candidate whose predicted time a coefficient changes."""
+    moved = model.moved(name, 1.2) or model.moved(name, 0.8)
+    assert moved
+    return sum(model.logs(target) != moved.logs(target) for target in targets)
+
+
+class Figures(NamedTuple):
+    """How well a model does on some products."""
+
+    count: int
+    mean: float  # regret
+    median: float
+    worst: float
+    worst_product: str
+    ratio: float  # of measured to predicted times of the chosen plans, in the median
+
+    @classmethod
+    def of(cls, model: Model, targets: Sequence[Target]) -> Figures:
+        """Lets it choose among the candidates of each."""
+        predicted = [model.logs(target) for target in targets]
+        chosen = [logs.index(min(logs)) for logs in predicted]
+        regrets = [target.regret(i) for target, i in zip(targets, chosen, strict=True)]
+        worst = max(range(len(regrets)), key=regrets.__getitem__)
+        ratios = [math.exp(t.logs[i] - p[i]) for t, p, i in zip(targets, predicted, chosen, strict=True)]
+        return cls(len(targets), statistics.mean(regrets), statistics.median(regrets), regrets[worst],
+                   str(targets[worst].product.product), statistics.median(ratios))  # fmt: skip
+
+    def __str__(self) -> str:
+        return (f"{self.count} products: regret {self.mean:.1%} in the mean, {self.median:.1%} in the median, "
+                f"{self.worst:.0%} at worst ({self.worst_product}); measured over predicted {self.ratio:.2f}")  # fmt: skip
+
+
+def halves(recording: Recording) -> tuple[list[Target], list[Target]]:
+    """Every other product for the fit, and those that are held out."""
+    targets = [Target.of(product) for product in recording.products if len(product.candidates) > 1]
+    return targets[::2], targets[1::2]
+
+
+def initial(recording: Recording) -> Model:
+    """The model with the coefficients that fitted.py has, and a call that takes a little less than any product."""
+    fastest = min(min(each.resident) for product in recording.products for each in product.candidates)
+    return Model(recording.machine, fitted_for(recording.machine.name), 0.8 * fastest)
+
+
+def fitted_to(recording: Recording, sweeps: int) -> Fitted:
+    """The coefficients for one machine, with their evidence; prints figures of both halves, before and after."""
+    model, (training, held_out) = initial(recording), halves(recording)
+    show("before", model, training, held_out)
+    model = fit(model, training, sweeps)
+    show("after", model, training, held_out)
+    return replace(model.fitted, processor=recording.machine.name, evidence=evidence(model, training))
+
+
+def show(word: str, model: Model, training: Sequence[Target], held_out: Sequence[Target]) -> None:
+    """Prints the figures of both halves."""
+    print(f"{model.machine.name}, {word} the fit")
+    print(f"  fitted to  {Figures.of(model, training)}")
+    print(f"  held out   {Figures.of(model, held_out)}", flush=True)
+
+
+def source(tables: Sequence[Fitted]) -> str:
+    """fitted.py."""
+    return HEADER + "\n\n".join(map(table, tables)) + FOOTER.format(", ".join(t.processor.upper() for t in tables))
+
+
+def table(fitted: Fitted) -> str:
+    """The coefficients of one processor, as source."""
+    known = dict(fitted.evidence)
+    lines = [f"{fitted.processor.upper()} = known(", f"    {fitted.processor!r},".replace("'", '"')]
+    for name in (*NAMES, *APART):
+        value = f"{getattr(fitted, name):.3g}"
+        found = known.get(name)
+        text = f"({value}, {found.spread:.2g}, {found.count})" if found else f"({value},)"
+        lines.append(f"    {name}={text},")
+    return "\n".join([*lines, ")"])
+
+
+HEADER = '''"""Coefficients of the cost model, by processor: written by tools/fit_cost_model.py, not by hand.
+
+Each is a value; its spread among fits to resampled products; and the number of products that depend on it, of those in
+benchmarks/data that were not held out. Those of XLA's way were measured apart.
+"""
+
+from __future__ import annotations
+
+from jax_nano.machine.coefficients import Fitted, known
+
+'''
+FOOTER = '''
+
+FITTED = {{fitted.processor: fitted for fitted in ({0})}}
+
+
+def fitted_for(processor: str) -> Fitted:
+    """The coefficients of a processor, by LLVM's name, or of the one that it is taken to be like."""
+    return FITTED.get(processor, ZNVER5)
+'''
+
+
+def main() -> None:
+    """Fits, and writes what was fitted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("processors", nargs="*", help="of those in benchmarks/data (default: all)")
+    parser.add_argument("--report", action="store_true", help="print figures only")
+    parser.add_argument("--sweeps", type=int, default=10, help="over all coefficients")
+    arguments = parser.parse_args()
+    tables = dict(FITTED)
+    for path in sorted(measured.DATA.glob("*.csv")):
+        if arguments.processors and path.stem not in arguments.processors:
+            continue
+        recording = measured.read(path)
+        if arguments.report:
+            show("without", initial(recording), *halves(recording))
+        else:
+            tables[path.stem] = fitted_to(recording, arguments.sweeps)
+    if not arguments.report:
+        TARGET.write_text(source([tables[name] for name in sorted(tables)]))
+
+
+if __name__ == "__main__":
+    main()
