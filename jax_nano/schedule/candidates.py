@@ -11,7 +11,7 @@ from jax_nano.ir.dtypes import BITS, INT4_PER_WORD, PACKED_INT4, WIDENS, bytes_o
 from jax_nano.machine.isa import DotInstruction, Isa, Machine
 from jax_nano.schedule.blocks import STREAMS as STREAMS
 from jax_nano.schedule.blocks import Form, plan_around
-from jax_nano.schedule.cost.memory import FEW_ROWS, PACKED, UnpackedRhs
+from jax_nano.schedule.cost.memory import FEW_ROWS, PACKED, UnpackedRhs, conflict_miss_cycles
 from jax_nano.schedule.cost.microkernel import Unit, extra_work
 from jax_nano.schedule.loop_nest import LoopNest
 from jax_nano.schedule.plan import LhsMode, Plan, RhsMode
@@ -90,16 +90,25 @@ def vector_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
 
     A large unpacked B is also read by blocks of another width: it decides how long the runs of memory are.
     """
+    found: dict[tuple, list[RegisterBlock]] = {}
     for form in vector_forms(unit, nest):
         lhs_unpacked, rhs_unpacked = form.lhs == "unpacked", form.rhs == "unpacked"
         extra = extra_work(unit, nest, lhs_unpacked=lhs_unpacked, rhs_unpacked=rhs_unpacked)
         rhs = UnpackedRhs.of(nest, prefetched=form.prefetch_rhs) if rhs_unpacked else PACKED
-        stride = bytes_of(nest.dot.lhs, nest.m.lhs) if lhs_unpacked else 0
+        stride = conflicting_stride(unit, nest) if lhs_unpacked else 0
         for depth in depths(unit, nest, form):
-            sizes = nest.m.size, nest.n.size, depth
-            blocks = register_blocks(unit.having(extra), sizes, rhs, stride)
+            key = extra, rhs, stride, depth
+            if key not in found:
+                found[key] = register_blocks(unit.having(extra), (nest.m.size, nest.n.size, depth), rhs, stride)
+            blocks = found[key]
             for block in blocks if form.prefetch_rhs else blocks[:1]:
                 yield plan_around(unit, nest, form, block, depth)
+
+
+def conflicting_stride(unit: Unit, nest: LoopNest) -> int:
+    """Bytes between rows of an unpacked A; 0 where those of no register block push each other out of L1."""
+    stride, rows = bytes_of(nest.dot.lhs, nest.m.lhs), min(nest.m.size, unit.isa.register_count)
+    return stride if conflict_miss_cycles(unit.machine, rows, stride) else 0
 
 
 def vector_forms(unit: Unit, nest: LoopNest) -> Iterator[Form]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from jax_nano.ir.dot import Dot
 from jax_nano.machine.isa import Isa, Machine
 from jax_nano.schedule.candidates import kernel_plans
-from jax_nano.schedule.cost import estimate
-from jax_nano.schedule.cost.estimate import Estimate
+from jax_nano.schedule.cost.estimate import Estimate, KernelCost
 from jax_nano.schedule.plan import Plan
-from jax_nano.schedule.tasks import task_plans, undivided
+from jax_nano.schedule.tasks import FEW_PER_THREAD, task_plans, undivided
+
+# Of kernels that add up in one order, fastest first on one thread: so many are divided in a few ways, and of those so
+# many in all. Over 80 random products for each of two processors, the choice is the one among all divisions of all.
+GLANCED_AT, WEIGHED = 12, 4
 
 
 def choose(dot: Dot, machine: Machine, isa: Isa) -> Plan:
@@ -25,28 +28,39 @@ def choose(dot: Dot, machine: Machine, isa: Isa) -> Plan:
     return cheapest(list(kernel_plans(dot, machine, isa)), machine)
 
 
-def cheapest(kernels: list[Plan], machine: Machine) -> Plan:
+def cheapest(kernels: Sequence[Plan], machine: Machine) -> Plan:
     """The cheapest kernel, and of all that add up in its order, the cheapest tasks."""
-    order = order_of_sums(cheapest_kernel(kernels, machine))
-    alike = [plan for plan in kernels if order_of_sums(plan) == order]
-    divided = priced((plan for kernel in alike for plan in task_plans(kernel, machine)), machine)
+    ranked = sorted(kernels, key=lambda kernel: one_thread_cost(kernel, machine))
+    order = order_of_sums(ranked[0])
+    alike = promising([plan for plan in ranked if order_of_sums(plan) == order], machine)
+    divided = [row for kernel in alike for row in priced(kernel, task_plans(kernel, machine), machine)]
     plan, cost = min(divided, key=lambda row: row[1].total)
     return plan.replace(why=reason(cost, machine, len(kernels)), predicted_seconds=cost.total)
 
 
-def cheapest_kernel(kernels: Iterable[Plan], machine: Machine) -> Plan:
-    """The cheapest kernel on one thread: of two that are as fast, the one that corrects nothing."""
-
-    def cost(plan: Plan) -> tuple[float, bool]:
-        seconds = min(estimate.seconds(p, machine, 1).total for p in undivided(plan, machine))
-        return seconds, plan.instruction.lhs_offset != 0
-
-    return min(kernels, key=cost)
+def one_thread_cost(kernel: Plan, machine: Machine) -> tuple[float, bool]:
+    """By which kernels are ranked: their time on one thread, and of two that are as fast, whether one is corrected."""
+    seconds = min(cost.total for _, cost in priced(kernel, undivided(kernel, machine), machine, threads=1))
+    return seconds, kernel.instruction.lhs_offset != 0
 
 
-def priced(plans: Iterable[Plan], machine: Machine) -> list[tuple[Plan, Estimate]]:
-    """The plans, each with its predicted times on all threads."""
-    return [(plan, estimate.seconds(plan, machine)) for plan in plans]
+def promising(ranked: Sequence[Plan], machine: Machine) -> Sequence[Plan]:
+    """The kernels worth dividing in every way: all, where they are few; else those that do best in a few ways."""
+    if len(ranked) <= WEIGHED:
+        return ranked
+
+    def cost(kernel: Plan) -> float:
+        return min(cost.total for _, cost in priced(kernel, task_plans(kernel, machine, FEW_PER_THREAD), machine))
+
+    return sorted(ranked[:GLANCED_AT], key=cost)[:WEIGHED]
+
+
+def priced(
+    kernel: Plan, plans: Iterable[Plan], machine: Machine, threads: int | None = None
+) -> list[tuple[Plan, Estimate]]:
+    """Plans of one kernel, each with its predicted times; on all threads, or so many."""
+    cost = KernelCost(kernel, machine)
+    return [(plan, cost.seconds(plan, threads)) for plan in plans]
 
 
 def order_of_sums(plan: Plan) -> tuple:
@@ -61,7 +75,9 @@ def ranked_plans(dot: Dot, machine: Machine, isa: Isa, count: int) -> list[Plan]
     """The cost model's choice and up to `count` - 1 others: of every kernel the cheapest tasks, then others."""
     kernels = list(kernel_plans(dot, machine, isa))
     choice = cheapest(kernels, machine)
-    divided = [sorted(priced(task_plans(kernel, machine), machine), key=lambda row: row[1].total) for kernel in kernels]
+    divided = [
+        sorted(priced(kernel, task_plans(kernel, machine), machine), key=lambda row: row[1].total) for kernel in kernels
+    ]
     divided.sort(key=lambda rows: rows[0][1].total)
     best = [rows[0] for rows in divided] + [row for rows in divided for row in rows[2:8:2]]
     others = [plan.replace(predicted_seconds=cost.total) for plan, cost in best]

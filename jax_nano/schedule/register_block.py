@@ -64,15 +64,19 @@ def register_blocks(
         raise ValueError(f"{isa.name} has {isa.register_count} registers; a block needs at least 3")
     search = BlockSearch(unit, sizes, rhs, lhs_stride_bytes)
     best: dict[int, tuple[float, int]] = {}  # by registers of n: the cycles, and the rows
-    for rows, registers in blocks_that_fit(unit, m, -(-n // unit.lanes), packed=not rhs.bytes):
+    fastest = math.inf
+    fitting = blocks_that_fit(unit, m, -(-n // unit.lanes), packed=not rhs.bytes)
+    for bound, rows, registers in sorted((search.bound(*block), *block) for block in fitting):
+        if bound > HARDLY_MORE * fastest:
+            break
         best[registers] = min(best.get(registers, (math.inf, 0)), (search.cycles(rows, registers), rows))
+        fastest = min(fastest, best[registers][0])
     if not best:
         raise ValueError("a block needs at least one row and one column")
-    fastest = sorted((cycles, rows, registers) for registers, (cycles, rows) in best.items())[:2]
     return [
         RegisterBlock(rows, registers * unit.lanes, lhs_stationary=rows < registers)
-        for cycles, rows, registers in fastest
-        if cycles <= HARDLY_MORE * fastest[0][0]
+        for cycles, rows, registers in sorted((cycles, rows, registers) for registers, (cycles, rows) in best.items())[:2]
+        if cycles <= HARDLY_MORE * fastest
     ]
 
 
@@ -107,6 +111,10 @@ class BlockSearch:
         cycles = loop_cycles(columns, Rows(panels(self.m, rows)), self.block)
         ragged = (self.m % rows > 0) + (self.registers_of_n % registers > 0)
         return cycles * (1 + self.unit.machine.fitted.ragged_share * ragged)
+
+    def bound(self, rows: int, registers: int) -> float:
+        """Cycles if whole microkernels covered C and waited for nothing: smaller ones at the ends reuse less."""
+        return self.m / rows * self.registers_of_n / registers * self.block(rows, registers).cycles
 
     def _block(self, rows: int, registers: int) -> BlockCost:
         cycles = block_cycles(self.unit, rows, registers, self.steps)

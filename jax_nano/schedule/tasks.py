@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from jax_nano.ir.dtypes import bytes_of
@@ -13,6 +13,8 @@ from jax_nano.schedule.plan import Plan
 # A thread's scratch, and what all share, stay within these.
 LOCAL_BYTES = 12 << 20
 SHARED_BYTES = 16 << 20
+PER_THREAD = (1, 2, 3, 4, 6, 8, 16)
+FEW_PER_THREAD = (4,)  # enough to tell kernels apart
 TASKS_PER_THREAD = 16  # at most, where tasks have neither all rows nor all columns
 
 
@@ -23,9 +25,16 @@ def undivided(plan: Plan, machine: Machine) -> Iterator[Plan]:
         yield plan.replace(nb=pieces, nt=-(-plan.nt // pieces) * pieces, mc=plan.mt)
 
 
-def task_plans(plan: Plan, machine: Machine) -> Iterator[Plan]:
-    """The plan divided into tasks in every way worth weighing, within a thread's scratch."""
-    fitting = [divided for divided in divisions_of(plan, machine) if divided.local_bytes <= LOCAL_BYTES]
+def task_plans(plan: Plan, machine: Machine, per_thread: Sequence[int] = PER_THREAD) -> Iterator[Plan]:
+    """The plan divided into tasks in every way worth weighing, within a thread's scratch.
+
+    Args:
+      plan: the plan of one task.
+      machine: where it runs.
+      per_thread: how many parts of the rows or columns there may be for each thread.
+    """
+    divided = divisions_of(plan, machine, per_thread)
+    fitting = [plan for plan in divided if plan.local_bytes <= LOCAL_BYTES]
     yield from fitting or [smallest(plan, machine)]
 
 
@@ -56,7 +65,7 @@ class Area(NamedTuple):
     whole: bool  # all of C, but for the outer axes
 
 
-def divisions_of(plan: Plan, machine: Machine) -> Iterator[Plan]:
+def divisions_of(plan: Plan, machine: Machine, per_thread: Sequence[int]) -> Iterator[Plan]:
     """The plan divided into tasks, whatever scratch they take: by columns and rows, or by the outer axes' elements.
 
     Where B is packed, all threads can also pack it once, in a phase before.
@@ -65,26 +74,26 @@ def divisions_of(plan: Plan, machine: Machine) -> Iterator[Plan]:
     outer = plan.outer_elements
     alone = not plan.outer and not plan.k_outer and plan.split_k == 1
     can_share = alone and plan.rhs == "per_task" and not plan.inner_product and not plan.overlap_packing
-    for nt, mt, mc, whole in areas(plan, machine):
+    for nt, mt, mc, whole in areas(plan, machine, per_thread):
         pieces = piece_columns(plan, machine, nt)
         for nb in (0, pieces) if pieces else (0,):
             columns = -(-nt // nb) * nb if nb else nt
             # With several blocks of columns, or of panels, all of A is packed before the first one.
             block = mt if nb or plan.overlap_packing else mc
-            for parts in divisions(outer, machine.threads) if whole else (outer,):
+            for parts in divisions(outer, machine.threads, per_thread) if whole else (outer,):
                 yield plan.replace(nt=columns, nb=nb, mt=mt, mc=block, outer_per_task=-(-outer // parts))
         if can_share:
             yield from packed_per_round(plan.replace(nt=nt, mt=mt, mc=mc), machine)
 
 
-def areas(plan: Plan, machine: Machine) -> Iterator[Area]:
+def areas(plan: Plan, machine: Machine, per_thread: Sequence[int]) -> Iterator[Area]:
     """The areas of C that a task may compute: panels of columns and of rows in nearly equal parts."""
     cols, rows = -(-plan.n.size // plan.nr), -(-plan.m.size // plan.mr)
     to_stay_in_l2 = -(-cols * plan.nr // resident_columns(plan, machine))
-    column_parts = sorted({*divisions(cols, machine.threads), to_stay_in_l2})
+    column_parts = sorted({*divisions(cols, machine.threads, per_thread), to_stay_in_l2})
     if plan.streamed and plan.split_k >= machine.threads:
         column_parts = [1]
-    for n_parts, m_parts in itertools.product(column_parts, divisions(rows, machine.threads)):
+    for n_parts, m_parts in itertools.product(column_parts, divisions(rows, machine.threads, per_thread)):
         if m_parts > 1 and n_parts > 1 and m_parts * n_parts > TASKS_PER_THREAD * machine.threads:
             continue
         mt = -(-rows // m_parts) * plan.mr
@@ -119,7 +128,8 @@ def packed_per_round(plan: Plan, machine: Machine) -> Iterator[Plan]:
     yield plan.replace(rhs="per_round", nc=nc, nt=nt, pack_panels=pack_panels)
 
 
-def divisions(count: int, threads: int) -> list[int]:
+def divisions(count: int, threads: int, per_thread: Sequence[int]) -> list[int]:
     """Into how many parts to divide `count` steps: one, as many as threads can have, and a few multiples of those."""
-    wanted = {1, min(count, threads), *(threads * i for i in (1, 2, 3, 4, 6, 8, 16)), *((64,) if count > 64 else ())}
+    many = {64} if len(per_thread) > len(FEW_PER_THREAD) else set()
+    wanted = {1, min(count, threads), *(threads * i for i in per_thread), *many}
     return sorted(parts for parts in wanted if parts <= count)

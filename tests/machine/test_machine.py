@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from jax_nano.machine import x86
-from jax_nano.machine.fitted import ZEN5, Evidence, fitted_for
+from jax_nano.machine.coefficients import Evidence
+from jax_nano.machine.fitted import ZEN5, fitted_for
 from jax_nano.machine.isa import Cache, Core, DotInstruction
 
 FMA = x86.AVX512.dots[0]

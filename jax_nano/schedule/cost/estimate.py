@@ -5,6 +5,7 @@ What was fitted to measurements is in machine.fitted; `python -m benchmarks.regr
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -51,18 +52,87 @@ class Estimate(NamedTuple):
 
 def seconds(plan: Plan, machine: Machine, threads: int | None = None) -> Estimate:
     """Predicts the time of a plan on a machine: all work on one thread, shared out, beside the way from memory."""
-    threads, fitted, hertz = threads or machine.threads, machine.fitted, machine.ghz * 1e9
-    cycles = compute_cycles(plan, machine)
-    compute, packing = cycles / hertz, exposed_packing_cycles(plan, machine, cycles) / hertz
-    tasks = plan.rounds * plan.tasks["compute"]
-    workers = min(threads, tasks)
-    memory = memory_seconds(plan, machine, workers)
-    share = min(1.0, math.ceil(tasks / workers) * largest_task(plan)) * (compute + packing)
-    total = overlap(fitted, share, memory)
-    if workers > 1:
-        total += fitted.imbalance_share * total * workers / tasks
-        total += 1e-6 * (fitted.wake_us * (len(plan.tasks) * plan.rounds) + fitted.task_us * tasks / workers)
-    return Estimate(compute, packing, memory, total)
+    return KernelCost(plan, machine).seconds(plan, threads)
+
+
+class KernelCost:
+    """The cost of a kernel, however it is divided into tasks: what all divisions share is computed once."""
+
+    def __init__(self, kernel: Plan, machine: Machine):
+        """Takes any plan of the kernel."""
+        self.machine, self.fitted = machine, machine.fitted
+        self.unit = unit_of(kernel, machine)
+        self.kernel = kernel
+        self.block = functools.cache(self._block)
+        self._fetches: dict[tuple, PanelFetch] = {}
+
+    def seconds(self, plan: Plan, threads: int | None = None) -> Estimate:
+        """Predicts the time of a plan that differs from the kernel in its tasks only."""
+        machine, fitted, hertz = self.machine, self.fitted, self.machine.ghz * 1e9
+        threads = threads or machine.threads
+        cycles = self.compute_cycles(plan)
+        compute, packing = cycles / hertz, exposed_packing_cycles(plan, machine, cycles) / hertz
+        tasks = plan.rounds * plan.tasks["compute"]
+        workers = min(threads, tasks)
+        memory = memory_seconds(plan, machine, workers)
+        share = min(1.0, math.ceil(tasks / workers) * largest_task(plan)) * (compute + packing)
+        total = overlap(fitted, share, memory)
+        if workers > 1:
+            total += fitted.imbalance_share * total * workers / tasks
+            total += 1e-6 * (fitted.wake_us * (len(plan.tasks) * plan.rounds) + fitted.task_us * tasks / workers)
+        return Estimate(compute, packing, memory, total)
+
+    def compute_cycles(self, plan: Plan) -> float:
+        """Cycles of all microkernels, on one thread: every block of the sum, for each element of the outer axes.
+
+        Beside them comes A where it is not packed; then there are the rows of C that several tasks share, and the first
+        panel of each task's B, which nothing prefetches.
+        """
+        unit, fitted = self.unit, self.fitted
+        blocks_of_sums = plan.outer_elements * plan.k_blocks
+        if plan.inner_product:
+            sizes = plan.m.size, plan.n.size
+            return blocks_of_sums * inner_product_cycles(unit, (plan.mr, plan.nr), plan.kc, sizes)
+        columns = [(cols, count, self.fetch(plan, cols)) for cols, count in panels(plan.n.size, plan.nr)]
+        # With one panel of B, only the first block of A fetches it.
+        blocks = -(-plan.m.size // plan.mc) if plan.n.size > plan.nr else 1
+        rows = Rows(panels(plan.m.size, plan.mr), lhs_blocks=blocks, ragged_fetches=True)
+        cycles = loop_cycles(columns, rows, functools.partial(self.block_cost, plan)) * blocks_of_sums
+        if plan.prefetch_rhs:
+            first = max(fetch.first for _, _, fetch in columns)
+            cycles += plan.outer_elements * plan.m_tasks * plan.n_tasks * fitted.first_panel_wait_share * first
+        cycles = overlap(fitted, cycles, lhs_wait_cycles(plan, self.machine))
+        cycles += plan.outer_elements * plan.m.size * (plan.n_tasks * plan.rounds - 1) * fitted.out_row_cycles
+        return cycles + plan.rounds * plan.tasks["compute"] * unit.core.setup_cycles
+
+    def block_cost(self, plan: Plan, rows: int, cols: int) -> BlockCost:
+        """The cost of one microkernel, with what it waits for as others of its task take up the caches."""
+        cycles = self.block(rows, cols) + rows * lost_out_cycles(plan, self.machine, cols)
+        tall = -(-rows // self.unit.instruction.shape[0])
+        return BlockCost(cycles, waiting=self.steps * lhs_refetch_cycles(plan, self.machine, tall))
+
+    def fetch(self, plan: Plan, cols: int) -> PanelFetch:
+        """How a panel of B comes: that depends on where a task's block of B is, and on how wide it is."""
+        key = cols, plan.rhs, plan.nt, rhs_block_bytes(plan)
+        if key not in self._fetches:
+            self._fetches[key] = panel_fetch(plan, self.unit, cols)
+        return self._fetches[key]
+
+    @functools.cached_property
+    def steps(self) -> int:
+        """Instructions along k of a microkernel."""
+        return self.kernel.dot.terms * self.unit.steps(self.kernel.kc)
+
+    def _block(self, rows: int, cols: int) -> float:
+        """Cycles of a microkernel: all terms of its sum, tiles' way through vectors, sums carried on, waits for A."""
+        plan, unit, machine = self.kernel, self.unit, self.machine
+        tall, registers = -(-rows // unit.instruction.shape[0]), -(-cols // unit.lanes)
+        cycles = block_cycles(unit, tall, registers, self.steps, carried_on=plan.k_blocks > 1)
+        cycles += tile_pass_cycles(plan, unit, rows, registers) + self.steps * lhs_stalls(plan, machine, rows)
+        cycles += (plan.dot.terms - 1) * self.fitted.block_overhead_cycles
+        if plan.k_blocks > 1:
+            cycles += tall * registers / unit.core.stores_per_cycle
+        return cycles
 
 
 def exposed_packing_cycles(plan: Plan, machine: Machine, compute: float) -> float:
@@ -88,29 +158,6 @@ def largest_task(plan: Plan) -> float:
         (plan.blocks_per_split, plan.k_blocks),
     )
     return math.prod([min(1.0, part / max(whole, 1)) for part, whole in parts])
-
-
-def compute_cycles(plan: Plan, machine: Machine) -> float:
-    """Cycles of all microkernels, on one thread: every block of the sum, for each element of the outer axes.
-
-    Beside them comes A where it is not packed; then there are the rows of C that several tasks share, and the first
-    panel of each task's B, which nothing prefetches.
-    """
-    unit, fitted = unit_of(plan, machine), machine.fitted
-    blocks_of_sums = plan.outer_elements * plan.k_blocks
-    if plan.inner_product:
-        return blocks_of_sums * inner_product_cycles(unit, (plan.mr, plan.nr), plan.kc, (plan.m.size, plan.n.size))
-    columns = [(cols, count, panel_fetch(plan, unit, cols)) for cols, count in panels(plan.n.size, plan.nr)]
-    # With one panel of B, only the first block of A fetches it.
-    blocks = -(-plan.m.size // plan.mc) if plan.n.size > plan.nr else 1
-    rows = Rows(panels(plan.m.size, plan.mr), lhs_blocks=blocks, ragged_fetches=True)
-    cycles = loop_cycles(columns, rows, lambda rows, cols: block_cost(plan, unit, rows, cols)) * blocks_of_sums
-    if plan.prefetch_rhs:
-        first = max(fetch.first for _, _, fetch in columns)
-        cycles += plan.outer_elements * plan.m_tasks * plan.n_tasks * fitted.first_panel_wait_share * first
-    cycles = overlap(fitted, cycles, lhs_wait_cycles(plan, machine))
-    cycles += plan.outer_elements * plan.m.size * (plan.n_tasks * plan.rounds - 1) * fitted.out_row_cycles
-    return cycles + plan.rounds * plan.tasks["compute"] * unit.core.setup_cycles
 
 
 def unit_of(plan: Plan, machine: Machine) -> Unit:
@@ -145,20 +192,6 @@ def panel_fetch(plan: Plan, unit: Unit, cols: int) -> PanelFetch:
     waits = rhs_stalls(machine, unpacked, plan.kc, row_bytes, again=plan.m.size > plan.mr)
     l2 = steps * depth * whole_lines(row_bytes) / machine.l2_bytes_per_cycle
     return PanelFetch(machine.fitted, first, l2, again, steps * depth * waits, plan.prefetch_rhs)
-
-
-def block_cost(plan: Plan, unit: Unit, rows: int, cols: int) -> BlockCost:
-    """The cost of one microkernel: all terms of its sum, tiles' way through vectors, sums carried on, waits for A."""
-    machine, terms = unit.machine, plan.dot.terms
-    steps = terms * unit.steps(plan.kc)
-    tall, registers = -(-rows // unit.instruction.shape[0]), -(-cols // unit.lanes)
-    cycles = block_cycles(unit, tall, registers, steps, carried_on=plan.k_blocks > 1)
-    cycles += tile_pass_cycles(plan, unit, rows, registers) + steps * lhs_stalls(plan, machine, rows)
-    cycles += rows * lost_out_cycles(plan, machine, cols)
-    cycles += (terms - 1) * machine.fitted.block_overhead_cycles
-    if plan.k_blocks > 1:
-        cycles += tall * registers / unit.core.stores_per_cycle
-    return BlockCost(cycles, waiting=steps * lhs_refetch_cycles(plan, machine, tall))
 
 
 def tile_pass_cycles(plan: Plan, unit: Unit, rows: int, registers: int) -> float:

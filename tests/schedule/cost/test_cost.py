@@ -13,7 +13,7 @@ from jax_nano.machine.fitted import ZEN5
 from jax_nano.machine.isa import Cache, Core
 from jax_nano.schedule.candidates import kernel_plans
 from jax_nano.schedule.cost import memory, packing
-from jax_nano.schedule.cost.estimate import compute_cycles, unit_of
+from jax_nano.schedule.cost.estimate import KernelCost, unit_of
 from jax_nano.schedule.cost.memory import PACKED
 from jax_nano.schedule.cost.microkernel import Extra, Unit, block_cycles, panels, step_cost
 from jax_nano.schedule.register_block import BlockSearch, register_blocks, tile_blocks
@@ -130,7 +130,7 @@ def test_a_block_is_weighed_as_the_plan_around_it_is():
     for kernel in packed:
         plan = replace(kernel, mr=12, mc=48, mt=48, nr=32, nc=64, nt=64)
         search = BlockSearch(unit_of(plan, machine), (48, 64, 32), PACKED, 0)
-        assert search.cycles(12, 2) == pytest.approx(compute_cycles(plan, machine))
+        assert search.cycles(12, 2) == pytest.approx(KernelCost(plan, machine).compute_cycles(plan))
 
 
 def test_too_few_registers():
