@@ -101,15 +101,14 @@ def granted(machine: Machine) -> Machine:
 
 
 def known(name: str) -> Machine:
-    """The machine of x86.py of that name, with those instructions that it has.
+    """The machine of x86.py of that name of LLVM's, with those instructions that it has.
 
     Raises:
       ValueError: there is none.
     """
-    machines = {machine.name: machine for machine in x86.MACHINES}
-    if name not in machines:
-        raise ValueError(f"there is no machine {name} (there are {', '.join(machines)})")
-    machine = machines[name]
+    machine = kin.named(name)
+    if machine is None:
+        raise ValueError(f"there is no machine {name} (there are {', '.join(kin.NAMED)})")
     lacks = set(machine.lacks)
     return replace(machine, isas=tuple(kin.available(isa, lacks.isdisjoint) for isa in machine.isas))
 

@@ -176,7 +176,7 @@ class Machine:
         if not 0 < one <= all_cores or self.l3_gb_per_s <= 0 or self.ghz <= 0:
             raise ValueError(f"{self.name}: one core reads {one} GB/s, all of them {all_cores}, at {self.ghz} GHz")
 
-        if not 0 <= self.slow_threads <= self.threads or not 0 < self.slow_speed <= 1:
+        if not 0 <= self.slow_threads < self.threads or not 0 < self.slow_speed <= 1:
             slow = f"{self.slow_threads} of {self.threads} threads on slow cores, at {self.slow_speed} of the speed"
             raise ValueError(f"{self.name}: {slow}, which cannot be")
 

@@ -19,6 +19,7 @@ from jax_nano.machine.isa import Cache
 
 ROOT = Path("/")
 CPUS = "sys/devices/system/cpu"
+MOST = 1 << 16  # processors that Linux may have, and more
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -50,6 +51,17 @@ class Topology:
     def slow_threads(self) -> int:
         """Of these, those on efficiency cores: Linux fills the faster ones first."""
         return max(0, self.threads - (len(self.cores) - self.slow_cores))
+
+    def __str__(self) -> str:
+        """Why there are not as many threads as processors, all alike; empty where there are."""
+        cores = len(self.cores)
+        said = {
+            f"{self.processors} hyperthreads on {cores} cores": self.processors > cores,
+            f"{self.slow_cores} of {cores} cores are slower": self.slow_cores > 0,
+            f"control groups grant {self.quota:g} processors": self.quota < cores,
+            f"{self.llcs} last-level caches": self.llcs > 1,
+        }
+        return ", ".join(text for text, holds in said.items() if holds)
 
 
 def read(root: Path = ROOT, affinity: Iterable[int] | None = None) -> Topology:
@@ -184,5 +196,5 @@ def in_list(text: str) -> frozenset[int]:
     found: set[int] = set()
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
-        found |= set(range(int(first), int(last or first) + 1))
+        found |= set(range(int(first), min(int(last or first), MOST) + 1))
     return frozenset(found)

@@ -56,7 +56,7 @@ SKYLAKE_MARKS = "clflushopt", "xsavec"
 ICELAKE_MARKS = *SKYLAKE_MARKS, "avx512vbmi2", "gfni", "vaes"
 ALDERLAKE_MARKS = *SKYLAKE_MARKS, "gfni", "vaes", "movdiri", "serialize"
 ARROWLAKE_MARKS = *ALDERLAKE_MARKS, "avxifma", "cmpccxadd"
-RAPIDS_MARKS = *ICELAKE_MARKS, "wbnoinvd", "movdiri", "serialize"
+RAPIDS_MARKS = *ICELAKE_MARKS, "cldemote", "movdiri", "serialize"
 
 SERVERS = (
     Machine(

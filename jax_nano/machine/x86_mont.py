@@ -40,7 +40,7 @@ PROCESSORS = (
     Machine(
         name="sierraforest",
         vendor="GenuineIntel",
-        marks=(*ARROWLAKE_MARKS, "wbnoinvd"),
+        marks=(*ARROWLAKE_MARKS, "cldemote"),
         isas=(AVX2,),
         cores={"avx2": GRACEMONT},
         caches=caches((32, 8), (1024, 4), (108, 12)),
@@ -52,7 +52,7 @@ PROCESSORS = (
     Machine(
         name="clearwaterforest",
         vendor="GenuineIntel",
-        marks=(*ARROWLAKE_MARKS, "wbnoinvd", "avxvnniint16"),
+        marks=(*ARROWLAKE_MARKS, "cldemote", "avxvnniint16"),
         isas=(AVX2,),
         cores={"avx2": SKYMONT},
         caches=caches((32, 8), (1024, 4), (576, 12)),

@@ -15,14 +15,14 @@ def turns(tasks: int, workers: int, machine: Machine) -> float:
     Threads take the next task whenever they are done with one (csrc/run.cc). So the last task may fall to a slow core,
     for which all others wait: the larger the tasks, the longer.
     """
-    slow = max(0, workers - (machine.threads - machine.slow_threads))
+    slow = min(machine.slow_threads, max(0, workers - (machine.threads - machine.slow_threads)))
     fast, speed = workers - slow, machine.slow_speed
     if not slow:
         return math.ceil(tasks / workers)
     begun_last = max(0.0, (tasks - workers) / (fast + slow * speed))  # no earlier than this
     while fast * (done(begun_last, 1) + 1) + slow * (done(begun_last, speed) + 1) < tasks:
         begun_last = min(done(begun_last, 1) + 1, (done(begun_last, speed) + 1) / speed)
-    return max((done(begun_last, 1) + 1) * (fast > 0), (done(begun_last, speed) + 1) / speed)
+    return max(done(begun_last, 1) + 1, (done(begun_last, speed) + 1) / speed)
 
 
 def done(time: float, speed: float) -> int:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from processors import KINDS
 
 from jax_nano.ir.dot import Dot, Operand
 from jax_nano.machine import x86
@@ -31,7 +32,7 @@ def unit(core=CORE, extra=Extra()):  # noqa: B008 (it cannot be changed)
     return Unit(replace(x86.MACHINES[0], isas=(x86.AVX512,), cores={"avx512": core}), x86.AVX512, FMA, extra)
 
 
-PROCESSORS = [(machine, isa) for machine in x86.MACHINES for isa in machine.isas]
+PROCESSORS = [(machine, isa) for machine in KINDS for isa in machine.isas]
 every_processor = pytest.mark.parametrize("machine, isa", PROCESSORS, ids=[f"{m.name}-{i.name}" for m, i in PROCESSORS])
 
 
