@@ -31,7 +31,7 @@ WITH_VECTORS = PROCESSORS[:-1]
 SIZE = 1024
 ITERATIONS = 200
 WIDENED = {"s16": "s8"}  # operands that instructions of wider types are there for
-# What an instruction of machine/x86.py becomes in assembly.
+# What an instruction of machine/x86_isas.py becomes in assembly.
 MNEMONICS = {
     "fma_f32": r"vfmadd\d+ps", "fma_f64": r"vfmadd\d+pd", "vdpbf16ps": "vdpbf16ps", "vpdpbusd": "vpdpbusd",
     "vpmaddwd": "vpmaddwd|vpaddd",

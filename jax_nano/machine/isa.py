@@ -1,4 +1,4 @@
-"""The shape of facts about processors: types only, each value stands in x86.py or fitted.py."""
+"""The shape of facts about processors: types only, each value stands in x86_*.py or fitted.py."""
 
 from __future__ import annotations
 
@@ -153,6 +153,7 @@ class Machine:
     memory_gb_per_s: tuple[float, float]  # read bandwidth of one core, and of all
     l3_gb_per_s: float  # read bandwidth of one core from the last level of cache
     source: str
+    tune: str = ""  # LLVM's name of the scheduling model, where LLVM 22 does not know this processor's
     vendor: str = ""  # as CPUID has it
     marks: tuple[str, ...] = ()  # features that tell it from others with its instruction sets
     threads: int = 1  # worth having tasks for: one a core

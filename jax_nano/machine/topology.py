@@ -58,7 +58,7 @@ class Topology:
         said = {
             f"{self.processors} hyperthreads on {cores} cores": self.processors > cores,
             f"{self.slow_cores} of {cores} cores are slower": self.slow_cores > 0,
-            f"control groups grant {self.quota:g} processors": self.quota < cores,
+            f"a quota of {self.quota:g} processors": self.quota < cores,
             f"{self.llcs} last-level caches": self.llcs > 1,
         }
         return ", ".join(text for text, holds in said.items() if holds)

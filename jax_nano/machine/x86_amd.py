@@ -54,6 +54,7 @@ PROCESSORS = (
     ),
     Machine(
         name="znver6",
+        tune="znver5",
         vendor="AuthenticAMD",
         marks=(*ZEN4_MARKS, "avx512vp2intersect"),
         isas=(AVX512, AVX2),

@@ -1,5 +1,6 @@
 """Threads and caches that a process sees, on machines as Linux describes them."""
 
+import argparse
 import math
 import os
 from dataclasses import replace
@@ -131,8 +132,19 @@ ALL = {
 }
 
 
-def read(tree, affinity=None):
-    return topology.read(tree.write(), range(tree.cpus) if affinity is None else affinity)
+@pytest.fixture(scope="module")
+def read(tmp_path_factory):
+    """Reads the topology of a machine, whose tree is written once."""
+    trees = {}
+
+    def read(machine, affinity=None):
+        if machine not in trees:
+            trees[machine] = machine(tmp_path_factory.mktemp("linux"))
+            trees[machine].write()
+        tree = trees[machine]
+        return topology.read(tree.root, range(tree.cpus) if affinity is None else affinity)
+
+    return read
 
 
 def sizes(found):
@@ -140,9 +152,9 @@ def sizes(found):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_machine_as_linux_describes_it(name, tmp_path):
+def test_a_machine_as_linux_describes_it(name, read):
     tree, threads, llcs, caches = ALL[name]
-    found = read(tree(tmp_path))
+    found = read(tree)
     assert (found.threads, found.llcs, sizes(found)) == (threads, llcs, caches)
     assert [cache.shared for cache in found.caches] == [False, False, True]
 
@@ -154,28 +166,27 @@ def test_a_machine_as_linux_describes_it(name, tmp_path):
     ("affinity", "threads", "processors"),
     [([0], 1, 1), ([0, 64], 1, 2), ([0, 1], 2, 2), ([0, 64, 65], 2, 3), (range(64), 64, 64), (range(64, 80), 16, 16)],
 )
-def test_threads_are_cores_within_the_affinity(tmp_path, affinity, threads, processors):
-    found = read(epyc(tmp_path), affinity)
+def test_threads_are_cores_within_the_affinity(read, affinity, threads, processors):
+    found = read(epyc, affinity)
     assert (found.threads, found.processors) == (threads, processors)
 
 
-def test_last_level_caches_are_those_of_the_affinity(tmp_path):
-    assert read(epyc(tmp_path), range(8)).llcs == 1
-    assert read(epyc(tmp_path), [0, 8, 16]).llcs == 3
-    assert sizes(read(ryzen_7950x3d(tmp_path), range(8)))[2] == (96 * MIB, 16)
-    assert sizes(read(ryzen_7950x3d(tmp_path), range(8, 16)))[2] == (32 * MIB, 16)
+def test_last_level_caches_are_those_of_the_affinity(read):
+    assert read(epyc, range(8)).llcs == 1
+    assert read(epyc, [0, 8, 16]).llcs == 3
+    assert sizes(read(ryzen_7950x3d, range(8)))[2] == (96 * MIB, 16)
+    assert sizes(read(ryzen_7950x3d, range(8, 16)))[2] == (32 * MIB, 16)
 
 
-def test_a_core_has_its_share_of_an_l2_that_several_have(tmp_path):
-    tree = sierra_forest(tmp_path)
+def test_a_core_has_its_share_of_an_l2_that_several_have(read):
     for affinity, share in (([5], (4 * MIB, 16)), ([4, 6], (2 * MIB, 8)), ([1, 6], (4 * MIB, 16))):
-        assert sizes(read(tree, affinity))[1] == share
-    ways = {cache.level: cache.way_bytes for cache in read(tree).caches}
+        assert sizes(read(sierra_forest, affinity))[1] == share
+    ways = {cache.level: cache.way_bytes for cache in read(sierra_forest).caches}
     assert ways[2] == (4 << 20) // 16, "addresses conflict as in all of the cache"
 
 
-def test_hyperthreads_share_what_one_core_has(tmp_path):
-    assert sizes(read(guest(tmp_path), [0, 1]))[1] == (2 * MIB, 16)
+def test_hyperthreads_share_what_one_core_has(read):
+    assert sizes(read(guest, [0, 1]))[1] == (2 * MIB, 16)
 
 
 def test_older_kernels_call_siblings_otherwise(tmp_path):
@@ -197,19 +208,19 @@ def test_the_affinity_is_linux_own(tmp_path):
     ("affinity", "threads", "slow"),
     [(range(24), 16, 8), (range(16), 8, 0), (range(16, 24), 8, 0), ([0, 1, 20], 2, 1), ([23], 1, 0)],
 )
-def test_efficiency_cores_are_slow_beside_performance_cores(tmp_path, affinity, threads, slow):
-    found = read(core_12900k(tmp_path), affinity)
+def test_efficiency_cores_are_slow_beside_performance_cores(read, affinity, threads, slow):
+    found = read(core_12900k, affinity)
     assert (found.threads, found.slow_threads) == (threads, slow)
 
 
-def test_caches_are_those_of_a_performance_core_where_there_is_one(tmp_path):
-    assert sizes(read(core_12900k(tmp_path), [0, 16]))[:2] == [(48, 12), (1280, 10)]
-    assert sizes(read(core_12900k(tmp_path), range(16, 20)))[:2] == [(32, 8), (512, 4)]
+def test_caches_are_those_of_a_performance_core_where_there_is_one(read):
+    assert sizes(read(core_12900k, [0, 16]))[:2] == [(48, 12), (1280, 10)]
+    assert sizes(read(core_12900k, range(16, 20)))[:2] == [(32, 8), (512, 4)]
 
 
 @pytest.mark.parametrize(("quota", "threads", "slow"), [(4, 4, 0), (8.5, 9, 1), (12, 12, 4), (99, 16, 8)])
-def test_a_quota_leaves_slow_cores_out_first(tmp_path, quota, threads, slow):
-    found = replace(read(core_12900k(tmp_path)), quota=quota)
+def test_a_quota_leaves_slow_cores_out_first(read, quota, threads, slow):
+    found = replace(read(core_12900k), quota=quota)
     assert (found.threads, found.slow_threads) == (threads, slow)
 
 
@@ -270,21 +281,21 @@ def test_a_part_of_a_processor_is_worth_a_thread(quota, threads):
     [
         (here, math.inf, ""),
         (here, 2, ""),
-        (here, 1.5, "control groups grant 1.5 processors"),
-        (epyc, 4, "128 hyperthreads on 64 cores, control groups grant 4 processors, 8 last-level caches"),
+        (here, 1.5, "a quota of 1.5 processors"),
+        (epyc, 4, "128 hyperthreads on 64 cores, a quota of 4 processors, 8 last-level caches"),
         (core_12900k, math.inf, "24 hyperthreads on 16 cores, 8 of 16 cores are slower"),
     ],
 )
-def test_a_topology_says_why_threads_are_fewer_than_processors(tmp_path, tree, quota, text):
-    assert str(replace(read(tree(tmp_path)), quota=quota)) == text
+def test_a_topology_says_why_threads_are_fewer_than_processors(read, tree, quota, text):
+    assert str(replace(read(tree), quota=quota)) == text
 
 
-def test_info_says_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(host, "topology", lambda: replace(read(guest(tmp_path)), quota=1.5))
+def test_info_says_it(read, monkeypatch):
+    monkeypatch.setattr(host, "topology", lambda: replace(read(guest), quota=1.5))
     monkeypatch.setattr(host, "machine", lambda: replace(host.known("znver5"), threads=2, stands_for="generic"))
-    lines = info(None).splitlines()
+    lines = info(argparse.Namespace()).splitlines()
     assert "known as    znver5 (a guess for generic), 2 threads" in lines
-    assert "threads     4 hyperthreads on 2 cores, control groups grant 1.5 processors" in lines
+    assert "threads     4 hyperthreads on 2 cores, a quota of 1.5 processors" in lines
 
 
 # What makes no sense
@@ -292,7 +303,7 @@ def test_info_says_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", ["", "nonsense", "0-", "-1", "5-x,", "\x00", "7-99999999999999"])
 def test_odd_lists_count_as_none(tmp_path, text):
-    root = epyc(tmp_path).write()
+    root = Tree(tmp_path, 4, itself, epyc(tmp_path).levels).write()
     for name in ("topology/core_cpus_list", "cache/index3/shared_cpu_list", "cache/index2/shared_cpu_list"):
         for file in root.glob(f"sys/devices/system/cpu/cpu*/{name}"):
             file.write_text(text)
@@ -332,17 +343,17 @@ def test_without_proc_and_sys_there_is_a_thread_a_processor(tmp_path):
 # The machine that plans are made for
 
 
-def test_a_machine_has_the_threads_and_caches_of_its_topology(tmp_path):
-    machine = host.on_topology(host.known("alderlake"), read(core_12900k(tmp_path)))
+def test_a_machine_has_the_threads_and_caches_of_its_topology(read):
+    machine = host.on_topology(host.known("alderlake"), read(core_12900k))
     assert (machine.threads, machine.slow_threads, machine.slow_speed) == (16, 8, 0.37)
     assert machine.llc.bytes == 30 << 20
 
 
 @pytest.mark.parametrize(("tree", "limit"), [(guest, 2), (here, None)])
-def test_kernels_run_on_no_more_threads_than_there_are_cores(tmp_path, monkeypatch, tree, limit):
+def test_kernels_run_on_no_more_threads_than_there_are_cores(read, monkeypatch, tree, limit):
     limits = []
     monkeypatch.setattr(_native, "limit_threads", limits.append)
-    monkeypatch.setattr(host, "topology", lambda: read(tree(tmp_path)))
+    monkeypatch.setattr(host, "topology", lambda: read(tree))
     host.machine.cache_clear()
     try:
         assert host.machine().threads == 2

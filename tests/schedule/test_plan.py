@@ -1,4 +1,4 @@
-"""Plans for every processor in machine/x86.py, followed step by step in Python: no JAX, no compilation."""
+"""Plans for every kind of processor in machine/x86.py, followed step by step in Python: no JAX, no compilation."""
 
 import functools
 import itertools
