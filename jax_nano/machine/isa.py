@@ -153,7 +153,7 @@ class Machine:
     memory_gb_per_s: tuple[float, float]  # read bandwidth of one core, and of all
     l3_gb_per_s: float  # read bandwidth of one core from the last level of cache
     source: str
-    tune: str = ""  # LLVM's name of the scheduling model, where LLVM 22 does not know this processor's
+    tune: str = ""  # LLVM's name of the scheduling model, where LLVM 22 has none of this processor
     vendor: str = ""  # as CPUID has it
     marks: tuple[str, ...] = ()  # features that tell it from others with its instruction sets
     threads: int = 1  # worth having tasks for: one a core

@@ -1,9 +1,9 @@
 """How many threads are worth having tasks for, and which caches they see: read from Linux's /proc and /sys.
 
 Hyperthreads share the units of their core, so that matrix products gain nothing by the second one of a core: there is
-one thread a core. Intel's and OpenBLAS's libraries count likewise.
+one thread a core. So does Intel's library count.
 
-Source: Intel oneAPI Math Kernel Library, Developer Guide: Using Intel Hyper-Threading Technology.
+Source: Intel oneAPI Math Kernel Library, Developer Guide: Techniques to Set the Number of Threads.
 """
 
 from __future__ import annotations

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jax_nano.machine import x86_amd, x86_intel, x86_mont
+from jax_nano.machine import x86_amd, x86_atom, x86_intel
 from jax_nano.machine.fitted import fitted_for
 from jax_nano.machine.isa import caches
 from jax_nano.machine.x86_isas import AMX, AVX2, AVX512
 
 __all__ = ["ALIASES", "AMX", "AVX2", "AVX512", "ISAS", "LICENSED", "MACHINES", "caches"]
 
-PROCESSORS = (*x86_amd.PROCESSORS, *x86_intel.SERVERS, *x86_intel.CLIENTS, *x86_mont.PROCESSORS)
+PROCESSORS = (*x86_amd.PROCESSORS, *x86_intel.SERVERS, *x86_intel.CLIENTS, *x86_atom.PROCESSORS)
 MACHINES = tuple(replace(machine, fitted=fitted_for(machine.name)) for machine in PROCESSORS)
 ISAS = (AMX, AVX512, AVX2)  # best first
 

@@ -26,11 +26,12 @@ ZEN_256 = Core(
     dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=4,
     shuffles_per_cycle=2, issue_per_cycle=6, in_flight=256,
 )  # fmt: skip
-ZEN2_256 = replace(ZEN_256, dot_latency_cycles=5, in_flight=224)
+# One of the units multiplies integers.
+ZEN2_256 = replace(ZEN_256, dot_latency_cycles=5, in_flight=224, slower=(("vpmaddwd_256", 1, 5),))
 # Two 128-bit halves for one 256-bit operation: two units multiply and add, two load ports, one store port.
 ZEN1_128 = Core(
     dots_per_cycle=1, dot_latency_cycles=5, loads_per_cycle=1, stores_per_cycle=0.5, vector_per_cycle=2,
-    shuffles_per_cycle=1, issue_per_cycle=5, in_flight=192,
+    shuffles_per_cycle=1, issue_per_cycle=5, in_flight=192, slower=(("vpmaddwd_256", 0.5, 5),),
 )  # fmt: skip
 
 ZEN1_MARKS = "sse4a", "clzero"

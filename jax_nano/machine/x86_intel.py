@@ -1,4 +1,4 @@
-"""Intel's processors with performance cores, each with its source; x86_mont.py has those without."""
+"""Intel's processors with performance cores, each with its source; x86_atom.py has those without."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ LION_256 = Core(
     dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=3, stores_per_cycle=2, vector_per_cycle=4,
     shuffles_per_cycle=2, issue_per_cycle=8, in_flight=576,
 )  # fmt: skip
-# The 512-bit unit of ports 0 and 1 alone.
+# The 512-bit unit of ports 0 and 1 alone; VDPBF16PS as in the cores before.
 LION_512 = replace(LION_256, dots_per_cycle=1, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=2,
-                   shuffles_per_cycle=1)  # fmt: skip
+                   shuffles_per_cycle=1, slower=COVE_512.slower)  # fmt: skip
 SUNNY_256 = Core(
     dots_per_cycle=2, dot_latency_cycles=4, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=3,
     shuffles_per_cycle=2, issue_per_cycle=5, in_flight=352,
@@ -45,8 +45,6 @@ LAKE = Core(
 # Units of 512 bits stand at ports 0, with 1 joined to it, and 5.
 LAKE_512 = replace(LAKE, vector_per_cycle=2)
 LAKE_512_CLIENT = replace(LAKE_512, dots_per_cycle=1)
-# VDPBF16PS: as Sapphire Rapids, for want of another source.
-COOPER_512 = replace(LAKE_512, slower=COVE_512.slower)
 WELL = Core(
     dots_per_cycle=2, dot_latency_cycles=5, loads_per_cycle=2, stores_per_cycle=1, vector_per_cycle=3,
     shuffles_per_cycle=1, issue_per_cycle=4, in_flight=192,
@@ -160,19 +158,20 @@ SERVERS = (
         vendor="GenuineIntel",
         marks=SKYLAKE_MARKS,
         isas=(AVX512, AVX2),
-        cores={"avx512": COOPER_512, "avx2": LAKE},
+        cores={"avx512": LAKE_512, "avx2": LAKE},
         caches=caches((32, 8), (1024, 16), (33, 11)),
         ghz=2.7,
         memory_gb_per_s=(12, 120),
         l3_gb_per_s=15,
         lacks=("avx512fp16", "avxvnni", "avxvnniint8"),
-        source=INTEL_OPTIMIZATION + ": as Skylake Server, with AVX512-VNNI and AVX512-BF16",
+        source=INTEL_OPTIMIZATION + ": as Skylake Server, with AVX512-VNNI and AVX512-BF16, as LLVM 22 has them",
     ),
 )
 
 CLIENTS = (
     Machine(
         name="novalake",
+        tune="sapphirerapids",
         vendor="GenuineIntel",
         marks=(*ARROWLAKE_MARKS, "avx512vbmi2"),
         isas=(AVX512, AVX2),

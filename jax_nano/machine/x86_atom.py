@@ -1,4 +1,4 @@
-"""Intel's processors without performance cores: efficiency cores alone, and Xeon Phi; each with its source."""
+"""Intel's processors of the Atom line, which are efficiency cores alone, and Xeon Phi; each with its source."""
 
 from __future__ import annotations
 
