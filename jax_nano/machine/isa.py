@@ -89,7 +89,7 @@ class Cache:
     bytes: int
     ways: int
     line_bytes: int = 64
-    shared: bool = False  # by all cores
+    shared: bool = False  # by several cores
 
     def __post_init__(self):
         if min(self.level, self.ways, self.line_bytes) < 1 or self.bytes < self.ways * self.line_bytes:

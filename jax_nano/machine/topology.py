@@ -1,7 +1,7 @@
 """How many threads are worth having tasks for, and which caches they see: read from Linux's /proc and /sys.
 
 Hyperthreads share the units of their core, so that matrix products gain nothing by the second one of a core: there is
-one thread a core. So does Intel's library count.
+one thread a core. Intel's library counts in the same way.
 
 Source: Intel oneAPI Math Kernel Library, Developer Guide: Techniques to Set the Number of Threads.
 """
