@@ -1,8 +1,8 @@
 """Measures candidate plans of a few hundred products on this machine, for tools/fit_cost_model.py.
 
 The cost model's candidates of each product are timed in turns: with operands that stay in the caches from call to call
-and, where all copies together are larger than the last level, with others each time. With `--threads 1` everything runs on
-one thread. Memory is retained: page faults would cost more than plans differ.
+and, where all copies together are larger than the last level, with others each time. With `--threads 1`
+everything runs on one thread. Memory is retained: page faults would cost more than plans differ.
 """
 
 import argparse

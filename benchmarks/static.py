@@ -31,9 +31,10 @@ WITH_VECTORS = PROCESSORS[:-1]
 SIZE = 1024
 ITERATIONS = 200
 WIDENED = {"s16": "s8"}  # operands that instructions of wider types are there for
-# What an instruction of machine/x86.py becomes in assembly.
+# What an instruction of machine/x86_isas.py becomes in assembly.
 MNEMONICS = {
     "fma_f32": r"vfmadd\d+ps", "fma_f64": r"vfmadd\d+pd", "vdpbf16ps": "vdpbf16ps", "vpdpbusd": "vpdpbusd",
+    "vpdpbssd": "vpdpbssd", "vpdpbuud": "vpdpbuud",
     "vpmaddwd": "vpmaddwd|vpaddd",
 }  # fmt: skip
 # How often an instruction takes the unit that moves elements between lanes, where it does.
@@ -151,7 +152,7 @@ def main_loops(assembly: str, product: re.Pattern) -> list[list[str]]:
 
 def cycles_of(lines: list[str], machine: Machine) -> float:
     """The cycles that an iteration of a loop takes by llvm-mca."""
-    command = [llvm_mca(), f"-mcpu={machine.name}", f"-iterations={ITERATIONS}", "-"]
+    command = [llvm_mca(), f"-mcpu={machine.tune or machine.name}", f"-iterations={ITERATIONS}", "-"]
     done = subprocess.run(command, input="\n".join(lines) + "\n", capture_output=True, text=True, check=False)
     found = re.search(r"Total Cycles:\s+(\d+)", done.stdout)
     if not found:

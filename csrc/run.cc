@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <memory>
 #include <new>
 #include <thread>
@@ -13,7 +14,10 @@
 namespace jax_nano {
 namespace {
 
+constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
+
 std::atomic<int64_t> executed{0};
+std::atomic<int64_t> most_threads{kUnlimited};
 
 void RunAlone(const Kernel& kernel, void* const* buffers, void* shared, void* local) {
   const Description& description = kernel.description;
@@ -79,6 +83,10 @@ class Execution {
 
 }  // namespace
 
+void LimitThreads(int64_t threads) {
+  most_threads.store(threads < 1 ? kUnlimited : threads, std::memory_order_relaxed);
+}
+
 bool Run(const Kernel& kernel, void* const* buffers, int64_t threads, const Schedule& schedule) {
   const Description& description = kernel.description;
   Scratch shared(static_cast<size_t>(description.shared_bytes));
@@ -88,7 +96,7 @@ bool Run(const Kernel& kernel, void* const* buffers, int64_t threads, const Sche
 
   int64_t most = 0;
   for (const Phase& phase : description.phases) most = std::max(most, phase.tasks);
-  int64_t helpers = std::min(threads, most) - 1;
+  int64_t helpers = std::min({threads, most, most_threads.load(std::memory_order_relaxed)}) - 1;
   if (helpers <= 0) {
     RunAlone(kernel, buffers, shared.data(), local.data());
     return true;

@@ -11,6 +11,10 @@ namespace jax_nano {
 // Hands a callable to another thread, some time.
 using Schedule = std::function<void(std::function<void()>)>;
 
+// Has no kernel run on more than `threads` threads from now on, however many Run is told: as many as this process has
+// cores for, where XLA's pool has more. Below 1: no limit.
+void LimitThreads(int64_t threads);
+
 // Runs `kernel` on at most `threads` threads, the caller's among them, and returns when all tasks are done.
 // Returns false, with nothing run, where there is no memory for the kernel's scratch. Throws std::bad_alloc, with
 // nothing run, where there is none for anything else; that `schedule` throws it costs helpers only.

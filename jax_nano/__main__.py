@@ -83,7 +83,10 @@ def info(_: argparse.Namespace) -> str:
         lines["targets"] = targets(machine)
         if machine.note:
             lines["without"] = machine.note
-        lines["known as"] = f"{machine.name}, {machine.threads} threads"
+        guess = f" (a guess for {machine.stands_for})" if machine.stands_for else ""
+        lines["known as"] = f"{machine.name}{guess}, {machine.threads} threads"
+        if reasons := str(host.topology()):
+            lines["threads"] = reasons
         lines["caches"] = ", ".join(map(describe, machine.caches))
     held, limit = _native.scratch()
     lines["scratch"] = f"{held >> 10} KiB held, {limit >> 20} MiB kept between calls at most"

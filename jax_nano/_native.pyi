@@ -32,6 +32,9 @@ def instantiate_handler() -> CapsuleType:
 def execute_handler() -> CapsuleType:
     """PyCapsule of the execute stage."""
 
+def limit_threads(threads: int) -> None:
+    """Has no kernel run on more than `threads` threads from now on, though XLA's pool has more. Below 1: no limit."""
+
 def executed_kernels() -> int:
     """How many times a kernel has run in this process."""
 

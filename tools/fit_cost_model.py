@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import measured  # noqa: E402
 from benchmarks.measured import Measured, Recording  # noqa: E402
 from jax_nano.machine.coefficients import Evidence, Fitted  # noqa: E402
-from jax_nano.machine.fitted import FITTED, fitted_for  # noqa: E402
+from jax_nano.machine.fitted import FITTED  # noqa: E402
 from jax_nano.machine.isa import Machine  # noqa: E402
 from jax_nano.schedule.cost import estimate  # noqa: E402
 
@@ -177,7 +177,7 @@ class Figures(NamedTuple):
 
     def __str__(self) -> str:
         return (f"{self.count} products: regret {self.mean:.1%} in the mean, {self.median:.1%} in the median, "
-                f"{self.worst:.0%} at worst ({self.worst_product}); measured over predicted {self.ratio:.2f}")  # fmt: skip
+                f"{self.worst:.0%} at worst ({self.worst_product}); measured / predicted {self.ratio:.2f}")  # fmt: skip
 
 
 def halves(recording: Recording) -> tuple[list[Target], list[Target]]:
@@ -189,7 +189,7 @@ def halves(recording: Recording) -> tuple[list[Target], list[Target]]:
 def initial(recording: Recording) -> Model:
     """The model with the coefficients that fitted.py has, and a call that takes a little less than any product."""
     fastest = min(min(each.resident) for product in recording.products for each in product.candidates)
-    return Model(recording.machine, fitted_for(recording.machine.name), 0.8 * fastest)
+    return Model(recording.machine, recording.machine.fitted, 0.8 * fastest)
 
 
 def fitted_to(recording: Recording, sweeps: int) -> Fitted:
@@ -241,9 +241,9 @@ FOOTER = '''
 FITTED = {{fitted.processor: fitted for fitted in ({0})}}
 
 
-def fitted_for(processor: str) -> Fitted:
-    """The coefficients of a processor, by LLVM's name, or of the one that it is taken to be like."""
-    return FITTED.get(processor, ZNVER5)
+def fitted_for(processor: str, like: str) -> Fitted:
+    """The coefficients of a processor, by LLVM's name, or those of the one that it is like."""
+    return FITTED.get(processor) or FITTED[like]
 '''
 
 

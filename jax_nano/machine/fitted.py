@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from jax_nano.machine.coefficients import Fitted
 
-ZEN5 = Fitted(
+ZNVER5 = Fitted(
     processor="znver5",
     block_overhead_cycles=20,
     latency_slack=1.2,
@@ -54,11 +54,10 @@ ZEN5 = Fitted(
     inline_l2_bytes_per_cycle=33,
 )
 # Only the call was measured, in loops of 10,000 steps with one product of 3 x 3, on 2 virtual cores.
-SAPPHIRE_RAPIDS = replace(ZEN5, processor="sapphirerapids", call_us=0.5)
-FITTED = {fitted.processor: fitted for fitted in (ZEN5, SAPPHIRE_RAPIDS)}
-FITTED |= dict.fromkeys(("emeraldrapids", "graniterapids"), SAPPHIRE_RAPIDS)  # cores of the same kind
+SAPPHIRERAPIDS = replace(ZNVER5, processor="sapphirerapids", call_us=0.5)
+FITTED = {fitted.processor: fitted for fitted in (ZNVER5, SAPPHIRERAPIDS)}
 
 
-def fitted_for(processor: str) -> Fitted:
-    """The coefficients of a processor, by LLVM's name, or of the one that it is taken to be like."""
-    return FITTED.get(processor, ZEN5)
+def fitted_for(processor: str, like: str) -> Fitted:
+    """The coefficients of a processor, by LLVM's name, or those of the one that it is like."""
+    return FITTED.get(processor) or FITTED[like]

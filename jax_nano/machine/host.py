@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-import os
-import pathlib
 import platform
-from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from jax_nano import _native, config
 from jax_nano.ir.dot import UnsupportedDot
-from jax_nano.machine import x86
-from jax_nano.machine.isa import Cache, Isa, Machine
+from jax_nano.machine import kin, x86
+from jax_nano.machine.isa import Isa, Machine
+from jax_nano.machine.topology import ROOT, Topology
+from jax_nano.machine.topology import read as read_topology
 
 
 def machine_for(name: str | None = None) -> Machine:
@@ -40,15 +40,17 @@ def target(machine: Machine, name: str | None = None) -> Isa:
     return machine.isa(wanted) if wanted else machine.isas[0]
 
 
-CACHES = pathlib.Path("/sys/devices/system/cpu/cpu0/cache")
-UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+@functools.cache
+def topology() -> Topology:
+    """The processors that this process may run on, as they were when it was first asked."""
+    return read_topology()
 
 
 @functools.cache
 def machine() -> Machine:
     """The running machine.
 
-    A processor that x86.py does not name is taken for the first named one whose instruction sets it has.
+    A processor that nobody named is taken for its nearest kin, and a warning says so.
 
     Raises:
       UnsupportedDot: there is no target for this processor.
@@ -56,26 +58,37 @@ def machine() -> Machine:
     if platform.machine() not in ("x86_64", "AMD64"):
         raise UnsupportedDot(f"jax_nano has no target for {platform.machine()} processors")
     name = _native.host_cpu()
-    named = {m.name: m for m in x86.MACHINES}
-    candidates = [named[x86.ALIASES.get(name, name)]] if x86.ALIASES.get(name, name) in named else x86.MACHINES
-    for candidate in candidates:
-        isas = tuple(isa for isa in candidate.isas if has(isa.features))
-        if isas == candidate.isas or (isas and candidate is candidates[-1]):
-            here = replace(candidate, isas=tuple(available(isa, has) for isa in isas))
-            return granted(replace(here, caches=caches() or candidate.caches, threads=threads()))
-    raise UnsupportedDot(f"jax_nano has no target for this processor ({name}): it needs AVX2 and FMA")
+    found = kin.identify(name, vendor(), has)
+    if found is None:
+        raise UnsupportedDot(f"jax_nano has no target for this processor ({name}): it needs AVX2 and FMA")
+    if found.stands_for:
+        config.warn(
+            f"jax_nano does not know this processor ({name}) and takes it for {found.name}, its nearest kin by "
+            "instruction sets; if products are slow, JAX_NANO_AUTOTUNE=1 measures their plans"
+        )
+    if topology().threads < topology().processors:
+        _native.limit_threads(topology().threads)
+    return granted(on_topology(found, topology()))
+
+
+def on_topology(machine: Machine, topology: Topology) -> Machine:
+    """A machine with the threads and caches that a process sees."""
+    threads, slow, caches = topology.threads, topology.slow_threads, topology.caches or machine.caches
+    return replace(machine, threads=threads, slow_threads=slow, caches=caches)
+
+
+def vendor(root: Path = ROOT) -> str:
+    """The processor's vendor as CPUID has it, by Linux; empty where it does not say."""
+    try:
+        with (root / "proc/cpuinfo").open() as lines:
+            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("vendor_id")), "")
+    except (OSError, UnicodeError):
+        return ""
 
 
 def has(features: tuple[str, ...]) -> bool:
     """This processor, and the system it runs, have all these features, in LLVM's names."""
     return not _native.missing_features(",".join(features))
-
-
-def available(isa: Isa, has: Callable[[tuple[str, ...]], bool]) -> Isa:
-    """The instruction set with those instructions and conversions whose features a processor has."""
-    dots = tuple(dot for dot in isa.dots if has(dot.features))
-    conversions = tuple(feature for feature in isa.conversions if has((feature,)))
-    return replace(isa, dots=dots, conversions=conversions, vectors=isa.vectors and available(isa.vectors, has))
 
 
 def granted(machine: Machine) -> Machine:
@@ -88,17 +101,16 @@ def granted(machine: Machine) -> Machine:
 
 
 def known(name: str) -> Machine:
-    """The machine of x86.py of that name, with those instructions that it has.
+    """The machine of x86.py of that name of LLVM's, with those instructions that it has.
 
     Raises:
       ValueError: there is none.
     """
-    machines = {machine.name: machine for machine in x86.MACHINES}
-    if name not in machines:
-        raise ValueError(f"there is no machine {name} (there are {', '.join(machines)})")
-    machine = machines[name]
+    machine = kin.named(name)
+    if machine is None:
+        raise ValueError(f"there is no machine {name} (there are {', '.join(kin.NAMED)})")
     lacks = set(machine.lacks)
-    return replace(machine, isas=tuple(available(isa, lacks.isdisjoint) for isa in machine.isas))
+    return replace(machine, isas=tuple(kin.available(isa, lacks.isdisjoint) for isa in machine.isas))
 
 
 @functools.cache
@@ -116,36 +128,5 @@ def elsewhere(name: str) -> Machine:
 
 
 def threads() -> int:
-    """How many threads this process may run on."""
-    return len(os.sched_getaffinity(0))
-
-
-def caches() -> tuple[Cache, ...]:
-    """The data caches of the first core, by Linux; empty where it says nothing that makes sense."""
-    try:
-        found = [cache for index in sorted(CACHES.glob("index*")) if (cache := data_cache(index))]
-    except (OSError, ValueError, KeyError):
-        return ()
-    return tuple(sorted(found, key=lambda cache: cache.level))
-
-
-def data_cache(index: pathlib.Path) -> Cache | None:
-    """One cache, by a directory of Linux's; None if that holds instructions, or its ways are not known.
-
-    Raises:
-      OSError, ValueError, KeyError: Linux says something else.
-    """
-    kind, level, size, ways, line, shared = (
-        (index / name).read_text().strip()
-        for name in ("type", "level", "size", "ways_of_associativity", "coherency_line_size", "shared_cpu_list")
-    )
-    if kind == "Instruction" or not int(ways):
-        return None
-    several = "," in shared or "-" in shared
-    return Cache(
-        level=int(level),
-        bytes=int(size[:-1]) * UNITS[size[-1]],
-        ways=int(ways),
-        line_bytes=int(line),
-        shared=several and int(level) > 2,
-    )
+    """How many threads are worth having in this process: see topology.py."""
+    return topology().threads

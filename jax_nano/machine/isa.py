@@ -1,4 +1,4 @@
-"""The shape of facts about processors: types only, each value stands in x86.py or fitted.py."""
+"""The shape of facts about processors: types only, each value stands in x86_*.py or fitted.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from jax_nano.ir.dtypes import BITS, bytes_of
 from jax_nano.machine.coefficients import Fitted
-from jax_nano.machine.fitted import ZEN5
+from jax_nano.machine.fitted import ZNVER5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,11 @@ class Isa:
                     f"{self.name}: {dot.name} accumulates {used} bytes; a register holds {self.register_bytes}"
                 )
 
+    @property
+    def needed_features(self) -> tuple[str, ...]:
+        """What it needs of a processor that has all of its instructions."""
+        return (*self.features, *(feature for dot in self.dots for feature in dot.features), *self.conversions)
+
     def lanes(self, dtype: str) -> int:
         """How many elements of a type fill a register."""
         return self.register_bytes // bytes_of(dtype)
@@ -85,7 +90,7 @@ class Cache:
     bytes: int
     ways: int
     line_bytes: int = 64
-    shared: bool = False  # by all cores
+    shared: bool = False  # by several cores
 
     def __post_init__(self):
         if min(self.level, self.ways, self.line_bytes) < 1 or self.bytes < self.ways * self.line_bytes:
@@ -95,6 +100,18 @@ class Cache:
     def way_bytes(self) -> int:
         """Addresses this far apart compete for the same lines."""
         return self.bytes // self.ways
+
+
+KIB, MIB = 1 << 10, 1 << 20
+
+
+def caches(l1: tuple[int, int], l2: tuple[int, int], l3: tuple[int, int]) -> tuple[Cache, ...]:
+    """Three levels of data cache, each (size, ways), the last shared by all cores; sizes in KiB, of L3 in MiB."""
+    return (
+        Cache(level=1, bytes=l1[0] * KIB, ways=l1[1]),
+        Cache(level=2, bytes=l2[0] * KIB, ways=l2[1]),
+        Cache(level=3, bytes=l3[0] * MIB, ways=l3[1], shared=True),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,13 +154,19 @@ class Machine:
     memory_gb_per_s: tuple[float, float]  # read bandwidth of one core, and of all
     l3_gb_per_s: float  # read bandwidth of one core from the last level of cache
     source: str
-    threads: int = 1
+    tune: str = ""  # LLVM's name of the scheduling model, where LLVM 22 has none of this processor
+    vendor: str = ""  # as CPUID has it
+    marks: tuple[str, ...] = ()  # features that tell it from others with its instruction sets
+    threads: int = 1  # worth having tasks for: one a core
+    slow_threads: int = 0  # of these, on cores of another kind, which are slower
+    slow_speed: float = 1.0  # of such a core, in multiply-accumulates: a share of what the others do
     l2_bytes_per_cycle: int = 32  # what one core reads from L2
     l3_stream_bytes_per_cycle: int = 24  # what it reads from the LLC where that was prefetched
     page_bytes: int = 4096  # where prefetchers end
-    fitted: Fitted = ZEN5
+    fitted: Fitted = ZNVER5
     lacks: tuple[str, ...] = ()  # features that instructions of its instruction sets need, and that it does not have
     note: str = ""  # which of its instruction sets are left out, and why
+    stands_for: str = ""  # the processor that it is the nearest kin of, where nobody named that
 
     def __post_init__(self):
         if missing := {isa.name for isa in self.isas} - set(self.cores):
@@ -154,6 +177,16 @@ class Machine:
         one, all_cores = self.memory_gb_per_s
         if not 0 < one <= all_cores or self.l3_gb_per_s <= 0 or self.ghz <= 0:
             raise ValueError(f"{self.name}: one core reads {one} GB/s, all of them {all_cores}, at {self.ghz} GHz")
+
+        if not 0 <= self.slow_threads < self.threads or not 0 < self.slow_speed <= 1:
+            slow = f"{self.slow_threads} of {self.threads} threads on slow cores, at {self.slow_speed} of the speed"
+            raise ValueError(f"{self.name}: {slow}, which cannot be")
+
+    @functools.cached_property
+    def features(self) -> frozenset[str]:
+        """LLVM's names of all features that it is known by."""
+        needed = {feature for isa in self.isas for feature in isa.needed_features}
+        return frozenset(needed - set(self.lacks) | set(self.marks))
 
     @functools.cached_property
     def l1(self) -> Cache:

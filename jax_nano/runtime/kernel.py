@@ -202,4 +202,4 @@ def processor_for(plan: Plan, machine: Machine) -> Processor:
     isa = machine.isa(plan.isa)
     conversions = isa.conversions if "f16" in (plan.dot.lhs, plan.dot.rhs, plan.dot.out) else ()
     extra = ",".join(f"+{feature}" for feature in (*isa.features, *conversions, *plan.instruction.features))
-    return Processor(isa.cpu, extra, machine.name)
+    return Processor(isa.cpu, extra, machine.tune or machine.name)

@@ -75,7 +75,9 @@ def register_blocks(
         raise ValueError("a block needs at least one row and one column")
     return [
         RegisterBlock(rows, registers * unit.lanes, lhs_stationary=rows < registers)
-        for cycles, rows, registers in sorted((cycles, rows, registers) for registers, (cycles, rows) in best.items())[:2]
+        for cycles, rows, registers in sorted((cycles, rows, registers) for registers, (cycles, rows) in best.items())[
+            :2
+        ]
         if cycles <= HARDLY_MORE * fastest
     ]
 

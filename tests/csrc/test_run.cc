@@ -114,6 +114,16 @@ TEST(more_threads_are_asked_for_than_the_pool_has) {
   for (int i = 0; i < 20; ++i) EXPECT(Runs(kRounds, 64, To(pool)));
 }
 
+// With tasks enough for more, so that only the limit counts.
+TEST(no_kernel_runs_on_more_threads_than_the_limit) {
+  for (int64_t limit : {1, 2, 4, 0}) {
+    LimitThreads(limit);
+    int64_t scheduled = 0;
+    EXPECT(Runs(kRounds, 8, [&scheduled](std::function<void()>) { ++scheduled; }));
+    EXPECT(scheduled == (limit ? limit - 1 : 7));
+  }
+}
+
 TEST(many_executions_share_a_pool) {
   Pool pool(4);
   Kernel kernel = Pipeline(kRounds);

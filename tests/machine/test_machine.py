@@ -7,7 +7,7 @@ import pytest
 
 from jax_nano.machine import x86
 from jax_nano.machine.coefficients import Evidence
-from jax_nano.machine.fitted import ZEN5, fitted_for
+from jax_nano.machine.fitted import ZNVER5
 from jax_nano.machine.isa import Cache, Core, DotInstruction
 
 FMA = x86.AVX512.dots[0]
@@ -27,9 +27,12 @@ CORE = MACHINE.cores["avx512"]
         (MACHINE, {"cores": {}}, "znver5: no throughputs for ['avx2', 'avx512']"),
         (MACHINE, {"caches": MACHINE.caches[::-1]}, "znver5: caches of levels [3, 2, 1]; innermost first is asked for"),
         (MACHINE, {"memory_gb_per_s": (50, 40)}, "znver5: one core reads 50 GB/s, all of them 40, at 4.1 GHz"),
-        (ZEN5, {"resident_share": 1.5}, "znver5: resident_share is 1.5, which cannot be"),
-        (ZEN5, {"wake_us": -1}, "znver5: wake_us is -1, which cannot be"),
-        (ZEN5, {"evidence": (("wake_ms", Evidence(spread=0.1, count=9)),)},
+        (MACHINE, {"threads": 4, "slow_threads": 4},
+         "znver5: 4 of 4 threads on slow cores, at 1.0 of the speed, which cannot be"),
+        (MACHINE, {"slow_speed": 0}, "znver5: 0 of 1 threads on slow cores, at 0 of the speed, which cannot be"),
+        (ZNVER5, {"resident_share": 1.5}, "znver5: resident_share is 1.5, which cannot be"),
+        (ZNVER5, {"wake_us": -1}, "znver5: wake_us is -1, which cannot be"),
+        (ZNVER5, {"evidence": (("wake_ms", Evidence(spread=0.1, count=9)),)},
          "znver5: there are no coefficients ['wake_ms']"),
     ],
 )  # fmt: skip
@@ -38,9 +41,10 @@ def test_facts_that_contradict_themselves(facts, changes, text):
         replace(facts, **changes)
 
 
-def test_processors_without_measurements_are_taken_to_be_like_zen_5():
-    assert fitted_for("haswell") is ZEN5
-    assert all(machine.fitted is fitted_for(machine.name) for machine in x86.MACHINES)
+def test_processors_without_measurements_are_taken_to_be_like_others():
+    like = {machine.name: machine.fitted.processor for machine in x86.MACHINES}
+    assert like["haswell"] == like["znver3"] == like["alderlake"] == "znver5"
+    assert like["skylake-avx512"] == like["graniterapids"] == "sapphirerapids"
 
 
 def test_every_instruction_has_a_name_of_its_own():

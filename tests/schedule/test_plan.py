@@ -1,4 +1,4 @@
-"""Plans for every processor in machine/x86.py, followed step by step in Python: no JAX, no compilation."""
+"""Plans for every kind of processor in machine/x86.py, followed step by step in Python: no JAX, no compilation."""
 
 import functools
 import itertools
@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_table import TYPES
+from processors import KINDS
 from products import Product, matrix
 from strategies import plans, products
 
@@ -24,7 +25,7 @@ from jax_nano.schedule.cost.microkernel import LOOKUP_REGISTERS
 from jax_nano.schedule.plan import Plan
 
 MIB = 1 << 20
-PROCESSORS = [(machine, isa) for machine in x86.MACHINES for isa in machine.isas]
+PROCESSORS = [(machine, isa) for machine in KINDS for isa in machine.isas]
 
 
 @pytest.fixture(scope="module", params=PROCESSORS, ids=[f"{machine.name}-{isa.name}" for machine, isa in PROCESSORS])

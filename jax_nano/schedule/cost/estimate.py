@@ -37,6 +37,7 @@ from jax_nano.schedule.cost.microkernel import (
     panels,
 )
 from jax_nano.schedule.cost.packing import hidden_packing_cycles, packing_cycles
+from jax_nano.schedule.cost.turns import turns
 from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.scratch import whole_lines
 
@@ -75,7 +76,7 @@ class KernelCost:
         tasks = plan.rounds * plan.tasks["compute"]
         workers = min(threads, tasks)
         memory = memory_seconds(plan, machine, workers)
-        share = min(1.0, math.ceil(tasks / workers) * largest_task(plan)) * (compute + packing)
+        share = min(1.0, turns(tasks, workers, machine) * largest_task(plan)) * (compute + packing)
         total = overlap(fitted, share, memory)
         if workers > 1:
             total += fitted.imbalance_share * total * workers / tasks
