@@ -1,6 +1,5 @@
 """Probes: small kernels that do one thing as fast as the machine can, compiled and run as products are."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +39,6 @@ def runs_here(probe: Probe) -> bool:
     return host.has(probe.features) and not ("amx-tile" in probe.features and _native.tiles_denied())
 
 
-@functools.cache
 def runnable(probe: Probe, tasks: int) -> Callable[[], Any]:
     """Compiles a probe; the function returned runs it in so many tasks, waits, and gives the result."""
     code = _native.compile(module(probe, tasks), *processor(probe, host.machine_for(probe.isa)))

@@ -1,5 +1,6 @@
 """What is timed: a suite has cases, and makes of each what the libraries are called with."""
 
+import functools
 import importlib.util
 import math
 import statistics
@@ -15,6 +16,7 @@ from benchmarks.timing import turns_of
 from jax_nano.machine import host
 
 LIBRARIES = ("jax_nano", "XLA", "NumPy", "PyTorch")
+_compiled = functools.cache(runnable)  # of the few probes that are timed beside every row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,7 @@ def measure(suite: Suite, case: Case, turns: int) -> Row:
         calls.check()
         functions = {name: function for name, function in calls.functions.items() if computes(name, function)}
         if probe:
-            functions["peak"] = runnable(probe, threads)
+            functions["peak"] = _compiled(probe, threads)
         found = dict(zip(functions, turns_of(list(functions.values()), turns), strict=True))
     peak = threads * probe.gflop / min(found.pop("peak")) if probe else math.nan
     return Row(suite=suite.name, kind=case.kind, name=case.name, sizes=case.sizes, flops=case.flops, bytes=case.bytes,

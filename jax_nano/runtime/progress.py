@@ -39,10 +39,11 @@ class Bar:
         self.text = text
 
     def draw(self) -> None:
-        """Shows the bar in a terminal's line."""
+        """Shows the bar in a terminal's line: what goes on first, as the label may be longer than the line."""
         if self._stream and self._stream.isatty():
             filled = CELLS * self.done // self.total
-            self._write(f"[{'#' * filled}{'.' * (CELLS - filled)}] {self.described}")
+            text = f"{self.text}: {self.label}" if self.text else self.label
+            self._write(f"[{'#' * filled}{'.' * (CELLS - filled)}] {text}")
 
     def clear(self) -> None:
         """Removes the bar."""
@@ -53,18 +54,15 @@ class Bar:
         """Leaves a line in the place of the bar."""
         self.clear()
         if self._stream:
-            self._stream.write(f"{self.described}\n")
+            self._stream.write(f"{self.label}: {self.text}\n" if self.text else f"{self.label}\n")
             self._stream.flush()
-
-    @property
-    def described(self) -> str:
-        """The label, with what is said of it."""
-        return f"{self.label}: {self.text}" if self.text else self.label
 
     def _write(self, line: str) -> None:
         assert self._stream
         line = line[: shutil.get_terminal_size().columns - 1]
-        self._stream.write(f"\r{line.ljust(self._drawn)}{'' if line else chr(13)}")
+        self._stream.write(f"\r{line.ljust(self._drawn)}")
+        if not line:
+            self._stream.write("\r")
         self._stream.flush()
         self._drawn = len(line)
 

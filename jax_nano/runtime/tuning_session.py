@@ -30,7 +30,7 @@ class Session:
     known: set[Dot] = field(default_factory=set)
 
     def wants(self, dot: Dot, *, has_winner: bool) -> bool:
-        """Whether a product is to be measured now."""
+        """Whether a product is to be measured now. Notes those that are left alone."""
         if self.only_new and has_winner and dot not in self.tuned:
             self.known.add(dot)
         return dot not in self.tuned and dot not in self.known

@@ -60,9 +60,9 @@ def test_a_terminal_has_a_bar_as_long_as_what_is_done(terminal):
     with progress(4, "product 1") as bar:
         assert on_screen(terminal.getvalue()) == [f"[{'.' * 20}] product 1"]
         bar.advance("compiling plan 1")
-        assert on_screen(terminal.getvalue()) == [f"[{'#' * 5}{'.' * 15}] product 1: compiling plan 1"]
+        assert on_screen(terminal.getvalue()) == [f"[{'#' * 5}{'.' * 15}] compiling plan 1: product 1"]
         bar.advance("x", steps=10)
-        assert on_screen(terminal.getvalue()) == [f"[{'#' * 20}] product 1: x"]
+        assert on_screen(terminal.getvalue()) == [f"[{'#' * 20}] x: product 1"]
         bar.finish("20 us")
     assert on_screen(terminal.getvalue()) == ["product 1: 20 us", ""]
 
