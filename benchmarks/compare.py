@@ -73,7 +73,7 @@ def print_comparison(earlier: Results, later: Results) -> None:
               f"{or_dash(pair.ratio('XLA'), '.2f'):>8s}{or_dash(pair.peak_ratio, '.2f'):>8s}{mark}")  # fmt: skip
     means = (mean(p.ratio() for p in found), mean(p.ratio("XLA") for p in found), mean(p.peak_ratio for p in found))
     ours, xla, peak = (or_dash(value, ".3f") for value in means)
-    print(f"geometric means of {len(found)} rows: jax_nano {ours}, XLA {xla}, peak {peak}")
+    print(f"geometric means of {len(found)} in common: jax_nano {ours}, XLA {xla}, peak {peak}")
     for word, chosen in (("slower", [p for p in found if p.is_slower]), ("faster", [p for p in found if p.is_faster])):
         names = ", ".join(f"{pair.later.kind} {pair.later.name} ({pair.ratio():.2f})" for pair in chosen)
         print(f"{word} by more than noise: {names or 'none'}")

@@ -20,6 +20,7 @@ from jax_nano import config
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.machine import host
 from jax_nano.runtime import cache
+from jax_nano.runtime.cache_command import count
 from jax_nano.runtime.tuning_session import Session, tuning_session
 
 INTERRUPTED = 130  # what a shell gives for a program that SIGINT ended
@@ -89,7 +90,7 @@ def file_runner(options: argparse.Namespace) -> Callable[[], object]:
         sys.argv = [options.program, *options.arguments]
         if not sys.flags.safe_path:
             sys.path[0] = str(path.resolve().parent)
-        runpy.run_path(options.program, run_name="__main__")
+        runpy.run_path(str(path.absolute()), run_name="__main__")  # Python's __file__ is absolute as well
 
     return run
 
@@ -150,7 +151,7 @@ def summary(session: Session, options: argparse.Namespace) -> str:
         tunings = importlib.import_module("jax_nano.runtime.tuning").Tunings
         lines.append(f"\n{tunings(session.tuned.values())}")
     if session.known:
-        lines.append(f"{len(session.known)} products had winners already")
+        lines.append(f"{count(len(session.known), 'product')} had winners already")
     if not lines:
         advice = "" if options.install else "; --install has jax_nano compute the others' products too"
         lines.append(f"{options.program} ran no product through jax_nano: nothing was tuned{advice}")

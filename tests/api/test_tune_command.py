@@ -99,6 +99,12 @@ def test_arguments_are_the_programs(program, capsys):
     assert sys.argv[0] == path
 
 
+def test_a_program_knows_where_it_is_when_it_goes_elsewhere(program, capsys):
+    path = program("import os\nos.chdir('/')\nprint(__file__)")
+    main(["tune", "program.py"])
+    assert capsys.readouterr().out == f"{path}\n"
+
+
 def test_modules_run_as_by_python(program, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     path = program("import sys\nprint(__name__, sys.argv)", "of_tuning/__main__.py")

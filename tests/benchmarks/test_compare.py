@@ -38,7 +38,7 @@ def test_a_comparison_in_words(row, results, capsys):
     rows = [line.split() for line in out.splitlines() if "64x64x64 " in line]
     assert rows[0] == ["f32", "64x64x64", "1.0", "4.0", "0.25", "0.0%", "1.00", "0.50", "slower"]
     assert rows[1] == ["f64", "64x64x64", "2.0", "1.0", "2.00", "0.0%", "-", "1.00", "faster"]
-    assert "geometric means of 2 rows: jax_nano 0.707, XLA 1.000, peak 0.707\n" in out
+    assert "geometric means of 2 in common: jax_nano 0.707, XLA 1.000, peak 0.707\n" in out
     assert "slower by more than noise: f32 64x64x64 (0.25)\nfaster by more than noise: f64 64x64x64 (2.00)\n" in out
 
 
@@ -73,7 +73,7 @@ def test_a_run_is_saved_and_compared(quick, tmp_path, capsys, monkeypatch):
     assert picture.stat().st_size > 10_000
     run(monkeypatch, "32", "--types", "s8", "--turns", 2, "--output", tmp_path, "--compare", path)
     out = capsys.readouterr().out
-    assert re.search(r"geometric means of 1 rows: jax_nano [\d.]+, XLA [\d.]+, peak -\n", out)
+    assert re.search(r"geometric means of 1 in common: jax_nano [\d.]+, XLA [\d.]+, peak -\n", out)
 
 
 @pytest.mark.parametrize("arguments, words", [
