@@ -1,28 +1,50 @@
-"""What the measurements came to: a table, a plot and a JSON file, each with the machine, the versions and the date."""
+"""What the measurements came to: a table, and a JSON file with the machine, the versions and the date.
+
+The file is an object:
+
+    format    2; files of other numbers are not read
+    date      of the beginning, in ISO 8601
+    machine   processor (its own name), target (jax_nano's), threads
+    load      of the minute before: results count only from an idle machine
+    versions  of Python, LLVM and packages, by name
+    roof      gflops (by probe: 10^9 operations a second on one thread and on all), read_gb_per_s (likewise), left_out
+    rows      a list of objects, in the order of measuring:
+        suite, kind, name   what was timed; together they tell a row from others
+        sizes               by name, such as m, n and k
+        flops, bytes        multiplications and additions; bytes of operands and result, each once
+        turns               by library: the seconds of a call, for each turn
+        peak, peak_gflops   the probe that was timed in the same turns, on all threads; "" and null where there is none
+"""
 
 import datetime
 import json
+import math
 import os
 import pathlib
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import metadata
+from typing import Any, NamedTuple
 
-import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, ScalarFormatter
-
-from benchmarks.products import Timing
 from benchmarks.roof import Roof
+from benchmarks.suite import Row
 from jax_nano import _native
-from jax_nano.ir.dtypes import bytes_of
 from jax_nano.machine import host
 
+FORMAT = 2
 PACKAGES = ("jax-nano", "jax", "jaxlib", "numpy", "torch")
-COLORS = {"jax_nano": "#1565c0", "XLA": "#e65100", "NumPy": "#2e7d32", "PyTorch": "#8e24aa"}
 
 
-def circumstances() -> dict[str, object]:
+class Results(NamedTuple):
+    """All of a run."""
+
+    found: dict[str, Any]  # date, machine, load and versions
+    roof: Roof
+    rows: list[Row]
+
+
+def circumstances() -> dict[str, Any]:
     """Machine, versions and date."""
     versions = {"Python": platform.python_version(), "LLVM": _native.llvm_version}
     for package in PACKAGES:
@@ -33,7 +55,7 @@ def circumstances() -> dict[str, object]:
     return {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "machine": {"processor": processor(), "target": host.machine().name, "threads": host.threads()},
-        "load": round(os.getloadavg()[0], 2),  # of the minute before: results count only from an idle machine
+        "load": round(os.getloadavg()[0], 2),
         "versions": versions,
     }
 
@@ -56,86 +78,60 @@ def print_circumstances(found: dict) -> None:
 
 def print_roof(roof: Roof) -> None:
     """What the machine does at most."""
-    print(f"\n{'roof':24s}{'one thread':>14s}{'all threads':>14s}")
+    print(f"\n{'roof':32s}{'one thread':>14s}{'all threads':>14s}")
     for name, (one, all_) in roof.gflops.items():
-        print(f"{name:24s}{one:14.1f}{all_:14.1f}  Gop/s")
+        print(f"{name:32s}{one:14.1f}{all_:14.1f}  Gop/s")
     one, all_ = roof.read_gb_per_s
-    print(f"{'read bandwidth':24s}{one:14.1f}{all_:14.1f}  GB/s", flush=True)
+    print(f"{'read bandwidth':32s}{one:14.1f}{all_:14.1f}  GB/s")
+    if roof.left_out:
+        print(f"no tile instructions: {roof.left_out}")
+    print(end="", flush=True)
 
 
 def print_header(libraries: Sequence[str]) -> None:
-    """Column titles of the products' table."""
-    print(f"\n{'GFLOP/s':20s}" + "".join(f"{name:>12s}" for name in libraries) + "   of the peak   against XLA")
+    """Column titles of the rows' table."""
+    print(f"\n{'GFLOP/s':32s}" + "".join(f"{name:>12s}" for name in libraries) + "   of the peak   against XLA")
 
 
-def print_timing(timing: Timing) -> None:
-    """One row of the products' table."""
-    rates = "".join(f"{timing.gflops(name):12.1f}" for name in timing.seconds)
-    share = timing.gflops("jax_nano") / timing.peak_gflops
-    ratio = timing.seconds["XLA"] / timing.seconds["jax_nano"]
-    print(f"{timing.dtype:5s}{timing.size!s:15s}{rates}{share:14.1%}{ratio:13.2f}x", flush=True)
+def print_row(row: Row, libraries: Sequence[str]) -> None:
+    """One row of the table."""
+    rates = "".join(f"{or_dash(row.gflops(name), '.1f'):>12s}" for name in libraries)
+    share = or_dash(row.gflops("jax_nano") / row.peak_gflops, ".1%")
+    ratio = or_dash(row.seconds("XLA") / row.seconds("jax_nano"), ".2f", "x")
+    print(f"{row.kind:16s}{row.name:16s}{rates}{share:>14s}{ratio:>14s}", flush=True)
 
 
-def save(found: dict, roof: Roof, timings: Sequence[Timing], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes the JSON file and, where there are cubes among the products, the plot; returns their paths."""
+def or_dash(number: float, form: str, unit: str = "") -> str:
+    """A number, or a dash where there is none."""
+    return "-" if math.isnan(number) else f"{number:{form}}{unit}"
+
+
+def save(results: Results, folder: pathlib.Path) -> pathlib.Path:
+    """Writes the JSON file into a folder; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{found['date'][:19].replace(':', '')}-{found['machine']['target']}"
-    products = [
-        {
-            "type": t.dtype,
-            "m": t.size.m,
-            "n": t.size.n,
-            "k": t.size.k,
-            "seconds": t.seconds,
-            "peak_gflops": t.peak_gflops,
-        }
-        for t in timings
+    found = results.found
+    path = folder / f"{found['date'][:19].replace(':', '')}-{found['machine']['target']}.json"
+    rows = [
+        asdict(row) | {"peak_gflops": None if math.isnan(row.peak_gflops) else row.peak_gflops} for row in results.rows
     ]
-    results = {**found, "roof": roof._asdict(), "products": products}
-    written = [folder / f"{stem}.json"]
-    written[0].write_text(json.dumps(results, indent=1) + os.linesep)
-    if cubes := [t for t in timings if t.size.is_cube]:
-        written.append(folder / f"{stem}.png")
-        plot(found, roof, cubes).savefig(written[-1], dpi=150)
-    return written
+    text = json.dumps({"format": FORMAT, **found, "roof": results.roof._asdict(), "rows": rows}, indent=1)
+    path.write_text(text + os.linesep)
+    return path
 
 
-def plot(found: dict, roof: Roof, cubes: Sequence[Timing]) -> Figure:
-    """GFLOP/s against size, a panel a type, under the roof."""
-    dtypes = list(dict.fromkeys(t.dtype for t in cubes))
-    figure = Figure(figsize=(1.2 + 5.4 * len(dtypes), 4.6), layout="constrained")
-    machine, versions = found["machine"], found["versions"]
-    figure.suptitle(f"Square matrices on {machine['processor']} ({machine['target']}), {machine['threads']} threads")
-    software = ", ".join(f"{name} {version}" for name, version in versions.items())
-    figure.supxlabel(f"{software}; {found['date'][:10]}", fontsize=8, color="#666666")
-    for axes, dtype in zip(figure.subplots(1, len(dtypes), squeeze=False)[0], dtypes, strict=True):
-        chosen = sorted((t for t in cubes if t.dtype == dtype), key=lambda t: t.size)
-        sizes = [t.size.m for t in chosen]
-        peak = max(t.peak_gflops for t in chosen)
-        draw_roof(axes, peak, roof.read_gb_per_s[1] / bytes_of(dtype), sizes)
-        for name in chosen[0].seconds:
-            rates = [t.gflops(name) for t in chosen]
-            front = name == "jax_nano"
-            axes.plot(
-                sizes, rates, label=name, color=COLORS[name], zorder=4 if front else 3,
-                marker="o", markersize=5 if front else 4, linewidth=2.2 if front else 1.4,
-            )  # fmt: skip
-        axes.set(xscale="log", title=dtype, xlabel="size (M = N = K)", ylabel="GFLOP/s")
-        axes.set_xticks([size for size in sizes if size.bit_count() == 1] or sizes)
-        axes.set_ylim(0, 1.12 * peak)
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower right")
-    return figure
+def load(path: pathlib.Path) -> Results:
+    """Reads what `save` wrote.
 
-
-def draw_roof(axes, peak: float, elements: float, sizes: Sequence[int]) -> None:
-    """The FMA peak, and the bound where operands and result cross the memory bus (10^9 elements a second) once each."""
-    axes.axhline(peak, color="#444444", linewidth=1, linestyle="--", zorder=2)
-    axes.annotate(f"FMA peak, {peak:.0f}", (sizes[0], peak), (0, 3), textcoords="offset points", fontsize=8)
-    size = np.geomspace(sizes[0], sizes[-1], 200)
-    bound = elements * (2 * size**3) / (3 * size**2)
-    below = bound < peak
-    axes.plot(size[below], bound[below], color="#999999", linewidth=1, linestyle=":", label="bound from memory")
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: it is something else.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError(f"{path} has no results of format {FORMAT}; measure them anew with `python -m benchmarks`")
+    rows = [Row(**row | {"peak_gflops": row["peak_gflops"] or math.nan}) for row in found["rows"]]
+    names = ("date", "machine", "load", "versions")
+    return Results({name: found[name] for name in names}, Roof(**found["roof"]), rows)

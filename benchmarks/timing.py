@@ -1,6 +1,5 @@
-"""How a time is taken: the best of several turns, each of many calls, different functions in turn."""
+"""How a time is taken: in several turns, each of many calls, different functions in turn. The best turn counts."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -10,20 +9,25 @@ WAKING_SECONDS = 0.02  # of calls that are not timed: after a rest, threads and 
 
 
 def best_of(functions: Sequence[Callable[[], object]], turns: int) -> list[float]:
-    """The best seconds a call of each function. Functions return when their work is done.
+    """The best seconds a call of each function. Functions return when their work is done."""
+    return [min(found) for found in turns_of(functions, turns)]
+
+
+def turns_of(functions: Sequence[Callable[[], object]], turns: int) -> list[list[float]]:
+    """The seconds a call of each function, for each of its turns.
 
     All take a turn before any takes its next, so that a slow moment of the machine hits them alike.
     """
     for function in functions:
         function()
     calls = [max(1, round(TURN_SECONDS / min(seconds(function, 1) for _ in range(3)))) for function in functions]
-    best = [math.inf] * len(functions)
+    found: list[list[float]] = [[] for _ in functions]
     for _ in range(turns):
         for i, function in enumerate(functions):
             time.sleep(REST_SECONDS)
             seconds(function, max(1, round(calls[i] * WAKING_SECONDS / TURN_SECONDS)))
-            best[i] = min(best[i], seconds(function, calls[i]))
-    return best
+            found[i].append(seconds(function, calls[i]))
+    return found
 
 
 def seconds(function: Callable[[], object], calls: int) -> float:

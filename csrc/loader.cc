@@ -27,11 +27,18 @@ Table& Kernels() {
   return *table;
 }
 
-// gdb always learns of loaded kernels; perf does where JAX_NANO_PERF is set, as it writes a file (see
+// A switch of the environment that is off where it is not set, by the words of jax_nano/config.py.
+bool IsOn(const char* name) {
+  const char* value = std::getenv(name);
+  const std::string text = llvm::StringRef(value ? value : "").lower();
+  return text == "1" || text == "on" || text == "yes" || text == "true";
+}
+
+// gdb always learns of loaded kernels; perf does where JAX_NANO_PERF is on, as it writes a file (see
 // docs/performance.md).
 void AddListeners(llvm::orc::RTDyldObjectLinkingLayer& layer) {
   layer.registerJITEventListener(*llvm::JITEventListener::createGDBRegistrationListener());
-  if (std::getenv("JAX_NANO_PERF"))
+  if (IsOn("JAX_NANO_PERF"))
     if (auto* perf = llvm::JITEventListener::createPerfJITEventListener()) layer.registerJITEventListener(*perf);
 }
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from jax_nano.runtime.report import Report as Report
     from jax_nano.runtime.report import Reports as Reports
     from jax_nano.runtime.tuning import Tuned as Tuned
+    from jax_nano.runtime.tuning import Tunings as Tunings
     from jax_nano.weights.packed import PackedWeight as PackedWeight
     from jax_nano.weights.packed import pack as pack
     from jax_nano.weights.quantized import QuantizedWeight as QuantizedWeight
@@ -81,7 +82,7 @@ _HOME = {
     "api.malloc": ("release_memory", "retain_memory"),
     "api.products": ("dot", "dot_general", "einsum", "inner", "matmul", "tensordot", "vecdot"),
     "runtime.report": ("Report", "Reports"),
-    "runtime.tuning": ("Tuned",),
+    "runtime.tuning": ("Tuned", "Tunings"),
     "weights.packed": ("PackedWeight", "pack"),
     "weights.quantized": ("QuantizedWeight", "quantization_error", "quantize"),
 }
@@ -93,6 +94,7 @@ __all__ = [
     "Report",
     "Reports",
     "Tuned",
+    "Tunings",
     "__version__",
     "accelerate",
     "autotune",

@@ -1,4 +1,7 @@
-"""The command line: `python -m jax_nano info`, `... inspect f32 512 512 512`, `... cache`."""
+"""The command line: `python -m jax_nano info`, `... inspect f32 512 512 512`, `... cache`, `... tune program.py`.
+
+What imports JAX is imported where it is needed: `tune` leaves that to the program.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,12 @@ import sys
 from collections.abc import Sequence
 
 from jax_nano import _native, config
+from jax_nano.api import tune_command
 from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
 from jax_nano.machine import host
 from jax_nano.machine.host import machine_for, target
 from jax_nano.machine.isa import Cache, Machine
 from jax_nano.runtime import cache_command
-from jax_nano.runtime.compiler import versions
-from jax_nano.runtime.kernels import kernel_for
-from jax_nano.runtime.report import Report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,9 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show.add_argument("--target", help="an instruction set, of this machine or another; see info")
     show.add_argument("--show", choices=SHOWN, default="plan", help="what to print (default: %(default)s)")
     cache_command.add_command(commands)
+    tune_command.add_command(commands)
     options = parser.parse_args(arguments)
     try:
-        print(COMMANDS[options.command](options))
+        if text := COMMANDS[options.command](options):
+            print(text)
     except ValueError as error:
         sys.exit(f"{parser.prog}: {error}")
 
@@ -42,6 +45,9 @@ SHOWN = {"plan": str, "mlir": lambda r: r.mlir, "llvm": lambda r: r.llvm_ir, "as
 
 def inspect(options: argparse.Namespace) -> str:
     """What the options ask for of one product."""
+    from jax_nano.runtime.kernels import kernel_for
+    from jax_nano.runtime.report import Report
+
     lhs, rhs, out = types(options.types)
     m, n, k = options.M, options.N, options.K
     equation = f"{lhs}[{m},{k}] x {rhs}[{k},{n}] -> {out}[{m},{n}]"
@@ -74,6 +80,8 @@ def types(text: str) -> tuple[str, str, str]:
 
 def info(_: argparse.Namespace) -> str:
     """Versions, the processor, its targets and caches, and the settings."""
+    from jax_nano.runtime.compiler import versions
+
     lines = versions() | {"processor": _native.host_cpu()}
     try:
         machine = host.machine()
@@ -99,7 +107,7 @@ def aligned(lines: dict[str, str], width: int) -> str:
     return "\n".join(f"{name:{width}}{text}" for name, text in lines.items())
 
 
-COMMANDS = {"info": info, "inspect": inspect, "cache": cache_command.command}
+COMMANDS = {"info": info, "inspect": inspect, "cache": cache_command.command, "tune": tune_command.command}
 
 
 def targets(machine: Machine) -> str:

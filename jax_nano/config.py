@@ -43,7 +43,7 @@ _ALL = (
     ("JAX_NANO_CACHE", _SWITCH, "1", "0 neither reads nor writes kernels on disk"),
     ("JAX_NANO_CACHE_DIR", _DIRECTORY, "", "where kernels are kept; else in jax_nano within XDG_CACHE_HOME"),
     ("JAX_NANO_CACHE_MIB", _NUMBER, "512", "how much kernels on disk may take; those used longest ago are removed"),
-    ("JAX_NANO_PERF", _NAME, "", "if set, to anything, perf can name kernels: LLVM writes them under ~/.debug/jit"),
+    ("JAX_NANO_PERF", _SWITCH, "0", "1 has perf name kernels: LLVM writes them under ~/.debug/jit"),
     ("XLA_FLAGS", _NAME, "", "XLA's own; read for xla_cpu_small_while_loop_byte_threshold: see docs/performance.md"),
     ("XDG_CACHE_HOME", _DIRECTORY, "~/.cache", "where programs keep such files; counts if it is an absolute path"),
 )

@@ -14,8 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import jax_nano
-from benchmarks import products, report, roof, static, tables, timing
-from benchmarks.products import Size
+from benchmarks import static, tables, timing
 from jax_nano.machine import host
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -82,29 +81,6 @@ def test_code_in_the_readme_runs(capsys):
     exec(code, {})
     assert jax_nano.executed_kernels() >= before + 4  # two calls of the layer, its gradient, and one under installed()
     assert "by kernels, 0 by lax.dot_general" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("text, size", [("512", (512, 512, 512)), ("1x20x300", (1, 20, 300))])
-def test_sizes_are_cubes_or_m_n_k(text, size):
-    assert Size.parse(text) == size
-
-
-@pytest.mark.parametrize("text", ["1x2", "0", "1x2x3x4"])
-def test_other_sizes_are_refused(text):
-    with pytest.raises(ValueError, match=f"'{text}' is neither a size nor MxNxK"):
-        Size.parse(text)
-
-
-@pytest.mark.parametrize("dtype", products.DTYPES)
-def test_benchmarks_measure_and_report(dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr(roof, "READ_BYTES", 1 << 20)
-    limits = roof.measure(turns=1)
-    timing = products.measure(dtype, Size(64, 64, 64), turns=1)
-    results, plot = report.save(report.circumstances(), limits, [timing], tmp_path)
-    (product,) = json.loads(results.read_text())["products"]
-    assert product["seconds"].keys() >= {"jax_nano", "XLA", "NumPy"}
-    assert timing.gflops("jax_nano") > 0 and timing.peak_gflops > 0
-    assert plot.stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("table", [tables.packed_weights, tables.quantized_weights])

@@ -34,6 +34,7 @@ ENTRY = re.compile(rf"nano_\w+-[0-9a-f]{{{keys.DIGITS}}}\.o")
 UNFINISHED = re.compile(r"\.nano_.+\.o\.[0-9a-f]+")
 UNFINISHED_SECONDS = 3600  # after this time an unfinished entry's writer must have died
 DIGEST_BYTES = hashlib.sha256().digest_size
+WINNER = "nano_winner"  # begins the name of an entry that holds no kernel, but which plan of a product won
 
 
 class Unusable(Exception):
@@ -219,15 +220,20 @@ def store(entry: str, code: bytes) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One kernel on disk."""
+    """One kernel on disk, or the winner of a measurement."""
 
     name: str
     bytes: int
     used: float  # seconds since the epoch
 
+    @property
+    def is_winner(self) -> bool:
+        """Whether it says which plan won, and is no kernel."""
+        return self.name.startswith(f"{WINNER}-")
+
 
 def entries(folder: int) -> list[Entry]:
-    """The kernels in the directory, the last used first. What dead writers left is removed on the way."""
+    """What is in the directory, the last used first. What dead writers left is removed on the way."""
     found = []
     with os.scandir(folder) as files:
         for file in files:

@@ -25,13 +25,22 @@ def summary() -> str:
 
 
 def count_and_size(found: list[cache.Entry]) -> str:
-    """As in `3 kernels, 25 KiB`."""
-    return f"{len(found)} kernel{'s' * (len(found) != 1)}, {sum(entry.bytes for entry in found) >> 10} KiB"
+    """As in `3 kernels, 25 KiB`, or `3 kernels, 1 winner of tuning, 25 KiB`."""
+    winners = sum(entry.is_winner for entry in found)
+    texts = [count(len(found) - winners, "kernel"), f"{sum(entry.bytes for entry in found) >> 10} KiB"]
+    if winners:
+        texts.insert(1, f"{count(winners, 'winner')} of tuning")
+    return ", ".join(texts)
+
+
+def count(number: int, thing: str) -> str:
+    """As in `3 kernels`."""
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Adds `python -m jax_nano cache`."""
-    parser = commands.add_parser("cache", help="the kernels kept on disk")
+    parser = commands.add_parser("cache", help="the kernels kept on disk, and the winners of tuning")
     parser.add_argument("--list", action="store_true", help="name them, the last used first")
     parser.add_argument("--clear", action="store_true", help="remove them")
 

@@ -7,6 +7,7 @@ own.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,7 +19,7 @@ from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.machine import host
 from jax_nano.machine.host import machine_for, target
 from jax_nano.machine.isa import Isa, Machine
-from jax_nano.runtime import cache, keys, tuning
+from jax_nano.runtime import cache, keys, tuning, tuning_session
 from jax_nano.runtime.compiler import CompilationFailed, compile_plan, reporting_failures
 from jax_nano.runtime.dump import dump
 from jax_nano.runtime.kernel import Kernel, Processor, processor_for
@@ -34,6 +35,7 @@ TURNED_OFF = "JAX_NANO=0"
 _kernels: Once[tuple[Dot, str], Kernel | CompilationFailed] = Once()
 # What names a machine in the keys of all kernels, by identity: machines do not hash, and it takes longer than a key.
 _facts: Once[int, tuple[Machine, str]] = Once()
+_measuring = threading.Lock()  # products that are measured at once would disturb each other
 
 
 def kernel_for(dot: Dot, target_name: str | None = None) -> Kernel:
@@ -60,7 +62,7 @@ def prepare(dots: Iterable[Dot]) -> None:
     The pool works from the back, lowering from the front, so they rarely wait for each other. Does nothing where plans
     are measured, one by one, and where kernel_for will say why there are none. Raises nothing.
     """
-    if not config.enabled() or config.switch("JAX_NANO_AUTOTUNE"):
+    if not config.enabled() or config.switch("JAX_NANO_AUTOTUNE") or tuning_session.current():
         return
     try:
         isa = Place.of().isa.name
@@ -77,15 +79,21 @@ def prepare(dots: Iterable[Dot]) -> None:
     pool.shutdown(wait=False)  # its threads end when nothing is left to do
 
 
-def tune_and_remember(dot: Dot) -> tuning.Tuned:
+def tune_and_remember(dot: Dot, label: str = "") -> tuning.Tuned:
     """Measures the plans of a product, and has it computed by the fastest from now on: see remember_winner.
+
+    Args:
+      dot: the product.
+      label: what stands beside a progress bar; none is shown where it is empty.
 
     Raises:
       UnsupportedDot: none of them compiles.
     """
     machine = host.machine()
     place = Place(machine, target(machine))
-    result = tuning.tune(dot, place.machine, place.isa)
+    with _measuring:
+        result = tuning.tune(dot, place.machine, place.isa, label)
+    logger.debug("measured: %s", result)
     remember_winner(dot, place, result.seconds[0][0])
     return result
 
@@ -126,7 +134,7 @@ def _make_kernel(dot: Dot, place: Place) -> Kernel | CompilationFailed:
     Raises:
       UnsupportedDot: there is no kernel for it.
     """
-    if config.switch("JAX_NANO_AUTOTUNE") and place.machine is host.machine() and not recall_winner(dot, place):
+    if _is_to_be_tuned(dot, place):
         _tune_on_another_thread(dot)
     winner = recall_winner(dot, place)
     try:
@@ -137,15 +145,28 @@ def _make_kernel(dot: Dot, place: Place) -> Kernel | CompilationFailed:
     return kernel
 
 
+def _is_to_be_tuned(dot: Dot, place: Place) -> bool:
+    """Whether the environment or a session wants a product's plans measured, and they can be here."""
+    session = tuning_session.current()
+    if place.machine is not host.machine() or not (session or config.switch("JAX_NANO_AUTOTUNE")):
+        return False
+    has_winner = bool(recall_winner(dot, place))
+    return session.wants(dot, has_winner=has_winner) if session else not has_winner
+
+
 def _tune_on_another_thread(dot: Dot) -> None:
     """Measures on a thread of its own: this one is in the middle of lowering a program."""
+    session = tuning_session.current()
+    label = f"product {len(session.tuned) + 1}, {tuning.name_of(dot)}" if session else ""
     try:
         with ThreadPoolExecutor(max_workers=1) as worker:
-            measured = worker.submit(tune_and_remember, dot)
+            measured = worker.submit(tune_and_remember, dot, label)
     except RuntimeError:  # no threads are to be had where the main thread has ended
         return
     with suppress(UnsupportedDot), reporting_failures(dot):
-        measured.result()
+        result = measured.result()
+        if session:
+            session.tuned[dot] = result
 
 
 def _load_or_compile(dot: Dot, place: Place, winner: str) -> Kernel:
@@ -212,13 +233,13 @@ def entry_name(dot: Dot, isa: Isa) -> str:
 
 def remember_winner(dot: Dot, place: Place, plan: Plan) -> None:
     """Has a product computed by this plan from now on, in this process and in later ones on such a processor."""
-    cache.put("nano_winner", (dot, place.facts, place.isa.name), plan_digest(plan).encode())
+    cache.put(cache.WINNER, (dot, place.facts, place.isa.name), plan_digest(plan).encode())
     _kernels.pop((dot, place.isa.name))
 
 
 def recall_winner(dot: Dot, place: Place) -> str:
     """What names the plan that won for a product; empty where none did."""
-    return (cache.get("nano_winner", (dot, place.facts, place.isa.name)) or b"").decode()
+    return (cache.get(cache.WINNER, (dot, place.facts, place.isa.name)) or b"").decode()
 
 
 def plan_digest(plan: Plan) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from jax_nano.ir.dtypes import FLOAT8, NUMPY_TYPES
 from jax_nano.machine.isa import Isa, Machine
 from jax_nano.runtime.compiler import CompilationFailed, compile_plan
 from jax_nano.runtime.kernel import TARGET_NAME, Kernel, processor_for
+from jax_nano.runtime.progress import Bar, progress
+from jax_nano.runtime.report import describe
 from jax_nano.schedule.choose import ranked_plans
 from jax_nano.schedule.plan import Plan
 
@@ -40,41 +42,120 @@ class Tuned:
     chosen: float
 
     def __str__(self) -> str:
-        plan, best = self.seconds[0]
         b, m, n, k = self.problem.sizes
-        gain = f"{self.chosen / best:.2f} times as fast as the cost model's choice"
-        return f"{b} x ({m} x {n} x {k}): {plan.mr}x{plan.nr}, {1e6 * best:.1f} us, {gain}"
+        plan, _ = self.seconds[0]
+        return f"{b} x ({m} x {n} x {k}): {plan.mr}x{plan.nr}, {self.summary}"
+
+    __repr__ = __str__
+
+    @property
+    def best(self) -> float:
+        """The seconds of the fastest plan."""
+        return self.seconds[0][1]
+
+    @property
+    def gain(self) -> float:
+        """How many times as fast the fastest plan is as the cost model's choice."""
+        return self.chosen / self.best
+
+    @property
+    def summary(self) -> str:
+        """What was found, in a few words."""
+        return f"{microseconds(self.best)}, {self.gain:.2f} times as fast as the cost model's choice"
+
+
+class Tunings(tuple[Tuned, ...]):
+    """What was measured of a program's products, in their order; prints as a table of what that gained."""
+
+    @property
+    def chosen(self) -> float:
+        """The seconds of the cost model's choices, each product counted once."""
+        return sum(tuned.chosen for tuned in self)
+
+    @property
+    def best(self) -> float:
+        """The seconds of the fastest plans, likewise."""
+        return sum(tuned.best for tuned in self)
+
+    def __str__(self) -> str:
+        if not self:
+            return "no product was measured"
+        rows = [(name_of(tuned.problem), tuned.chosen, tuned.best) for tuned in self]
+        total = f"{len(self)} product{'s' * (len(self) != 1)}, each counted once"
+        rows.append((total, self.chosen, self.best))
+        width = max(len(name) for name, *_ in rows)
+        header = f"{'product':{width}}{'cost model':>14}{'best found':>14}{'gain':>7}"
+        return "\n".join([header, *(
+            f"{name:{width}}{microseconds(chosen):>14}{microseconds(best):>14}{chosen / best:7.2f}"
+            for name, chosen, best in rows
+        )])  # fmt: skip
 
     __repr__ = __str__
 
 
-def tune(dot: Dot, machine: Machine, isa: Isa) -> Tuned:
+def name_of(dot: Dot) -> str:
+    """What tells a product from the others of a program, in words."""
+    fused = {"a prologue": dot.prologue, "an epilogue": dot.epilogue}
+    names = " and ".join(name for name, work in fused.items() if work)
+    return f"{describe(dot)}; with {names}" if names else describe(dot)
+
+
+def microseconds(seconds: float) -> str:
+    """As in `1,234.5 us`."""
+    return f"{1e6 * seconds:,.1f} us"
+
+
+def tune(dot: Dot, machine: Machine, isa: Isa, label: str = "") -> Tuned:
     """Measures the candidates for one product on this machine. Those that do not compile are left out.
+
+    Args:
+      dot: the product.
+      machine: this machine.
+      isa: one of its instruction sets.
+      label: what stands beside a progress bar; none is shown where it is empty.
 
     Raises:
       UnsupportedDot: there is none, or none compiles.
     """
+    plans = ranked_plans(dot, machine, isa, CANDIDATES)
+    with progress(len(plans) + TURNS, label) as bar:
+        kernels = compile_plans(dot, plans, machine, bar)
+        seconds = measure_kernels(kernels, bar)
+        order = sorted(range(len(kernels)), key=seconds.__getitem__)
+        found = tuple((kernels[i].plan, seconds[i]) for i in order)
+        tuned = Tuned(problem=dot, seconds=found, chosen=seconds[0])
+        bar.finish(tuned.summary)
+    return tuned
+
+
+def compile_plans(dot: Dot, plans: Sequence[Plan], machine: Machine, bar: Bar) -> list[Kernel]:
+    """The kernels of those plans that compile.
+
+    Raises:
+      UnsupportedDot: none does.
+    """
     kernels, failed = [], UnsupportedDot("there is no plan")
-    for plan in ranked_plans(dot, machine, isa, CANDIDATES):
+    for i, plan in enumerate(plans):
+        bar.advance(f"compiling plan {i + 1} of {len(plans)}")
         try:
             kernels.append(compile_plan(dot, plan, processor_for(plan, machine)))
         except CompilationFailed as reason:
             failed = reason
     if not kernels:
         raise failed
-    seconds = measure_kernels(kernels)
-    order = sorted(range(len(kernels)), key=seconds.__getitem__)
-    return Tuned(problem=dot, seconds=tuple((kernels[i].plan, seconds[i]) for i in order), chosen=seconds[0])
+    return kernels
 
 
-def measure_kernels(kernels: list[Kernel]) -> list[float]:
+def measure_kernels(kernels: list[Kernel], bar: Bar | None = None) -> list[float]:
     """The best seconds of each kernel, in turns, so that all meet the same disturbances."""
     runs = [make_runnable(kernel) for kernel in kernels]
     counts, best = [], [math.inf] * len(runs)
     for run in runs:
         run()
         counts.append(max(1, int(TURN_SECONDS / mean_seconds(run, 1))))
-    for _ in range(TURNS):
+    for turn in range(TURNS):
+        if bar:
+            bar.advance(f"measuring, turn {turn + 1} of {TURNS}")
         for i, run in enumerate(runs):
             best[i] = min(best[i], mean_seconds(run, counts[i]))
     return best

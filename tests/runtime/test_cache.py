@@ -558,6 +558,15 @@ def test_the_command_line_shows_and_clears_it(capsys):
     assert list(cache.directory().iterdir()) == []
 
 
+def test_the_command_line_counts_winners_of_tuning_apart(capsys):
+    fetch()
+    cache.put(cache.WINNER, ("a product",), b"a plan")
+    assert printed(capsys, "cache").startswith("1 kernel, 1 winner of tuning, 1 KiB of 512 MiB at most, in ")
+    cache.put(cache.WINNER, ("another product",), b"a plan")
+    assert printed(capsys, "cache", "--clear") == "removed 1 kernel, 2 winners of tuning, 1 KiB"
+    assert list(cache.directory().iterdir()) == []
+
+
 def test_the_command_line_says_why_it_is_not_in_use(capsys, monkeypatch):
     fetch()
     cache.directory().chmod(0o777)

@@ -49,6 +49,29 @@ def test_every_product_of_a_program_is_tuned_once():
     assert "times as fast as the cost model's choice" in str(results[0])
 
 
+def test_a_function_is_tuned_with_a_line_for_each_product_and_a_table(capsys):
+    x, y = (jax.ShapeDtypeStruct((24, n), jnp.float32) for n in (24, 40))
+    results = jax_nano.autotune(lambda a, b: (a @ a) @ b, x, y)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["product 1 of 2", "product 2 of 2"]
+    assert all(line.endswith(tuned.summary) for line, tuned in zip(lines, results, strict=True))
+    header, *rows, total = str(results).splitlines()
+    assert header.endswith("cost model    best found   gain")
+    assert [row.partition(";")[0] for row in rows] == ["M 24, N 24, K 24", "M 24, N 40, K 24"]
+    assert total.startswith("2 products, each counted once")
+    assert results.best <= results.chosen
+
+
+def test_nothing_to_tune_is_said():
+    assert str(jax_nano.autotune(lambda x: x + 1, jax.ShapeDtypeStruct((3,), jnp.float32))) == "no product was measured"
+
+
+def test_the_environment_has_products_measured_without_a_word(monkeypatch, capsys):
+    monkeypatch.setenv("JAX_NANO_AUTOTUNE", "1")
+    jax_nano.matmul(np.ones((9, 34), np.float32), np.ones((34, 20), np.float32))
+    assert capsys.readouterr().err == ""
+
+
 def test_the_environment_asks_for_tuning_at_the_first_compilation(monkeypatch):
     monkeypatch.setenv("JAX_NANO_AUTOTUNE", "1")
     a, b = np.ones((9, 33), np.float32), np.ones((33, 20), np.float32)
