@@ -12,6 +12,7 @@ from dataclasses import replace
 from jax_nano import _native, config
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.machine import x86
+from jax_nano.machine.calibration import calibrated
 from jax_nano.machine.isa import Cache, Isa, Machine
 
 
@@ -46,7 +47,17 @@ UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 @functools.cache
 def machine() -> Machine:
-    """The running machine.
+    """The running machine, with what `python -m jax_nano calibrate` measured of it.
+
+    Raises:
+      UnsupportedDot: there is no target for this processor.
+    """
+    return calibrated(detected(), _native.host_cpu())
+
+
+@functools.cache
+def detected() -> Machine:
+    """The running machine, by the table's facts.
 
     A processor that x86.py does not name is taken for the first named one whose instruction sets it has.
 

@@ -137,11 +137,12 @@ class Machine:
     l3_gb_per_s: float  # read bandwidth of one core from the last level of cache
     source: str
     threads: int = 1
-    l2_bytes_per_cycle: int = 32  # what one core reads from L2
-    l3_stream_bytes_per_cycle: int = 24  # what it reads from the LLC where that was prefetched
+    l2_bytes_per_cycle: float = 32  # what one core reads from L2
+    l3_stream_bytes_per_cycle: float = 24  # what it reads from the LLC where that was prefetched
     page_bytes: int = 4096  # where prefetchers end
     fitted: Fitted = ZEN5
     lacks: tuple[str, ...] = ()  # features that instructions of its instruction sets need, and that it does not have
+    measured: tuple[str, ...] = ()  # facts that a calibration put in the place of a table's: see measured.py
     note: str = ""  # which of its instruction sets are left out, and why
 
     def __post_init__(self):
