@@ -41,7 +41,7 @@ _ALL = (
     ("JAX_NANO_AUTOTUNE", _SWITCH, "0", "1 measures the best plans for each product when it is first compiled"),
     ("JAX_NANO_DUMP", _DIRECTORY, "", "where to write each kernel's plan, MLIR, LLVM IR, assembly and object code"),
     ("JAX_NANO_CACHE", _SWITCH, "1", "0 neither reads nor writes kernels on disk"),
-    ("JAX_NANO_CACHE_DIR", _DIRECTORY, "", "where kernels and calibrations are kept; else in jax_nano within XDG_CACHE_HOME"),
+    ("JAX_NANO_CACHE_DIR", _DIRECTORY, "", "where kernels and calibrations stand; else jax_nano within XDG_CACHE_HOME"),
     ("JAX_NANO_CACHE_MIB", _NUMBER, "512", "how much kernels on disk may take; those used longest ago are removed"),
     ("JAX_NANO_PERF", _NAME, "", "if set, to anything, perf can name kernels: LLVM writes them under ~/.debug/jit"),
     ("XLA_FLAGS", _NAME, "", "XLA's own; read for xla_cpu_small_while_loop_byte_threshold: see docs/performance.md"),

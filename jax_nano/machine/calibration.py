@@ -16,7 +16,7 @@ from typing import Any
 
 from jax_nano import config
 from jax_nano.machine.isa import Machine
-from jax_nano.machine.measured import Measured, applied
+from jax_nano.machine.measured import NAMES, Measured, applied
 
 FORMAT = 1  # of a file; others are not read
 CPUINFO = pathlib.Path("/proc/cpuinfo")
@@ -85,7 +85,7 @@ def forget(of: dict[str, str]) -> bool:
 
 
 def load(of: dict[str, str]) -> Measured | None:
-    """What was measured of a processor; None where nothing was, or where the file makes no sense, which is warned of."""
+    """What was measured of a processor; None where nothing was, or nothing that makes sense, which is warned of."""
     try:
         place = path(of)
         kept = place.read_bytes()
@@ -110,8 +110,10 @@ def parsed(kept: bytes, of: dict[str, str]) -> Measured:
     if found.get("processor") != of:
         raise ValueError(f"it is of the processor {found.get('processor')}")
     measured = found.get("measured")
-    if not isinstance(measured, dict) or (unknown := sorted(measured.keys() - Measured.__dataclass_fields__.keys())):
-        raise ValueError("it has no facts" if not isinstance(measured, dict) else f"there are no facts {unknown}")
+    if not isinstance(measured, dict):
+        raise ValueError("it has no facts")
+    if unknown := sorted(measured.keys() - set(NAMES)):
+        raise ValueError(f"there are no facts {unknown}")
     return Measured(**measured)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any
 
 from jax_nano.machine import x86
@@ -57,8 +58,8 @@ TABLES = ("per_ns", "all_per_ns")
 # Each level is read at most as fast as the one before it, and takes at least as long.
 INWARDS = ("l1", "l2", "llc", "memory")
 ORDERED = [
-    *((f"{outer}_gb_per_s", f"{inner}_gb_per_s") for inner, outer in zip(INWARDS, INWARDS[1:], strict=False)),
-    *((f"{inner}_ns", f"{outer}_ns") for inner, outer in zip(INWARDS, INWARDS[1:], strict=False)),
+    *((f"{outer}_gb_per_s", f"{inner}_gb_per_s") for inner, outer in pairwise(INWARDS)),
+    *((f"{inner}_ns", f"{outer}_ns") for inner, outer in pairwise(INWARDS)),
     ("memory_gb_per_s", "memory_all_gb_per_s"),
 ]
 
@@ -124,7 +125,7 @@ REFERENCE = Measured(
 def applied(machine: Machine, measured: Measured) -> Machine:
     """The machine with what was measured in the place of the table's facts."""
     ghz = vector_ghz(machine, measured)
-    facts = {**bandwidths(machine, measured, ghz), "ghz": ghz}
+    facts = {**bandwidths(measured, ghz), "ghz": ghz}
     cores = {name: core_of(machine, name, measured, ghz) for name in machine.cores}
     threads = {name: getattr(measured, name) for name in ("wake_us", "call_us") if getattr(measured, name) is not None}
     if measured.task_us and REFERENCE.task_us:
@@ -154,8 +155,8 @@ def vector_ghz(machine: Machine, measured: Measured) -> float:
     return rounded(measured.per_ns[f"{vector_isa(machine).name} fma_f32"] / units, 3) if units else machine.ghz
 
 
-def bandwidths(machine: Machine, measured: Measured, ghz: float) -> dict[str, Any]:
-    """The machine's facts about caches and memory, as far as they were measured."""
+def bandwidths(measured: Measured, ghz: float) -> dict[str, Any]:
+    """A machine's facts about caches and memory, as far as they were measured, at its clock."""
     table, there = REFERENCE_MACHINE, REFERENCE
     clocks = vector_ghz(table, there) / ghz  # bandwidths by the cycle are those of another clock
     found: dict[str, Any] = {}

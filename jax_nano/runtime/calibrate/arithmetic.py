@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, memref
 
@@ -39,8 +41,21 @@ def chain(machine: Machine, tasks: int, steps: int) -> Probe:
     return Probe(body, Target(machine.isas[-1].name, (), tasks), [(2, "s64"), (tasks, "s64")], machine)
 
 
-def multiply_adds(machine: Machine, isa: Isa, dot: DotInstruction, tasks: int, steps: int) -> Probe:
+class Unit(NamedTuple):
+    """An instruction of one of a machine's instruction sets."""
+
+    machine: Machine
+    isa: Isa
+    dot: DotInstruction
+
+    def target(self, tasks: int) -> Target:
+        """What a probe of it is compiled for."""
+        return Target(self.isa.name, (*self.isa.features, *self.dot.features), tasks)
+
+
+def multiply_adds(unit: Unit, tasks: int, steps: int) -> Probe:
     """The instruction on registers: `steps` times on each of CHAINS accumulators, in each task."""
+    dot = unit.dot
     _, lanes, depth = dot.shape
     wide = lanes * depth
 
@@ -50,17 +65,15 @@ def multiply_adds(machine: Machine, isa: Isa, dot: DotInstruction, tasks: int, s
             loop.next = [MULTIPLY_ADD[dot.name](acc, a, b) for acc in loop.carry]
         store(total(loop.results), result, mul(task, lanes))
 
-    target = Target(isa.name, (*isa.features, *dot.features), tasks)
-    return Probe(body, target, [(2 * wide, dot.lhs), (tasks * lanes, dot.acc)], machine)
+    return Probe(body, unit.target(tasks), [(2 * wide, dot.lhs), (tasks * lanes, dot.acc)], unit.machine)
 
 
-def tile_products(
-    machine: Machine, isa: Isa, dot: DotInstruction, tasks: int, steps: int, *, loaded: bool = False
-) -> Probe:
+def tile_products(unit: Unit, tasks: int, steps: int, *, loaded: bool = False) -> Probe:
     """The instruction on tiles: `steps` times on each of TILE_CHAINS accumulators, of two tiles of A and two of B.
 
     Where these are `loaded` anew in every step, from L1, there are as many loads as products.
     """
+    dot = unit.dot
     nanokernel = TileNanokernel(instruction=dot, lhs_is_packed=True, rhs_is_packed=True)
     rows, lanes, depth = dot.shape
     kinds = [(dot.lhs, rows, depth)] * 2 + [(dot.rhs, depth // dot.vnni, lanes * dot.vnni)] * 2
@@ -89,5 +102,5 @@ def tile_products(
         for i, tile in enumerate(loop.results):
             nanokernel.store_tile(tile, out.advance(mul(task, TILE_CHAINS * rows * lanes)), i * rows, 0)
 
-    target = Target(isa.name, (*isa.features, *dot.features), tasks)
-    return Probe(body, target, [(pieces * four, dot.lhs), (tasks * TILE_CHAINS * rows * lanes, dot.acc)], machine)
+    arrays = [(pieces * four, dot.lhs), (tasks * TILE_CHAINS * rows * lanes, dot.acc)]
+    return Probe(body, unit.target(tasks), arrays, unit.machine)

@@ -76,7 +76,7 @@ def trial_makers(machine: Machine, effort: Effort) -> Iterator[Maker]:
     yield "clock", partial(timed, "clock_ghz", chain, steps * arithmetic.ADDITIONS)
     for isa in machine.isas:
         for dot in distinct(isa):
-            yield f"{isa.name} {dot.name}", partial(instruction_trials, machine, isa, dot, effort)
+            yield f"{isa.name} {dot.name}", partial(instruction_trials, arithmetic.Unit(machine, isa, dot), effort)
     yield from memory_makers(machine, effort)
     if machine.threads > 1:
         yield "waking a thread", partial(wake_trials, machine)
@@ -102,19 +102,20 @@ def distinct(isa: Isa) -> list[DotInstruction]:
 # What a core computes.
 
 
-def instruction_trials(machine: Machine, isa: Isa, dot: DotInstruction, effort: Effort) -> list[Trial]:
+def instruction_trials(unit: arithmetic.Unit, effort: Effort) -> list[Trial]:
     """One multiply-accumulate instruction; the first of an instruction set on all threads as well."""
+    machine, isa, dot = unit
     core, key = machine.cores[isa.name], f"{isa.name} {dot.name}"
     chains = arithmetic.TILE_CHAINS if dot.tiles else arithmetic.CHAINS
     steps = steps_for(effort, chains, machine.ghz * core.rate(dot.name)[0])
     emit = arithmetic.tile_products if dot.tiles else arithmetic.multiply_adds
-    trials = timed(f"per_ns {key}", lambda: emit(machine, isa, dot, 1, steps), chains * steps)
+    trials = timed(f"per_ns {key}", lambda: emit(unit, 1, steps), chains * steps)
     if dot == isa.dots[0]:
         tasks = machine.threads
-        trials += timed(f"all_per_ns {key}", lambda: emit(machine, isa, dot, tasks, steps), tasks * chains * steps)
+        trials += timed(f"all_per_ns {key}", lambda: emit(unit, tasks, steps), tasks * chains * steps)
     if dot == isa.dots[0] and dot.tiles:
         steps = max(steps, arithmetic.LOADED_PIECES) // arithmetic.LOADED_PIECES * arithmetic.LOADED_PIECES
-        loaded = partial(arithmetic.tile_products, machine, isa, dot, 1, steps, loaded=True)
+        loaded = partial(arithmetic.tile_products, unit, 1, steps, loaded=True)
         trials += timed("tile_pairs_per_ns", loaded, chains * steps)
     return trials
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, memref
 
-from jax_nano.codegen.index import add, index, mul
+from jax_nano.codegen.index import add, mul
 from jax_nano.codegen.load_store import load, store
 from jax_nano.codegen.loops import for_range
 from jax_nano.codegen.registers import zeros

@@ -44,7 +44,7 @@ def calls_in_a_loop(machine: Machine, calls: int) -> Callable[[], object]:
     operand = ones(probe.arrays[0])
 
     def step(_: jax.Array, x: jax.Array) -> jax.Array:
-        for _ in range(calls):
+        for _call in range(calls):
             x = lax.broadcast_in_dim(probe.call(x)[0], (2,), ())
         return x
 
