@@ -8,22 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.extend.mlir import ir
-from jax.extend.mlir.dialects import arith, func, vector
-from jax.interpreters.mlir import make_ir_context
+from jax.extend.mlir.dialects import arith, vector
 
 from benchmarks.timing import best_of
-from jax_nano import _native
 from jax_nano.codegen.index import add, mul
 from jax_nano.codegen.load_store import load, store
 from jax_nano.codegen.loops import for_range
 from jax_nano.codegen.registers import zeros
 from jax_nano.codegen.types import element_type
-from jax_nano.ir.dtypes import FFI_TYPES, bytes_of
+from jax_nano.ir.dtypes import bytes_of
 from jax_nano.machine import host
+from jax_nano.runtime import probe as runtime
+from jax_nano.runtime.probe import Array, Target, total
 
 CHAINS = 12  # accumulators in flight: latency (at most 5 cycles) times throughput (at most 2 a cycle); they fit AVX2
 STEPS = 1 << 20
@@ -32,11 +29,6 @@ READ_LANES = 8  # of f32: a register of AVX2
 READ_STREAMS = 8
 
 Body = Callable[[ir.Value, ir.Value, ir.Value], None]  # emits a task: (its number, the operand, the result)
-
-
-DTYPES = {"f64": jnp.float64, "f32": jnp.float32, "bf16": jnp.bfloat16, "s8": jnp.int8, "s32": jnp.int32}
-
-Array = tuple[int, str]  # elements, and their type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,66 +138,9 @@ def reading(tasks: int) -> Callable[[], object]:
     return runnable(body, target, (READ_BYTES // bytes_of("f32"), "f32"), (tasks * READ_LANES, "f32"))
 
 
-def total(values: list[ir.Value]) -> ir.Value:
-    """The sum of vectors."""
-    first, *rest = values
-    plus = arith.addi if isinstance(ir.VectorType(first.type).element_type, ir.IntegerType) else arith.addf
-    for value in rest:
-        first = plus(first, value)
-    return first
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a probe is compiled for, and how many of its tasks may run at once."""
-
-    isa: str
-    features: tuple[str, ...]
-    tasks: int
-
-
 def runnable(body: Body, target: Target, operand: Array, result: Array) -> Callable[[], object]:
     """Compiles a kernel of one operand (of ones) and one result; the function returned runs it and waits."""
-    machine = host.machine()
-    extra = ",".join(f"+{feature}" for feature in target.features)
-    code = _native.compile(module(body, operand, result), machine.isa(target.isa).cpu, extra, machine.name)
-    attributes = {
-        "key": np.int64(hash((code, target.tasks))),
-        "object": code,
-        "features": ",".join(target.features),
-        "symbols": "probe",
-        "tasks": np.array([target.tasks]),
-        "rounds": np.int64(1),
-        "shared_bytes": np.int64(0),
-        "local_bytes": np.int64(0),
-        "operand_types": np.array([FFI_TYPES[operand[1]]]),
-        "operand_elements": np.array([operand[0]]),
-        "result_types": np.array([FFI_TYPES[result[1]]]),
-        "result_elements": np.array([result[0]]),
-    }
-    with jax.enable_x64(new_val=True):
-        ones = jnp.ones(operand[0], DTYPES[operand[1]])
-        call = jax.ffi.ffi_call("jax_nano", jax.ShapeDtypeStruct(result[:1], DTYPES[result[1]]))
-        compiled = jax.jit(lambda x: call(x, **attributes)).lower(ones).compile()
+    probe = runtime.Probe(body, target, [operand, result], host.machine())
+    ones = runtime.ones(operand)
+    compiled = probe.compiled(ones)
     return lambda: compiled(ones).block_until_ready()
-
-
-def module(body: Body, operand: Array, result: Array) -> str:
-    """An MLIR module whose one public function, `probe`, is a task."""
-    with make_ir_context() as context, ir.Location.unknown():
-        context.allow_unregistered_dialects = True
-        top = ir.Module.create()
-        index, nothing = ir.IndexType.get(), memory((0, "s8"))
-        arguments = [index, index, nothing, nothing, memory(operand), memory(result)]
-        with ir.InsertionPoint(top.body):
-            function = func.FuncOp("probe", (arguments, []))
-        with ir.InsertionPoint(function.add_entry_block()):
-            _, task, _, _, source, destination = function.arguments
-            body(task, source, destination)
-            func.return_([])
-        return str(top.operation.get_asm(print_generic_op_form=True))
-
-
-def memory(array: Array) -> ir.Type:
-    """MLIR's type of an array."""
-    return ir.MemRefType.get([array[0]], element_type(array[1]))

@@ -1,4 +1,7 @@
-"""The command line's view of calibrations: `python -m jax_nano calibrate`, and what `info` says of them."""
+"""The command line's view of calibrations: `python -m jax_nano calibrate`, and what `info` says of them.
+
+What imports JAX is imported where it is needed.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.machine import calibration, host
 from jax_nano.machine.isa import Machine
 from jax_nano.machine.measured import Measured, applied
-from jax_nano.runtime.calibrate.measure import Effort, measure
 
 Row = tuple[str, str, str, str]  # fact, assumed, measured, unit
 NOT_CALIBRATED = f"not calibrated: {calibration.COMMAND}"
@@ -39,7 +41,7 @@ def command(options: argparse.Namespace) -> str:
         if options.show:
             measured = calibration.load(of)
             return comparison(machine, measured) if measured else NOT_CALIBRATED
-        measured, refused = measure(machine, Effort())
+        measured, refused = measure(machine)
         place = calibration.store(of, measured)
     except UnsupportedDot as reason:
         raise ValueError(str(reason)) from reason
@@ -47,6 +49,13 @@ def command(options: argparse.Namespace) -> str:
         raise ValueError(f"the calibration cannot be kept: {reason}") from reason
     said = [f"left out: {reason}; calibrate again where nothing else runs" for reason in refused]
     return "\n".join([comparison(machine, measured), "", *said, f"kept in {place}"])
+
+
+def measure(machine: Machine) -> tuple[Measured, list[str]]:
+    """See calibrate.measure, which imports JAX."""
+    from jax_nano.runtime.calibrate.measure import Effort, measure
+
+    return measure(machine, Effort())
 
 
 def section(machine: Machine) -> str:

@@ -63,6 +63,7 @@ def measure(machine: Machine, effort: Effort) -> tuple[Measured, list[str]]:
             for trial in trials:
                 best[trial.name] = min(best[trial.name], trial.seconds() / trial.amount)
             bar.advance(f"turn {turn + 1} of {effort.turns}")
+        bar.finish(f"{len(trials)} probes in {effort.turns} turns")
     return consistent(facts_of(best, machine))
 
 
