@@ -1,10 +1,14 @@
-"""Measures all facts about this machine: probes in turns, of which the best counts."""
+"""Measures all facts about this machine: probes in turns.
+
+The best turn counts: nothing is faster than it can be. But how soon a thread wakes differs from call to call, with no
+limit that it comes close to: of that, the median of turns counts, each a mean of calls.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-import time
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +24,7 @@ from jax_nano.machine.measured import TABLES, Measured, consistent, rounded, vec
 from jax_nano.runtime.calibrate import arithmetic, memory, threads
 from jax_nano.runtime.probe import Probe, ones
 from jax_nano.runtime.progress import progress
+from jax_nano.runtime.tuning import mean_seconds
 
 GUESS_GB_PER_S = {"l1": 200, "l2": 100, "llc": 40, "memory": 20}  # how long a run takes hangs on them, not what it says
 GUESS_NS = {"l1": 1.5, "l2": 5, "llc": 20, "memory": 120}
@@ -36,7 +41,7 @@ class Effort:
 
 
 RUNS = 3  # of a probe in its turn, after one that is not timed
-CALLS = 200  # of a program in a run, where a run is a mean: what threads do differs from call to call
+CALLS = 200  # in a turn of which the mean counts
 
 
 class Trial(NamedTuple):
@@ -45,9 +50,10 @@ class Trial(NamedTuple):
     name: str
     seconds: Callable[[], float]  # of one turn
     amount: float = 1.0  # of what is counted, in that time
+    of_turns: Callable[[list[float]], float] = min
 
 
-Best = dict[str, float]  # by trial: seconds for one of what is counted
+Seconds = dict[str, float]  # by trial: for one of what is counted
 
 
 def measure(machine: Machine, effort: Effort) -> tuple[Measured, list[str]]:
@@ -58,13 +64,14 @@ def measure(machine: Machine, effort: Effort) -> tuple[Measured, list[str]]:
         for label, make in makers:
             trials += make()
             bar.advance(label)
-        best = dict.fromkeys((trial.name for trial in trials), math.inf)
+        seconds: list[list[float]] = [[] for _ in trials]
         for turn in range(effort.turns):
-            for trial in trials:
-                best[trial.name] = min(best[trial.name], trial.seconds() / trial.amount)
+            for trial, found in zip(trials, seconds, strict=True):
+                found.append(trial.seconds() / trial.amount)
             bar.advance(f"turn {turn + 1} of {effort.turns}")
         bar.finish(f"{len(trials)} probes in {effort.turns} turns")
-    return consistent(facts_of(best, machine))
+    by_name = {trial.name: trial.of_turns(found) for trial, found in zip(trials, seconds, strict=True)}
+    return consistent(facts_of(by_name, machine))
 
 
 Maker = tuple[str, Callable[[], list[Trial]]]
@@ -129,16 +136,10 @@ def timed(name: str, make: Callable[[], Probe], amount: float) -> list[Trial]:
     return [Trial(name, lambda: best_run(lambda: compiled(*operands).block_until_ready()), amount)]
 
 
-def best_run(run: Callable[[], object], times: int = 1) -> float:
-    """The best seconds of RUNS runs, each the mean of so many calls, after one that is not timed."""
+def best_run(run: Callable[[], object]) -> float:
+    """The best seconds of RUNS runs, after one that is not timed."""
     run()
-    best = math.inf
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        for _ in range(times):
-            run()
-        best = min(best, (time.perf_counter() - start) / times)
-    return best
+    return min(mean_seconds(run, 1) for _ in range(RUNS))
 
 
 # Caches and memory.
@@ -217,12 +218,15 @@ def chasing_trials(machine: Machine, level: str, size: int, effort: Effort) -> l
 
 def wake_trials(machine: Machine) -> list[Trial]:
     """One task, and two."""
-    return [mean_of(f"wake {tasks}", threads.tasks_in_turn(machine, tasks)) for tasks in (1, 2)]
+    runs = {tasks: threads.tasks_in_turn(machine, tasks) for tasks in (1, 2)}
+    middle = statistics.median
+    return [Trial(f"wake {n}", partial(mean_seconds, run, CALLS), of_turns=middle) for n, run in runs.items()]
 
 
 def task_trials(machine: Machine) -> list[Trial]:
     """Few empty tasks, and many."""
-    return [mean_of(f"tasks {n}", threads.empty_tasks(machine, n)) for n in (threads.FEW_TASKS, threads.MANY_TASKS)]
+    runs = {tasks: threads.empty_tasks(machine, tasks) for tasks in (threads.FEW_TASKS, threads.MANY_TASKS)}
+    return [Trial(f"tasks {n}", partial(mean_seconds, run, CALLS)) for n, run in runs.items()]
 
 
 def call_trials(machine: Machine) -> list[Trial]:
@@ -231,28 +235,23 @@ def call_trials(machine: Machine) -> list[Trial]:
     return [Trial(f"calls {calls}", partial(best_run, run), threads.LOOP_CALLS) for calls, run in loops.items()]
 
 
-def mean_of(name: str, run: Callable[[], object]) -> Trial:
-    """Calls that follow one another."""
-    return Trial(name, lambda: best_run(run, CALLS))
-
-
 # From times to facts.
 
 
-def facts_of(best: Best, machine: Machine) -> dict[str, Any]:
+def facts_of(seconds: Seconds, machine: Machine) -> dict[str, Any]:
     """Facts in the units of their names, by the seconds of trials."""
     found: dict[str, Any] = {name: {} for name in TABLES}
-    for name, seconds in best.items():
+    for name, each in seconds.items():
         table, _, key = name.partition(" ")
         if table in TABLES:
-            found[table][key] = rounded(1e-9 / seconds)
+            found[table][key] = rounded(1e-9 / each)
         elif name.endswith(("_gb_per_s", "_per_ns", "_ghz")):
-            found[name] = rounded(1e-9 / seconds)
+            found[name] = rounded(1e-9 / each)
         elif name.endswith("_ns"):
-            found[name] = rounded(1e9 * seconds)
+            found[name] = rounded(1e9 * each)
         elif name.endswith("_us"):
-            found[name] = rounded(seconds)
-    found |= differences(best, machine)
+            found[name] = rounded(each)
+    found |= differences(seconds, machine)
     if all_threads := found.get("memory_all_gb_per_s"):  # all of them together can do what one can
         found["memory_all_gb_per_s"] = max(all_threads, found["memory_gb_per_s"])
     elif "memory_gb_per_s" in found:
@@ -260,7 +259,7 @@ def facts_of(best: Best, machine: Machine) -> dict[str, Any]:
     return found
 
 
-def differences(best: Best, machine: Machine) -> dict[str, float]:
+def differences(seconds: Seconds, machine: Machine) -> dict[str, float]:
     """Facts of two trials that differ only by what is wanted, in us; not below zero."""
     few, many = threads.FEW_TASKS, threads.MANY_TASKS
     pairs = {
@@ -269,7 +268,7 @@ def differences(best: Best, machine: Machine) -> dict[str, float]:
         "call_us": ("calls 1", "calls 3", 2),
     }
     return {
-        name: rounded(1e6 * max(0.0, best[more] - best[less]) / count)
+        name: rounded(1e6 * max(0.0, seconds[more] - seconds[less]) / count)
         for name, (less, more, count) in pairs.items()
-        if less in best
+        if less in seconds
     }

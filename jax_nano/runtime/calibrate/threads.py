@@ -11,7 +11,7 @@ from jax_nano.machine.isa import Machine
 from jax_nano.runtime.calibrate.arithmetic import ADDITIONS, chain
 from jax_nano.runtime.probe import ones
 
-TASK_SECONDS = 50e-6  # of the task that another thread is woken for: far longer than that takes
+TASK_SECONDS = 20e-6  # of the task that another thread is woken for: far longer than that takes
 FEW_TASKS, MANY_TASKS = 64, 1024
 LOOP_CALLS = 1000  # steps of a loop that XLA runs operation by operation
 
