@@ -93,7 +93,7 @@ def load(of: dict[str, str]) -> Measured | None:
         return None
     try:
         return parsed(kept, of)
-    except ValueError as reason:
+    except (ValueError, RecursionError) as reason:
         config.warn(f"jax_nano does not use the calibration {place}: {reason}; `{COMMAND}` makes another")
         return None
 

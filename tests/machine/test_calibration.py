@@ -93,6 +93,7 @@ def edited(**changes):
         (edited(measured={"l2_gb_per_s": 10, "memory_gb_per_s": 20, "llc_gb_per_s": 10}),
          "memory_gb_per_s of 20 and llc_gb_per_s of 10 contradict each other"),
         (b"\xff\xfe\x00", "'utf-"),
+        ("[" * 100_000, "maximum recursion depth exceeded"),
     ],
 )  # fmt: skip
 def test_a_file_that_makes_no_sense_is_warned_of_once(content, reason):

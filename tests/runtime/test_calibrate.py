@@ -211,6 +211,11 @@ def test_a_machine_with_one_thread_wakes_none():
     assert "clock" in labels and "waking a thread" not in labels
 
 
+def test_all_threads_take_part_in_few_tasks_already():
+    few, many = threads.few_and_many(replace(HERE, threads=100))
+    assert 100 < few < many
+
+
 def test_differences_are_not_below_zero():
     best = {"wake 1": 2e-6, "wake 2": 1e-6, "calls 1": 1e-7, "calls 3": 5e-7}
     assert measuring.differences(best, HERE) == {"wake_us": 0.0, "call_us": 0.2}

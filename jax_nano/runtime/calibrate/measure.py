@@ -193,7 +193,7 @@ def reading_trials(machine: Machine, level: str, size: int, effort: Effort) -> l
 
 def chasing_trials(machine: Machine, level: str, size: int, effort: Effort) -> list[Trial]:
     """Goes through a buffer line by line; caches are filled before. Through memory, no line is met twice."""
-    links, lines = memory.links(size)
+    links, lines = memory.links(min(size, memory.MOST_CHASED_BYTES))
     steps = steps_for(effort, GUESS_NS[level], 1)
     probe = memory.chasing(machine, links.size, steps)
     with jax.enable_x64(new_val=True):
@@ -225,7 +225,7 @@ def wake_trials(machine: Machine) -> list[Trial]:
 
 def task_trials(machine: Machine) -> list[Trial]:
     """Few empty tasks, and many."""
-    runs = {tasks: threads.empty_tasks(machine, tasks) for tasks in (threads.FEW_TASKS, threads.MANY_TASKS)}
+    runs = {tasks: threads.empty_tasks(machine, tasks) for tasks in threads.few_and_many(machine)}
     return [Trial(f"tasks {n}", partial(mean_seconds, run, CALLS)) for n, run in runs.items()]
 
 
@@ -261,7 +261,7 @@ def facts_of(seconds: Seconds, machine: Machine) -> dict[str, Any]:
 
 def differences(seconds: Seconds, machine: Machine) -> dict[str, float]:
     """Facts of two trials that differ only by what is wanted, in us; not below zero."""
-    few, many = threads.FEW_TASKS, threads.MANY_TASKS
+    few, many = threads.few_and_many(machine)
     pairs = {
         "wake_us": ("wake 1", "wake 2", 1),
         "task_us": (f"tasks {few}", f"tasks {many}", (many - few) / machine.threads),

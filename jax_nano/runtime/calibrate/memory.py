@@ -21,6 +21,7 @@ from jax_nano.runtime.probe import Probe, Target, total
 STREAMS = 8  # sums in flight: additions take up to 4 cycles, and two begin in one
 LINE_BYTES = 64
 MOST_LINES = 1 << 20  # that a chase goes through, spread over its buffer
+MOST_CHASED_BYTES = 256 << 20  # of that: what is read in between evicts it
 FAULT_PAGES = 4096
 
 

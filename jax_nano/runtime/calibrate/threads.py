@@ -12,7 +12,8 @@ from jax_nano.runtime.calibrate.arithmetic import ADDITIONS, chain
 from jax_nano.runtime.probe import ones
 
 TASK_SECONDS = 20e-6  # of the task that another thread is woken for: far longer than that takes
-FEW_TASKS, MANY_TASKS = 64, 1024
+FEW_TASKS = 64  # at least
+MANY_TIMES = 16
 LOOP_CALLS = 1000  # steps of a loop that XLA runs operation by operation
 
 
@@ -28,6 +29,12 @@ def tasks_in_turn(machine: Machine, tasks: int) -> Callable[[], object]:
 def empty_tasks(machine: Machine, tasks: int) -> Callable[[], object]:
     """Runs tasks that do nothing."""
     return run_of(machine, tasks, 0)
+
+
+def few_and_many(machine: Machine) -> tuple[int, int]:
+    """Two numbers of tasks, each enough for all threads to take part."""
+    few = max(FEW_TASKS, 4 * machine.threads)
+    return few, MANY_TIMES * few
 
 
 def run_of(machine: Machine, tasks: int, steps: int) -> Callable[[], object]:
