@@ -142,7 +142,7 @@ class Machine:
     page_bytes: int = 4096  # where prefetchers end
     fitted: Fitted = ZEN5
     lacks: tuple[str, ...] = ()  # features that instructions of its instruction sets need, and that it does not have
-    measured: tuple[str, ...] = ()  # facts that a calibration put in the place of a table's: see measured.py
+    measured: tuple[str, ...] = ()  # facts that a calibration measured: they count where they differ; see measured.py
     note: str = ""  # which of its instruction sets are left out, and why
 
     def __post_init__(self):
