@@ -120,7 +120,7 @@ def rounded(value: float, digits: int = DIGITS) -> float:
 # the table has 32 bytes a cycle from L2, where a core reads 63. So what is measured counts by what it is to these
 # numbers. Bandwidths taken as they are make plans 1.02 times as slow there in the mean of 60 products, some 1.4 times.
 # From one minute to the next, the two cores act as if near each other (50 GB/s together, 0.5 to 0.9 us until a thread
-# wakes) or far (85 GB/s, 1.4 to 3.1 us): the table's memory is that of near ones, and waking counts as in the middle. Of
+# wakes) or far (85 GB/s, 1.4 to 3.1 us): the table's memory is that of near ones, and waking counts as in between. Of
 # 150 products, plans by 1 us for waking were as good as by the fit's 2 at 50 GB/s (by 3 us 1.01 times as slow, by 6 us
 # 1.03); of 120 at another time, those by 3 us were better (0.99), those by 0.7 us worse (1.01).
 REFERENCE_MACHINE = next(machine for machine in x86.MACHINES if machine.name == "znver5")
