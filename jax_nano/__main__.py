@@ -1,4 +1,4 @@
-"""The command line: `python -m jax_nano info`, `... inspect f32 512 512 512`, `... cache`, `... tune program.py`.
+"""The command line: `python -m jax_nano info`, `inspect f32 512 512 512`, `cache`, `calibrate` or `tune program.py`.
 
 What imports JAX is imported where it is needed: `tune` leaves that to the program.
 """
@@ -17,6 +17,7 @@ from jax_nano.machine import host
 from jax_nano.machine.host import machine_for, target
 from jax_nano.machine.isa import Cache, Machine
 from jax_nano.runtime import cache_command
+from jax_nano.runtime.calibrate import command as calibrate_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show.add_argument("--show", choices=SHOWN, default="plan", help="what to print (default: %(default)s)")
     cache_command.add_command(commands)
     tune_command.add_command(commands)
+    calibrate_command.add_command(commands)
     options = parser.parse_args(arguments)
     try:
         if text := COMMANDS[options.command](options):
@@ -82,7 +84,7 @@ def info(_: argparse.Namespace) -> str:
     """Versions, the processor, its targets and caches, and the settings."""
     from jax_nano.runtime.compiler import versions
 
-    lines = versions() | {"processor": _native.host_cpu()}
+    lines, measured = versions() | {"processor": _native.host_cpu()}, ""
     try:
         machine = host.machine()
     except UnsupportedDot as reason:
@@ -96,10 +98,12 @@ def info(_: argparse.Namespace) -> str:
         if reasons := str(host.topology()):
             lines["threads"] = reasons
         lines["caches"] = ", ".join(map(describe, machine.caches))
+        measured = calibrate_command.section(host.detected())
     held, limit = _native.scratch()
     lines["scratch"] = f"{held >> 10} KiB held, {limit >> 20} MiB kept between calls at most"
     lines["on disk"] = cache_command.summary()
-    return "\n".join([aligned(lines, 12), "", "environment:", aligned(config.summary(), 20)])
+    facts = ["", measured] if measured else []
+    return "\n".join([aligned(lines, 12), *facts, "", "environment:", aligned(config.summary(), 20)])
 
 
 def aligned(lines: dict[str, str], width: int) -> str:
@@ -107,7 +111,13 @@ def aligned(lines: dict[str, str], width: int) -> str:
     return "\n".join(f"{name:{width}}{text}" for name, text in lines.items())
 
 
-COMMANDS = {"info": info, "inspect": inspect, "cache": cache_command.command, "tune": tune_command.command}
+COMMANDS = {
+    "info": info,
+    "inspect": inspect,
+    "cache": cache_command.command,
+    "calibrate": calibrate_command.command,
+    "tune": tune_command.command,
+}
 
 
 def targets(machine: Machine) -> str:

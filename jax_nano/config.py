@@ -41,7 +41,7 @@ _ALL = (
     ("JAX_NANO_AUTOTUNE", _SWITCH, "0", "1 measures the best plans for each product when it is first compiled"),
     ("JAX_NANO_DUMP", _DIRECTORY, "", "where to write each kernel's plan, MLIR, LLVM IR, assembly and object code"),
     ("JAX_NANO_CACHE", _SWITCH, "1", "0 neither reads nor writes kernels on disk"),
-    ("JAX_NANO_CACHE_DIR", _DIRECTORY, "", "where kernels are kept; else in jax_nano within XDG_CACHE_HOME"),
+    ("JAX_NANO_CACHE_DIR", _DIRECTORY, "", "where kernels and calibrations stand; else jax_nano within XDG_CACHE_HOME"),
     ("JAX_NANO_CACHE_MIB", _NUMBER, "512", "how much kernels on disk may take; those used longest ago are removed"),
     ("JAX_NANO_PERF", _SWITCH, "0", "1 has perf name kernels: LLVM writes them under ~/.debug/jit"),
     ("XLA_FLAGS", _NAME, "", "XLA's own; read for xla_cpu_small_while_loop_byte_threshold: see docs/performance.md"),
@@ -97,6 +97,21 @@ def warn(message: str) -> None:
         warnings.warn(message, RuntimeWarning, stacklevel=3)
     except RuntimeWarning:
         logging.getLogger("jax_nano").warning("%s", message)
+
+
+def storage() -> Path:
+    """Where jax_nano keeps kernels and calibrations.
+
+    Raises:
+      OSError: the environment names no place, and there is no home.
+    """
+    try:
+        if (root := directory("JAX_NANO_CACHE_DIR")) is not None:
+            return root
+        base = directory("XDG_CACHE_HOME")
+        return (base if base and base.is_absolute() else Path.home() / ".cache") / "jax_nano"
+    except RuntimeError as no_home:
+        raise OSError(f"{no_home} Set JAX_NANO_CACHE_DIR") from no_home
 
 
 def summary() -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from jax_nano import _native, config
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.machine import kin, x86
+from jax_nano.machine.calibration import calibrated
 from jax_nano.machine.isa import Isa, Machine
 from jax_nano.machine.topology import ROOT, Topology
 from jax_nano.machine.topology import read as read_topology
@@ -48,7 +49,17 @@ def topology() -> Topology:
 
 @functools.cache
 def machine() -> Machine:
-    """The running machine.
+    """The running machine, with what `python -m jax_nano calibrate` measured of it.
+
+    Raises:
+      UnsupportedDot: there is no target for this processor.
+    """
+    return calibrated(detected(), _native.host_cpu())
+
+
+@functools.cache
+def detected() -> Machine:
+    """The running machine, by the table's facts.
 
     A processor that nobody named is taken for its nearest kin, and a warning says so.
 

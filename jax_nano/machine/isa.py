@@ -160,11 +160,12 @@ class Machine:
     threads: int = 1  # worth having tasks for: one a core
     slow_threads: int = 0  # of these, on cores of another kind, which are slower
     slow_speed: float = 1.0  # of such a core, in multiply-accumulates: a share of what the others do
-    l2_bytes_per_cycle: int = 32  # what one core reads from L2
-    l3_stream_bytes_per_cycle: int = 24  # what it reads from the LLC where that was prefetched
+    l2_bytes_per_cycle: float = 32  # what one core reads from L2
+    l3_stream_bytes_per_cycle: float = 24  # what it reads from the LLC where that was prefetched
     page_bytes: int = 4096  # where prefetchers end
     fitted: Fitted = ZNVER5
     lacks: tuple[str, ...] = ()  # features that instructions of its instruction sets need, and that it does not have
+    measured: tuple[str, ...] = ()  # facts that a calibration measured: they count where they differ; see measured.py
     note: str = ""  # which of its instruction sets are left out, and why
     stands_for: str = ""  # the processor that it is the nearest kin of, where nobody named that
 

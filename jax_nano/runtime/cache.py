@@ -122,14 +122,7 @@ def directory() -> pathlib.Path:
     Raises:
       OSError: the environment names no place, and there is no home.
     """
-    try:
-        root = config.directory("JAX_NANO_CACHE_DIR")
-        if root is None:
-            base = config.directory("XDG_CACHE_HOME")
-            root = (base if base and base.is_absolute() else pathlib.Path.home() / ".cache") / "jax_nano"
-    except RuntimeError as no_home:
-        raise OSError(f"{no_home} Set JAX_NANO_CACHE_DIR") from no_home
-    return root / "kernels"
+    return config.storage() / "kernels"
 
 
 def limit_bytes() -> int:

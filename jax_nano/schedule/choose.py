@@ -87,8 +87,9 @@ def ranked_plans(dot: Dot, machine: Machine, isa: Isa, count: int) -> list[Plan]
 def reason(cost: Estimate, machine: Machine, candidates: int) -> str:
     """The cost model's words on a plan."""
     note = f"; {machine.note}" if machine.note else ""
+    facts = "measured" if machine.measured else "the table's"
     return (
         f"cheapest of {candidates} kernels: {1e6 * cost.total:.1f} us expected on {machine.threads} threads "
         f"(one thread: compute {1e6 * cost.compute:.1f}, packing {1e6 * cost.packing:.1f}; "
-        f"memory {1e6 * cost.memory:.1f})" + note
+        f"memory {1e6 * cost.memory:.1f}), by {facts} facts" + note
     )
