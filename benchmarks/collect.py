@@ -41,12 +41,16 @@ COLD_BYTES = 256 << 20  # of copies of the operands, at most
 
 
 def draw(count: int, seed: int) -> Iterator[Product]:
-    """Products of mixed shapes, types and layouts: sizes from 1 to 4096, by factors."""
+    """Products of mixed shapes, types and layouts, each once: sizes from 1 to 4096."""
     rng = random.Random(seed)
     sizes = sorted({*(1 << i for i in range(13)), *(3 << i for i in range(4, 11)), *ODD})
     grid = [s for s in itertools.product(sizes, repeat=3) if LEAST_GFLOP < 2e-9 * math.prod(s) < MOST_GFLOP]
-    for _ in range(count):
-        yield Product(rng.choice(TYPES), rng.choice(("nn", "nt", "tn")), *rng.choice(grid))
+    drawn: dict[Product, None] = {}
+    while len(drawn) < count:
+        product = Product(rng.choice(TYPES), rng.choice(("nn", "nt", "tn")), *rng.choice(grid))
+        if product not in drawn:
+            drawn[product] = None
+            yield product
 
 
 def measure(product: Product, machine: Machine, count: int) -> Measured:

@@ -150,6 +150,9 @@ def parse(kind: Any, value: str) -> Any:
 def instruction(machine: Machine, nest: LoopNest, row: dict[str, str]) -> DotInstruction:
     """The instruction of that name for a product's types; of tiles, in the shape that they have there."""
     named = [each for each in machine.isa(row["isa"]).dots if each.name == row["instruction"]]
+    if not named:
+        product = Product(*(row[name] for name in PRODUCT[:2]), *(int(row[name]) for name in "mnk"))
+        raise ValueError(f"{product}: {row['isa']} has no instruction {row['instruction']}")
     exact = [each for each in named if (each.lhs, each.rhs) == (nest.dot.lhs, nest.dot.rhs)]
     chosen = (exact or named)[0]
     return chosen.fitted(nest.m.size, nest.k.size) if chosen.tiles else chosen

@@ -4,7 +4,8 @@
     python tools/fit_cost_model.py znver5 --report    the figures of one, as it is now, and nothing written
 
 A coefficient is moved up and down as long as that lowers the loss, by steps that grow where they help and shrink where
-they do not. The loss of a product is how much slower a plan is that the model likes than the best one (all plans, each
+they do not. Moving away from where the fit began costs a little, so that coefficients that the products say nothing
+of stay. The loss of a product is how much slower a plan is that the model likes than the best one (all plans, each
 weighed by how near the model puts it to its favourite: so it changes smoothly), and, with less weight, how far
 predicted ratios of plans and predicted times are from measured ones. Every other product is held out. Spreads are those
 of fits to resampled products.
@@ -38,9 +39,14 @@ TARGET = ROOT / "jax_nano" / "machine" / "fitted.py"
 APART = ("call_us", "piece_us", "inline_products_per_cycle", "inline_l1_bytes_per_cycle", "inline_l2_bytes_per_cycle")
 NAMES = tuple(f.name for f in fields(Fitted) if f.name not in ("processor", "evidence", *APART))
 WHOLE = frozenset(f.name for f in fields(Fitted) if f.type == "int")
+# What can be, whatever the products seem to say: an accumulator waits for its own last update, and of a cache, other
+# things than one panel take a part.
+BOUNDS = {"latency_slack": (1.0, 2.0), "resident_share": (0.4, 0.8)}
+LITTLE = 0.05  # of any coefficient: less is as good as nothing
 NEAR = 0.06  # how near to its favourite, as a logarithm, the model must put a plan for that to count as chosen
 MOST_LOST = 1.5  # of a plan's logarithm over the best: beyond, worse is not worse
 SPREAD_WEIGHT, LEVEL_WEIGHT = 0.3, 0.02
+PRIOR_WEIGHT = 0.0005  # of the squared logarithm of how far a coefficient is from where it began
 LARGEST_STEP, SMALLEST_STEP = 2.0, 0.02
 RESAMPLED, RESAMPLED_SWEEPS = 8, 2
 
@@ -76,6 +82,7 @@ class Model:
     machine: Machine
     fitted: Fitted
     call_seconds: float  # of the program around a kernel, as it was measured
+    began: Fitted  # where the fit began
 
     def logs(self, target: Target) -> list[float]:
         """The logarithms of predicted seconds."""
@@ -93,18 +100,20 @@ class Model:
         return lost + SPREAD_WEIGHT * statistics.pvariance(errors) + LEVEL_WEIGHT * statistics.mean(errors) ** 2
 
     def mean_loss(self, targets: Sequence[Target]) -> float:
-        """How badly it does on all."""
-        return statistics.mean(map(self.loss, targets))
+        """How badly it does on all, and how far it is from where it began."""
+        pairs = ((getattr(self.fitted, name), getattr(self.began, name)) for name in NAMES)
+        far = sum(math.log((value + LITTLE) / (began + LITTLE)) ** 2 for value, began in pairs)
+        return statistics.mean(map(self.loss, targets)) + PRIOR_WEIGHT * far
 
     def moved(self, name: str, factor: float) -> Model | None:
         """The model with one coefficient multiplied; None where it is at its bound."""
         if name == "call_seconds":
             return replace(self, call_seconds=self.call_seconds * factor)
-        value = (getattr(self.fitted, name) or 0.05) * factor
+        value = max(getattr(self.fitted, name), LITTLE) * factor
         if name in WHOLE:
             value = max(1, round(value))
-        elif name.endswith("_share"):
-            value = min(1.0, value)
+        low, high = BOUNDS.get(name, (0.0, 1.0 if name.endswith("_share") else math.inf))
+        value = min(high, max(low, value))
         if value == getattr(self.fitted, name):
             return None
         return replace(self, fitted=replace(self.fitted, **{name: value}))
@@ -189,7 +198,8 @@ def halves(recording: Recording) -> tuple[list[Target], list[Target]]:
 def initial(recording: Recording) -> Model:
     """The model with the coefficients that fitted.py has, and a call that takes a little less than any product."""
     fastest = min(min(each.resident) for product in recording.products for each in product.candidates)
-    return Model(recording.machine, recording.machine.fitted, 0.8 * fastest)
+    fitted = recording.machine.fitted
+    return Model(recording.machine, fitted, 0.8 * fastest, began=fitted)
 
 
 def fitted_to(recording: Recording, sweeps: int) -> Fitted:
