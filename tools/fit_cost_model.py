@@ -248,7 +248,7 @@ from jax_nano.machine.coefficients import Fitted, known
 '''
 FOOTER = '''
 
-FITTED = {{fitted.processor: fitted for fitted in ({0})}}
+FITTED = {{fitted.processor: fitted for fitted in ({0},)}}
 
 
 def fitted_for(processor: str, like: str) -> Fitted:
