@@ -9,7 +9,7 @@ import pytest
 
 from jax_nano import __main__ as command_line
 from jax_nano.machine import calibration, host
-from jax_nano.machine.measured import Measured, applied, faults
+from jax_nano.machine.measured import Measured, applied, faults, without_reference
 from jax_nano.machine.topology import Topology
 from jax_nano.runtime import kernels
 from jax_nano.runtime.calibrate import command
@@ -67,7 +67,8 @@ def test_memory_is_not_measured_in_a_buffer_that_caches_may_hold(quick):
 
 def test_a_machine_takes_what_was_measured(quick):
     measured, _ = quick
-    assert applied(HERE, measured).measured == measured.names
+    idle = without_reference(HERE, measured)
+    assert applied(HERE, measured).measured == tuple(name for name in measured.names if name not in idle)
 
 
 def test_each_buffer_is_of_one_level(monkeypatch):
@@ -205,3 +206,16 @@ def test_facts_the_table_has_alike_are_not_listed():
     slower = Measured(clock_ghz=4.1, per_ns={"avx512 fma_f32": 8.2, "avx512 vdpbf16ps": 4.1})
     assert re.search(r"vdpbf16ps, avx512 +2 +1  a cycle", command.comparison(machine, slower))
     assert calibration.COMMAND in command.NOT_CALIBRATED
+
+
+def test_facts_that_cannot_be_compared_are_shown_and_said_not_to_be_applied():
+    facts = Measured(clock_ghz=2.1, l2_gb_per_s=90, memory_gb_per_s=17, memory_all_gb_per_s=30, wake_us=9.0)
+    text = command.comparison(host.known("sapphirerapids"), facts)
+    assert re.search(r"memory, one thread +12 +24  GB/s", text)
+    assert re.search(r"L2 +48 +-  bytes a cycle", text) and re.search(r"L2 read by one thread +90  GB/s", text)
+    assert re.search(r"waking a thread +[\d.]+ +-  us", text) and re.search(r"waking a thread +9  us", text)
+    assert text.endswith(
+        "\nnot applied, as the cost model's coefficients are those of sapphirerapids, where these were not measured: "
+        "L2 read by one thread, waking a thread"
+    )
+    assert "not applied" not in command.comparison(host.known("znver5"), facts)

@@ -74,8 +74,8 @@ def comparison(machine: Machine, measured: Measured) -> str:
     lines = [f"{fact:40}{assumed:>10}{found:>10}  {unit}".rstrip() for fact, assumed, found, unit in rows]
     if idle := without_reference(machine, measured):
         facts = ", ".join(WORDS[name] for name in idle)
-        lines.append(f"not applied: {facts}; the cost model was fitted on {machine.fitted.processor}, "
-                     "of which they are not known")  # fmt: skip
+        lines.append(f"not applied, as the cost model's coefficients are those of {machine.fitted.processor}, "
+                     f"where these were not measured: {facts}")  # fmt: skip
     return "\n".join(lines)
 
 
