@@ -165,11 +165,12 @@ def applied(machine: Machine, measured: Measured) -> Machine:
 
 def thread_coefficients(machine: Machine, measured: Measured) -> Fitted:
     """The coefficients with what threads and calls take here."""
-    table, there = reference(machine)
+    _, there = reference(machine)
     changes: dict[str, Any] = {}
     for name, tolerance in (("wake_us", THREADS_TOLERANCE), ("task_us", THREADS_TOLERANCE), ("call_us", TOLERANCE)):
         if times := ratio(getattr(measured, name), getattr(there, name)):
-            changes[name] = settled(getattr(table.fitted, name) * times, getattr(machine.fitted, name), tolerance)
+            fitted = getattr(machine.fitted, name)
+            changes[name] = settled(fitted * times, fitted, tolerance)
     return replace(machine.fitted, **changes)
 
 

@@ -20,7 +20,12 @@ NONE = "-"
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Adds `python -m jax_nano calibrate`."""
-    parser = commands.add_parser("calibrate", help="measure this machine, and make plans by that: some seconds")
+    parser = commands.add_parser(
+        "calibrate",
+        help="measure this machine, and make plans by that: some seconds",
+        description="Measures what the cost model wants to know of this machine, and keeps it for this processor and "
+        "number of threads: later processes make plans by that. Run it where nothing else runs, and before `tune`.",
+    )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--show", action="store_true", help="what was measured, beside what would be assumed")
     instead.add_argument("--forget", action="store_true", help="make plans by the table's facts again")
