@@ -11,13 +11,10 @@ import math
 import os
 import pathlib
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from benchmarks import measured, report
 from benchmarks.measured import Candidate, Measured, Product
@@ -25,9 +22,7 @@ from jax_nano import retain_memory
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.machine import host
 from jax_nano.machine.isa import Machine
-from jax_nano.runtime.compiler import CompilationFailed, compile_plan
-from jax_nano.runtime.kernel import TARGET_NAME, Kernel, processor_for
-from jax_nano.runtime.tuning import DTYPES
+from jax_nano.runtime.tuning import best_seconds, compile_plans, program, zeros
 from jax_nano.schedule.choose import ranked_plans
 
 TYPES = ("f32>f32", "bf16>bf16", "bf16>f32", "f16>f32", "f64>f64", "s8>s32", "u8>s32")
@@ -35,8 +30,6 @@ MOST_GFLOP = 4.0
 LEAST_GFLOP = 1e-4
 ODD = (3, 7, 33, 50, 100, 197, 500, 1000)  # of sizes, beside powers of two and what lies between them
 CANDIDATES = 16
-TURNS = 5
-TURN_SECONDS = 0.008
 COLD_BYTES = 256 << 20  # of copies of the operands, at most
 
 
@@ -60,17 +53,10 @@ def measure(product: Product, machine: Machine, count: int) -> Measured:
       UnsupportedDot: there is none.
     """
     dot, isa = product.dot, host.target(machine)
-    kernels = []
-    for plan in ranked_plans(dot, machine, isa, count):
-        try:
-            kernels.append(compile_plan(dot, plan, processor_for(plan, machine)))
-        except CompilationFailed:
-            continue
-    if not kernels:
-        raise UnsupportedDot("no candidate compiles")
+    kernels = compile_plans(dot, ranked_plans(dot, machine, isa, count), machine)
     copies = min(256, COLD_BYTES // max(1, dot.bytes))
-    sets = [operands(kernels[0]) for _ in range(max(1, copies))]
-    runs = [compiled(kernel, sets[0]) for kernel in kernels]
+    sets = [zeros(kernels[0]) for _ in range(max(1, copies))]
+    runs = [program(kernel, sets[0]) for kernel in kernels]
     resident = times([lambda run=run: run(*sets[0]) for run in runs])
     cold: Sequence[tuple[float, ...]] = [()] * len(runs)
     if copies * dot.bytes > 2 * machine.llc.bytes and dot.bytes > machine.l2.bytes // 2:
@@ -80,37 +66,9 @@ def measure(product: Product, machine: Machine, count: int) -> Measured:
     return Measured(product, machine.threads, tuple(Candidate(kernel.plan, *both) for kernel, *both in found))
 
 
-def operands(kernel: Kernel) -> list[jax.Array]:
-    """Operands of zeros, flat: kernels know the shapes."""
-    return [jnp.zeros(elements, DTYPES[dtype]) for dtype, elements in kernel.arrays[0]]
-
-
-def compiled(kernel: Kernel, arrays: list[jax.Array]) -> Callable[..., Any]:
-    """A program of the kernel alone."""
-    dtype, elements = kernel.arrays[1]
-    shape = jax.ShapeDtypeStruct((elements,), DTYPES[dtype])
-    call = jax.jit(lambda *given: jax.ffi.ffi_call(TARGET_NAME, shape)(*given, **kernel.attributes()))
-    return call.lower(*arrays).compile()
-
-
-def times(runs: Sequence[Callable[[], Any]]) -> list[tuple[float, ...]]:
-    """The best seconds of each, in turns, so that all meet the same disturbances."""
-    counts, best = [], [math.inf] * len(runs)
-    for run in runs:
-        run().block_until_ready()
-        counts.append(max(2, math.ceil(TURN_SECONDS / mean_seconds(run, 2))))
-    for _ in range(TURNS):
-        for i, run in enumerate(runs):
-            best[i] = min(best[i], mean_seconds(run, counts[i]))
-    return [(seconds,) for seconds in best]
-
-
-def mean_seconds(run: Callable[[], Any], count: int) -> float:
-    """Seconds of a run, the mean of several. A result is there before the next run begins, as its memory is its."""
-    start = time.perf_counter()
-    for _ in range(count):
-        run().block_until_ready()
-    return (time.perf_counter() - start) / count
+def times(runs: Sequence[Callable[[], jax.Array]]) -> list[tuple[float, ...]]:
+    """The best seconds of each. A result is there before the next run begins, as its memory is its."""
+    return [(seconds,) for seconds in best_seconds([lambda run=run: run().block_until_ready() for run in runs])]
 
 
 def collected(arguments: argparse.Namespace) -> Iterator[Measured]:

@@ -1,6 +1,5 @@
 """What is timed: a suite has cases, and makes of each what the libraries are called with."""
 
-import functools
 import importlib.util
 import math
 import statistics
@@ -11,12 +10,10 @@ from typing import Any
 import jax
 
 from benchmarks import roof
-from benchmarks.probe import runnable
 from benchmarks.timing import turns_of
 from jax_nano.machine import host
 
 LIBRARIES = ("jax_nano", "XLA", "NumPy", "PyTorch")
-_compiled = functools.cache(runnable)  # of the few probes that are timed beside every row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +25,7 @@ class Case:
     sizes: Mapping[str, int]
     flops: int  # multiplications and additions
     bytes: int  # of operands and result, each once
-    multiplies: tuple[str, ...]  # of what types instructions may multiply, by preference: see roof.peak_probe
+    multiplies: tuple[str, ...]  # of what types instructions may multiply, by preference: see roof.peak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,14 +113,14 @@ def measure(suite: Suite, case: Case, turns: int) -> Row:
     Raises:
       ValueError: the result is wrong.
     """
-    probe, threads = roof.peak_probe(case.multiplies), host.threads()
+    limit, threads = roof.peak(case.multiplies), host.threads()
     with jax.enable_x64(new_val=True):
         calls = suite.prepare(case)
         calls.check()
         functions = {name: function for name, function in calls.functions.items() if computes(name, function)}
-        if probe:
-            functions["peak"] = _compiled(probe, threads)
+        if limit:
+            functions["peak"] = roof.runnable(limit, threads)
         found = dict(zip(functions, turns_of(list(functions.values()), turns), strict=True))
-    peak = threads * probe.gflop / min(found.pop("peak")) if probe else math.nan
+    peak = threads * limit.gflop / min(found.pop("peak")) if limit else math.nan
     return Row(suite=suite.name, kind=case.kind, name=case.name, sizes=case.sizes, flops=case.flops, bytes=case.bytes,
-               turns=found, peak=probe.name if probe else "", peak_gflops=peak)  # fmt: skip
+               turns=found, peak=limit.name if limit else "", peak_gflops=peak)  # fmt: skip

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Sequence
 
+from jax_nano.runtime.tuning import mean_seconds
+
 TURN_SECONDS = 0.02  # calls of one function in a row: long against the clock's grain, short against the machine's moods
 REST_SECONDS = 0.12  # after a turn: threads of a BLAS spin for a while, and would slow the next function down
 WAKING_SECONDS = 0.02  # of calls that are not timed: after a rest, threads and virtual processors come back one by one
@@ -20,19 +22,11 @@ def turns_of(functions: Sequence[Callable[[], object]], turns: int) -> list[list
     """
     for function in functions:
         function()
-    calls = [max(1, round(TURN_SECONDS / min(seconds(function, 1) for _ in range(3)))) for function in functions]
+    calls = [max(1, round(TURN_SECONDS / min(mean_seconds(function, 1) for _ in range(3)))) for function in functions]
     found: list[list[float]] = [[] for _ in functions]
     for _ in range(turns):
         for i, function in enumerate(functions):
             time.sleep(REST_SECONDS)
-            seconds(function, max(1, round(calls[i] * WAKING_SECONDS / TURN_SECONDS)))
-            found[i].append(seconds(function, calls[i]))
+            mean_seconds(function, max(1, round(calls[i] * WAKING_SECONDS / TURN_SECONDS)))
+            found[i].append(mean_seconds(function, calls[i]))
     return found
-
-
-def seconds(function: Callable[[], object], calls: int) -> float:
-    """Mean seconds of a number of calls in a row."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        function()
-    return (time.perf_counter() - start) / calls

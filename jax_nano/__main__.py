@@ -1,4 +1,4 @@
-"""The command line: `python -m jax_nano info`, `inspect f32 512 512 512`, `cache`, `calibrate` or `tune program.py`.
+"""The command line: `python -m jax_nano info`, `inspect f32 512 512 512`, `calibrate`, `tune program.py` or `cache`.
 
 What imports JAX is imported where it is needed: `tune` leaves that to the program.
 """
@@ -19,10 +19,12 @@ from jax_nano.machine.isa import Cache, Machine
 from jax_nano.runtime import cache_command
 from jax_nano.runtime.calibrate import command as calibrate_command
 
+SUMMARY = "Shows what jax_nano does on this machine, measures for its plans, and looks after what it keeps."
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command."""
-    parser = argparse.ArgumentParser(prog="python -m jax_nano", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m jax_nano", description=SUMMARY)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="versions, the processor, its targets and caches, and the settings")
     show = commands.add_parser("inspect", help="what becomes of C = A B")
@@ -31,9 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         show.add_argument(size, type=extent, help=meaning)
     show.add_argument("--target", help="an instruction set, of this machine or another; see info")
     show.add_argument("--show", choices=SHOWN, default="plan", help="what to print (default: %(default)s)")
-    cache_command.add_command(commands)
-    tune_command.add_command(commands)
     calibrate_command.add_command(commands)
+    tune_command.add_command(commands)
+    cache_command.add_command(commands)
     options = parser.parse_args(arguments)
     try:
         if text := COMMANDS[options.command](options):

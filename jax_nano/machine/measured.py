@@ -13,7 +13,7 @@ from jax_nano.machine.isa import Core, Isa, Machine
 
 DIGITS = 2  # that are kept of what is measured: from one calibration to the next, more would differ
 # By which a fact may differ from the table's before it takes its place. Of calibrations one after the other on 2 cores
-# of Zen 5, what one core does differed by up to 0.07, and what threads take by more: see REFERENCE.
+# of Zen 5, what one core does differed by up to 0.07, and what threads take by more: see REFERENCES.
 TOLERANCE = 0.1
 THREADS_TOLERANCE = 0.5
 UNITS = (0.5, 1, 2, 4)  # multiply-add instructions that begin in a cycle, on cores that were built
@@ -115,37 +115,63 @@ def rounded(value: float, digits: int = DIGITS) -> float:
     return float(f"{value:.{digits}g}")
 
 
-# Measured as those of any machine, on the one that the cost model's coefficients were fitted on: 2 virtual cores of an
-# EPYC of Zen 5. What cores read in order is more than products get beside their own work, and by how much the fit says:
-# the table has 32 bytes a cycle from L2, where a core reads 63. So what is measured counts by what it is to these
-# numbers. Bandwidths taken as they are make plans 1.02 times as slow there in the mean of 60 products, some 1.4 times.
-# From one minute to the next, the two cores act as if near each other (50 GB/s together, 0.5 to 0.9 us until a thread
-# wakes) or far (85 GB/s, 1.4 to 3.1 us): the table's memory is that of near ones, and waking counts as in between. Of
-# 150 products, plans by 1 us for waking were as good as by the fit's 2 at 50 GB/s (by 3 us 1.01 times as slow, by 6 us
-# 1.03); of 120 at another time, those by 3 us were better (0.99), those by 0.7 us worse (1.01).
-REFERENCE_MACHINE = next(machine for machine in x86.MACHINES if machine.name == "znver5")
-REFERENCE = Measured(
-    clock_ghz=4.3, per_ns={"avx512 fma_f32": 8.5}, l2_gb_per_s=270, llc_gb_per_s=120, memory_gb_per_s=45,
-    memory_all_gb_per_s=48, wake_us=1.5, task_us=0.035, call_us=0.11,
-)  # fmt: skip
+# Facts that count by what they are to those of the machine that the cost model's coefficients were fitted on: products
+# get less than plain reading does, and the fit says how much less. What a core computes counts as it is.
+RELATIVE = ("l2_gb_per_s", "llc_gb_per_s", "memory_gb_per_s", "memory_all_gb_per_s", "wake_us", "task_us", "call_us")
+REFERENCE_THREADS = 2
+# By the processor that coefficients were fitted on: what was measured there as on any machine, on REFERENCE_THREADS
+# virtual cores. What is not here does not count on machines with these coefficients.
+#
+# Zen 5 (an EPYC): the table has 32 bytes a cycle from L2, where a core reads 63. Bandwidths taken as they are make
+# plans 1.02 times as slow there in the mean of 60 products, some 1.4 times. From one minute to the next, the two cores
+# act as if near each other (50 GB/s together, 0.5 to 0.9 us until a thread wakes) or far (85 GB/s, 1.4 to 3.1 us): the
+# table's memory is that of near ones, and waking counts as in between. Of 150 products, plans by 1 us for waking were
+# as good as by the fit's 2 at 50 GB/s (by 3 us 1.01 times as slow, by 6 us 1.03); of 120 at another time, those by 3 us
+# were better (0.99), those by 0.7 us worse (1.01).
+#
+# Sapphire Rapids: the middle of 7.5 to 9 GB/s and of 13 to 16. There, f32 multiply-adds reached 110 to 138 GFLOP/s on a
+# thread, which is the table's clock, and tiles of bf16 900 to 2500, or 570 to 2050 from L1, beside busy neighbours.
+REFERENCES = {
+    "znver5": Measured(
+        clock_ghz=4.3, per_ns={"avx512 fma_f32": 8.5}, l2_gb_per_s=270, llc_gb_per_s=120, memory_gb_per_s=45,
+        memory_all_gb_per_s=48, wake_us=1.5, task_us=0.035, call_us=0.11,
+    ),
+    "sapphirerapids": Measured(memory_gb_per_s=8.5, memory_all_gb_per_s=15),
+}  # fmt: skip
+
+
+def reference(machine: Machine) -> tuple[Machine, Measured]:
+    """The processor that a machine's coefficients were fitted on, by the table, and what was measured of it."""
+    name = machine.fitted.processor
+    table = next((there for there in x86.MACHINES if there.name == name), machine)
+    return table, REFERENCES.get(name, Measured())
+
+
+def without_reference(machine: Machine, measured: Measured) -> tuple[str, ...]:
+    """The facts that do not count, as there is nothing that this machine's coefficients could compare them with."""
+    _, there = reference(machine)
+    return tuple(name for name in RELATIVE if name in measured.names and name not in there.names)
 
 
 def applied(machine: Machine, measured: Measured) -> Machine:
     """The machine with what was measured in the place of the table's facts, where it differs by more than noise."""
     ghz = settled(vector_ghz(machine, measured), machine.ghz)
     cores = {name: core_of(machine, name, measured, ghz) for name in machine.cores}
-    facts = {**bandwidths(machine, measured, ghz), "ghz": ghz, "measured": measured.names}
-    return replace(machine, **facts, cores=cores, fitted=thread_coefficients(machine.fitted, measured))
+    idle = without_reference(machine, measured)
+    names = tuple(name for name in measured.names if name not in idle)
+    facts = {**bandwidths(machine, measured, ghz), "ghz": ghz, "measured": names}
+    return replace(machine, **facts, cores=cores, fitted=thread_coefficients(machine, measured))
 
 
-def thread_coefficients(fitted: Fitted, measured: Measured) -> Fitted:
+def thread_coefficients(machine: Machine, measured: Measured) -> Fitted:
     """The coefficients with what threads and calls take here."""
+    _, there = reference(machine)
     changes: dict[str, Any] = {}
     for name, tolerance in (("wake_us", THREADS_TOLERANCE), ("task_us", THREADS_TOLERANCE), ("call_us", TOLERANCE)):
-        if times := ratio(getattr(measured, name), getattr(REFERENCE, name)):
-            there = getattr(REFERENCE_MACHINE.fitted, name)
-            changes[name] = settled(there * times, getattr(fitted, name), tolerance)
-    return replace(fitted, **changes)
+        if times := ratio(getattr(measured, name), getattr(there, name)):
+            fitted = getattr(machine.fitted, name)
+            changes[name] = settled(fitted * times, fitted, tolerance)
+    return replace(machine.fitted, **changes)
 
 
 def vector_isa(machine: Machine) -> Isa:
@@ -171,7 +197,7 @@ def vector_ghz(machine: Machine, measured: Measured) -> float:
 
 def bandwidths(machine: Machine, measured: Measured, ghz: float) -> dict[str, Any]:
     """The machine's facts about caches and memory, as far as they were measured, at this clock."""
-    table, there = REFERENCE_MACHINE, REFERENCE
+    table, there = reference(machine)
     clocks = vector_ghz(table, there) / ghz  # bandwidths by the cycle are those of another clock
     found: dict[str, float] = {}
     if l2 := ratio(measured.l2_gb_per_s, there.l2_gb_per_s):
@@ -183,7 +209,8 @@ def bandwidths(machine: Machine, measured: Measured, ghz: float) -> dict[str, An
     one = ratio(measured.memory_gb_per_s, there.memory_gb_per_s)
     every = ratio(measured.memory_all_gb_per_s, there.memory_all_gb_per_s)
     if one and every:
-        here = [value * by for value, by in zip(table.memory_gb_per_s, (one, every), strict=True)]
+        alone, limit = table.memory_gb_per_s
+        here = alone * one, min(alone * REFERENCE_THREADS, limit) * every  # what few threads read is not what all can
         single, together = map(settled, here, machine.memory_gb_per_s)
         changes["memory_gb_per_s"] = single, max(single, together)
     return changes
@@ -205,13 +232,16 @@ def core_of(machine: Machine, name: str, measured: Measured, ghz: float) -> Core
     if not isa:
         return core
     rates = {dot.name: rounded(rate / ghz) for dot in isa.dots if (rate := measured.per_ns.get(f"{name} {dot.name}"))}
+    known = set(rates)
     if first := rates.pop(isa.dots[0].name, None):
         units = vector_units(machine, measured) if isa == vector_isa(machine) else None
         core = replace(core, dots_per_cycle=settled(units or first, core.dots_per_cycle))
-    slower = {known: (rate, latency) for known, rate, latency in core.slower}
+    slower = {other: (rate, latency) for other, rate, latency in core.slower}
     for instruction, rate in rates.items():
         expected, latency = core.rate(instruction)
-        slower |= {kin: (rate, latency) for kin in kindred(isa, instruction) if settled(rate, expected) != expected}
+        if settled(rate, expected) != expected:
+            kin = [other for other in kindred(isa, instruction) if other == instruction or other not in known]
+            slower |= dict.fromkeys(kin, (rate, latency))
     return replace(
         core,
         slower=tuple((instruction, *rate) for instruction, rate in slower.items()),

@@ -128,7 +128,7 @@ def tune(dot: Dot, machine: Machine, isa: Isa, label: str = "") -> Tuned:
     return tuned
 
 
-def compile_plans(dot: Dot, plans: Sequence[Plan], machine: Machine, bar: Bar) -> list[Kernel]:
+def compile_plans(dot: Dot, plans: Sequence[Plan], machine: Machine, bar: Bar | None = None) -> list[Kernel]:
     """The kernels of those plans that compile.
 
     Raises:
@@ -136,7 +136,8 @@ def compile_plans(dot: Dot, plans: Sequence[Plan], machine: Machine, bar: Bar) -
     """
     kernels, failed = [], UnsupportedDot("there is no plan")
     for i, plan in enumerate(plans):
-        bar.advance(f"compiling plan {i + 1} of {len(plans)}")
+        if bar:
+            bar.advance(f"compiling plan {i + 1} of {len(plans)}")
         try:
             kernels.append(compile_plan(dot, plan, processor_for(plan, machine)))
         except CompilationFailed as reason:
@@ -147,8 +148,12 @@ def compile_plans(dot: Dot, plans: Sequence[Plan], machine: Machine, bar: Bar) -
 
 
 def measure_kernels(kernels: list[Kernel], bar: Bar | None = None) -> list[float]:
-    """The best seconds of each kernel, in turns, so that all meet the same disturbances."""
-    runs = [make_runnable(kernel) for kernel in kernels]
+    """The best seconds of each kernel."""
+    return best_seconds([make_runnable(kernel) for kernel in kernels], bar)
+
+
+def best_seconds(runs: Sequence[Callable[[], Any]], bar: Bar | None = None) -> list[float]:
+    """The best seconds of each run, in turns, so that all meet the same disturbances."""
     counts, best = [], [math.inf] * len(runs)
     for run in runs:
         run()
@@ -172,11 +177,22 @@ def mean_seconds(run: Callable[[], Any], times: int) -> float:
 
 
 def make_runnable(kernel: Kernel) -> Callable[[], Any]:
-    """Runs a kernel on zeros. Its operands are flat: kernels know the shapes."""
-    operands, result = kernel.arrays
+    """Runs a kernel on zeros."""
+    arrays = zeros(kernel)
+    compiled = program(kernel, arrays)
+    return lambda: compiled(*arrays)
+
+
+def zeros(kernel: Kernel) -> list[jax.Array]:
+    """Operands of a kernel. They are flat: kernels know the shapes."""
     with jax.enable_x64(new_val=True):
-        zeros = [jnp.zeros(elements, DTYPES[dtype]) for dtype, elements in operands]
-        shape = jax.ShapeDtypeStruct((result[1],), DTYPES[result[0]])
+        return [jnp.zeros(elements, DTYPES[dtype]) for dtype, elements in kernel.arrays[0]]
+
+
+def program(kernel: Kernel, operands: Sequence[jax.Array]) -> Callable[..., jax.Array]:
+    """A compiled program of the kernel alone, for operands such as these."""
+    dtype, elements = kernel.arrays[1]
+    with jax.enable_x64(new_val=True):
+        shape = jax.ShapeDtypeStruct((elements,), DTYPES[dtype])
         call = jax.jit(lambda *arrays: jax.ffi.ffi_call(TARGET_NAME, shape)(*arrays, **kernel.attributes()))
-        compiled = call.lower(*zeros).compile()
-    return lambda: compiled(*zeros)
+        return call.lower(*operands).compile()

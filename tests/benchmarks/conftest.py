@@ -14,7 +14,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(timing, "TURN_SECONDS", 1e-4)
     monkeypatch.setattr(timing, "REST_SECONDS", 0)
     monkeypatch.setattr(timing, "WAKING_SECONDS", 1e-4)
-    monkeypatch.setattr(roof, "STEPS", 10)
+    monkeypatch.setattr(roof, "RUN_SECONDS", 1e-7)
 
 
 @pytest.fixture

@@ -8,11 +8,14 @@ import pytest
 
 from jax_nano import config
 from jax_nano.machine import calibration, host, measured, x86
-from jax_nano.machine.measured import REFERENCE, REFERENCE_MACHINE, Measured, applied, consistent, rounded
+from jax_nano.machine.fitted import FITTED
+from jax_nano.machine.measured import REFERENCES, RELATIVE, Measured, applied, consistent, rounded, without_reference
+from jax_nano.machine.topology import Topology
 from jax_nano.runtime import kernels
 
 MACHINES = {machine.name: replace(machine, threads=2) for machine in x86.MACHINES}
 ZEN5, SAPPHIRE_RAPIDS = MACHINES["znver5"], MACHINES["sapphirerapids"]
+REFERENCE = REFERENCES["znver5"]
 FACTS = Measured(
     clock_ghz=3.0,
     per_ns={"avx512 fma_f32": 5.6, "avx512 vdpbf16ps": 1.4, "avx2 fma_f32": 6.0},
@@ -177,7 +180,7 @@ def test_the_machine_that_the_model_was_fitted_on_stays_as_it_is():
 
 def test_bandwidths_count_by_what_they_are_to_those_that_the_model_was_fitted_to():
     facts = Measured(l2_gb_per_s=135, llc_gb_per_s=60, memory_gb_per_s=22.5, memory_all_gb_per_s=96)
-    table, here = REFERENCE_MACHINE, applied(replace(ZEN5, ghz=4.25), facts)
+    table, here = ZEN5, applied(replace(ZEN5, ghz=4.25), facts)
     assert here.l2_bytes_per_cycle == table.l2_bytes_per_cycle / 2
     assert here.l3_gb_per_s == table.l3_gb_per_s / 2
     assert here.l3_stream_bytes_per_cycle == table.l3_stream_bytes_per_cycle / 2
@@ -186,7 +189,52 @@ def test_bandwidths_count_by_what_they_are_to_those_that_the_model_was_fitted_to
 
 def test_bandwidths_by_the_cycle_are_of_the_clock_that_was_measured():
     slow = Measured(clock_ghz=2.1, per_ns={"avx512 fma_f32": 4.25}, l2_gb_per_s=135)
-    assert applied(ZEN5, slow).l2_bytes_per_cycle == REFERENCE_MACHINE.l2_bytes_per_cycle
+    assert applied(ZEN5, slow).l2_bytes_per_cycle == ZEN5.l2_bytes_per_cycle
+
+
+def test_bandwidths_are_compared_with_the_processor_that_coefficients_were_fitted_on():
+    facts = Measured(memory_gb_per_s=17, memory_all_gb_per_s=30)
+    one, _ = SAPPHIRE_RAPIDS.memory_gb_per_s
+    for name in ("sapphirerapids", "graniterapids", "skylake-avx512"):
+        assert applied(MACHINES[name], facts).memory_gb_per_s == (2 * one, 4 * one), "two threads of twice the speed"
+    assert applied(MACHINES["znver4"], facts).memory_gb_per_s == (15.1, 30)
+
+
+def test_a_guest_like_the_one_that_was_fitted_has_its_memory_for_two_threads():
+    one, every = applied(SAPPHIRE_RAPIDS, REFERENCES["sapphirerapids"]).memory_gb_per_s
+    assert one == SAPPHIRE_RAPIDS.memory_gb_per_s[0]
+    assert min(2 * one, every) == min(2 * one, SAPPHIRE_RAPIDS.memory_gb_per_s[1])
+
+
+def test_what_cannot_be_compared_does_not_count():
+    here = applied(SAPPHIRE_RAPIDS, FACTS)
+    left_out = ("l2_gb_per_s", "llc_gb_per_s", "wake_us", "task_us", "call_us")
+    assert without_reference(SAPPHIRE_RAPIDS, FACTS) == left_out
+    assert not {*left_out} & {*here.measured}
+    assert here.fitted == SAPPHIRE_RAPIDS.fitted
+    for name in ("l2_bytes_per_cycle", "l3_gb_per_s", "l3_stream_bytes_per_cycle"):
+        assert getattr(here, name) == getattr(SAPPHIRE_RAPIDS, name)
+    assert here.ghz == 2.8, "what a core computes counts as it is"
+
+
+def test_what_was_not_measured_is_not_missed():
+    assert without_reference(SAPPHIRE_RAPIDS, Measured(clock_ghz=3.0, l1_ns=2.0)) == ()
+    assert without_reference(ZEN5, FACTS) == ()
+
+
+def test_coefficients_of_a_processor_without_references_take_no_bandwidth():
+    machine = replace(ZEN5, fitted=replace(ZEN5.fitted, processor="vax"))
+    assert without_reference(machine, FACTS) == RELATIVE
+    here = applied(machine, FACTS)
+    assert (here.memory_gb_per_s, here.l2_bytes_per_cycle) == (ZEN5.memory_gb_per_s, ZEN5.l2_bytes_per_cycle)
+    assert here.fitted == machine.fitted
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_references_are_by_the_processors_that_coefficients_were_fitted_on(name):
+    assert name in REFERENCES
+    assert name in MACHINES
+    assert MACHINES[name].fitted.processor == name
 
 
 def test_memory_that_is_as_fast_for_one_thread_as_for_all():
@@ -230,6 +278,14 @@ def test_instructions_of_other_rates_are_named_with_their_kin():
     assert {*core.slower} == {("vpdpbusd_512", 1.0, latency), ("vpdpbusd_512_swapped", 1.0, latency)}
 
 
+def test_an_instruction_that_was_measured_itself_takes_no_other_ones_rate():
+    machine = MACHINES["graniterapids"]
+    facts = Measured(clock_ghz=2.1, per_ns={"avx512 fma_f32": 4.2, "amx tdpbf16ps": 0.13, "amx tdpfp16ps": 0.065})
+    core = applied(machine, facts).cores["amx"]
+    assert core.dots_per_cycle == machine.cores["amx"].dots_per_cycle
+    assert [name for name, *_ in core.slower] == ["tdpfp16ps"]
+
+
 def test_instructions_that_the_table_calls_slower_are_as_they_were_measured():
     facts = Measured(clock_ghz=2.8, per_ns={"avx512 fma_f32": 5.6, "avx512 vdpbf16ps": 2.8})
     assert applied(SAPPHIRE_RAPIDS, facts).cores["avx512"].slower == (("vdpbf16ps", 1.0, 8),)
@@ -259,7 +315,7 @@ def test_a_machine_without_tiles_has_no_use_for_their_rates():
 
 
 def test_threads_and_calls_are_coefficients():
-    fitted, table = applied(ZEN5, FACTS).fitted, REFERENCE_MACHINE.fitted
+    fitted, table = applied(ZEN5, FACTS).fitted, ZEN5.fitted
     for name in ("wake_us", "task_us", "call_us"):
         times = getattr(FACTS, name) / getattr(REFERENCE, name)
         assert getattr(fitted, name) == pytest.approx(getattr(table, name) * times, rel=0.01)
@@ -268,7 +324,7 @@ def test_threads_and_calls_are_coefficients():
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
 def test_every_machine_takes_measured_facts(machine):
     here = applied(machine, FACTS)
-    assert here.measured == FACTS.names
+    assert {*here.measured} == {*FACTS.names} - {*without_reference(machine, FACTS)}
     assert applied(machine, FACTS) == here
 
 
@@ -292,10 +348,20 @@ def test_the_key_is_the_same_after_a_file():
 
 
 @pytest.fixture
-def another_process():
-    host.machine.cache_clear()
-    yield
-    host.machine.cache_clear()
+def another_process(monkeypatch):
+    """Begins a process as it were, on so many cores where a number is given."""
+
+    def begin(cores=None):
+        if cores:
+            topology = Topology(cores=tuple(frozenset({cpu}) for cpu in range(cores)))
+            monkeypatch.setattr(host, "topology", lambda: topology)
+        host.machine.cache_clear()
+        host.detected.cache_clear()
+
+    begin()
+    yield begin
+    monkeypatch.undo()
+    begin()
 
 
 def test_the_running_machine_is_the_calibrated_one(another_process):
@@ -304,10 +370,34 @@ def test_the_running_machine_is_the_calibrated_one(another_process):
     assert host.machine() == here
     calibration.store(of, FACTS)
     assert host.machine() == here  # of this process
-    host.machine.cache_clear()
+    another_process()
     assert host.machine() == applied(here, FACTS)
     assert host.machine().measured
-    assert host.detected() is here
+    assert host.detected() == here
+
+
+def test_a_calibration_is_of_a_number_of_threads(another_process):
+    digests = []
+    for cores in (2, 1, 3, 2):
+        another_process(cores)
+        if not digests:
+            calibration.store(calibration.processor(host._native.host_cpu(), host.detected().threads), FACTS)
+        assert host.detected().threads == cores
+        assert bool(host.machine().measured) == (cores == 2)
+        assert host.machine() == (applied(host.detected(), FACTS) if cores == 2 else host.detected())
+        digests.append(kernels.machine_digest(host.machine()))
+    assert digests[0] == digests[3]
+    assert len({*digests}) == 3
+
+
+def test_calibrations_of_several_numbers_of_threads_stand_beside_each_other(another_process):
+    for cores, clock in ((1, 3.0), (2, 5.0)):
+        another_process(cores)
+        facts = replace(FACTS, wake_us=clock)
+        calibration.store(calibration.processor(host._native.host_cpu(), host.detected().threads), facts)
+    for cores, clock in ((1, 3.0), (2, 5.0)):
+        another_process(cores)
+        assert host.machine() == applied(host.detected(), replace(FACTS, wake_us=clock))
 
 
 def test_facts_that_fit_no_machine_are_warned_of(monkeypatch):

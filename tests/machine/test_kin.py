@@ -179,18 +179,18 @@ def test_the_order_of_the_list_does_not_matter(monkeypatch):
 @pytest.fixture
 def running(monkeypatch):
     """Makes this process run on a processor of some name and features."""
-    host.machine.cache_clear()
+    host.detected.cache_clear()
 
     def run_on(name, features):
         native = host._native
         monkeypatch.setattr(native, "host_cpu", lambda: name)
         monkeypatch.setattr(native, "missing_features", lambda wanted: ",".join({*wanted.split(",")} - {*features}))
         monkeypatch.setattr(native, "tiles_denied", lambda: "")
-        return host.machine
+        return host.detected
 
     yield run_on
     monkeypatch.undo()
-    host.machine.cache_clear()
+    host.detected.cache_clear()
 
 
 @pytest.fixture

@@ -360,9 +360,9 @@ def test_kernels_run_on_no_more_threads_than_there_are_cores(read, monkeypatch, 
     limits = []
     monkeypatch.setattr(_native, "limit_threads", limits.append)
     monkeypatch.setattr(host, "topology", lambda: read(tree))
-    host.machine.cache_clear()
+    host.detected.cache_clear()
     try:
-        assert host.machine().threads == 2
+        assert host.detected().threads == 2
     finally:
-        host.machine.cache_clear()
+        host.detected.cache_clear()
     assert limits == ([limit] if limit else [])

@@ -1,150 +1,33 @@
-"""Measuring this machine: what probes compute, facts that are there and can be, the command. No time is asserted."""
+"""Measuring this machine: facts that are there and can be, the command. No time is asserted."""
 
 import math
 import os
 import re
 from dataclasses import asdict, replace
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from jax_nano import __main__ as command_line
-from jax_nano import _native
 from jax_nano.machine import calibration, host
-from jax_nano.machine.measured import Measured, applied, faults
+from jax_nano.machine.measured import Measured, applied, faults, without_reference
+from jax_nano.machine.topology import Topology
 from jax_nano.runtime import kernels
-from jax_nano.runtime.calibrate import arithmetic, command, memory, threads
+from jax_nano.runtime.calibrate import command
 from jax_nano.runtime.calibrate import measure as measuring
-from jax_nano.runtime.calibrate.measure import Effort, buffers, distinct, measure
-from jax_nano.runtime.probe import Probe, Target, features, ones
+from jax_nano.runtime.calibrate.measure import Effort, buffers, measure
+from jax_nano.runtime.probes import threads
+from jax_nano.runtime.probes.arithmetic import Unit, units
 
 HERE = host.detected()
 QUICK = Effort(turns=1, run_seconds=2e-5, largest_bytes=1 << 20)
-UNITS = [arithmetic.Unit(HERE, isa, dot) for isa in HERE.isas for dot in distinct(isa) if not dot.tiles]
-ELSEWHERE = replace(host.known("sapphirerapids"), threads=2)
-TILES = [arithmetic.Unit(ELSEWHERE, ELSEWHERE.isas[0], dot) for dot in ELSEWHERE.isas[0].dots]
 
 
-def result(probe, *operands):
-    operands = operands or [ones(array) for array in probe.arrays[:-1]]
-    return np.asarray(probe.compiled(*operands)(*operands))
-
-
-# What probes compute
-
-
-@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: f"{unit.isa.name} {unit.dot.name}")
-@pytest.mark.parametrize("tasks", [1, 3])
-def test_every_chain_multiplies_in_every_step(unit, tasks):
-    found = result(arithmetic.multiply_adds(unit, tasks, 7))
-    depth = unit.dot.shape[2]
-    assert found.size == tasks * unit.dot.shape[1]
-    assert np.all(found == 7 * depth * arithmetic.CHAINS)
-
-
-@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: f"{unit.isa.name} {unit.dot.name}")
-def test_the_loop_has_an_instruction_a_chain_and_no_memory(unit):
-    text = arithmetic.multiply_adds(unit, 1, 1 << 20).assembly
-    (loop,) = re.findall(r"^(\.LBB\S+):(.*?)^\tj\w+\t\1$", text, re.M | re.S)
-    instructions = re.findall(r"^\t(?:\{vex\}\s+)?([a-z]\w*)(.*)$", loop[1], re.M)
-    multiplying = [name for name, _ in instructions if name.startswith(("vfmadd", "vdpbf16", "vpdpb"))]
-    assert len(multiplying) == arithmetic.CHAINS
-    assert not [operands for _, operands in instructions if "(" in operands]
-
-
-def test_additions_wait_for_each_other():
-    text = arithmetic.chain(HERE, 1, 1 << 20).assembly
-    (loop,) = re.findall(r"^(\.LBB\S+):(.*?)^\tj\w+\t\1$", text, re.M | re.S)
-    added = re.findall(r"^\t(?:add|xor)q\t(%\w+), (%\w+)$", loop[1], re.M)
-    assert len(added) == arithmetic.ADDITIONS
-    assert len(set(added)) == 1
-
-
-@pytest.mark.parametrize("tasks", [1, 3])
-def test_every_task_reads_its_share(tasks):
-    isa = HERE.isas[-1]
-    probe = memory.reading(HERE, isa, tasks, 3 << 12, 5)
-    (elements, _), _ = probe.arrays
-    values = jnp.arange(elements, dtype=jnp.float32) % 7
-    assert result(probe, values).sum() == 5 * np.asarray(values).sum()
-
-
-@pytest.mark.parametrize("size", [64, 640, 1 << 14])
-def test_links_go_through_all_lines_in_one_circle(size):
-    links, lines = memory.links(size)
-    assert lines == size // 64
-    place, met = 0, set()
-    for _ in range(lines):
-        met.add(place)
-        place = links[place]
-    assert place == 0 and len(met) == lines
-    assert {at % 8 for at in met} == {0}
-
-
-def test_links_are_spread_over_a_buffer_of_more_lines(monkeypatch):
-    monkeypatch.setattr(memory, "MOST_LINES", 10)
-    links, lines = memory.links(1 << 14)
-    assert lines == 10
-    assert links.max() > links.size * 0.8
-
-
-def test_a_chase_goes_on_where_the_last_one_ended():
-    links, lines = memory.links(1 << 12)
-    probe = memory.chasing(HERE, links.size, lines // 2)
-    with jax.enable_x64(True):
-        array, start = jnp.asarray(links), jnp.zeros(1, np.int64)
-    half = result(probe, array, start)
-    assert half[0] != 0
-    with jax.enable_x64(True):
-        assert result(probe, array, jnp.asarray(half))[0] == 0
-
-
-def test_pages_are_touched():
-    assert memory.page_fault_seconds() > 0
-
-
-def test_calls_in_a_loop_run(own_cache):
-    before = _native.executed_kernels()
-    threads.calls_in_a_loop(HERE, 3)()
-    assert _native.executed_kernels() - before == 3 * threads.LOOP_CALLS
-
-
-def test_probes_that_differ_only_in_what_they_are_given_have_keys_of_their_own():
-    target = Target(HERE.isas[-1].name, (), 1)
-    probes = [Probe(lambda *_: None, target, [(8, dtype), (8, "f32")], HERE) for dtype in ("s8", "u8")]
-    assert len({str(probe.attributes()["key"]) for probe in probes}) == 2
-    assert features(Target("avx2", ("avx2", "fma"), 1)) == "+avx2,+fma"
-
-
-# Tiles, read in the assembly and run by whatever runs them
-
-
-@pytest.mark.parametrize("unit", TILES, ids=lambda unit: unit.dot.name + "_" + unit.dot.lhs + unit.dot.rhs)
-@pytest.mark.parametrize("loaded", [False, True], ids=["on registers", "loaded"])
-def test_tile_loops_have_four_products_and_as_many_loads_or_none(unit, loaded):
-    text = arithmetic.tile_products(unit, 1, 1 << 12, loaded=loaded).assembly
-    loops = re.findall(r"^(\.LBB\S+):\s(?:(?!^\.LBB).)*?^\tj\w+\t\1$", text, re.M | re.S)
-    bodies = [text.split(f"{label}:", 1)[1].split(f"\t{label}\n", 1)[0] for label in loops]
-    (inner,) = [body for body in bodies if unit.dot.name in body]
-    assert inner.count(unit.dot.name) == 4
-    assert inner.count("tileloadd") == 4 * loaded
-    assert text.count("ldtilecfg") == text.count("tilerelease") == 1
-    assert "Folded Spill" not in text
-
-
-@pytest.mark.parametrize("name", ["tdpbf16ps", "tdpbssd"])
-@pytest.mark.parametrize("loaded", [False, True], ids=["on registers", "loaded"])
-def test_tiles_multiply_in_every_step(amx, here, name, loaded):
-    unit = next(unit for unit in TILES if unit.dot.name == name)
-    found = result(arithmetic.tile_products(unit, 2, 16, loaded=loaded))
-    assert found.size == 2 * 4 * 256
-    assert np.all(found == 16 * unit.dot.shape[2])
+# Facts
 
 
 def test_tiles_are_measured(amx, here):
-    unit = TILES[0]
+    machine = replace(host.known("sapphirerapids"), threads=2)
+    unit = Unit(machine, machine.isas[0], machine.isas[0].dots[0])
     trials = measuring.instruction_trials(unit, Effort(turns=1, run_seconds=1e-7))
     assert [trial.name for trial in trials] == [
         "per_ns amx tdpbf16ps",
@@ -152,9 +35,6 @@ def test_tiles_are_measured(amx, here):
         "tile_pairs_per_ns",
     ]
     assert all(trial.seconds() > 0 for trial in trials)
-
-
-# Facts
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +56,7 @@ def test_what_it_takes_no_luck_to_measure_is_there(quick):
     left_out = " ".join(refused)
     for name in ("clock_ghz", "l1_gb_per_s", "l1_ns", "call_us", "page_fault_us"):
         assert name in measured.names or name in left_out
-    assert {*measured.per_ns} == {f"{unit.isa.name} {unit.dot.name}" for unit in UNITS} or "per_ns" in left_out
+    assert {*measured.per_ns} == {f"{unit.isa.name} {unit.dot.name}" for unit in units(HERE)} or "per_ns" in left_out
     assert ("wake_us" in measured.names) == (HERE.threads > 1) or "wake_us" in left_out
 
 
@@ -187,7 +67,8 @@ def test_memory_is_not_measured_in_a_buffer_that_caches_may_hold(quick):
 
 def test_a_machine_takes_what_was_measured(quick):
     measured, _ = quick
-    assert applied(HERE, measured).measured == measured.names
+    idle = without_reference(HERE, measured)
+    assert applied(HERE, measured).measured == tuple(name for name in measured.names if name not in idle)
 
 
 def test_each_buffer_is_of_one_level(monkeypatch):
@@ -199,6 +80,15 @@ def test_each_buffer_is_of_one_level(monkeypatch):
     assert machine.l2.bytes > sizes["l2"] > machine.l1.bytes
     assert machine.llc.bytes > sizes["llc"] > machine.l2.bytes
     assert sizes["memory"] > 2 * (machine.llc.bytes + 4 * machine.l2.bytes)
+
+
+@pytest.mark.parametrize("llcs", [1, 2])
+def test_every_last_level_cache_of_the_process_is_filled(llcs, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", {"SC_AVPHYS_PAGES": 1 << 24, "SC_PAGE_SIZE": 4096}.get)
+    monkeypatch.setattr(host, "topology", lambda: Topology(cores=(frozenset({0}), frozenset({8})), llcs=llcs))
+    machine = replace(host.known("znver5"), threads=2)
+    assert measuring.held(machine) == llcs * machine.llc.bytes + 2 * (machine.l2.bytes + machine.l1.bytes)
+    assert buffers(machine, Effort())["memory"] == 4 * measuring.held(machine)
 
 
 def test_memory_is_left_alone_where_little_is_free(monkeypatch):
@@ -261,7 +151,7 @@ def printed(capsys, *arguments):
 def test_the_command_measures_keeps_shows_and_forgets(command_here, capsys):
     assert printed(capsys, "calibrate", "--show") == "not calibrated: python -m jax_nano calibrate\n"
     out = printed(capsys, "calibrate")
-    for words in (r"avx2 fma_f32, one thread +- +6  a ns", r"clock +- +3  GHz", r"L2 read by one thread +- +90  GB/s",
+    for words in (r"avx2 fma_f32, one thread +6  a ns", r"clock +3  GHz", r"L2 read by one thread +90  GB/s",
                   r"waking a thread +2 +12  us", r"left out: l2_ns of 9 and llc_ns of 4 contradict; calibrate again",
                   r"kept in \S+/cache/machines/"):  # fmt: skip
         assert re.search(words, out), words
@@ -316,3 +206,16 @@ def test_facts_the_table_has_alike_are_not_listed():
     slower = Measured(clock_ghz=4.1, per_ns={"avx512 fma_f32": 8.2, "avx512 vdpbf16ps": 4.1})
     assert re.search(r"vdpbf16ps, avx512 +2 +1  a cycle", command.comparison(machine, slower))
     assert calibration.COMMAND in command.NOT_CALIBRATED
+
+
+def test_facts_that_cannot_be_compared_are_shown_and_said_not_to_be_applied():
+    facts = Measured(clock_ghz=2.1, l2_gb_per_s=90, memory_gb_per_s=17, memory_all_gb_per_s=30, wake_us=9.0)
+    text = command.comparison(host.known("sapphirerapids"), facts)
+    assert re.search(r"memory, one thread +12 +24  GB/s", text)
+    assert re.search(r"L2 +48 +-  bytes a cycle", text) and re.search(r"L2 read by one thread +90  GB/s", text)
+    assert re.search(r"waking a thread +[\d.]+ +-  us", text) and re.search(r"waking a thread +9  us", text)
+    assert text.endswith(
+        "\nnot applied, as the cost model's coefficients are those of sapphirerapids, where these were not measured: "
+        "L2 read by one thread, waking a thread"
+    )
+    assert "not applied" not in command.comparison(host.known("znver5"), facts)

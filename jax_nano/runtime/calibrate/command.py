@@ -12,16 +12,20 @@ from jax_nano import _native
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.machine import calibration, host
 from jax_nano.machine.isa import Machine
-from jax_nano.machine.measured import Measured, applied
+from jax_nano.machine.measured import Measured, applied, without_reference
 
-Row = tuple[str, str, str, str]  # fact, assumed, measured, unit
 NOT_CALIBRATED = f"not calibrated: {calibration.COMMAND}"
 NONE = "-"
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Adds `python -m jax_nano calibrate`."""
-    parser = commands.add_parser("calibrate", help="measure this machine, and make plans by that: some seconds")
+    parser = commands.add_parser(
+        "calibrate",
+        help="measure this machine, and make plans by that: some seconds",
+        description="Measures what the cost model wants to know of this machine, and keeps it for this processor and "
+        "number of threads: later processes make plans by that. Run it where nothing else runs, and before `tune`.",
+    )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--show", action="store_true", help="what was measured, beside what would be assumed")
     instead.add_argument("--forget", action="store_true", help="make plans by the table's facts again")
@@ -66,41 +70,43 @@ def section(machine: Machine) -> str:
 
 def comparison(machine: Machine, measured: Measured) -> str:
     """A table: what plans count with, by the processors' table and by what was measured, and what else was."""
-    here = applied(machine, measured)
-    groups = (
-        ("as the cost model counts", [row for row in counted(machine, here) if row[1] != row[2] or row[0] in SHOWN]),
-        ("as measured", list(measured_rows(measured))),
-    )
-    lines = []
-    for title, rows in groups:
-        lines.append(f"{title:40}{'assumed':>10}{'measured':>10}")
-        lines += [f"  {fact:38}{assumed:>10}{found:>10}  {unit}" for fact, assumed, found, unit in rows]
+    rows = [
+        ("as the cost model counts", "assumed", "measured", ""),
+        *(("  " + fact, *rest) for fact, *rest in counted(machine, applied(machine, measured))),
+        ("as measured", "", "", ""),
+        *(("  " + fact, "", found, unit) for fact, found, unit in measured_rows(measured)),
+    ]
+    lines = [f"{fact:40}{assumed:>10}{found:>10}  {unit}".rstrip() for fact, assumed, found, unit in rows]
+    if idle := without_reference(machine, measured):
+        facts = ", ".join(WORDS[name] for name in idle)
+        lines.append(f"not applied, as the cost model's coefficients are those of {machine.fitted.processor}, "
+                     f"where these were not measured: {facts}")  # fmt: skip
     return "\n".join(lines)
 
 
-SHOWN = frozenset({"clock under vector load", "L2", "LLC", "LLC, prefetched", "memory, one thread", "memory, all",
-                   "waking a thread", "handing out a task", "a custom call"})  # fmt: skip
-
-
-def counted(table: Machine, here: Machine) -> Iterator[Row]:
-    """The facts that plans depend on, of two machines."""
-    for fact, assumed, found, unit in (
-        ("clock under vector load", table.ghz, here.ghz, "GHz"),
-        ("L2", table.l2_bytes_per_cycle, here.l2_bytes_per_cycle, "bytes a cycle"),
-        ("LLC", table.l3_gb_per_s, here.l3_gb_per_s, "GB/s"),
-        ("LLC, prefetched", table.l3_stream_bytes_per_cycle, here.l3_stream_bytes_per_cycle, "bytes a cycle"),
-        ("memory, one thread", table.memory_gb_per_s[0], here.memory_gb_per_s[0], "GB/s"),
-        ("memory, all", table.memory_gb_per_s[1], here.memory_gb_per_s[1], "GB/s"),
-        ("waking a thread", table.fitted.wake_us, here.fitted.wake_us, "us"),
-        ("handing out a task", table.fitted.task_us, here.fitted.task_us, "us"),
-        ("a custom call", table.fitted.call_us, here.fitted.call_us, "us"),
-    ):
-        yield fact, f"{assumed:g}", f"{found:g}", unit
+def counted(table: Machine, here: Machine) -> Iterator[tuple[str, str, str, str]]:
+    """(fact, assumed, measured, unit) of what plans depend on, of two machines; of instructions, where they differ."""
+    for fact, name, assumed, found, unit in (
+        ("clock under vector load", "per_ns", table.ghz, here.ghz, "GHz"),
+        ("L2", "l2_gb_per_s", table.l2_bytes_per_cycle, here.l2_bytes_per_cycle, "bytes a cycle"),
+        ("LLC", "llc_gb_per_s", table.l3_gb_per_s, here.l3_gb_per_s, "GB/s"),
+        ("LLC, prefetched", "llc_gb_per_s", table.l3_stream_bytes_per_cycle, here.l3_stream_bytes_per_cycle,
+         "bytes a cycle"),
+        ("memory, one thread", "memory_gb_per_s", table.memory_gb_per_s[0], here.memory_gb_per_s[0], "GB/s"),
+        ("memory, all", "memory_all_gb_per_s", table.memory_gb_per_s[1], here.memory_gb_per_s[1], "GB/s"),
+        ("waking a thread", "wake_us", table.fitted.wake_us, here.fitted.wake_us, "us"),
+        ("handing out a task", "task_us", table.fitted.task_us, here.fitted.task_us, "us"),
+        ("a custom call", "call_us", table.fitted.call_us, here.fitted.call_us, "us"),
+    ):  # fmt: skip
+        yield fact, f"{assumed:g}", f"{found:g}" if name in here.measured else NONE, unit
     for isa in table.isas:
         before, after = table.cores[isa.name], here.cores[isa.name]
-        yield f"loads, {isa.name}", f"{before.loads_per_cycle:g}", f"{after.loads_per_cycle:g}", "a cycle"
-        for name in dict.fromkeys(dot.name for dot in isa.dots):
-            yield f"{name}, {isa.name}", f"{before.rate(name)[0]:g}", f"{after.rate(name)[0]:g}", "a cycle"
+        rates = {f"loads, {isa.name}": (before.loads_per_cycle, after.loads_per_cycle)}
+        for dot in isa.dots:
+            rates[f"{dot.name}, {isa.name}"] = before.rate(dot.name)[0], after.rate(dot.name)[0]
+        for fact, (assumed, found) in rates.items():
+            if assumed != found:
+                yield fact, f"{assumed:g}", f"{found:g}", "a cycle"
 
 
 UNITS = {"_ghz": "GHz", "_per_ns": "a ns", "_gb_per_s": "GB/s", "_ns": "ns", "_us": "us"}
@@ -119,13 +125,13 @@ WORDS = {
 }
 
 
-def measured_rows(measured: Measured) -> Iterator[Row]:
-    """All that was measured, as it was."""
+def measured_rows(measured: Measured) -> Iterator[tuple[str, str, str]]:
+    """(fact, measured, unit) of all that was measured, as it was."""
     for key, rate in measured.per_ns.items():
-        yield f"{key}, one thread", NONE, f"{rate:g}", "a ns"
+        yield f"{key}, one thread", f"{rate:g}", "a ns"
         if key in measured.all_per_ns:
-            yield f"{key}, all", NONE, f"{measured.all_per_ns[key]:g}", "a ns"
+            yield f"{key}, all", f"{measured.all_per_ns[key]:g}", "a ns"
     for name in measured.names:
         if name in WORDS:
             unit = next(unit for end, unit in UNITS.items() if name.endswith(end))
-            yield WORDS[name], NONE, f"{getattr(measured, name):g}", unit
+            yield WORDS[name], f"{getattr(measured, name):g}", unit

@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_nano.codegen.nanokernel import MULTIPLY_ADD
-from jax_nano.machine.isa import Cache, DotInstruction, Isa, Machine
+from jax_nano.machine import host
+from jax_nano.machine.isa import Cache, Machine
 from jax_nano.machine.measured import TABLES, Measured, consistent, rounded, vector_isa
-from jax_nano.runtime.calibrate import arithmetic, memory, threads
-from jax_nano.runtime.probe import Probe, ones
+from jax_nano.runtime.probes import arithmetic, memory, threads
+from jax_nano.runtime.probes.arithmetic import Unit
+from jax_nano.runtime.probes.probe import Probe
 from jax_nano.runtime.progress import progress
 from jax_nano.runtime.tuning import mean_seconds
 
@@ -82,9 +83,8 @@ def trial_makers(machine: Machine, effort: Effort) -> Iterator[Maker]:
     steps = steps_for(effort, 1, machine.ghz / arithmetic.ADDITIONS)
     chain = partial(arithmetic.chain, machine, 1, steps)
     yield "clock", partial(timed, "clock_ghz", chain, steps * arithmetic.ADDITIONS)
-    for isa in machine.isas:
-        for dot in distinct(isa):
-            yield f"{isa.name} {dot.name}", partial(instruction_trials, arithmetic.Unit(machine, isa, dot), effort)
+    for unit in arithmetic.units(machine):
+        yield f"{unit.isa.name} {unit.dot.name}", partial(instruction_trials, unit, effort)
     yield from memory_makers(machine, effort)
     if machine.threads > 1:
         yield "waking a thread", partial(wake_trials, machine)
@@ -98,42 +98,26 @@ def steps_for(effort: Effort, ns: float, per_step: float) -> int:
     return max(1, int(effort.run_seconds * 1e9 / ns * per_step))
 
 
-def distinct(isa: Isa) -> list[DotInstruction]:
-    """The instructions that may differ in their rate: one of each shape, but for those that are two."""
-    found = {}
-    for dot in isa.dots:
-        if dot.operations == 1 and (dot.tiles or dot.name in MULTIPLY_ADD):
-            found.setdefault((dot.shape, dot.acc), dot)
-    return list(found.values())
-
-
 # What a core computes.
 
 
-def instruction_trials(unit: arithmetic.Unit, effort: Effort) -> list[Trial]:
+def instruction_trials(unit: Unit, effort: Effort) -> list[Trial]:
     """One multiply-accumulate instruction; the first of an instruction set on all threads as well."""
     machine, isa, dot = unit
-    core, key = machine.cores[isa.name], f"{isa.name} {dot.name}"
-    chains = arithmetic.TILE_CHAINS if dot.tiles else arithmetic.CHAINS
-    steps = steps_for(effort, chains, machine.ghz * core.rate(dot.name)[0])
-    emit = arithmetic.tile_products if dot.tiles else arithmetic.multiply_adds
-    trials = timed(f"per_ns {key}", lambda: emit(unit, 1, steps), chains * steps)
+    key, steps = f"{isa.name} {dot.name}", unit.steps(effort.run_seconds)
+    amount = unit.chains * steps
+    trials = timed(f"per_ns {key}", partial(unit.probe, 1, steps), amount)
     if dot == isa.dots[0]:
         tasks = machine.threads
-        trials += timed(f"all_per_ns {key}", lambda: emit(unit, tasks, steps), tasks * chains * steps)
+        trials += timed(f"all_per_ns {key}", partial(unit.probe, tasks, steps), tasks * amount)
     if dot == isa.dots[0] and dot.tiles:
-        steps = max(steps, arithmetic.LOADED_PIECES) // arithmetic.LOADED_PIECES * arithmetic.LOADED_PIECES
-        loaded = partial(arithmetic.tile_products, unit, 1, steps, loaded=True)
-        trials += timed("tile_pairs_per_ns", loaded, chains * steps)
+        trials += timed("tile_pairs_per_ns", partial(arithmetic.tile_products, unit, 1, steps, loaded=True), amount)
     return trials
 
 
 def timed(name: str, make: Callable[[], Probe], amount: float) -> list[Trial]:
     """A probe on ones."""
-    probe = make()
-    operands = [ones(array) for array in probe.arrays[:-1]]
-    compiled = probe.compiled(*operands)
-    return [Trial(name, lambda: best_run(lambda: compiled(*operands).block_until_ready()), amount)]
+    return [Trial(name, partial(best_run, make().on_ones()), amount)]
 
 
 def best_run(run: Callable[[], object]) -> float:
@@ -172,10 +156,10 @@ def buffers(machine: Machine, effort: Effort) -> dict[str, int]:
 
 
 def held(machine: Machine) -> int:
-    """Bytes that all caches hold together."""
+    """Bytes that all caches of this process's cores hold together."""
 
     def count(cache: Cache) -> int:
-        return 1 if cache.shared else machine.threads
+        return host.topology().llcs if cache.shared else machine.threads
 
     return sum(cache.bytes * count(cache) for cache in machine.caches)
 

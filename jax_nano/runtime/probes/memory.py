@@ -16,7 +16,7 @@ from jax_nano.codegen.registers import zeros
 from jax_nano.codegen.types import element_type
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.machine.isa import Isa, Machine
-from jax_nano.runtime.probe import Probe, Target, total
+from jax_nano.runtime.probes.probe import Probe, Target, total
 
 STREAMS = 8  # sums in flight: additions take up to 4 cycles, and two begin in one
 LINE_BYTES = 64

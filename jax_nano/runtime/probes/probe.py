@@ -1,4 +1,4 @@
-"""Small kernels that measure a processor: composed, compiled and run the way products are, on the same threads."""
+"""What a probe is: a small kernel, composed, compiled and run the way products are, on the same threads."""
 
 from __future__ import annotations
 
@@ -64,6 +64,12 @@ class Probe:
         """A program of the call alone, for operands such as these."""
         with jax.enable_x64(new_val=True):
             return jax.jit(self.call).lower(*operands).compile()
+
+    def on_ones(self) -> Callable[[], jax.Array]:
+        """A function that runs the probe on ones, waits, and gives the result."""
+        operands = [ones(array) for array in self.arrays[:-1]]
+        compiled = self.compiled(*operands)
+        return lambda: compiled(*operands).block_until_ready()
 
     def attributes(self) -> dict[str, object]:
         """The attributes of the custom call, as handler.cc reads them."""

@@ -8,8 +8,8 @@ import jax
 from jax import lax
 
 from jax_nano.machine.isa import Machine
-from jax_nano.runtime.calibrate.arithmetic import ADDITIONS, chain
-from jax_nano.runtime.probe import ones
+from jax_nano.runtime.probes.arithmetic import ADDITIONS, chain
+from jax_nano.runtime.probes.probe import ones
 
 TASK_SECONDS = 20e-6  # of the task that another thread is woken for: far longer than that takes
 FEW_TASKS = 64  # at least
@@ -23,26 +23,18 @@ def tasks_in_turn(machine: Machine, tasks: int) -> Callable[[], object]:
     With two, the other thread has to be woken.
     """
     steps = int(TASK_SECONDS * machine.ghz * 1e9 / ADDITIONS)
-    return run_of(machine, tasks, steps)
+    return chain(machine, tasks, steps).on_ones()
 
 
 def empty_tasks(machine: Machine, tasks: int) -> Callable[[], object]:
     """Runs tasks that do nothing."""
-    return run_of(machine, tasks, 0)
+    return chain(machine, tasks, 0).on_ones()
 
 
 def few_and_many(machine: Machine) -> tuple[int, int]:
     """Two numbers of tasks, each enough for all threads to take part."""
     few = max(FEW_TASKS, 4 * machine.threads)
     return few, MANY_TIMES * few
-
-
-def run_of(machine: Machine, tasks: int, steps: int) -> Callable[[], object]:
-    """Runs a chain of additions in each task."""
-    probe = chain(machine, tasks, steps)
-    operand = ones(probe.arrays[0])
-    compiled = probe.compiled(operand)
-    return lambda: compiled(operand).block_until_ready()
 
 
 def calls_in_a_loop(machine: Machine, calls: int) -> Callable[[], object]:
