@@ -151,7 +151,7 @@ def instruction(machine: Machine, nest: LoopNest, row: dict[str, str]) -> DotIns
     """The instruction of that name for a product's types; of tiles, in the shape that they have there."""
     named = [each for each in machine.isa(row["isa"]).dots if each.name == row["instruction"]]
     if not named:
-        product = Product(*(row[name] for name in PRODUCT[:2]), *(int(row[name]) for name in "mnk"))
+        product = Product(row["types"], row["kind"], int(row["m"]), int(row["n"]), int(row["k"]))
         raise ValueError(f"{product}: {row['isa']} has no instruction {row['instruction']}")
     exact = [each for each in named if (each.lhs, each.rhs) == (nest.dot.lhs, nest.dot.rhs)]
     chosen = (exact or named)[0]

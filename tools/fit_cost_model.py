@@ -166,7 +166,7 @@ def dependent(model: Model, targets: Sequence[Target], name: str) -> int:
 class Figures(NamedTuple):
     """How well a model does on some products."""
 
-    count: int
+    products: int
     mean: float  # regret
     median: float
     worst: float
@@ -185,7 +185,7 @@ class Figures(NamedTuple):
                    str(targets[worst].product.product), statistics.median(ratios))  # fmt: skip
 
     def __str__(self) -> str:
-        return (f"{self.count} products: regret {self.mean:.1%} in the mean, {self.median:.1%} in the median, "
+        return (f"{self.products} products: regret {self.mean:.1%} in the mean, {self.median:.1%} in the median, "
                 f"{self.worst:.0%} at worst ({self.worst_product}); measured / predicted {self.ratio:.2f}")  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Their values are in fitted.py, by processor; tools/fit_cost_model.py writes them
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ class Fitted:
 
 def known(processor: str, **coefficients: tuple[float, ...]) -> Fitted:
     """The coefficients of a processor, each as (value,) or, where it was fitted to products, (value, spread, count)."""
-    values = {name: found[0] for name, found in coefficients.items()}
+    values: dict[str, Any] = {name: found[0] for name, found in coefficients.items()}
     evidence = tuple(
         (name, Evidence(spread=found[1], count=int(found[2]))) for name, found in coefficients.items() if len(found) > 1
     )

@@ -1,5 +1,6 @@
 """The tool that fits the cost model: it finds coefficients that candidates were made with, and writes source."""
 
+import importlib
 import runpy
 import sys
 from dataclasses import replace
@@ -22,9 +23,7 @@ SIZES = ((64, 64, 64), (512, 256, 512), (16, 1024, 1024), (1000, 33, 300), (2048
 def tool(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
     monkeypatch.delitem(sys.modules, "fit_cost_model", raising=False)
-    import fit_cost_model
-
-    return fit_cost_model
+    return importlib.import_module("fit_cost_model")
 
 
 @pytest.fixture
