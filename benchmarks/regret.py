@@ -18,8 +18,8 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 
 from benchmarks import report
+from benchmarks.measured import Product
 from jax_nano import retain_memory
-from jax_nano.ir.dot import Dot, Operand
 from jax_nano.machine import host
 from jax_nano.machine.host import target
 from jax_nano.runtime.compiler import compile_plan
@@ -48,25 +48,22 @@ class Row(NamedTuple):
         return max(0.0, self.chosen / self.best - 1)
 
 
-def problems(count: int) -> Iterator[tuple[str, Dot]]:
+def products(count: int) -> Iterator[Product]:
     """Products of mixed shapes, types and layouts, the same ones every time."""
     draw = random.Random(0)
     grid = [c for c in itertools.product(SIZES, repeat=3) if 1e-4 < 2e-9 * math.prod(c) < MOST_GFLOP]
     for _ in range(count):
         (m, n, k), (dtype, out), kind = draw.choice(grid), draw.choice(TYPES), draw.choice(("nn", "nt", "tn"))
-        lhs = Operand.row_major((k, m) if kind == "tn" else (m, k), dtype)
-        rhs = Operand.row_major((n, k) if kind == "nt" else (k, n), dtype)
-        contract = (((0,) if kind == "tn" else (1,), (1,) if kind == "nt" else (0,)), ((), ()))
-        yield f"{dtype} {kind} {m}x{n}x{k}", Dot.of(lhs, rhs, contract, out)
+        yield Product(f"{dtype}>{out}", kind, m, n, k)
 
 
-def measure(label: str, dot: Dot) -> Row:
+def measure(product: Product) -> Row:
     """Times the candidates of one product."""
-    machine = host.machine()
+    machine, dot = host.machine(), product.dot
     choice, fastest = kernel_for(dot).plan, tune(dot, machine, target(machine)).seconds[0][0]
     kernels = [compile_plan(dot, plan, processor_for(plan, machine)) for plan in (choice, fastest)]
     chosen, best = measure_kernels(kernels)
-    return Row(label, estimate.seconds(choice, machine).total, chosen, best)
+    return Row(str(product), estimate.seconds(choice, machine).total, chosen, best)
 
 
 def plot(rows: list[Row], path: pathlib.Path) -> None:
@@ -91,10 +88,10 @@ def main() -> None:
     found = report.circumstances()
     report.print_circumstances(found)
     rows = []
-    for label, dot in problems(arguments.count):
-        rows.append(measure(label, dot))
+    for product in products(arguments.count):
+        rows.append(measure(product))
         row = rows[-1]
-        print(f"{label:24s} predicted {1e6 * row.predicted:10.1f} us  chosen {1e6 * row.chosen:10.1f}  "
+        print(f"{row.label:28s} predicted {1e6 * row.predicted:10.1f} us  chosen {1e6 * row.chosen:10.1f}  "
               f"best {1e6 * row.best:10.1f}  regret {100 * row.regret:5.1f} %", flush=True)  # fmt: skip
     kept = [row for row in rows if row.best > SMALLEST_SECONDS]
     regrets = [row.regret for row in kept]
