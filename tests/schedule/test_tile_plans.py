@@ -36,17 +36,23 @@ BY_TILES = [("bf16", "bf16", "f32"), ("bf16", "bf16", "bf16"), ("s8", "s8", "s32
 
 @pytest.mark.parametrize("types", BY_TILES, ids="-".join)
 @pytest.mark.parametrize("threads", [1, 8])
-def test_large_products_go_by_two_by_two_tiles(machine, types, threads):
+def test_large_products_go_by_blocks_that_fill_the_tile_registers(machine, types, threads):
     plan = chosen(machine, types, 1024, 1024, 1024, threads)
     assert plan.instruction.tiles
-    assert (plan.mr, plan.nr) == (32, 32)
+    assert accumulators(plan) >= 4
 
 
-@pytest.mark.parametrize(("m", "block"), [(16, (16, 64)), (64, (32, 32))])
-def test_few_rows_go_by_wide_blocks(machine, m, block):
-    plan = chosen(machine, ("bf16", "bf16", "f32"), m, 512, 512)
+def test_few_rows_go_by_wide_blocks(machine):
+    plan = chosen(machine, ("bf16", "bf16", "f32"), 16, 512, 512)
     assert plan.instruction.tiles
-    assert (plan.mr, plan.nr) == block
+    assert plan.mr == 16
+    assert accumulators(plan) >= 3
+
+
+def accumulators(plan):
+    """Tiles of C in a register block."""
+    rows, lanes, _ = plan.instruction.shape
+    return plan.mr // rows * (plan.nr // lanes)
 
 
 @pytest.mark.parametrize("m", [1, 2])
@@ -63,15 +69,19 @@ def test_vectors_multiply_what_tiles_cannot(machine, types):
 
 @pytest.mark.parametrize("m", [32, 64, 256])
 @pytest.mark.parametrize("types", [("bf16", "bf16", "f32"), ("s8", "s8", "s32")], ids="-".join)
-def test_packing_is_interleaved_where_it_would_take_long(machine, types, m):
-    plan = chosen(machine, types, m, 512, 512)
-    assert plan.overlap_packing
-    before = [x for x in kernel_plans(plan.dot, machine, machine.isas[0]) if not x.overlap_packing]
-    assert estimate.seconds(plan, machine, 1).total < 0.95 * min(estimate.seconds(x, machine, 1).total for x in before)
+def test_packing_beside_products_is_weighed_and_hides_what_it_costs(machine, types, m):
+    """By published throughputs: what it costs beyond them is fitted."""
+    published = replace(machine, fitted=replace(machine.fitted, overlapped_work=1.0, overlapped_fetch=1.0))
+    dot = chosen(machine, types, m, 512, 512).dot
+    plans = list(kernel_plans(dot, machine, machine.isas[0]))
+    overlapped = min(estimate.seconds(x, published, 1).total for x in plans if x.overlap_packing)
+    before = min(estimate.seconds(x, published, 1).total for x in plans if not x.overlap_packing)
+    assert overlapped < 0.95 * before
 
 
 def test_panels_are_interleaved_by_tasks_that_pack_them_once(machine):
-    plan = chosen(machine, ("bf16", "bf16", "f32"), 64, 512, 512)
+    dot = chosen(machine, ("bf16", "bf16", "f32"), 64, 512, 512).dot
+    plan = next(plan for plan in kernel_plans(dot, machine, machine.isas[0]) if plan.overlap_packing)
     text = "packing of B is overlapped by each task, once for its rows, in whole steps"
     for changes in ({"rhs": "per_round"}, {"nb": plan.nr}, {"mt": 64, "mc": 32}, {"k": replace(plan.k, size=500)}):
         with pytest.raises(ValueError, match=f"^{text}$"):
