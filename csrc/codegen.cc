@@ -9,7 +9,6 @@
 #include "llvm/MC/TargetRegistry.h"
 #include "llvm/Passes/PassBuilder.h"
 #include "llvm/Support/raw_ostream.h"
-#include "llvm/Target/TargetMachine.h"
 #include "llvm/TargetParser/Host.h"
 #include "processor.h"
 
@@ -22,19 +21,6 @@ namespace {
 constexpr const char* kPasses =
     "function(early-cse<memssa>,correlated-propagation,instcombine<no-verify-fixpoint>,loop-mssa(loop-rotate,licm),"
     "loop(indvars),early-cse<memssa>,instcombine<no-verify-fixpoint>,sccp,correlated-propagation,simplifycfg)";
-
-llvm::Expected<std::unique_ptr<llvm::TargetMachine>> Machine(const Processor& processor) {
-  InitializeCodeGenerator();
-  llvm::Triple triple(llvm::sys::getProcessTriple());
-  std::string error;
-  const llvm::Target* target = llvm::TargetRegistry::lookupTarget(triple, error);
-  if (!target) return llvm::createStringError("no LLVM target for %s: %s", triple.str().c_str(), error.c_str());
-  std::unique_ptr<llvm::TargetMachine> machine(
-      target->createTargetMachine(triple, processor.cpu, processor.features, llvm::TargetOptions(), llvm::Reloc::PIC_,
-                                  llvm::CodeModel::Small, llvm::CodeGenOptLevel::Aggressive));
-  if (!machine) return llvm::createStringError("LLVM knows no processor %s", processor.cpu.c_str());
-  return machine;
-}
 
 // Collects errors of code generation: without it, LLVM prints them and ends the process.
 class Errors : public llvm::DiagnosticHandler {
@@ -56,11 +42,24 @@ class Errors : public llvm::DiagnosticHandler {
 
 }  // namespace
 
-llvm::Error Optimize(llvm::Module& module, const Processor& processor) {
-  auto machine = Machine(processor);
-  if (!machine) return machine.takeError();
-  module.setDataLayout((*machine)->createDataLayout());
-  module.setTargetTriple((*machine)->getTargetTriple());
+llvm::Expected<std::unique_ptr<llvm::TargetMachine>> TargetMachineOf(const Processor& processor) {
+  InitializeCodeGenerator();
+  llvm::Triple triple(llvm::sys::getProcessTriple());
+  std::string error;
+  const llvm::Target* target = llvm::TargetRegistry::lookupTarget(triple, error);
+  if (!target) return llvm::createStringError("no LLVM target for %s: %s", triple.str().c_str(), error.c_str());
+  llvm::TargetOptions options;
+  options.LoopAlignment = 64;  // a cache line: else a loop's speed hangs on where it happens to lie
+  std::unique_ptr<llvm::TargetMachine> machine(
+      target->createTargetMachine(triple, processor.cpu, processor.features, options, llvm::Reloc::PIC_,
+                                  llvm::CodeModel::Small, llvm::CodeGenOptLevel::Aggressive));
+  if (!machine) return llvm::createStringError("LLVM knows no processor %s", processor.cpu.c_str());
+  return machine;
+}
+
+llvm::Error Optimize(llvm::Module& module, const Processor& processor, llvm::TargetMachine& machine) {
+  module.setDataLayout(machine.createDataLayout());
+  module.setTargetTriple(machine.getTargetTriple());
   for (llvm::Function& function : module) {
     if (function.isDeclaration()) continue;
     function.addFnAttr("target-cpu", processor.cpu);
@@ -75,7 +74,7 @@ llvm::Error Optimize(llvm::Module& module, const Processor& processor) {
   llvm::FunctionAnalysisManager functions;
   llvm::CGSCCAnalysisManager components;
   llvm::ModuleAnalysisManager modules;
-  llvm::PassBuilder builder(machine->get());
+  llvm::PassBuilder builder(&machine);
   builder.registerModuleAnalyses(modules);
   builder.registerCGSCCAnalyses(components);
   builder.registerFunctionAnalyses(functions);
@@ -87,15 +86,13 @@ llvm::Error Optimize(llvm::Module& module, const Processor& processor) {
   return llvm::Error::success();
 }
 
-llvm::Expected<std::string> Emit(llvm::Module& module, const Processor& processor, Output output) {
-  auto machine = Machine(processor);
-  if (!machine) return machine.takeError();
+llvm::Expected<std::string> Emit(llvm::Module& module, llvm::TargetMachine& machine, Output output) {
   llvm::SmallVector<char, 0> code;
   llvm::raw_svector_ostream stream(code);
   llvm::legacy::PassManager passes;
   auto kind = output == Output::kObject ? llvm::CodeGenFileType::ObjectFile : llvm::CodeGenFileType::AssemblyFile;
-  if ((*machine)->addPassesToEmitFile(passes, stream, nullptr, kind))
-    return llvm::createStringError("LLVM cannot emit code for %s", processor.cpu.c_str());
+  if (machine.addPassesToEmitFile(passes, stream, nullptr, kind))
+    return llvm::createStringError("LLVM cannot emit code for %s", machine.getTargetCPU().str().c_str());
   std::string errors;
   module.getContext().setDiagnosticHandler(std::make_unique<Errors>(errors));
   passes.run(module);
