@@ -47,6 +47,7 @@ def build_module(plan: Plan) -> str:
                     with ir.InsertionPoint(function.add_entry_block()):
                         phases[phase](entry_arguments(plan, phase, function.arguments))
                         func.return_([])
+        top.operation.verify()
         return str(top.operation.get_asm(print_generic_op_form=True, enable_debug_info=True))
 
 
