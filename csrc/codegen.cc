@@ -51,7 +51,7 @@ llvm::Expected<std::unique_ptr<llvm::TargetMachine>> TargetMachineOf(const Proce
   const llvm::Target* target = llvm::TargetRegistry::lookupTarget(triple, error);
   if (!target) return llvm::createStringError("no LLVM target for %s: %s", triple.str().c_str(), error.c_str());
   llvm::TargetOptions options;
-  options.LoopAlignment = 64;  // a cache line: else a loop's speed hangs on where it happens to lie
+  options.LoopAlignment = 64;  // a cache line: else a loop's speed hangs on where it happens to begin
   std::unique_ptr<llvm::TargetMachine> machine(
       target->createTargetMachine(triple, processor.cpu, processor.features, options, llvm::Reloc::PIC_,
                                   llvm::CodeModel::Small, llvm::CodeGenOptLevel::Aggressive));

@@ -65,7 +65,9 @@ void AddPasses(mlir::PassManager& passes) {
   passes.addPass(mlir::createSCFToControlFlowPass());
 }
 
-// All in one conversion: each walks the whole module, and branches carry tiles, which no single dialect's knows.
+// All dialects in one conversion, since each would walk the whole module, and since branches carry tiles, which no
+// single dialect's conversion knows. Loops have become branches before: MLIR 22 cannot convert them along with
+// functions.
 llvm::LogicalResult ConvertToLLVMDialect(mlir::ModuleOp module) {
   mlir::MLIRContext& context = *module.getContext();
   mlir::LowerToLLVMOptions options(&context);
@@ -127,7 +129,7 @@ llvm::Expected<std::unique_ptr<llvm::Module>> Lower(std::string_view text, llvm:
   auto module = mlir::parseSourceString<mlir::ModuleOp>(text, &mlir_context);
   if (!module) return failure("parsing the MLIR module");
   mlir::PassManager passes(&mlir_context);
-  passes.enableVerifier(false);  // Parsing verifies the module, and translating it what became of it.
+  passes.enableVerifier(false);  // Parsing verifies the module, and translation the LLVM IR that it becomes.
   AddPasses(passes);
   if (failed(passes.run(*module)) || failed(ConvertToLLVMDialect(*module)))
     return failure("lowering to the LLVM dialect");
