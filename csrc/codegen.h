@@ -1,10 +1,12 @@
 // LLVM IR -> object code or assembly.
 #pragma once
 
+#include <memory>
 #include <string>
 
 #include "llvm/IR/Module.h"
 #include "llvm/Support/Error.h"
+#include "llvm/Target/TargetMachine.h"
 
 namespace jax_nano {
 
@@ -17,10 +19,14 @@ struct Processor {
 
 enum class Output { kObject, kAssembly };
 
-// Optimizes `module` in place for `processor`.
-llvm::Error Optimize(llvm::Module& module, const Processor& processor);
+// LLVM's code generator for `processor`. One takes a module through both steps: what it finds out of a processor's
+// features is not cheap.
+llvm::Expected<std::unique_ptr<llvm::TargetMachine>> TargetMachineOf(const Processor& processor);
+
+// Optimizes `module` in place for `processor`, which `machine` is of.
+llvm::Error Optimize(llvm::Module& module, const Processor& processor, llvm::TargetMachine& machine);
 
 // Emits an optimized module.
-llvm::Expected<std::string> Emit(llvm::Module& module, const Processor& processor, Output output);
+llvm::Expected<std::string> Emit(llvm::Module& module, llvm::TargetMachine& machine, Output output);
 
 }  // namespace jax_nano

@@ -37,22 +37,21 @@ T Check(llvm::Expected<T> value) {
   return std::move(*value);
 }
 
-std::unique_ptr<llvm::Module> Optimized(std::string_view text, const Processor& processor, llvm::LLVMContext& context) {
-  auto module = Check(Lower(text, context));
-  Check(Optimize(*module, processor));
-  return module;
-}
-
 std::string Compile(std::string_view text, const Processor& processor, Output output) {
   llvm::LLVMContext context;
-  auto module = Optimized(text, processor, context);
-  return Check(Emit(*module, processor, output));
+  auto machine = Check(TargetMachineOf(processor));
+  auto module = Check(Lower(text, context));
+  Check(Optimize(*module, processor, *machine));
+  return Check(Emit(*module, *machine, output));
 }
 
 std::string LlvmIr(std::string_view text, const Processor& processor) {
   llvm::LLVMContext context;
+  auto machine = Check(TargetMachineOf(processor));
+  auto module = Check(Lower(text, context));
+  Check(Optimize(*module, processor, *machine));
   std::string printed;
-  llvm::raw_string_ostream(printed) << *Optimized(text, processor, context);
+  llvm::raw_string_ostream(printed) << *module;
   return printed;
 }
 
