@@ -271,7 +271,8 @@ def table(fitted: Fitted) -> str:
     known = dict(fitted.evidence)
     lines = [f"{fitted.processor.upper()} = known(", f"    {fitted.processor!r},".replace("'", '"')]
     for name in (*NAMES, *APART):
-        value = f"{getattr(fitted, name):.3g}"
+        value = getattr(fitted, name)
+        value = str(value) if name in WHOLE else f"{value:.3g}"
         found = known.get(name)
         text = f"({value}, {found.spread:.2g}, {found.count})" if found else f"({value},)"
         lines.append(f"    {name}={text},")
