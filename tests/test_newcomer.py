@@ -104,5 +104,5 @@ def test_main_loops_are_bound_by_their_products_on_processors_elsewhere(processo
     machine = host.known(processor)
     (instruction,) = (dot for dot in machine.isas[0].dots if dot.name == name)
     loop, *_ = static.loops_of(static.plan_of(machine, machine.isas[0].name, instruction), machine)
-    assert loop.products >= loop.loads
+    assert 2 * loop.products > loop.loads, "a product takes as long as two loads"
     assert loop.cycles < 1.05 * loop.alone == pytest.approx(1.05 * loop.published, rel=0.01)

@@ -32,7 +32,9 @@ from jax_nano.schedule.loop_nest import LoopNest
 from jax_nano.schedule.scratch import LINE_BYTES, whole_lines
 
 HARDLY_MORE = 1.04  # times the cycles of the fastest block
-ON_THE_WAY = 4  # registers of B on their way, where each is for several rows whose elements of A are held
+# Registers of B on their way, where each is for several rows whose elements of A are held; twice as many of instructions
+# that add several products, whose accumulators LLVM ties to the results and moves around.
+ON_THE_WAY = 4
 
 
 class RegisterBlock(NamedTuple):
@@ -88,11 +90,12 @@ def blocks_that_fit(unit: Unit, m: int, registers_of_n: int, *, packed: bool) ->
     Either n registers of B and one of A are live beside the accumulators, or m of A and one of B.
     """
     count, extra = unit.isa.register_count, unit.extra
+    on_the_way = ON_THE_WAY * (2 if unit.instruction.vnni > 1 else 1)
     widest = count // 2 if packed else count  # code that packs is as long as it is wide
     for rows in range(1, min(m, count) + 1):
         for registers in range(1, min(registers_of_n, widest) + 1):
             live = rows * registers + registers * extra.held + min(rows, registers) + extra.registers
-            if live + (ON_THE_WAY if 1 < rows < registers else 1) > count:
+            if live + (on_the_way if 1 < rows < registers else 1) > count:
                 break
             yield rows, registers
 

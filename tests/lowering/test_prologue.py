@@ -438,7 +438,7 @@ def test_the_model_charges_for_work_that_tasks_do_again():
         plan = choose(dot_with_prologue(256, 1024, 512), machine, machine.isas[0])
         plan = replace(plan, dot=dot_with_prologue(256, 1024, 512, operation))
         costs[operation] = estimate.seconds(plan, machine).packing
-    assert costs["pow"] > 2 * costs["mul"]
+    assert costs["pow"] > 1.5 * costs["mul"]
 
 
 def test_a_with_a_prologue_is_not_read_in_place():

@@ -6,11 +6,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from processors import KINDS
+from processors import FIXED, KINDS
 
 from jax_nano.ir.dot import Dot, Operand
 from jax_nano.machine import x86
-from jax_nano.machine.fitted import ZNVER5
 from jax_nano.machine.isa import Cache, Core
 from jax_nano.schedule.candidates import kernel_plans
 from jax_nano.schedule.cost import memory, packing
@@ -29,7 +28,8 @@ CORE = Core(
 
 def unit(core=CORE, extra=Extra()):  # noqa: B008 (it cannot be changed)
     """FMA on a core."""
-    return Unit(replace(x86.MACHINES[0], isas=(x86.AVX512,), cores={"avx512": core}), x86.AVX512, FMA, extra)
+    machine = replace(x86.MACHINES[0], isas=(x86.AVX512,), cores={"avx512": core}, fitted=FIXED)
+    return Unit(machine, x86.AVX512, FMA, extra)
 
 
 PROCESSORS = [(machine, isa) for machine in KINDS for isa in machine.isas]
@@ -49,7 +49,7 @@ def nearly(cycles):
     [
         (14, 2, 14, "28 multiply-accumulates, 2 in a cycle"),
         (12, 1, 6.5, "13 loads, 2 in a cycle"),
-        (1, 3, ZNVER5.latency_slack * 4, "the latency of an accumulator's own last update"),
+        (1, 3, FIXED.latency_slack * 4, "the latency of an accumulator's own last update"),
     ],
 )
 def test_a_step_takes_as_long_as_what_limits_it(rows, registers, cycles, limit):
@@ -57,7 +57,7 @@ def test_a_step_takes_as_long_as_what_limits_it(rows, registers, cycles, limit):
 
 
 def test_a_step_waits_for_other_vector_instructions_and_for_issue():
-    assert step_cost(unit(extra=Extra(per_register=12)), 8, 2).cycles == nearly(8 + ZNVER5.port_conflict_share * 24 / 4)
+    assert step_cost(unit(extra=Extra(per_register=12)), 8, 2).cycles == nearly(8 + FIXED.port_conflict_share * 24 / 4)
     assert step_cost(unit(extra=Extra(per_register=12)), 2, 4).cycles == nearly((8 + 48) / 4)
     assert step_cost(unit(replace(CORE, issue_per_cycle=1)), 8, 2).cycles == nearly(16 + 10 + 1)
 
@@ -65,7 +65,7 @@ def test_a_step_waits_for_other_vector_instructions_and_for_issue():
 def test_a_slower_instruction_has_its_own_throughput():
     slow = unit(replace(CORE, slower=((FMA.name, 0.5, 8),)))
     assert step_cost(slow, 4, 4).cycles == nearly(32)
-    assert step_cost(slow, 1, 1).cycles == nearly(ZNVER5.latency_slack * 8)
+    assert step_cost(slow, 1, 1).cycles == nearly(FIXED.latency_slack * 8)
 
 
 def test_longer_sums_take_longer():
@@ -192,7 +192,7 @@ def test_weights_in_panels_cost_no_packing():
 
 def test_a_block_of_a_is_packed_again_for_every_block_of_b():
     contract = (((0,), (0,)), ((), ()))
-    dot = Dot.of(Operand.row_major((1024, 512), "f32"), Operand.row_major((1024, 4096), "f32"), contract, "f32")
+    dot = Dot.of(Operand.row_major((1024, 512), "f32"), Operand.row_major((1024, 6144), "f32"), contract, "f32")
     machine = x86.MACHINES[0]
     plan = next(p for p in kernel_plans(dot, machine, x86.AVX512) if (p.lhs, p.rhs) == ("columns", "per_task"))
     once, again = (
