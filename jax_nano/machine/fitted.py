@@ -33,7 +33,7 @@ SAPPHIRERAPIDS = known(
     rhs_evicted_share=(0.598, 0.069, 38),
     lhs_evicted_share=(0.229, 0.066, 36),
     row_change_bytes=(31, 0, 3),
-    stream_overhead_bytes=(834, 3.6e+02, 13),
+    stream_overhead_bytes=(834, 3.6e02, 13),
     run_overhead_bytes=(184, 71, 39),
     unpacked_lhs_wait=(0.901, 0.33, 29),
     followed_lhs_wait_share=(0.309, 0.023, 7),
@@ -72,7 +72,7 @@ ZNVER5 = known(
     conflict_miss_cycles=(1.5, 0, 0),
     aliasing_4k_cycles=(10.2, 0.88, 4),
     out_row_cycles=(4.79, 3.9, 103),
-    followed_pages=(816, 2.1e+02, 7),
+    followed_pages=(816, 2.1e02, 7),
     lost_run_cycles=(19, 0, 7),
     lost_line_cycles=(14, 2.1, 7),
     out_conflict_cycles=(28.9, 6.6, 28),
@@ -104,7 +104,13 @@ ZNVER5 = known(
     inline_l2_bytes_per_cycle=(33,),
 )
 
-FITTED = {fitted.processor: fitted for fitted in (SAPPHIRERAPIDS, ZNVER5,)}
+FITTED = {
+    fitted.processor: fitted
+    for fitted in (
+        SAPPHIRERAPIDS,
+        ZNVER5,
+    )
+}
 
 
 def fitted_for(processor: str, like: str) -> Fitted:

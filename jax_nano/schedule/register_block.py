@@ -32,8 +32,8 @@ from jax_nano.schedule.loop_nest import LoopNest
 from jax_nano.schedule.scratch import LINE_BYTES, whole_lines
 
 HARDLY_MORE = 1.04  # times the cycles of the fastest block
-# Registers of B on their way, where each is for several rows whose elements of A are held; twice as many of instructions
-# that add several products, whose accumulators LLVM ties to the results and moves around.
+# Registers of B on their way, where each is for several rows whose elements of A are held; twice as many where an
+# instruction adds several products, as LLVM ties its accumulator to its result and moves both around.
 ON_THE_WAY = 4
 
 
