@@ -232,6 +232,33 @@ class Figures(NamedTuple):
                 f"{self.worst:.0%} at worst ({self.worst_product}); measured / predicted {self.ratio:.2f}")  # fmt: skip
 
 
+def noise_floor(recording: Recording, draws: int = 10) -> float:
+    """The regret of choosing by what plans take in truth, in the mean, where times are as noisy as those recorded.
+
+    Truth is simulated: the mean of all sweeps, drawn together by what noise spreads it; noise has the deviation between
+    sweeps once their levels are taken out.
+
+    Raises:
+      ValueError: there is one sweep only.
+    """
+    rng, regrets = random.Random(0), []
+    for product in recording.products:
+        rows = [[math.log(t) for t in each.resident] for each in product.candidates]
+        sweeps = len(rows[0])
+        if sweeps < 2:
+            raise ValueError("noise is seen between sweeps, and there is one only")
+        levels = [statistics.mean(column) for column in zip(*rows, strict=True)]
+        even = [[x - level for x, level in zip(row, levels, strict=True)] for row in rows]
+        means = [statistics.mean(row) for row in even]
+        noise = math.sqrt(statistics.mean(statistics.variance(row) for row in even))
+        spread = statistics.pvariance(means)
+        kept = math.sqrt(max(0.0, 1 - noise**2 / sweeps / spread)) if spread else 0.0
+        for _ in range(draws):
+            timed = [min(kept * mean + rng.gauss(0, noise) for _ in range(sweeps)) for mean in means]
+            regrets.append(math.exp(timed[means.index(min(means))] - min(timed)) - 1)
+    return statistics.mean(regrets)
+
+
 def halves(recording: Recording) -> tuple[list[Target], list[Target]]:
     """Every other product for the fit, and those that are held out."""
     targets = [Target.of(product) for product in recording.products if len(product.candidates) > 1]
@@ -315,6 +342,8 @@ def main() -> None:
         recording = measured.read(path)
         if arguments.report:
             show("without", replace(initial(recording), fitted=recording.machine.fitted), *halves(recording))
+            if all(len(each.resident) > 1 for product in recording.products for each in product.candidates):
+                print(f"  choosing by true times, with such noise: {noise_floor(recording):.1%} in the mean")
         else:
             tables[path.stem] = fitted_to(recording, arguments.sweeps)
     if not arguments.report:

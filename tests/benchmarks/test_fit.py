@@ -61,6 +61,26 @@ def test_a_sweep_that_was_slow_throughout_counts_as_any_other(tool, recording):
     assert [x - one[0] for x in one] == pytest.approx([x - both[0] for x in both])
 
 
+def test_without_noise_nothing_is_lost_by_choosing_truly(tool, recording):
+    twice = [
+        product._replace(candidates=tuple(Candidate(c.plan, 2 * c.resident) for c in product.candidates))
+        for product in recording.products
+    ]
+    assert tool.noise_floor(recording._replace(products=tuple(twice))) == pytest.approx(0, abs=1e-6)
+    noisy = [
+        product._replace(
+            candidates=tuple(
+                Candidate(c.plan, (c.resident[0], c.resident[0] * (1.3 if i % 2 else 0.8)))
+                for i, c in enumerate(product.candidates)
+            )
+        )
+        for product in recording.products
+    ]
+    assert tool.noise_floor(recording._replace(products=tuple(noisy))) > 0.02
+    with pytest.raises(ValueError, match="noise is seen between sweeps, and there is one only"):
+        tool.noise_floor(recording)
+
+
 def test_coefficients_stay_within_what_can_be(tool, recording):
     model = tool.initial(recording)
     for name, (low, high) in tool.BOUNDS.items():
