@@ -38,8 +38,8 @@ std::string ForeignAllocator() {
   return used.dli_fbase == own.dli_fbase ? "" : used.dli_fname;
 }
 
-// glibc sets up its allocator in whichever of these functions is called first, without a lock. Where another allocator is
-// used, that would be one of ours, perhaps on two threads at once.
+// glibc sets up its allocator in whichever of these functions is called first, without a lock. Where another allocator
+// is used, that would be one of ours, perhaps on two threads at once.
 int64_t Arenas() {
   if (!ForeignAllocator().empty()) return 0;
   char* text = nullptr;

@@ -1,5 +1,5 @@
-// How this process's allocator treats freed memory. Where that is not glibc's, there are no arenas, and nothing is kept or
-// released.
+// How this process's allocator treats freed memory. Where that is not glibc's, there are no arenas, and nothing is kept
+// or released.
 #pragma once
 
 #include <cstdint>
