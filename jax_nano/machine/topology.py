@@ -145,7 +145,8 @@ def caches_of(root: Path, cpu: int, cores: Iterable[frozenset[int]]) -> tuple[Ca
         found = [cache for index in cache_directories(root, cpu) if (cache := data_cache(index, cores))]
     except (OSError, ValueError, KeyError):
         return ()
-    return tuple(sorted(found, key=lambda cache: cache.level))
+    caches = tuple(sorted(found, key=lambda cache: cache.level))
+    return caches if caches and caches[0].level == 1 else ()  # without L1, L2 would be taken for it
 
 
 def cache_directories(root: Path, cpu: int) -> list[Path]:

@@ -329,6 +329,12 @@ def test_odd_caches_are_left_to_the_table(tmp_path, name):
         assert host.on_topology(x86.MACHINES[0], found).caches == x86.MACHINES[0].caches
 
 
+def test_caches_without_an_l1_are_left_to_the_table(tmp_path):
+    root = here(tmp_path).write()
+    (root / "sys/devices/system/cpu/cpu0/cache/index0/ways_of_associativity").write_text("0")
+    assert topology.read(root, range(2)).caches == ()
+
+
 @pytest.mark.parametrize("limit", ["", "1", "x y", "100000 0", "-5 100", "1 2 3"])
 def test_odd_limits_are_none(tmp_path, limit):
     assert control_groups.quota(limited(tmp_path, "0::/", V2, {f"{GROUP}/cpu.max": limit})) == math.inf
