@@ -86,6 +86,8 @@ class Fitted:
         for name, number in numbers.items():
             if number < 0 or (name.endswith("_share") and number > 1):
                 raise ValueError(f"{self.processor}: {name} is {number}, which cannot be")
+        if min(self.resident_share, self.followed_pages) <= 0:
+            raise ValueError(f"{self.processor}: resident_share and followed_pages must be above 0")
         if broken := [f.name for f in fields(self) if f.type == "int" and not isinstance(numbers[f.name], int)]:
             raise ValueError(f"{self.processor}: {', '.join(broken)} must be whole")
         if unknown := [name for name, _ in self.evidence if name not in numbers]:

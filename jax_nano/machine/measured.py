@@ -18,7 +18,7 @@ TOLERANCE = 0.1
 THREADS_TOLERANCE = 0.5
 UNITS = (0.5, 1, 2, 4)  # multiply-add instructions that begin in a cycle, on cores that were built
 # What can be: far beyond the slowest and the fastest processor that jax_nano has a target for.
-RANGES = {"ghz": (0.4, 10), "per_ns": (1e-3, 100), "gb_per_s": (0.1, 1e4), "ns": (0.1, 1e4), "us": (0.0, 1e4)}
+RANGES = {"ghz": (0.4, 10), "per_ns": (1e-3, 100), "gb_per_s": (0.1, 1e4), "ns": (0.1, 1e4), "us": (1e-3, 1e4)}
 
 
 @dataclass(frozen=True, kw_only=True)

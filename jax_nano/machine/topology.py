@@ -74,8 +74,7 @@ def read(root: Path = ROOT, affinity: Iterable[int] | None = None) -> Topology:
     """
     allowed = sorted(os.sched_getaffinity(0) if affinity is None else affinity)
     slow = slow_processors(root, allowed)
-    cores = [frozenset({cpu}) for cpu in allowed] if is_guest(root) else cores_of(root, allowed)
-    cores = tuple(sorted(cores, key=lambda core: (bool(core & slow), min(core))))
+    cores = tuple(sorted(cores_among(root, allowed), key=lambda core: (bool(core & slow), min(core))))
     fast = [min(core) for core in cores if not core & slow] or [min(core) for core in cores]
     llcs = last_level_caches(root, fast)
     smallest = min(llcs, key=lambda cpu: last_level_bytes(root, cpu))
@@ -83,7 +82,7 @@ def read(root: Path = ROOT, affinity: Iterable[int] | None = None) -> Topology:
         cores=cores,
         slow_cores=len(cores) - len(fast),
         quota=control_groups.quota(root),
-        caches=caches_of(root, smallest, cores),
+        caches=caches_of(root, smallest),
         llcs=len(llcs),
     )
 
@@ -101,6 +100,11 @@ def slow_processors(root: Path, allowed: Iterable[int]) -> frozenset[int]:
     """Efficiency cores among processors, where some of them are performance cores."""
     fast, slow = (numbers(root / "sys/devices" / kind / "cpus") for kind in ("cpu_core", "cpu_atom"))
     return slow & frozenset(allowed) if fast & frozenset(allowed) else frozenset()
+
+
+def cores_among(root: Path, cpus: Iterable[int]) -> list[frozenset[int]]:
+    """The cores of some processors, as far as Linux can know them."""
+    return [frozenset({cpu}) for cpu in cpus] if is_guest(root) else cores_of(root, cpus)
 
 
 def cores_of(root: Path, allowed: Iterable[int]) -> list[frozenset[int]]:
@@ -139,10 +143,10 @@ def last_level_bytes(root: Path, cpu: int) -> int:
         return 0
 
 
-def caches_of(root: Path, cpu: int, cores: Iterable[frozenset[int]]) -> tuple[Cache, ...]:
-    """The data caches that one core among some has to itself, and the last one, innermost first; empty if unclear."""
+def caches_of(root: Path, cpu: int) -> tuple[Cache, ...]:
+    """The data caches that a core has to itself, and the last one, innermost first; empty if unclear."""
     try:
-        found = [cache for index in cache_directories(root, cpu) if (cache := data_cache(index, cores))]
+        found = [cache for index in cache_directories(root, cpu) if (cache := data_cache(root, index))]
     except (OSError, ValueError, KeyError):
         return ()
     caches = tuple(sorted(found, key=lambda cache: cache.level))
@@ -154,10 +158,11 @@ def cache_directories(root: Path, cpu: int) -> list[Path]:
     return sorted((root / CPUS / f"cpu{cpu}" / "cache").glob("index*"))
 
 
-def data_cache(index: Path, cores: Iterable[frozenset[int]]) -> Cache | None:
+def data_cache(root: Path, index: Path) -> Cache | None:
     """One cache, by a directory of Linux's; None if that holds instructions, or its ways are not known.
 
-    What several cores share below L3 is a core's share of it: it has as many ways less.
+    What several cores share below L3 is a core's share of it: it has as many ways less. All cores count, and not those
+    that a process may run on: blocks, and with them the order of additions, are the same on one core and on all.
 
     Raises:
       OSError, ValueError, KeyError: Linux says something else.
@@ -169,7 +174,7 @@ def data_cache(index: Path, cores: Iterable[frozenset[int]]) -> Cache | None:
     if kind == "Instruction" or not int(ways):
         return None
     several, outer = "," in shared or "-" in shared, int(level) > 2
-    sharing = 1 if outer or not several else max(1, sum(bool(core & in_list(shared)) for core in cores))
+    sharing = 1 if outer or not several else len(cores_among(root, sorted(in_list(shared))))
     kept = max(1, int(ways) // sharing)
     return Cache(
         level=int(level),

@@ -89,7 +89,7 @@ def edited(**changes):
         (edited(measured={"clock_ghz": "4"}), "clock_ghz is '4', which is not between 0.4 and 10"),
         (edited(measured={"clock_ghz": True}), "clock_ghz is True, which is not between 0.4 and 10"),
         (edited(measured={"clock_ghz": 1e9}), "clock_ghz is 1000000000.0, which is not between 0.4 and 10"),
-        (edited(measured={"wake_us": -1}), "wake_us is -1, which is not between 0 and 10000"),
+        (edited(measured={"wake_us": -1}), "wake_us is -1, which is not between 0.001 and 10000"),
         (edited(measured={"memory_gb_per_s": float("nan")}), "memory_gb_per_s is nan, which is not between"),
         (edited(measured={"per_ns": 3}), "per_ns is 3, and no table"),
         (edited(measured={"per_ns": {"avx2 fma_f32": None}}), "avx2 fma_f32: per_ns is None, which is not between"),
@@ -137,7 +137,7 @@ def test_facts_that_contradict_each_other_are_left_out_with_a_word():
     facts, refused = consistent({"l1_gb_per_s": 300, "l2_gb_per_s": 500, "wake_us": -3.0, "clock_ghz": 3.0})
     assert facts == Measured(clock_ghz=3.0)
     assert refused == [
-        "wake_us is -3.0, which is not between 0 and 10000",
+        "wake_us is -3.0, which is not between 0.001 and 10000",
         "l2_gb_per_s of 500 and l1_gb_per_s of 300 contradict each other",
     ]
 

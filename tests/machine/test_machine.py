@@ -32,6 +32,7 @@ CORE = MACHINE.cores["avx512"]
         (MACHINE, {"slow_speed": 0}, "znver5: 0 of 1 threads on slow cores, at 0 of the speed, which cannot be"),
         (ZNVER5, {"resident_share": 1.5}, "znver5: resident_share is 1.5, which cannot be"),
         (ZNVER5, {"wake_us": -1}, "znver5: wake_us is -1, which cannot be"),
+        (ZNVER5, {"resident_share": 0.0}, "znver5: resident_share and followed_pages must be above 0"),
         (ZNVER5, {"prefetch_bytes": 1.5e4}, "znver5: prefetch_bytes must be whole"),
         (ZNVER5, {"evidence": (("wake_ms", Evidence(spread=0.1, count=9)),)},
          "znver5: there are no coefficients ['wake_ms']"),

@@ -178,10 +178,10 @@ def test_last_level_caches_are_those_of_the_affinity(read):
     assert sizes(read(ryzen_7950x3d, range(8, 16)))[2] == (32 * MIB, 16)
 
 
-def test_a_core_has_its_share_of_an_l2_that_several_have(read):
-    for affinity, share in (([5], (4 * MIB, 16)), ([4, 6], (2 * MIB, 8)), ([1, 6], (4 * MIB, 16))):
-        assert sizes(read(sierra_forest, affinity))[1] == share
-    ways = {cache.level: cache.way_bytes for cache in read(sierra_forest).caches}
+@pytest.mark.parametrize("affinity", [[5], [4, 6], [1, 6], None])
+def test_a_core_has_its_share_of_an_l2_that_several_have_whatever_the_affinity(read, affinity):
+    assert sizes(read(sierra_forest, affinity) if affinity else read(sierra_forest))[1] == (MIB, 4)
+    ways = {cache.level: cache.way_bytes for cache in read(sierra_forest, affinity or range(8)).caches}
     assert ways[2] == (4 << 20) // 16, "addresses conflict as in all of the cache"
 
 
