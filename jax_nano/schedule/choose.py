@@ -12,7 +12,7 @@ from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.tasks import FEW_PER_THREAD, task_plans, undivided
 
 # Of kernels that add up in one order, fastest first on one thread: so many are divided in a few ways, and of those so
-# many in all. Over 80 random products for each of two processors, the choice is the one among all divisions of all.
+# many in all. Over 120 random products for each of two processors, the choice is the one among all divisions of all.
 GLANCED_AT, WEIGHED = 12, 4
 
 

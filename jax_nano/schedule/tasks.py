@@ -14,7 +14,7 @@ from jax_nano.schedule.plan import Plan
 LOCAL_BYTES = 12 << 20
 SHARED_BYTES = 16 << 20
 PER_THREAD = (1, 2, 3, 4, 6, 8, 16)
-FEW_PER_THREAD = (4,)  # enough to tell kernels apart
+FEW_PER_THREAD = (4, 16)  # enough to tell kernels apart: large tasks and small ones
 TASKS_PER_THREAD = 16  # at most, where tasks have neither all rows nor all columns
 
 
@@ -130,6 +130,6 @@ def packed_per_round(plan: Plan, machine: Machine) -> Iterator[Plan]:
 
 def divisions(count: int, threads: int, per_thread: Sequence[int]) -> list[int]:
     """Into how many parts to divide `count` steps: one, as many as threads can have, and a few multiples of those."""
-    many = {64} if len(per_thread) > len(FEW_PER_THREAD) else set()
+    many = {64} if per_thread == PER_THREAD else set()
     wanted = {1, min(count, threads), *(threads * i for i in per_thread), *many}
     return sorted(parts for parts in wanted if parts <= count)
