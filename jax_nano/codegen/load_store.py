@@ -25,6 +25,14 @@ def load(base: ir.Value, at: Index, lanes: int, count: Index | None = None) -> i
     return vector.maskedload(kind, base, [index(at)], first_lanes(count, lanes), zeros(lanes, dtype))
 
 
+def load_where(base: ir.Value, at: Index, lanes: int, mask: ir.Value | None) -> ir.Value:
+    """`lanes` elements from `at` on; those outside of a mask are not read, and are zeros."""
+    if mask is None:
+        return load(base, at, lanes)
+    dtype = ir.MemRefType(base.type).element_type
+    return vector.maskedload(ir.VectorType.get([lanes], dtype), base, [index(at)], mask, zeros(lanes, dtype))
+
+
 def load_int4(base: ir.Value, at: Index, lanes: int, count: int) -> ir.Value:
     """Unsigned 4-bit elements, two in a byte with the first in its lower half, each as a byte; zeros beyond `count`."""
     byte, odd = divmod_(at, 2)
@@ -54,6 +62,14 @@ def store(value: ir.Value, base: ir.Value, at: Index, count: int | None = None) 
         memref.store(vector.extract(value, [], [0]), base, [index(at)])
     else:
         vector.maskedstore(base, [index(at)], first_lanes(count, lanes), value)
+
+
+def store_where(value: ir.Value, base: ir.Value, at: Index, mask: ir.Value | None) -> None:
+    """Stores the lanes of a mask, or all of them."""
+    if mask is None:
+        vector.store(value, base, [index(at)])
+    else:
+        vector.maskedstore(base, [index(at)], mask, value)
 
 
 def prefetch(base: ir.Value, at: Index, *, write: bool = False) -> None:

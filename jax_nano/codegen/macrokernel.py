@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 
 from jax_nano.codegen.dot_product_microkernel import DotProductMicrokernel
 from jax_nano.codegen.epilogue import ProgramEpilogue
+from jax_nano.codegen.gather import WindowRef
 from jax_nano.codegen.index import Condition, Index, add, divmod_, equal, minimum, mul, subtract
 from jax_nano.codegen.load_store import load, store
 from jax_nano.codegen.location import section
@@ -114,7 +115,7 @@ class CacheBlock:
     """A block of A and one of B whose product is added to C: MC x KC by KC x `plan.block_columns`."""
 
     k: KBlock
-    a: MatrixRef  # as it lies in memory, from step 0 of this element of plan.k_outer on
+    a: MatrixRef | WindowRef  # as it lies in memory, from step 0 of this element of plan.k_outer on
     b: MatrixRef
     rows: Span
     columns: Span
@@ -169,7 +170,7 @@ class TaskBlock:
                 with section("microkernel"):
                     self.kernel.micro.emit(product, k, result, hooks)
 
-    def k_blocks(self) -> Iterator[tuple[KBlock, MatrixRef, MatrixRef]]:
+    def k_blocks(self) -> Iterator[tuple[KBlock, MatrixRef | WindowRef, MatrixRef]]:
         """Emits the loop over the k blocks of the split: each with A and B of its element of `plan.k_outer`."""
         plan = self.plan
         begin = mul(self.split, plan.blocks_per_split)

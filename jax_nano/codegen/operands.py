@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from jax.extend.mlir import ir
 
 from jax_nano.codegen.dequantize import QuantizedMatrixRef
+from jax_nano.codegen.gather import Cursor, WindowRef
 from jax_nano.codegen.index import Index, add, divmod_, mul
 from jax_nano.codegen.loops import Span
 from jax_nano.codegen.matrix_ref import MatrixRef, Split, scratch
@@ -15,9 +16,10 @@ from jax_nano.codegen.operand_loader import rounds_to_bf16
 from jax_nano.codegen.prologue import PrologueView
 from jax_nano.ir.axes import Axis, Role
 from jax_nano.ir.dtypes import PACKED_INT4
+from jax_nano.schedule.loop_nest import joined
 from jax_nano.schedule.plan import Plan
 
-Offsets = tuple[Index, ...]  # in A, B, C and Dot.extras, elements
+Offsets = tuple[Index, ...]  # in A, B, C and Dot.extras, elements; then positions along the bounds of A's window
 BEFORE_EXTRAS = 3  # arrays whose strides an Axis has before theirs: A, B and C
 
 
@@ -50,9 +52,11 @@ class Operands:
     plan: Plan
     arguments: Arguments
 
-    def lhs(self, at: Offsets) -> MatrixRef:
+    def lhs(self, at: Offsets) -> MatrixRef | WindowRef:
         """A over m and k, with its prologue if it has one."""
         m, k, dot = self.plan.m, self.plan.k, self.plan.dot
+        if dot.window:
+            return self._window(at)
         base, strides, split = self.arguments.lhs, (m.lhs, k.lhs), bf16_split(self.plan, 0)
         if not dot.prologue:
             return MatrixRef(base, at[0], strides, dot.lhs, split)
@@ -61,6 +65,18 @@ class Operands:
         return PrologueView(
             base, at[0], strides, dot.lhs, split, program=program, extras=extras, native_bf16=native_bf16
         )
+
+    def _window(self, at: Offsets) -> WindowRef:
+        """A over the joined axes of m and k."""
+        plan, window = self.plan, self.plan.dot.window
+        assert window
+        positions = tuple(
+            add(bound.begin, here) for bound, here in zip(window.bounds, at[len(plan.dot.arrays) :], strict=True)
+        )
+        return WindowRef(
+            self.arguments.lhs, Cursor(add(window.begin, at[0]), positions), plan.dot.lhs, window,
+            rows=joined(plan.dot.m), steps=joined(plan.dot.k), bf16_split=bf16_split(plan, 0),
+        )  # fmt: skip
 
     def rhs(self, at: Offsets) -> MatrixRef:
         """B over k and n, with its zero points if it has any."""
@@ -136,9 +152,10 @@ def bf16_split(plan: Plan, number: int) -> Split | None:
 
 
 def offsets(plan: Plan, axes: Sequence[Axis], number: Index) -> Offsets:
-    """Where the element `number` of a row-major grid of axes begins in each array."""
-    at: list[Index] = [0] * len(plan.dot.arrays)
+    """Where the element `number` of a row-major grid of axes begins in each array, and its positions in A's bounds."""
+    bounds = plan.dot.window.bounds if plan.dot.window else ()
+    at: list[Index] = [0] * (len(plan.dot.arrays) + len(bounds))
     for position, axis in reversed(list(enumerate(axes))):
         number, i = divmod_(number, axis.size) if position else (0, number)
-        at = [add(begin, mul(i, stride)) for begin, stride in zip(at, axis.strides(), strict=True)]
+        at = [add(begin, mul(i, stride)) for begin, stride in zip(at, axis.steps(), strict=True)]
     return tuple(at)

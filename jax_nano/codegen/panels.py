@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 from jax.extend.mlir import ir
 
+from jax_nano.codegen.gather import GatherPacker, WindowRef
 from jax_nano.codegen.index import Index, add, divmod_, minimum, mul, subtract
 from jax_nano.codegen.location import section
 from jax_nano.codegen.loops import Depth, Span
@@ -162,9 +163,10 @@ class LhsPacking:
     nano: Nanokernel
     arguments: Arguments
 
-    def panels(self, a: MatrixRef, rows: Span, k: KBlock) -> LhsPanels:
+    def panels(self, a: MatrixRef | WindowRef, rows: Span, k: KBlock) -> LhsPanels:
         """Packs a block of A where the plan says so; gives its panels."""
         if self.plan.lhs == "unpacked":
+            assert isinstance(a, MatrixRef)
             return lambda i: a.block(i, 0)
         with section("pack A"):
             pack = self._pack_rows if self.plan.lhs == "rows" else self._pack_panels
@@ -174,7 +176,7 @@ class LhsPacking:
     def _packer(self) -> Packer:
         return Packer(self.nano.lhs, self.plan.lhs_panel)
 
-    def _pack_rows(self, a: MatrixRef, rows: Span, depth: Depth) -> LhsPanels:
+    def _pack_rows(self, a: MatrixRef | WindowRef, rows: Span, depth: Depth) -> LhsPanels:
         plan = self.plan
         packed = MatrixRef(self._local_scratch(), 0, (plan.scratch.lhs_stride, 1), plan.instruction.lhs)
 
@@ -184,10 +186,14 @@ class LhsPacking:
         for number in range(plan.dot.bf16_splits[0]):
             first = number * plan.scratch.lhs_split_stride
             to = Destination(rows, plan.instruction.shape[0], lambda i, first=first: row(i).block(0, first))
-            self._packer.pack_rows(to, replace(a, bf16_split=bf16_split(plan, number)), depth)
+            split = replace(a, bf16_split=bf16_split(plan, number))
+            if isinstance(split, WindowRef):
+                GatherPacker(self._packer, split).pack_rows(to, depth)
+            else:
+                self._packer.pack_rows(to, split, depth)
         return row
 
-    def _pack_panels(self, a: MatrixRef, rows: Span, depth: Depth) -> LhsPanels:
+    def _pack_panels(self, a: MatrixRef | WindowRef, rows: Span, depth: Depth) -> LhsPanels:
         plan, base = self.plan, self._local_scratch()
 
         def panel(i: Index) -> MatrixRef:
@@ -198,7 +204,11 @@ class LhsPacking:
         for number in range(plan.dot.bf16_splits[0]):
             first = number * plan.scratch.lhs_split_stride
             to = Destination(rows, plan.lhs_panel, lambda i, first=first: panel(i).transposed.block(first, 0))
-            self._packer.pack_panels(to, replace(a.transposed, bf16_split=bf16_split(plan, number)), depth)
+            split = replace(a, bf16_split=bf16_split(plan, number))
+            if isinstance(split, WindowRef):
+                GatherPacker(self._packer, split).pack_panels(to, depth)
+            else:
+                self._packer.pack_panels(to, split.transposed, depth)
         return panel
 
     def _local_scratch(self) -> ir.Value:

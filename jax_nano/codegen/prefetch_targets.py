@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from jax_nano.codegen.gather import WindowRef
 from jax_nano.codegen.index import Index, add, divmod_, less, minimum, mul, select, subtract
 from jax_nano.codegen.matrix_ref import MatrixRef
 from jax_nano.codegen.microkernel import StepHook
@@ -66,10 +67,10 @@ class LhsPrefetch:
     area: Area
     to_next_element: Index = 0  # elements of A from this element of the outer axes to the task's next one
 
-    def next_block(self, a: MatrixRef, i: Index, k0: Index) -> MatrixRef | None:
+    def next_block(self, a: MatrixRef | WindowRef, i: Index, k0: Index) -> MatrixRef | None:
         """The block of A that is wanted after the one at (i, k0), over k and m."""
         plan, rows = self.plan, self.area.rows
-        if not plan.prefetch_lhs:
+        if not plan.prefetch_lhs or isinstance(a, WindowRef):
             return None
         has_more_steps = less(add(k0, plan.kc), plan.k.size)
         next_steps = a.block(rows.begin, minimum(add(k0, plan.kc), plan.k.size - plan.kc))

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jax_nano.ir.axes import Axis, Loops, Operand, Role, extent, loops_of, merged, result_shape
 from jax_nano.ir.axes import row_major_strides as row_major_strides
-from jax_nano.ir.dtypes import FLOAT8, LARGEST, PACKED_INT4, WIDENS, bytes_of
+from jax_nano.ir.dtypes import BITS, FLOAT8, LARGEST, PACKED_INT4, WIDENS, bytes_of
 from jax_nano.ir.packed_weight import Panels, rows_of_words
+from jax_nano.ir.window import Window
 
 if TYPE_CHECKING:
     from jax_nano.ir.program import Program
@@ -110,6 +111,7 @@ class Dot:
     prologue: Prologue | None = None
     panels: Panels | None = None  # how B lies in memory, if not by strides
     scaling: Scaling | None = None
+    window: Window | None = None  # how A lies in memory, if its axes overlap or go beyond it
 
     @classmethod
     def of(cls, lhs: Operand, rhs: Operand, dimension_numbers, out: str) -> Dot:
@@ -139,7 +141,7 @@ class Dot:
         Args:
           loops: its loops, with extras in the order of EXTRA_ROLES; those of the sum in any order.
           types: of A, B and C; with an epilogue, of its result.
-          fused: epilogue, prologue, scaling and panels, as Dot has them.
+          fused: epilogue, prologue, scaling, panels and window, as Dot has them.
 
         Raises:
           UnsupportedDot: no kernel can be made for these types, or goes over panels like this.
@@ -154,6 +156,10 @@ class Dot:
             raise UnsupportedDot(f"sums in {dot.acc} are not scaled by groups")
         if dot.panels:
             check_panels(dot)
+        if dot.window and (dot.prologue or BITS[dot.lhs] < 8):
+            raise UnsupportedDot(
+                "windows are read as they are: without work on them, and of no elements that share bytes"
+            )
         return dot
 
     @functools.cached_property
@@ -165,7 +171,13 @@ class Dot:
     def bytes(self) -> int:
         """Of the operands and the result."""
         b, m, n, k = self.sizes
-        return bytes_of(self.lhs, b * m * k) + bytes_of(self.rhs, b * k * n) + bytes_of(self.out, b * m * n)
+        return bytes_of(self.lhs, self.lhs_elements) + bytes_of(self.rhs, b * k * n) + bytes_of(self.out, b * m * n)
+
+    @property
+    def lhs_elements(self) -> int:
+        """How many elements of A there are in memory; those of windows that overlap count once."""
+        b, m, _, k = self.sizes
+        return self.window.elements if self.window else b * m * k
 
     @functools.cached_property
     def arrays(self) -> tuple[DotArray, ...]:
@@ -173,6 +185,8 @@ class Dot:
         axes = (*self.b, *self.m, *self.n, *self.k)
         lhs, rhs, out = (math.prod([axis.size for axis in axes if axis.strides()[i]]) for i in range(3))
         weight = self.rhs
+        if self.window:
+            lhs = self.window.elements
         if self.panels:
             rhs = self.panels.elements
         elif self.rhs in PACKED_INT4:

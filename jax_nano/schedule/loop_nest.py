@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jax_nano.ir.dot import Axis, Dot, UnsupportedDot
 
@@ -28,6 +28,8 @@ class LoopNest:
         Raises:
           UnsupportedDot: panels would have to be exchanged or rounded, or rows of extras are not contiguous.
         """
+        if dot.window:
+            return cls._of_windows(dot)
         swapped = not dot.n and bool(dot.m) and not dot.prologue
         if dot.panels and (swapped or dot.algorithm):
             raise UnsupportedDot("panels hold numbers as they are, of a matrix of several columns")
@@ -41,6 +43,29 @@ class LoopNest:
         outer = work.b + others(work.m, m) + others(work.n, n)
         return cls(dot=work, swapped=swapped, m=m, n=n, k=k, outer=outer, k_outer=others(work.k, k))
 
+    @classmethod
+    def _of_windows(cls, dot: Dot) -> LoopNest:
+        """As many axes of m and of k joined as have one stride in the other arrays: packing knows where A is.
+
+        Raises:
+          UnsupportedDot: rows of extras are not contiguous.
+        """
+        assert dot.window
+        once = Axis(size=1, extras=(0,) * len(dot.extras), window=(0,) * len(dot.window.bounds))
+        n = dot.n[-1] if dot.n else replace(once, rhs=1, out=1)
+        if any(stride not in (0, 1) for stride in n.extras):
+            raise UnsupportedDot("an array of the epilogue is neither contiguous along n nor the same for all of n")
+        m, k = joined(dot.m), joined(dot.k)
+        return cls(
+            dot=dot,
+            swapped=False,
+            m=one_loop(m, once),
+            n=n,
+            k=one_loop(k, replace(once, lhs=1, rhs=1)),
+            outer=dot.b + dot.m[: len(dot.m) - len(m)] + others(dot.n, n),
+            k_outer=dot.k[: len(dot.k) - len(k)],
+        )
+
     @property
     def is_one_matrix(self) -> bool:
         """There are no axes around the microkernel's loops."""
@@ -50,6 +75,22 @@ class LoopNest:
 def longest(axes: Sequence[Axis], default: Axis) -> Axis:
     """The first axis of the largest size."""
     return max(axes, key=lambda axis: axis.size, default=default)
+
+
+def joined(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """The innermost axes that are one loop to all arrays but A."""
+    count = 1
+    while count < len(axes):
+        outer, inner = axes[-count - 1].strides()[1:], axes[-count:][0]
+        if any(o != i * inner.size for o, i in zip(outer, inner.strides()[1:], strict=True)):
+            break
+        count += 1
+    return axes[len(axes) - count :] if axes else ()
+
+
+def one_loop(axes: tuple[Axis, ...], default: Axis) -> Axis:
+    """The loop that joined axes are: in A, its steps are those of the innermost axis as far as that goes."""
+    return replace(axes[-1], size=math.prod(axis.size for axis in axes)) if axes else default
 
 
 def others(axes: tuple[Axis, ...], chosen: Axis) -> tuple[Axis, ...]:

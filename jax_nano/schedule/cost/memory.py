@@ -224,9 +224,9 @@ def line_fetch_cycles(plan: Plan, machine: Machine, evicted_share: float = 0.0) 
 def memory_seconds(plan: Plan, machine: Machine, workers: int) -> float:
     """How long the arrays take on their way to the cores: each task along m reads B again, each along n reads A."""
     size = plan.dot.bytes
-    b, m, n, k = plan.dot.sizes
+    b, _, n, k = plan.dot.sizes
     again = (plan.m_tasks - 1) * (plan.rhs != "per_round") * bytes_of(plan.dot.rhs, b * k * n)
-    again += (plan.n_tasks * plan.rounds - 1) * bytes_of(plan.dot.lhs, b * m * k)
+    again += (plan.n_tasks * plan.rounds - 1) * bytes_of(plan.dot.lhs, plan.dot.lhs_elements)
     inner = sum(cache.bytes * (1 if cache.shared else workers) for cache in machine.caches[:-1])
     if size <= inner:
         return 0.0

@@ -16,6 +16,7 @@ from jax_nano.schedule.cost.memory import (
     prefetched_in_time,
 )
 from jax_nano.schedule.cost.microkernel import overlap
+from jax_nano.schedule.loop_nest import joined
 from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.scratch import LINE_BYTES
 
@@ -69,9 +70,18 @@ def lhs_packing_cycles(plan: Plan, machine: Machine) -> float:
     cycles += times * line_count(m * k * splits, plan.instruction.lhs) * lhs_copy_cycles(plan, core)
     if prefetched_in_time(plan, machine):
         return cycles + times * fitted.lhs_prefetch_gap_share * lhs_wait_cycles(plan, machine)
-    run = bytes_of(plan.dot.lhs, min(plan.mc, m) if plan.m.lhs == 1 else plan.kc)
+    run = bytes_of(plan.dot.lhs, lhs_run(plan))
     fetching = line_fetch_cycles(plan, machine, fitted.lhs_evicted_share) * (1 + fitted.run_overhead_bytes / run)
-    return cycles + times * line_count(m * k, plan.dot.lhs) * fetching
+    size = min(m * k, plan.dot.lhs_elements)  # windows that overlap are fetched once
+    return cycles + times * line_count(size, plan.dot.lhs) * fetching
+
+
+def lhs_run(plan: Plan) -> int:
+    """How many neighbours of A are copied one after the other."""
+    along_m = plan.m.lhs == 1
+    size = min(plan.mc, plan.m.size) if along_m else plan.kc
+    parts = joined(plan.dot.m if along_m else plan.dot.k) if plan.dot.window else ()
+    return min(size, parts[-1].size) if parts else size
 
 
 def hidden_packing_cycles(plan: Plan, machine: Machine, products: float) -> float:

@@ -1,0 +1,287 @@
+"""Packing of windows: A out of an image that its rows and steps go over more than once, and beyond.
+
+Along the innermost loop of K (or, in panels of columns, of M) a window is a run of neighbours in memory. Other loops
+say where a run begins, and at which positions:
+
+    row (image, row, column), steps (kernel row | kernel column, channel):
+
+    | 0 0 0 x x x x x x x x x | x x x x x x x x x x x x | x x x x x x x x x 0 0 0 |      runs of a packed row
+      beyond the image                                                  beyond it
+
+What is at positions beyond a bound is not read: zeros stand for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from jax.extend.mlir import ir
+
+from jax_nano.codegen.index import (
+    Condition,
+    Index,
+    add,
+    both,
+    divmod_,
+    equal,
+    less,
+    maximum,
+    minimum,
+    mul,
+    negation,
+    select,
+    subtract,
+    unequal,
+)
+from jax_nano.codegen.load_store import first_lanes, load, load_where, store, store_where
+from jax_nano.codegen.loops import Depth, for_range, when
+from jax_nano.codegen.matrix_ref import MatrixRef, Split
+from jax_nano.codegen.pack import Destination, Packer
+from jax_nano.codegen.registers import zeros
+from jax_nano.codegen.shuffles import interleave
+from jax_nano.codegen.types import element_type
+from jax_nano.ir.axes import Axis
+from jax_nano.ir.dtypes import BITS
+from jax_nano.ir.window import Window
+
+FAR = 1 << 40  # elements: more than any array has
+
+
+class Cursor(NamedTuple):
+    """An element of A: its place in memory, and its positions along the bounds."""
+
+    at: Index
+    positions: tuple[Index, ...]
+
+    def moved(self, axis: Axis, steps: Index) -> Cursor:
+        """The element so many steps further along an axis."""
+        positions = (
+            add(position, mul(steps, step)) for position, step in zip(self.positions, axis.window, strict=True)
+        )
+        return Cursor(add(self.at, mul(steps, axis.lhs)), tuple(positions))
+
+    def within(self, axes: Sequence[Axis], number: Index) -> Cursor:
+        """Element `number` of a row-major grid of axes that begins here."""
+        cursor = self
+        for outermost, axis in reversed(list(zip((True, *[False] * len(axes)), axes, strict=False))):
+            number, i = (0, number) if outermost else divmod_(number, axis.size)
+            cursor = cursor.moved(axis, i)
+        return cursor
+
+
+@dataclass(frozen=True)
+class WindowRef:
+    """A over joined axes of m and of k, from step `first` on; it begins at `cursor`."""
+
+    base: ir.Value
+    cursor: Cursor
+    dtype: str
+    window: Window
+    rows: tuple[Axis, ...]
+    steps: tuple[Axis, ...]
+    bf16_split: Split | None = None
+    first: Index = 0
+
+    def block(self, i: Index, k: Index) -> WindowRef:
+        """A from step k on."""
+        assert i == 0
+        return replace(self, first=add(self.first, k))
+
+    def inside(self, cursor: Cursor, run: Axis) -> tuple[Index, Index]:
+        """The steps [begin, end) along a run from `cursor` on that are within all bounds."""
+        begin, end = 0, run.size
+        for bound, position, step in zip(self.window.bounds, cursor.positions, run.window, strict=True):
+            if step == 0:
+                is_inside = both(less(-1, position), less(position, bound.size))
+                end = select(is_inside, end, 0)
+            else:
+                begin = maximum(begin, steps_until(subtract(0, position), step))
+                end = minimum(end, steps_until(subtract(bound.size, position), step))
+        return begin, end
+
+
+def steps_until(distance: Index, step: int) -> Index:
+    """How many steps it takes to go at least so far, which may be less than nothing."""
+    if step == 1:
+        return distance
+    return subtract(divmod_(add(distance, step - 1 + FAR * step), step)[0], FAR)
+
+
+def outer_and_run(axes: tuple[Axis, ...], window: Window) -> tuple[tuple[Axis, ...], Axis]:
+    """The loops around a run of neighbours in memory, and the run: one element, where there are no neighbours."""
+    if axes and axes[-1].lhs == 1:
+        return axes[:-1], axes[-1]
+    return axes, Axis(size=1, lhs=1, window=(0,) * len(window.bounds))
+
+
+@dataclass(frozen=True)
+class GatherPacker:
+    """Copies windows into packed rows or panels."""
+
+    packer: Packer
+    source: WindowRef
+
+    def pack_rows(self, to: Destination, depth: Depth) -> None:
+        """Copies rows, of `depth` steps from the source's first one on."""
+        source, register = self.source, self.packer.register
+        outer, run = outer_and_run(source.steps, source.window)
+        with for_range(to.span.begin, to.span.end) as row:
+            target, cursor = to.panel(row.i), source.cursor.within(source.rows, row.i)
+            if depth.size % register:
+                whole = depth.whole(register)
+                with when(unequal(whole, depth.steps)):
+                    store(self.packer.zeros(), target.base, target.offset(0, whole))
+            for piece in pieces_of_runs(run.size, source.first, depth.steps):
+                self.copy_run(cursor.within(outer, piece.run), run, piece, target)
+
+    def copy_run(self, cursor: Cursor, run: Axis, piece: Piece, target: MatrixRef) -> None:
+        """Copies a piece of a run to a packed row: whole, or what is within bounds, with zeros around it."""
+        begin, end = self.source.inside(cursor, run)
+        target = target.block(0, subtract(piece.to, piece.begin))
+        is_whole = both(at_most(begin, piece.begin), at_most(piece.end, end))
+        if is_whole is not False:
+            with when(is_whole):
+                self.copy_elements(cursor, piece.begin, piece.end, target)
+        if is_whole is not True:
+            with when(negation(is_whole)):
+                for k, count in registers_of(piece.begin, piece.end, self.packer.register):
+                    nothing = self.zeros(1 if count == 1 else self.packer.register)
+                    store(nothing, target.base, target.offset(0, k), count)
+                begin, end = maximum(begin, piece.begin), minimum(end, piece.end)
+                with when(less(begin, end)):
+                    self.copy_elements(cursor, begin, end, target)
+
+    def copy_elements(self, cursor: Cursor, begin: Index, end: Index, target: MatrixRef) -> None:
+        """Copies elements [begin, end) of a run."""
+        for k, count in registers_of(begin, end, self.packer.register):
+            lanes = 1 if count == 1 else self.packer.register
+            value = self.value(load(self.source.base, add(cursor.at, k), lanes, count))
+            store(value, target.base, target.offset(0, k), count)
+
+    def value(self, loaded: ir.Value) -> ir.Value:
+        """Elements in the instruction's type."""
+        return self.packer.load.convert(loaded, self.source.dtype, self.source.bf16_split)
+
+    def zeros(self, lanes: int) -> ir.Value:
+        """What stands for zeros of A: they are moved where A is."""
+        return self.value(zeros(lanes, element_type(self.source.dtype)))
+
+    def pack_panels(self, to: Destination, depth: Depth) -> None:
+        """Copies panels of rows in which steps follow one another."""
+        source = self.source
+        outer, run = outer_and_run(source.rows, source.window)
+        for i, count, panel in to:
+            self.clear(panel, depth)
+            for piece in pieces_of_runs(run.size, i, count):
+                cursor = source.cursor.within(outer, piece.run)
+                for k, live in depth.pieces(self.packer.vnni):
+                    cursors = [cursor.within(source.steps, add(source.first, k, step)) for step in range(live)]
+                    self.copy_steps(cursors, run, piece, panel.block(k, 0), count)
+        self.packer.clear_rest(to, depth)
+
+    def clear(self, panel: MatrixRef, depth: Depth) -> None:
+        """Zeros in a panel, of which no element may be left out."""
+        for k, _ in depth.pieces(self.packer.vnni):
+            for j in range(0, self.packer.width, self.packer.lanes):
+                self.packer.put(self.zeros(self.packer.register), panel, k, j)
+
+    def copy_steps(self, cursors: Sequence[Cursor], run: Axis, piece: Piece, panel: MatrixRef, count: int) -> None:
+        """Copies a VNNI group of steps of a piece of a run to a panel of `count` rows.
+
+        A whole piece goes by registers. Of a part, numbers of 32 bits and more are masked; of shorter ones, for which
+        not all vectors have masks, each element is copied by itself.
+        """
+        inside = [self.source.inside(cursor, run) for cursor in cursors]
+        is_whole = equal(subtract(piece.end, piece.begin), count)
+        for begin, end in inside:
+            is_whole = both(is_whole, both(at_most(begin, piece.begin), at_most(piece.end, end)))
+        if is_whole is not False:
+            with when(is_whole):
+                self.copy_whole_steps(cursors, piece, panel, count)
+        if is_whole is not True:
+            with when(negation(is_whole)):
+                masked = BITS[self.source.dtype] >= 32 and self.packer.vnni == 1
+                copy = self.copy_masked if masked else self.copy_each
+                for step, (cursor, (begin, end)) in enumerate(zip(cursors, inside, strict=True)):
+                    part = replace(piece, begin=maximum(begin, piece.begin), end=minimum(end, piece.end))
+                    copy(cursor, part, panel.offset(0, subtract(piece.to, piece.begin)), panel, step)
+
+    def copy_whole_steps(self, cursors: Sequence[Cursor], piece: Piece, panel: MatrixRef, count: int) -> None:
+        """Copies steps of `count` rows."""
+        lanes, vnni = self.packer.lanes, self.packer.vnni
+        for first in range(0, count, lanes):
+            live = min(lanes, count - first)
+            rows = [
+                self.value(load(self.source.base, add(cursor.at, piece.begin, first), lanes, live))
+                for cursor in cursors
+            ]
+            rows += [zeros(lanes, self.packer.load.element_type)] * (vnni - len(rows))
+            store(interleave(rows), panel.base, panel.offset(0, add(piece.to, first)), live * vnni)
+
+    def copy_masked(self, cursor: Cursor, part: Piece, to: Index, panel: MatrixRef, step: int) -> None:
+        """Copies a part of a step by registers, under masks."""
+        lanes = self.packer.lanes
+        with for_range(part.begin, part.end, lanes) as loop:
+            mask = first_lanes(subtract(part.end, loop.i), lanes)
+            value = self.value(load_where(self.source.base, add(cursor.at, loop.i), lanes, mask))
+            store_where(value, panel.base, add(to, mul(loop.i, self.packer.vnni), step), mask)
+
+    def copy_each(self, cursor: Cursor, part: Piece, to: Index, panel: MatrixRef, step: int) -> None:
+        """Copies a part of a step element by element."""
+        with for_range(part.begin, part.end) as loop:
+            value = self.value(load(self.source.base, add(cursor.at, loop.i), 1))
+            store(value, panel.base, add(to, mul(loop.i, self.packer.vnni), step))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements [begin, end) of a run, and where they go."""
+
+    run: Index
+    begin: Index
+    end: Index
+    to: Index
+
+
+def pieces_of_runs(size: int, first: Index, count: Index) -> Iterator[Piece]:
+    """Emits a loop over the runs of `size` that `count` elements from `first` on are in: the piece of each."""
+    end = add(first, count)
+    begin_run, end_run = divmod_(first, size)[0], divmod_(add(end, size - 1), size)[0]
+    whole = all(isinstance(x, int) and x % size == 0 for x in (first, end))
+    with for_range(begin_run, end_run) as loop:
+        at = mul(loop.i, size)
+        if whole:
+            yield Piece(loop.i, 0, size, subtract(at, first))
+        else:
+            begin = maximum(0, subtract(first, at)) if size > 1 else 0
+            stop = minimum(size, subtract(end, at)) if size > 1 else 1
+            yield Piece(loop.i, begin, stop, subtract(add(at, begin), first))
+
+
+def registers_of(begin: Index, end: Index, register: int) -> Iterator[tuple[Index, int]]:
+    """Emits loops over [begin, end) by registers: (first element, how many).
+
+    The last register overlaps the one before, so that it is whole; where there are fewer elements than a register has,
+    they come one by one, or as one part of a register where their number is known here.
+    """
+    length = subtract(end, begin)
+    if isinstance(length, int) and length < register:
+        yield begin, length
+        return
+    with when(at_most(register, length)):
+        rest = divmod_(length, register)[1]
+        with for_range(begin, subtract(end, rest), register) as loop:
+            yield loop.i, register
+        if rest != 0:
+            with when(unequal(rest, 0)):
+                yield subtract(end, register), register
+    if not isinstance(length, int):
+        with when(less(length, register)), for_range(begin, end) as loop:
+            yield loop.i, 1
+
+
+def at_most(a: Index, b: Index) -> Condition:
+    """a <= b."""
+    return negation(less(b, a))

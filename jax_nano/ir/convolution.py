@@ -1,0 +1,151 @@
+"""Convolutions as products: M runs over images and places, N over output channels, K over taps and input channels.
+
+The loops of A go over the image more than once, with strides that overlap: see ir.window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from jax_nano.ir.axes import Axis, Loops, Operand
+from jax_nano.ir.dot import Dot, UnsupportedDot
+from jax_nano.ir.window import Bound, Window
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spatial:
+    """One spatial dimension: place i of the result reads places stride * i + dilation * tap - padding of the image."""
+
+    stride: int = 1
+    dilation: int = 1  # of the kernel
+    padding: int = 0  # before the first place; behind the last there is what the result's size asks for
+
+    def reach(self, places: int, taps: int) -> tuple[int, int]:
+        """The first and the last place of the image that are read."""
+        return -self.padding, (places - 1) * self.stride + (taps - 1) * self.dilation - self.padding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolution:
+    """A convolution of an image with a kernel, by where their elements are in memory.
+
+    Attributes:
+      image: (batch, spatial dimensions, channels).
+      kernel: (spatial dimensions, channels of a group, output channels).
+      result: (batch, spatial dimensions, output channels).
+      spatial: the spatial dimensions.
+      groups: groups of channels, each of which makes its own output channels.
+      batch_groups: groups of the batch, each of which makes its own output channels.
+    """
+
+    image: Operand
+    kernel: Operand
+    result: Operand
+    spatial: tuple[Spatial, ...]
+    groups: int = 1
+    batch_groups: int = 1
+
+    def dot(self) -> Dot:
+        """The product.
+
+        Raises:
+          UnsupportedDot: there is nothing to compute, or no kernel for these types.
+        """
+        image, kernel, result = self.image, self.kernel, self.result
+        if any(0 in operand.shape for operand in (image, kernel, result)):
+            raise UnsupportedDot("a dimension is 0: there is nothing to multiply")
+        loops, window = self.loops(), self.window()
+        if is_plain(loops, window):
+            loops, window = without_windows(loops), None
+        types = image.dtype, kernel.dtype, result.dtype
+        return Dot.over(loops, types, window=window)
+
+    def loops(self) -> Loops:
+        """Its loops."""
+        image, kernel, result = self.image, self.kernel, self.result
+        batch, *places, channels = image.shape
+        count = len(places)
+        groups, inner, outer = self.groups * self.batch_groups, kernel.shape[-2], kernel.shape[-1]
+        each = outer // groups
+        nothing = (0,) * len(self._bounded)
+        group = Axis(
+            size=groups,
+            lhs=image.strides[0] * (batch // groups) if self.batch_groups > 1 else image.strides[-1] * inner,
+            rhs=kernel.strides[-1] * each,
+            out=result.strides[-1] * each,
+            window=self._steps(-1, inner) if self.groups > 1 else nothing,
+        )
+        m, k = [Axis(size=result.shape[0], lhs=image.strides[0], out=result.strides[0], window=nothing)], []
+        for d, spatial in enumerate(self.spatial):
+            at = image.strides[1 + d]
+            m.append(
+                Axis(size=result.shape[1 + d], lhs=at * spatial.stride, out=result.strides[1 + d],
+                     window=self._steps(d, spatial.stride))
+            )  # fmt: skip
+            k.append(
+                Axis(size=kernel.shape[d], lhs=at * spatial.dilation, rhs=kernel.strides[d],
+                     window=self._steps(d, spatial.dilation))
+            )  # fmt: skip
+        k.append(Axis(size=inner, lhs=image.strides[-1], rhs=kernel.strides[count], window=self._steps(-1, 1)))
+        m.sort(key=lambda axis: axis.out, reverse=True)
+        n = Axis(size=each, rhs=kernel.strides[-1], out=result.strides[-1], window=nothing)
+        return Loops(b=[group], m=m, n=[n], k=k)
+
+    def window(self) -> Window:
+        """Where the image ends."""
+        image = self.image
+        begin = -sum(s.padding * stride for s, stride in zip(self.spatial, image.strides[1:-1], strict=True))
+        bounds = []
+        for d in self._bounded:
+            unit = self._unit(d)
+            bounds.append(Bound(begin=-self.spatial[d].padding * unit, size=image.shape[1 + d] * unit))
+        return Window(elements=image.elements, begin=begin, bounds=tuple(bounds))
+
+    @property
+    def _bounded(self) -> list[int]:
+        """The spatial dimensions in which places beyond the image are read."""
+        found = []
+        for d, spatial in enumerate(self.spatial):
+            first, last = spatial.reach(self.result.shape[1 + d], self.kernel.shape[d])
+            if first < 0 or last >= self.image.shape[1 + d]:
+                found.append(d)
+        return found
+
+    def _unit(self, d: int) -> int:
+        """What a place counts for in a position: along the dimension before the channels it counts elements.
+
+        So taps and channels can be one run.
+        """
+        *places, channels = self.image.strides[1:]
+        before_channels = channels == 1 and d == len(places) - 1 and places[d] == self.image.shape[-1]
+        return places[d] if before_channels else 1
+
+    def _steps(self, d: int, count: int) -> tuple[int, ...]:
+        """How far a step of `count` places along a dimension moves in positions; of channels, where d is -1."""
+        return tuple(count * (self._unit(b) if b == d else int(d == -1 and self._unit(b) > 1)) for b in self._bounded)
+
+
+def is_plain(loops: Loops, window: Window) -> bool:
+    """Is true where a product without windows does the same: A's places and its steps are one run each."""
+    if window.bounds or window.begin:
+        return False
+    loops = without_windows(loops)
+    dot = [[axis for axis in axes if axis.size > 1] for axes in (loops.m, loops.k)]
+    whole = all(follows(axes) for axes in dot)
+    elements = 1
+    for axis in (*loops.b, *loops.m, *loops.k):
+        elements *= axis.size if axis.lhs else 1
+    return whole and elements == window.elements
+
+
+def follows(axes: Sequence[Axis]) -> bool:
+    """Is true where each axis begins where the one inside of it ends, in every array."""
+    pairs = zip(axes[:-1], axes[1:], strict=True)
+    return all(o == i * b.size for a, b in pairs for o, i in zip(a.strides(), b.strides(), strict=True))
+
+
+def without_windows(loops: Loops) -> Loops:
+    """The loops of a product that goes over each element of A as it lies."""
+    b, m, n, k = ([replace(axis, window=()) for axis in axes] for axes in loops)
+    return Loops(b=b, m=m, n=n, k=k)

@@ -1,0 +1,222 @@
+"""Convolutions as others that kernels compute: without a dilated input, into results that end with channels.
+
+Input dilation puts zeros between the places of an image. No product with them is computed: the places of the result
+fall into classes, by their residue, each of which sees its own taps and all places of the image, a convolution without
+dilation. The results of all classes are interleaved.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jax_nano.ir.axes import Operand
+from jax_nano.ir.dot import Dot, UnsupportedDot
+from jax_nano.schedule.loop_nest import joined
+
+Params = dict[str, Any]
+Convolve = Callable[[Array, Array], Array]
+
+
+def simpler(params: Params, lhs: Operand, dot: Dot) -> Convolve | None:
+    """A function of the operands that computes a convolution by others; None where it is simple enough.
+
+    Args:
+      params: of lax.conv_general_dilated.
+      lhs: how the image lies in memory.
+      dot: the convolution as a product.
+
+    Raises:
+      UnsupportedDot: there are too many others.
+    """
+    _, _, out_spec = params["dimension_numbers"]
+    if out_spec[1] != len(out_spec) - 1:
+        return _with_channels_last(params)
+    if any(count > 1 for count in params["lhs_dilation"]):
+        return _by_residues(params)
+    if len(joined(dot.k)) < len(dot.k):
+        return _with_kernel_in_order(params, lhs)
+    return None
+
+
+def _bind(lhs: Array, rhs: Array, params: Params, **changes: Any) -> Array:
+    params = params | changes
+    return lax.conv_general_dilated(
+        lhs, rhs, params["window_strides"], params["padding"], params["lhs_dilation"], params["rhs_dilation"],
+        params["dimension_numbers"], params["feature_group_count"], params["batch_group_count"],
+        params["precision"], params["preferred_element_type"],
+    )  # fmt: skip
+
+
+def _with_channels_last(params: Params) -> Convolve:
+    """The convolution into a result that ends with channels, which is transposed then."""
+    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
+    rank = len(out_spec)
+    last = (0, rank - 1, *range(1, rank - 1))
+    numbers = lax.ConvDimensionNumbers(lhs_spec, rhs_spec, last)
+    permutation = tuple(last[out_spec.index(d)] for d in range(rank))
+
+    def convolve(lhs: Array, rhs: Array) -> Array:
+        return lax.transpose(_bind(lhs, rhs, params, dimension_numbers=numbers), permutation)
+
+    return convolve
+
+
+def _with_kernel_in_order(params: Params, image: Operand) -> Convolve | None:
+    """The convolution with a kernel in whose memory taps and channels follow one another as they do in the image's.
+
+    None where they do.
+    """
+    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
+    steps = [image.strides[d] * count for d, count in zip(lhs_spec[2:], params["rhs_dilation"], strict=True)]
+    steps.append(image.strides[lhs_spec[1]])
+    taps = [*rhs_spec[2:], rhs_spec[1]]
+    in_order = [taps[i] for i in sorted(range(len(taps)), key=lambda i: -steps[i])]
+    permutation = [*in_order, rhs_spec[0]]
+    if permutation == list(range(len(rhs_spec))):
+        return None
+    numbers = lax.ConvDimensionNumbers(lhs_spec, tuple(permutation.index(d) for d in rhs_spec), out_spec)
+
+    def convolve(lhs: Array, rhs: Array) -> Array:
+        moved = lax.optimization_barrier(lax.transpose(rhs, permutation))  # else it would be read through again
+        return _bind(lhs, moved, params, dimension_numbers=numbers)
+
+    return convolve
+
+
+@dataclass(frozen=True)
+class Residue:
+    """A class of places along a dimension: every `step`-th from `first` on, that see every `tap_step`-th tap.
+
+    They are those of a convolution without input dilation, of these parameters.
+    """
+
+    first: int
+    step: int
+    places: int
+    tap: int
+    tap_step: int
+    taps: int
+    stride: int
+    dilation: int
+    padding: tuple[int, int]
+
+
+def residues(places: int, taps: int, size: int, dimension: dict[str, Any]) -> list[Residue]:
+    """The classes of places of a dimension.
+
+    Place o sees tap k at the place (o * stride + k * dilation - padding) / input dilation of the image, if that is one.
+
+    Args:
+      places: of the result.
+      taps: of the kernel.
+      size: of the image.
+      dimension: stride, dilation, input_dilation and padding.
+    """
+    stride, dilation, spread = (dimension[name] for name in ("stride", "dilation", "input_dilation"))
+    low = dimension["padding"]
+    step, tap_step = spread // math.gcd(spread, stride), spread // math.gcd(spread, dilation)
+    found = []
+    for first in range(min(step, places)):
+        seen = [k for k in range(min(tap_step, taps)) if (first * stride + k * dilation - low) % spread == 0]
+        tap = seen[0] if seen else taps
+        count, at = -(-(taps - tap) // tap_step), -(first * stride + tap * dilation - low) // spread
+        each = -(-(places - first) // step)
+        strides = step * stride // spread, tap_step * dilation // spread
+        high = (each - 1) * strides[0] + (count - 1) * strides[1] + 1 - size - at
+        found.append(Residue(first, step, each, tap, tap_step, count, *strides, (at, high)))
+    return found
+
+
+MOST = 64  # convolutions in the place of one
+
+
+def _by_residues(params: Params) -> Convolve:
+    """The convolution as one for each class of places."""
+    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
+    if math.prod(params["lhs_dilation"]) > MOST:
+        raise UnsupportedDot(f"input dilation of {params['lhs_dilation']} makes more than {MOST} convolutions of one")
+
+    def convolve(lhs: Array, rhs: Array) -> Array:
+        places = conv_places(lhs.shape, rhs.shape, params)
+        classes = [
+            residues(
+                places[d], rhs.shape[rhs_spec[2 + d]], lhs.shape[lhs_spec[2 + d]],
+                {
+                    "stride": params["window_strides"][d],
+                    "dilation": params["rhs_dilation"][d],
+                    "input_dilation": params["lhs_dilation"][d],
+                    "padding": params["padding"][d][0],
+                },
+            )
+            for d in range(len(places))
+        ]  # fmt: skip
+        parts = {of: _class(lhs, rhs, params, of) for of in itertools.product(*classes)}
+        return _interleaved(parts, classes, [out_spec[2 + d] for d in range(len(places))], ())
+
+    return convolve
+
+
+def conv_places(lhs_shape: Sequence[int], rhs_shape: Sequence[int], params: Params) -> list[int]:
+    """The spatial sizes of the result of a lax.conv_general_dilated."""
+    lhs_spec, rhs_spec, _ = params["dimension_numbers"]
+    result = []
+    for d, (low, high) in enumerate(params["padding"]):
+        size, taps = lhs_shape[lhs_spec[2 + d]], rhs_shape[rhs_spec[2 + d]]
+        spread, reach = params["lhs_dilation"][d], params["rhs_dilation"][d] * (taps - 1) + 1
+        span = low + high + (spread * (size - 1) + 1 if size else 0)
+        result.append(max(0, (span - reach) // params["window_strides"][d] + 1))
+    return result
+
+
+def _class(lhs: Array, rhs: Array, params: Params, of: tuple[Residue, ...]) -> Array:
+    """The places of the result that have these residues."""
+    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
+    if any(residue.taps == 0 for residue in of):
+        shape = [0] * len(out_spec)
+        shape[out_spec[0]] = lhs.shape[lhs_spec[0]] // params["batch_group_count"]
+        shape[out_spec[1]] = rhs.shape[rhs_spec[0]]
+        for d, residue in enumerate(of):
+            shape[out_spec[2 + d]] = residue.places
+        return jnp.zeros(shape, params["preferred_element_type"] or lhs.dtype)
+    index = [slice(None)] * rhs.ndim
+    for d, residue in enumerate(of):
+        index[rhs_spec[2 + d]] = slice(residue.tap, None, residue.tap_step)
+    return _bind(
+        lhs, rhs[tuple(index)], params,
+        window_strides=[residue.stride for residue in of],
+        rhs_dilation=[residue.dilation for residue in of],
+        padding=[residue.padding for residue in of],
+        lhs_dilation=[1] * len(of),
+    )  # fmt: skip
+
+
+def _interleaved(
+    parts: dict[tuple[Residue, ...], Array],
+    classes: Sequence[Sequence[Residue]],
+    dimensions: Sequence[int],
+    chosen: tuple[Residue, ...],
+) -> Array:
+    """The places of all classes in their order, of those whose first residues are chosen."""
+    depth = len(chosen)
+    if depth == len(classes):
+        return parts[chosen]
+    arrays = [_interleaved(parts, classes, dimensions, (*chosen, residue)) for residue in classes[depth]]
+    at, places = dimensions[depth], sum(residue.places for residue in classes[depth])
+    if len(arrays) == 1:
+        return arrays[0]
+    most = max(residue.places for residue in classes[depth])
+    padded = [
+        jnp.pad(x, [(0, most - x.shape[at] if d == at else 0) for d in range(x.ndim)]) if x.shape[at] < most else x
+        for x in arrays
+    ]
+    stacked = jnp.stack(padded, at + 1)
+    shape = list(arrays[0].shape)
+    shape[at] = most * len(arrays)
+    return lax.slice_in_dim(stacked.reshape(shape), 0, places, axis=at)
