@@ -7,10 +7,9 @@ do, and why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 

@@ -150,8 +150,9 @@ class GatherPacker:
                     nothing = self.zeros(1 if count == 1 else self.packer.register)
                     store(nothing, target.base, target.offset(0, k), count)
                 begin, end = maximum(begin, piece.begin), minimum(end, piece.end)
-                with when(less(begin, end)):
-                    self.copy_elements(cursor, begin, end, target)
+                if (is_there := less(begin, end)) is not False:
+                    with when(is_there):
+                        self.copy_elements(cursor, begin, end, target)
 
     def copy_elements(self, cursor: Cursor, begin: Index, end: Index, target: MatrixRef) -> None:
         """Copies elements [begin, end) of a run."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from jax_nano.codegen.channelwise import ChannelBlock
 from jax_nano.codegen.dot_product_microkernel import DotProductMicrokernel
 from jax_nano.codegen.epilogue import ProgramEpilogue
 from jax_nano.codegen.gather import WindowRef
@@ -69,7 +70,10 @@ class Macrokernel:
         first = mul(run, plan.outer_per_task)
         last = minimum(add(first, plan.outer_per_task), extent(plan.outer))
         with section("elements of the outer axes"), for_range(first, last) as outer:
-            TaskBlock(self, operands, area, outer.i, split).emit()
+            if plan.channelwise:
+                ChannelBlock(plan, self.micro.nano, operands, area, offsets(plan, plan.outer, outer.i)).emit()
+            else:
+                TaskBlock(self, operands, area, outer.i, split).emit()
 
     def area(self, round_: Index, m_task: Index, n_task: Index) -> Area:
         """The rows and columns of a task. Rounds advance along n."""

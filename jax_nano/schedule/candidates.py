@@ -11,6 +11,7 @@ from jax_nano.ir.dtypes import BITS, INT4_PER_WORD, PACKED_INT4, WIDENS, bytes_o
 from jax_nano.machine.isa import DotInstruction, Isa, Machine
 from jax_nano.schedule.blocks import STREAMS as STREAMS
 from jax_nano.schedule.blocks import Form, plan_around
+from jax_nano.schedule.channels import channel_plans
 from jax_nano.schedule.cost.memory import FEW_ROWS, PACKED, UnpackedRhs, conflict_miss_cycles
 from jax_nano.schedule.cost.microkernel import Unit, extra_work
 from jax_nano.schedule.loop_nest import LoopNest
@@ -81,6 +82,7 @@ def kernel_plans(dot: Dot, machine: Machine, isa: Isa) -> Iterator[Plan]:
         elif instruction.tiles:
             yield from tile_plans(unit, nest)
         else:
+            yield from channel_plans(unit, dot)
             yield from vector_plans(unit, nest)
             yield from inner_product_plans(unit, nest)
 

@@ -27,6 +27,21 @@ CASES = {
     "bytes": Case.same((2, 7, 7, 32), (3, 3), 16, types=BYTES),
     "unsigned by signed": Case.same((1, 5, 5, 6), (3, 3), 5, types=("u8", "s8", "s32")),
     "groups": Case.same((2, 7, 7, 6), (3, 3), 8, groups=2),
+    "depthwise": Case.same((2, 7, 9, 21), (3, 3), 21, groups=21),
+    "depthwise, strided": Case.same((1, 12, 11, 40), (5, 5), 40, groups=40, stride=2, types=BF16),
+    "depthwise, dilated, f64": Case.same((1, 6, 7, 9), (3, 3), 9, groups=9, dilation=2, types=("f64", "f64", "f64")),
+    "depthwise, many taps": Case.same((2, 40, 16), (25,), 16, groups=16),
+    "depthwise into three": Case.same((1, 5, 6, 7), (3, 3), 21, groups=7),
+    "narrow groups": Case.same((1, 7, 6, 32), (3, 3), 32, groups=8),
+    "narrow groups, two of three": Case.same((1, 5, 6, 10), (3, 3), 15, groups=5),
+    "depthwise kernel's gradient": Case(
+        image=(18, 7, 9, 3), kernel=(7, 9, 3, 18), result=(1, 3, 3, 18), spatial=PADDED, batch_groups=18,
+        layouts=((3, 1, 2, 0), None),
+    ),
+    "narrow groups' gradient": Case(
+        image=(12, 7, 9, 3), kernel=(4, 5, 3, 18), result=(2, 3, 3, 18),
+        spatial=(Spatial(padding=1, dilation=2),) * 2, batch_groups=6, layouts=((3, 1, 2, 0), None),
+    ),
     "channels first": Case.same((2, 7, 7, 6), (3, 3), 16, layouts=((0, 2, 3, 1), (2, 3, 1, 0))),
     "channels first, bf16": Case.same((1, 7, 17, 3), (3, 3), 16, layouts=((0, 2, 3, 1), (2, 3, 1, 0)), types=BF16),
     "one tap": Case.same((2, 7, 7, 6), (1, 1), 16, stride=2),
@@ -49,7 +64,7 @@ def plans(dot):
     found = {}
     for isa in host.machine().isas:
         for plan in kernel_plans(dot, host.machine(), isa):
-            key = isa.name, plan.lhs, plan.rhs, plan.instruction.name, plan.inner_product
+            key = isa.name, plan.lhs, plan.rhs, plan.instruction.name, plan.inner_product, plan.channelwise
             found.setdefault(key, plan)
     return list(found.values())
 
