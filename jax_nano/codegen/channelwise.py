@@ -234,5 +234,3 @@ class ChannelBlock:
             source = plan.instruction.acc
             acc = [convert(x, source, out.dtype, native_bf16=self.nano.native_bf16) for x in acc]
         store_registers(acc, out, places)
-
-

@@ -55,11 +55,13 @@ class Convolution:
         image, kernel, result = self.image, self.kernel, self.result
         if any(0 in operand.shape for operand in (image, kernel, result)):
             raise UnsupportedDot("a dimension is 0: there is nothing to multiply")
+        loops, window = self.as_product()
+        return Dot.over(loops, (image.dtype, kernel.dtype, result.dtype), window=window)
+
+    def as_product(self) -> tuple[Loops, Window | None]:
+        """Its loops, and how A lies in memory where they go over elements more than once, or beyond them."""
         loops, window = self.loops(), self.window()
-        if is_plain(loops, window):
-            loops, window = without_windows(loops), None
-        types = image.dtype, kernel.dtype, result.dtype
-        return Dot.over(loops, types, window=window)
+        return (without_windows(loops), None) if is_plain(loops, window) else (loops, window)
 
     def loops(self) -> Loops:
         """Its loops."""

@@ -147,7 +147,9 @@ class Dot:
           UnsupportedDot: no kernel can be made for these types, or goes over panels like this.
         """
         lhs, rhs, out = types
-        k = sorted(loops.k, key=lambda axis: (axis.lhs, axis.rhs), reverse=True)
+        by_rhs = fused.get("window") is not None  # of windows, packing finds the elements in any order
+        order = (lambda axis: (axis.rhs, axis.lhs)) if by_rhs else (lambda axis: (axis.lhs, axis.rhs))
+        k = sorted(loops.k, key=order, reverse=True)
         b, m, n, k = map(merged, (loops.b, loops.m, loops.n, k))
         dot = cls(b=b, m=m, n=n, k=k, lhs=lhs, rhs=rhs, out=out, acc="", **fused)
         product = dot.epilogue.program.dtype(0) if dot.epilogue else out

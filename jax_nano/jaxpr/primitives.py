@@ -25,8 +25,11 @@ nano_unpack_p = Primitive("nano_unpack")
 """The matrices in panels (..., N / width, K / vnni, width, vnni), with parameters k and n; see ir.packed_weight."""
 
 
-PRODUCTS = frozenset({dot_general_p, nano_dot_general_p})
+ORIGINALS = {primitive: original for original, double in DOUBLES.items() for primitive in (original, double)}
+"""JAX's primitives by themselves and their doubles."""
+DOTS = frozenset({dot_general_p, nano_dot_general_p})
 CONVOLUTIONS = frozenset({conv_general_dilated_p, nano_conv_general_dilated_p})
+PRODUCTS = DOTS | CONVOLUTIONS
 
 
 nano_dequantize_p = Primitive("nano_dequantize")

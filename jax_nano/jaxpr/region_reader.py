@@ -22,9 +22,11 @@ from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jax.extend.core.primitives import convert_element_type_p
 
+from jax_nano.ir.axes import Operand
 from jax_nano.ir.dot import UnsupportedDot, accumulator
 from jax_nano.ir.dtypes import NAMES
 from jax_nano.jaxpr.axes import Cuts, Run, Runs, paired_axes, runs_along
+from jax_nano.jaxpr.convolutions import convolution_of, is_simple
 from jax_nano.jaxpr.inline import Atom, body_of, type_of
 from jax_nano.jaxpr.operands import (
     VIEWS,
@@ -38,7 +40,7 @@ from jax_nano.jaxpr.operands import (
     is_exact,
     unpack,
 )
-from jax_nano.jaxpr.primitives import PRODUCTS, nano_dequantize_p, nano_unpack_p
+from jax_nano.jaxpr.primitives import CONVOLUTIONS, PRODUCTS, nano_dequantize_p, nano_unpack_p
 from jax_nano.jaxpr.region_dot import Ending, Product, RegionDot, along_sums, extra_runs, region_dot
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 
@@ -149,7 +151,7 @@ class RegionReader:
 
     def _multiply(self, eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> ElementExpr:
         """Reads the product: its axes, and the scales of whole sums as the beginning of the epilogue."""
-        product = _product(eqn, lhs, rhs)
+        product = (_convolution if eqn.primitive in CONVOLUTIONS else _product)(eqn, lhs, rhs)
         self._product = product
         self._cuts.add(product.lhs_runs)
         scales = [
@@ -276,6 +278,48 @@ def _product(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> Product:
     is_scaled_whole = any(x.quantized and not x.quantized.is_scaled for x in (lhs, rhs))
     total = Var(ShapedArray((), jnp.dtype(jnp.float32))) if is_scaled_whole else _scalar(eqn.outvars[0])
     return Product(eqn=eqn, lhs=lhs, rhs=rhs, lhs_runs=lhs_runs, rhs_runs=rhs_runs, ends=ends, k=k, sum=total)
+
+
+def _convolution(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> Product:
+    """The product that a convolution is, into a result that ends with channels.
+
+    Raises:
+      UnsupportedDot: there is nothing to compute.
+      NoView: strides do not say where its elements are in the order of its sum, or conversions round.
+    """
+    if any(x.quantized or x.panels or x.work for x in (lhs, rhs)):
+        raise NoView("packed and quantized weights are operands of plain products alone")
+    image, kernel = (_operand_of(x) for x in (lhs, rhs))
+    convolution = convolution_of(image, kernel, type_of(eqn.outvars[0]), eqn.params)
+    if not is_simple(convolution, eqn.params):
+        raise NoView("it is computed by other convolutions")
+    loops, window = convolution.as_product()
+    dims = [axis for axis in (*loops.n, *loops.b, *loops.m) if axis.size > 1]
+    ends, at = {}, 1
+    for group, axes in (("n", loops.n), ("b", loops.b), ("m", loops.m)):
+        at *= math.prod(axis.size for axis in axes)
+        ends[group] = at
+    _check_conversions(eqn, lhs, rhs, math.prod(axis.size for axis in loops.k))
+    return Product(
+        eqn=eqn, lhs=lhs, rhs=rhs, ends=ends, k=loops.k, sum=_scalar(eqn.outvars[0]), window=window,
+        lhs_runs=[Run(axis.size, axis.out, axis.lhs) for axis in dims],
+        rhs_runs=[Run(axis.size, axis.out, axis.rhs) for axis in dims],
+        window_runs=[
+            [Run(axis.size, axis.out, axis.window[d]) for axis in dims] for d in range(len(window.bounds) if window else 0)
+        ],
+    )  # fmt: skip
+
+
+def _operand_of(array: StridedArray) -> Operand:
+    """An array as an operand of a convolution.
+
+    Raises:
+      NoView: a dimension has no single stride.
+    """
+    if any(len(dim) > 1 for dim in array.view.dims):
+        raise NoView("a dimension of a convolution's operand has no single stride")
+    strides = tuple(dim[0].stride if dim else 0 for dim in array.view.dims)
+    return Operand(shape=array.view.shape, strides=strides, dtype=array.dtype)
 
 
 def _check_conversions(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray, terms: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -9,9 +10,8 @@ from jax.extend.core.primitives import conv_general_dilated_p
 from jax.interpreters import ad, batching, mlir, partial_eval, xla
 
 from jax_nano import config
-from jax_nano.ir.convolution import Convolution, Spatial
-from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
-from jax_nano.ir.dtypes import dtype_name
+from jax_nano.ir.dot import Operand, UnsupportedDot
+from jax_nano.jaxpr.convolutions import convolution_of, is_in_order
 from jax_nano.jaxpr.primitives import nano_conv_general_dilated_p
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import check_partitioning, nano, remat_rule, source_of, type_name
@@ -19,7 +19,6 @@ from jax_nano.lowering.precision import with_precision
 from jax_nano.lowering.simple_convolutions import simpler
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
 from jax_nano.runtime.report import Report, tell
-from jax_nano.schedule.loop_nest import joined
 
 NAMESAKE = "lax.conv_general_dilated"
 Params = dict[str, Any]
@@ -32,9 +31,7 @@ batching.fancy_primitive_batchers[nano_conv_general_dilated_p] = nano(
 )
 ad.primitive_jvps[nano_conv_general_dilated_p] = nano(ad.primitive_jvps[conv_general_dilated_p])
 ad.primitive_transposes[nano_conv_general_dilated_p] = nano(ad.primitive_transposes[conv_general_dilated_p])
-partial_eval.partial_eval_jaxpr_custom_rules[nano_conv_general_dilated_p] = remat_rule(
-    lambda eqn: eqn, conv_general_dilated_p
-)
+partial_eval.partial_eval_jaxpr_custom_rules[nano_conv_general_dilated_p] = remat_rule(lambda eqn: eqn)
 
 
 def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
@@ -44,18 +41,19 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
     """
 
     def lower(ctx: mlir.LoweringRuleContext, lhs: mlir.ir.Value, rhs: mlir.ir.Value, **params: Any):
-        equation = equation_of(ctx, params)
+        equation = equation_of((*ctx.avals_in, *ctx.avals_out), params)
         dot = None
         try:
             if not config.enabled():
                 raise UnsupportedDot(TURNED_OFF)
             check_partitioning(ctx)
             (lhs_array, a), (rhs_array, b) = map(source_of, (lhs, rhs), ctx.avals_in)
-            dot = dot_of(ctx, a, b, params)
-            if len(joined(dot.k)) < len(dot.k) and rhs_array != rhs:  # better as it is seen than as it lies
+            convolution = convolution_of(a, b, ctx.avals_out[0], params)
+            if not is_in_order(convolution) and rhs_array != rhs:  # better as it is seen than as it lies
                 rhs_array, b = rhs, Operand.row_major(ctx.avals_in[1].shape, b.dtype)
-                dot = dot_of(ctx, a, b, params)
-            if others := simpler(params, a, dot):
+                convolution = convolution_of(a, b, ctx.avals_out[0], params)
+            dot = with_precision(params["precision"], convolution.dot())
+            if others := simpler(params, convolution):
                 return mlir.lower_fun(nano(others), multiple_results=False)(ctx, lhs, rhs)
             kernel = kernel_for(dot)
         except UnsupportedDot as reason:
@@ -67,37 +65,9 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
     return lower
 
 
-def dot_of(ctx: mlir.LoweringRuleContext, lhs: Operand, rhs: Operand, params: Params) -> Dot:
-    """The convolution as a product; of one whose input is dilated, the product without that.
-
-    Raises:
-      UnsupportedDot: there is no kernel for it.
-    """
-    (out,) = ctx.avals_out
-    result = Operand.row_major(out.shape, dtype_name(out.dtype))
-    precision = params["precision"]
-    if isinstance(precision, tuple):  # of both operands: neither asks for more than kernels do
-        precision = None
-    return with_precision(precision, convolution_of(lhs, rhs, result, params).dot())
-
-
-def convolution_of(lhs: Operand, rhs: Operand, result: Operand, params: Params) -> Convolution:
-    """A lax.conv_general_dilated of arrays that lie like this in memory."""
-    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
-    sizes = zip(params["window_strides"], params["rhs_dilation"], params["padding"], strict=True)
-    return Convolution(
-        image=lhs.transposed((lhs_spec[0], *lhs_spec[2:], lhs_spec[1])),
-        kernel=rhs.transposed((*rhs_spec[2:], rhs_spec[1], rhs_spec[0])),
-        result=result.transposed((out_spec[0], *out_spec[2:], out_spec[1])),
-        spatial=tuple(Spatial(stride=s, dilation=d, padding=low) for s, d, (low, _) in sizes),
-        groups=params["feature_group_count"],
-        batch_groups=params["batch_group_count"],
-    )
-
-
-def equation_of(ctx: mlir.LoweringRuleContext, params: Params) -> str:
-    """A convolution in words."""
-    lhs, rhs, out = map(type_name, (*ctx.avals_in, *ctx.avals_out))
+def equation_of(avals: Sequence[Any], params: Params) -> str:
+    """A convolution of operands and a result of these types, in words."""
+    lhs, rhs, out = map(type_name, avals)
     words = [f"{lhs} conv {rhs} -> {out}", f"strides {list(params['window_strides'])}"]
     words.append(f"padding {[tuple(map(int, pair)) for pair in params['padding']]}")
     words += [

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from jax.extend.core import JaxprEqn, Primitive, Var
+from jax.extend.core import JaxprEqn, Var
 from jax.extend.core.primitives import dot_general_p
 from jax.interpreters import ad, batching, mlir, partial_eval, xla
 
 from jax_nano import config
 from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
-from jax_nano.jaxpr.primitives import DOUBLES, nano_dot_general_p
+from jax_nano.jaxpr.primitives import DOUBLES, ORIGINALS, nano_dot_general_p
 from jax_nano.jaxpr.private import Recompute
 from jax_nano.jaxpr.rewrite import PrimitiveRewrite
 from jax_nano.lowering.custom_call import custom_call
@@ -35,8 +35,8 @@ ad.primitive_jvps[nano_dot_general_p] = nano(ad.primitive_jvps[dot_general_p])
 ad.primitive_transposes[nano_dot_general_p] = nano(ad.primitive_transposes[dot_general_p])
 
 
-def remat_rule(product: Callable[[JaxprEqn], JaxprEqn], known: Primitive = dot_general_p) -> Callable:
-    """The rule of jax.checkpoint for an equation whose product, of the primitive `known`, is what policies know.
+def remat_rule(product: Callable[[JaxprEqn], JaxprEqn]) -> Callable:
+    """The rule of jax.checkpoint for an equation whose product is what policies know, as it is in JAX.
 
     What a policy would offload stays where it is: on CPUs that is the same memory.
     """
@@ -46,7 +46,7 @@ def remat_rule(product: Callable[[JaxprEqn], JaxprEqn], known: Primitive = dot_g
         if any(unknown):
             return None, eqn, [True], [True], missing
         asked = product(eqn)
-        if saveable(known, *(x.aval for x in asked.invars), **asked.params) in (False, Recompute):
+        if saveable(ORIGINALS[asked.primitive], *(x.aval for x in asked.invars), **asked.params) in (False, Recompute):
             return eqn, eqn, [False], [True], missing
         return eqn, None, [False], [False], []
 

@@ -13,36 +13,61 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.extend.core import Jaxpr, JaxprEqn
 
 from jax_nano.ir.axes import Operand
-from jax_nano.ir.dot import Dot, UnsupportedDot
-from jax_nano.schedule.loop_nest import joined
+from jax_nano.ir.convolution import Convolution
+from jax_nano.ir.dot import UnsupportedDot
+from jax_nano.ir.dtypes import dtype_name
+from jax_nano.jaxpr.convolutions import convolution_of, ends_with_channels, has_dilated_input, is_in_order
+from jax_nano.jaxpr.inline import inline_calls, type_of
+from jax_nano.jaxpr.primitives import CONVOLUTIONS
 
 Params = dict[str, Any]
 Convolve = Callable[[Array, Array], Array]
 
 
-def simpler(params: Params, lhs: Operand, dot: Dot) -> Convolve | None:
+def simpler(params: Params, convolution: Convolution) -> Convolve | None:
     """A function of the operands that computes a convolution by others; None where it is simple enough.
 
     Args:
       params: of lax.conv_general_dilated.
-      lhs: how the image lies in memory.
-      dot: the convolution as a product.
+      convolution: what is known of it without the dilation of its input.
 
     Raises:
       UnsupportedDot: there are too many others.
     """
-    _, _, out_spec = params["dimension_numbers"]
-    if out_spec[1] != len(out_spec) - 1:
+    if not ends_with_channels(params):
         return _with_channels_last(params)
-    if any(count > 1 for count in params["lhs_dilation"]):
+    if has_dilated_input(params):
         return _by_residues(params)
-    if len(joined(dot.k)) < len(dot.k):
-        return _with_kernel_in_order(params, lhs)
-    return None
+    return None if is_in_order(convolution) else _with_kernel_in_order(params)
+
+
+def simplify_convolutions(jaxpr: Jaxpr) -> Jaxpr:
+    """Puts others in the place of each convolution that kernels do not compute as it is."""
+    return inline_calls(jaxpr, _simpler_body)
+
+
+def _simpler_body(eqn: JaxprEqn) -> Jaxpr | None:
+    if eqn.primitive not in CONVOLUTIONS or eqn.params.get("out_sharding") is not None:
+        return None
+    avals = [type_of(x) for x in (*eqn.invars, *eqn.outvars)]
+    if not all(isinstance(size, int) for aval in avals for size in aval.shape):
+        return None
+    lhs, rhs, out = avals
+    operands = (Operand.row_major(aval.shape, dtype_name(aval.dtype)) for aval in (lhs, rhs))
+    try:
+        convolution = convolution_of(*operands, out, eqn.params)
+        convolution.dot()
+        others = simpler(eqn.params, convolution)
+    except UnsupportedDot:
+        return None
+    plain = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in (lhs, rhs)]
+    return others and jax.make_jaxpr(others)(*plain).jaxpr
 
 
 def _bind(lhs: Array, rhs: Array, params: Params, **changes: Any) -> Array:
@@ -68,23 +93,16 @@ def _with_channels_last(params: Params) -> Convolve:
     return convolve
 
 
-def _with_kernel_in_order(params: Params, image: Operand) -> Convolve | None:
-    """The convolution with a kernel in whose memory taps and channels follow one another as they do in the image's.
-
-    None where they do.
-    """
+def _with_kernel_in_order(params: Params) -> Convolve:
+    """The convolution with a kernel in whose memory channels follow taps."""
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
-    steps = [image.strides[d] * count for d, count in zip(lhs_spec[2:], params["rhs_dilation"], strict=True)]
-    steps.append(image.strides[lhs_spec[1]])
-    taps = [*rhs_spec[2:], rhs_spec[1]]
-    in_order = [taps[i] for i in sorted(range(len(taps)), key=lambda i: -steps[i])]
-    permutation = [*in_order, rhs_spec[0]]
-    if permutation == list(range(len(rhs_spec))):
-        return None
-    numbers = lax.ConvDimensionNumbers(lhs_spec, tuple(permutation.index(d) for d in rhs_spec), out_spec)
+    rank = len(rhs_spec)
+    in_order = (rank - 1, rank - 2, *range(rank - 2))
+    numbers = lax.ConvDimensionNumbers(lhs_spec, in_order, out_spec)
 
     def convolve(lhs: Array, rhs: Array) -> Array:
-        moved = lax.optimization_barrier(lax.transpose(rhs, permutation))  # else it would be read through again
+        moved = lax.transpose(rhs, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))
+        moved = lax.optimization_barrier(moved)  # else it would be read through again
         return _bind(lhs, moved, params, dimension_numbers=numbers)
 
     return convolve

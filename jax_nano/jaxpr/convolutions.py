@@ -1,0 +1,60 @@
+"""Convolutions of JAX as descriptions of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from jax.core import ShapedArray
+
+from jax_nano.ir.axes import Operand
+from jax_nano.ir.convolution import Convolution, Spatial
+from jax_nano.ir.dtypes import dtype_name
+
+Params = dict[str, Any]
+
+
+def convolution_of(lhs: Operand, rhs: Operand, out: ShapedArray, params: Params) -> Convolution:
+    """A lax.conv_general_dilated of arrays that lie like this in memory, but for the dilation of its input."""
+    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
+    sizes = zip(params["window_strides"], params["rhs_dilation"], params["padding"], strict=True)
+    return Convolution(
+        image=lhs.transposed((lhs_spec[0], *lhs_spec[2:], lhs_spec[1])),
+        kernel=rhs.transposed((*rhs_spec[2:], rhs_spec[1], rhs_spec[0])),
+        result=Operand.row_major(out.shape, dtype_name(out.dtype)).transposed(
+            (out_spec[0], *out_spec[2:], out_spec[1])
+        ),
+        spatial=tuple(Spatial(stride=s, dilation=d, padding=low) for s, d, (low, _) in sizes),
+        groups=params["feature_group_count"],
+        batch_groups=params["batch_group_count"],
+    )
+
+
+def ends_with_channels(params: Params) -> bool:
+    """Is true where channels are the result's last dimension."""
+    _, _, out_spec = params["dimension_numbers"]
+    return out_spec[1] == len(out_spec) - 1
+
+
+def has_dilated_input(params: Params) -> bool:
+    """Is true where zeros stand between the places of the image."""
+    return any(count > 1 for count in params["lhs_dilation"])
+
+
+def is_simple(convolution: Convolution, params: Params) -> bool:
+    """Is true for what a kernel computes as it is."""
+    return ends_with_channels(params) and not has_dilated_input(params) and is_in_order(convolution)
+
+
+def is_in_order(convolution: Convolution) -> bool:
+    """Is true where taps and input channels follow one another in the kernel's memory, as runs of the image want it.
+
+    In the gradient of a kernel, places are the taps: of those there are many, and they stay as they are.
+    """
+    kernel, result = convolution.kernel, convolution.result
+    taps, places = math.prod(kernel.shape[:-2]), math.prod(result.shape[1:-1])
+    if taps > places:
+        return True
+    steps = [pair for pair in zip(kernel.shape[:-1], kernel.strides[:-1], strict=True) if pair[0] > 1]
+    pairs = zip(steps[:-1], steps[1:], strict=True)
+    return all(outer == size * inner for (_, outer), (size, inner) in pairs)
