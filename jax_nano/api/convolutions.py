@@ -88,7 +88,7 @@ def conv_general_dilated(  # noqa: PLR0913  its namesake's
     ))  # fmt: skip
 
 
-def conv(
+def conv(  # noqa: PLR0913  its namesake's
     lhs: ArrayLike,
     rhs: ArrayLike,
     window_strides: Sequence[int],
@@ -146,7 +146,8 @@ def conv_with_general_padding(  # noqa: PLR0913  its namesake's
     Raises:
       TypeError: the shapes or types do not go together.
     """
-    return _conv_with_general_padding(lhs, rhs, lhs_dilation=hashable(lhs_dilation), rhs_dilation=hashable(rhs_dilation), **_given(
+    dilations = {"lhs_dilation": hashable(lhs_dilation), "rhs_dilation": hashable(rhs_dilation)}
+    return _conv_with_general_padding(lhs, rhs, **dilations, **_given(
         window_strides=window_strides, padding=padding, precision=precision,
         preferred_element_type=preferred_element_type,
     ))  # fmt: skip

@@ -126,7 +126,7 @@ class ChannelBlock:
 
     def steps(self, acc: Values, taps: Taps) -> Values:
         """The sums with all taps of a run: by unrolled ones, and a rest."""
-        plan, unroll = self.plan, self.plan.unroll
+        unroll = self.plan.unroll
         whole = taps.count // unroll * unroll
         with section("taps"), for_range(0, whole, unroll, carry=acc) as loop:
             loop.next = self.some_taps(loop.carry, self.from_tap(taps, loop.i, unroll))

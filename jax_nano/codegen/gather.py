@@ -13,7 +13,7 @@ What is at positions beyond a bound is not read: zeros stand for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -46,6 +46,8 @@ from jax_nano.ir.axes import Axis
 from jax_nano.ir.dtypes import BITS
 from jax_nano.ir.window import Window
 
+Inside = Sequence[tuple[Index, Index]]  # elements of runs that are within bounds
+CopyGroup = Callable[[Sequence["Cursor"], MatrixRef], None]  # copies a VNNI group of steps to a panel
 FAR = 1 << 40  # elements: more than any array has
 
 
@@ -177,10 +179,31 @@ class GatherPacker:
             self.clear(panel, depth)
             for piece in pieces_of_runs(run.size, i, count):
                 cursor = source.cursor.within(outer, piece.run)
-                for k, live in depth.pieces(self.packer.vnni):
-                    cursors = [cursor.within(source.steps, add(source.first, k, step)) for step in range(live)]
-                    self.copy_steps(cursors, run, piece, panel.block(k, 0), count)
+                self.copy_panel(cursor, run, piece, panel, depth)
         self.packer.clear_rest(to, depth)
+
+    def copy_panel(self, cursor: Cursor, run: Axis, piece: Piece, panel: MatrixRef, depth: Depth) -> None:
+        """Copies a piece of a run to a panel, step by step.
+
+        Where the sum's innermost axis moves along no bound, what is within them is asked once for all of its steps.
+        """
+        source, vnni = self.source, self.packer.vnni
+        inner = source.steps[-1] if source.steps else None
+        if inner is None or any(inner.window) or inner.size % vnni:
+            for k, live in depth.pieces(vnni):
+                cursors = [cursor.within(source.steps, add(source.first, k, step)) for step in range(live)]
+                self.copy_steps(cursors, run, piece, panel.block(k, 0))
+            return
+        for steps in pieces_of_runs(inner.size, source.first, depth.steps):
+            first = cursor.within(source.steps[:-1], steps.run)
+            inside = source.inside(first, run)
+
+            def copy(copy_group: CopyGroup, steps: Piece = steps, first: Cursor = first) -> None:
+                with for_range(steps.begin, steps.end, vnni) as loop:
+                    cursors = [first.moved(inner, add(loop.i, step)) for step in range(vnni)]
+                    copy_group(cursors, panel.block(add(steps.to, subtract(loop.i, steps.begin)), 0))
+
+            self.by_cases([inside], piece, copy)
 
     def clear(self, panel: MatrixRef, depth: Depth) -> None:
         """Zeros in a panel, of which no element may be left out."""
@@ -188,29 +211,44 @@ class GatherPacker:
             for j in range(0, self.packer.width, self.packer.lanes):
                 self.packer.put(self.zeros(self.packer.register), panel, k, j)
 
-    def copy_steps(self, cursors: Sequence[Cursor], run: Axis, piece: Piece, panel: MatrixRef, count: int) -> None:
-        """Copies a VNNI group of steps of a piece of a run to a panel of `count` rows.
+    def copy_steps(self, cursors: Sequence[Cursor], run: Axis, piece: Piece, panel: MatrixRef) -> None:
+        """Copies a VNNI group of steps of a piece of a run to a panel."""
+        inside = [self.source.inside(cursor, run) for cursor in cursors]
+        self.by_cases(inside, piece, lambda copy_group: copy_group(cursors, panel))
 
-        A whole piece goes by registers. Of a part, numbers of 32 bits and more are masked; of shorter ones, for which
+    def by_cases(self, inside: Inside, piece: Piece, copy: Callable[[CopyGroup], None]) -> None:
+        """Copies steps whose elements `inside` are within bounds, by what copies a VNNI group of them.
+
+        A whole panel goes by registers. Of a part, numbers of 32 bits and more are masked; of shorter ones, for which
         not all vectors have masks, each element is copied by itself.
         """
-        inside = [self.source.inside(cursor, run) for cursor in cursors]
+        vnni, count = self.packer.vnni, piece.whole
         is_whole = equal(subtract(piece.end, piece.begin), count)
         for begin, end in inside:
             is_whole = both(is_whole, both(at_most(begin, piece.begin), at_most(piece.end, end)))
+
+        def whole_group(cursors: Sequence[Cursor], panel: MatrixRef) -> None:
+            self.copy_whole_steps(cursors, piece, panel, count)
+
+        def part_of_group(cursors: Sequence[Cursor], panel: MatrixRef) -> None:
+            masked = BITS[self.source.dtype] >= 32 and vnni == 1
+            copy_part = self.copy_masked if masked else self.copy_each
+            bounds = inside if len(inside) == len(cursors) else [*inside] * len(cursors)
+            for step, (cursor, (begin, end)) in enumerate(zip(cursors, bounds, strict=True)):
+                part = replace(piece, begin=maximum(begin, piece.begin), end=minimum(end, piece.end))
+                to = panel.offset(0, subtract(piece.to, piece.begin))
+                copy_part(cursor, part, to, panel, step)
+
         if is_whole is not False:
             with when(is_whole):
-                self.copy_whole_steps(cursors, piece, panel, count)
+                copy(whole_group)
         if is_whole is not True:
             with when(negation(is_whole)):
-                masked = BITS[self.source.dtype] >= 32 and self.packer.vnni == 1
-                copy = self.copy_masked if masked else self.copy_each
-                for step, (cursor, (begin, end)) in enumerate(zip(cursors, inside, strict=True)):
-                    part = replace(piece, begin=maximum(begin, piece.begin), end=minimum(end, piece.end))
-                    copy(cursor, part, panel.offset(0, subtract(piece.to, piece.begin)), panel, step)
+                copy(part_of_group)
 
-    def copy_whole_steps(self, cursors: Sequence[Cursor], piece: Piece, panel: MatrixRef, count: int) -> None:
+    def copy_whole_steps(self, cursors: Sequence[Cursor], piece: Piece, panel: MatrixRef, count: Index) -> None:
         """Copies steps of `count` rows."""
+        assert isinstance(count, int)
         lanes, vnni = self.packer.lanes, self.packer.vnni
         for first in range(0, count, lanes):
             live = min(lanes, count - first)
@@ -244,6 +282,7 @@ class Piece:
     begin: Index
     end: Index
     to: Index
+    whole: Index  # elements that are gone through in all
 
 
 def pieces_of_runs(size: int, first: Index, count: Index) -> Iterator[Piece]:
@@ -254,11 +293,11 @@ def pieces_of_runs(size: int, first: Index, count: Index) -> Iterator[Piece]:
     with for_range(begin_run, end_run) as loop:
         at = mul(loop.i, size)
         if whole:
-            yield Piece(loop.i, 0, size, subtract(at, first))
+            yield Piece(loop.i, 0, size, subtract(at, first), count)
         else:
             begin = maximum(0, subtract(first, at)) if size > 1 else 0
             stop = minimum(size, subtract(end, at)) if size > 1 else 1
-            yield Piece(loop.i, begin, stop, subtract(add(at, begin), first))
+            yield Piece(loop.i, begin, stop, subtract(add(at, begin), first), count)
 
 
 def registers_of(begin: Index, end: Index, register: int) -> Iterator[tuple[Index, int]]:

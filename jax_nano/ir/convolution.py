@@ -5,8 +5,12 @@ The loops of A go over the image more than once, with strides that overlap: see 
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from jax_nano.ir.axes import Axis, Loops, Operand
 from jax_nano.ir.dot import Dot, UnsupportedDot
@@ -64,35 +68,39 @@ class Convolution:
         return (without_windows(loops), None) if is_plain(loops, window) else (loops, window)
 
     def loops(self) -> Loops:
-        """Its loops."""
-        image, kernel, result = self.image, self.kernel, self.result
-        batch, *places, channels = image.shape
-        count = len(places)
-        groups, inner, outer = self.groups * self.batch_groups, kernel.shape[-2], kernel.shape[-1]
-        each = outer // groups
-        nothing = (0,) * len(self._bounded)
-        group = Axis(
-            size=groups,
-            lhs=image.strides[0] * (batch // groups) if self.batch_groups > 1 else image.strides[-1] * inner,
-            rhs=kernel.strides[-1] * each,
-            out=result.strides[-1] * each,
-            window=self._steps(-1, inner) if self.groups > 1 else nothing,
-        )
-        m, k = [Axis(size=result.shape[0], lhs=image.strides[0], out=result.strides[0], window=nothing)], []
-        for d, spatial in enumerate(self.spatial):
-            at = image.strides[1 + d]
-            m.append(
-                Axis(size=result.shape[1 + d], lhs=at * spatial.stride, out=result.strides[1 + d],
-                     window=self._steps(d, spatial.stride))
-            )  # fmt: skip
-            k.append(
-                Axis(size=kernel.shape[d], lhs=at * spatial.dilation, rhs=kernel.strides[d],
-                     window=self._steps(d, spatial.dilation))
-            )  # fmt: skip
-        k.append(Axis(size=inner, lhs=image.strides[-1], rhs=kernel.strides[count], window=self._steps(-1, 1)))
+        """Its loops; those over M in the order of the result."""
+        m = [self._axis(self.result.shape[0], lhs=self.image.strides[0], out=self.result.strides[0])]
+        m += [self._places(d) for d in range(len(self.spatial))]
         m.sort(key=lambda axis: axis.out, reverse=True)
-        n = Axis(size=each, rhs=kernel.strides[-1], out=result.strides[-1], window=nothing)
-        return Loops(b=[group], m=m, n=[n], k=k)
+        kernel, outputs = self.kernel, self.kernel.shape[-1] // (self.groups * self.batch_groups)
+        channels = self._axis(
+            kernel.shape[-2], lhs=self.image.strides[-1], rhs=kernel.strides[-2], window=self._steps(-1, 1)
+        )
+        n = self._axis(outputs, rhs=kernel.strides[-1], out=self.result.strides[-1])
+        k = [*(self._taps(d) for d in range(len(self.spatial))), channels]
+        return Loops(b=[self._group(outputs)], m=m, n=[n], k=k)
+
+    def _axis(self, size: int, **steps: Any) -> Axis:
+        return Axis(size=size, **{"window": (0,) * len(self._bounded), **steps})
+
+    def _group(self, outputs: int) -> Axis:
+        """The loop over groups of channels, or of the batch, with so many output channels each."""
+        steps = {"rhs": self.kernel.strides[-1] * outputs, "out": self.result.strides[-1] * outputs}
+        image, channels = self.image, self.kernel.shape[-2]
+        if self.batch_groups > 1:
+            return self._axis(self.batch_groups, lhs=image.strides[0] * (image.shape[0] // self.batch_groups), **steps)
+        window = self._steps(-1, channels)
+        return self._axis(self.groups, lhs=image.strides[-1] * channels, window=window, **steps)
+
+    def _places(self, d: int) -> Axis:
+        stride = self.spatial[d].stride
+        lhs, out = self.image.strides[1 + d] * stride, self.result.strides[1 + d]
+        return self._axis(self.result.shape[1 + d], lhs=lhs, out=out, window=self._steps(d, stride))
+
+    def _taps(self, d: int) -> Axis:
+        dilation = self.spatial[d].dilation
+        lhs, rhs = self.image.strides[1 + d] * dilation, self.kernel.strides[d]
+        return self._axis(self.kernel.shape[d], lhs=lhs, rhs=rhs, window=self._steps(d, dilation))
 
     def window(self) -> Window:
         """Where the image ends."""
@@ -104,7 +112,7 @@ class Convolution:
             bounds.append(Bound(begin=-self.spatial[d].padding * unit, size=image.shape[1 + d] * unit))
         return Window(elements=image.elements, begin=begin, bounds=tuple(bounds))
 
-    @property
+    @functools.cached_property
     def _bounded(self) -> list[int]:
         """The spatial dimensions in which places beyond the image are read."""
         found = []
@@ -129,21 +137,21 @@ class Convolution:
 
 
 def is_plain(loops: Loops, window: Window) -> bool:
-    """Is true where a product without windows does the same: A's places and its steps are one run each."""
-    if window.bounds or window.begin:
+    """Is true where a product without windows does the same: A's places and its steps are one run each.
+
+    There are no groups, which stand inside of C's places.
+    """
+    if window.bounds or window.begin or loops.b[0].size > 1:
         return False
     loops = without_windows(loops)
-    dot = [[axis for axis in axes if axis.size > 1] for axes in (loops.m, loops.k)]
-    whole = all(follows(axes) for axes in dot)
-    elements = 1
-    for axis in (*loops.b, *loops.m, *loops.k):
-        elements *= axis.size if axis.lhs else 1
+    whole = all(follows([axis for axis in axes if axis.size > 1]) for axes in (loops.m, loops.k))
+    elements = math.prod(axis.size for axis in (*loops.m, *loops.k) if axis.lhs)
     return whole and elements == window.elements
 
 
 def follows(axes: Sequence[Axis]) -> bool:
     """Is true where each axis begins where the one inside of it ends, in every array."""
-    pairs = zip(axes[:-1], axes[1:], strict=True)
+    pairs = itertools.pairwise(axes)
     return all(o == i * b.size for a, b in pairs for o, i in zip(a.strides(), b.strides(), strict=True))
 
 

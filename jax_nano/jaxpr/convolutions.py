@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -56,5 +57,4 @@ def is_in_order(convolution: Convolution) -> bool:
     if taps > places:
         return True
     steps = [pair for pair in zip(kernel.shape[:-1], kernel.strides[:-1], strict=True) if pair[0] > 1]
-    pairs = zip(steps[:-1], steps[1:], strict=True)
-    return all(outer == size * inner for (_, outer), (size, inner) in pairs)
+    return all(outer == size * inner for (_, outer), (size, inner) in itertools.pairwise(steps))

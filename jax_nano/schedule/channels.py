@@ -55,12 +55,12 @@ def channels_of(dot: Dot) -> tuple[LoopNest, Channels] | None:
     if not follows(group, each) or set(each.extras) - {0, 1}:
         return None
     inputs, once = group.lhs, Axis(size=1, **nothing)
-    axis, is_summed = once, True
-    if inputs > 1:
-        found = [a for a in (*dot.k, *dot.m) if a.lhs == 1 and a.size == inputs]
-        if not found:
-            return None
-        axis, is_summed = found[0], found[0] in dot.k
+    channels = [a for a in (*dot.k, *dot.m) if a.lhs == 1 and a.size == inputs] if inputs > 1 else [once]
+    channels = [a for a in channels if stay_within_bounds(dot, group, a)]
+    if not channels:
+        return None
+    axis = channels[0]
+    is_summed = axis is once or any(axis is a for a in dot.k)
     m, k = (tuple(a for a in axes if a is not axis) for axes in (dot.m, dot.k))
     row = nearest(m, once) if is_summed else axis
     step = nearest(k, once)
@@ -76,6 +76,19 @@ def follows(group: Axis, each: Axis) -> bool:
     pairs = zip(group.strides()[1:], each.strides()[1:], strict=True)
     is_run = all(o == i * each.size for o, i in pairs) or (each.size == 1 and group.rhs == group.out == 1)
     return is_run and each.rhs == each.out == 1
+
+
+def stay_within_bounds(dot: Dot, group: Axis, channel: Axis) -> bool:
+    """Is true where no channel is beyond a bound that others are within: positions count whole places of channels."""
+    others = [a for axes in (dot.b, dot.m, dot.n, dot.k) for a in axes if a is not group and a is not channel]
+    count = group.size * group.lhs
+    for d, bound in enumerate(dot.window.bounds if dot.window else ()):
+        if not group.window[d] and not channel.window[d]:
+            continue
+        steps = [bound.begin, bound.size, *(a.window[d] for a in others)]
+        if any(step % count for step in steps) or group.window[d] != group.lhs or channel.window[d] > 1:
+            return False
+    return True
 
 
 def nearest(axes: tuple[Axis, ...], default: Axis) -> Axis:
