@@ -25,6 +25,7 @@ from jax_nano.jaxpr.private import register_remat3_rule
 from jax_nano.jaxpr.region import Region
 
 Rewrite = Callable[[Callable[..., Any]], Callable[..., Any]]
+Product = tuple[Primitive, list[Any], dict[str, Any]]  # that policies know: its types and parameters
 SPARSE = "jax.experimental.sparse.transform"
 
 
@@ -82,12 +83,11 @@ def _sparse_region(spenv: Any, *values: Any, region: Region, **_: Any) -> Any:
 
 def register_remat3_rules() -> None:
     """Registers rules of jax.checkpoint in which policies are asked about the product that a primitive stands for."""
-    Asked = tuple[Primitive, list[Any], dict[str, Any]]
 
-    def of_product(original: Primitive) -> Callable[..., Asked]:
+    def of_product(original: Primitive) -> Callable[..., Product]:
         return lambda arrays, params: (original, list(map(jax.typeof, arrays)), params)
 
-    def of_region(_: Sequence[Any], params: dict[str, Any]) -> Asked:
+    def of_region(_: Sequence[Any], params: dict[str, Any]) -> Product:
         product = params["region"].product
         return ORIGINALS[product.primitive], [x.aval for x in product.invars], product.params
 

@@ -17,7 +17,9 @@ BF16, BYTES = ("bf16", "bf16", "bf16"), ("s8", "s8", "s32")
 AS_GRADIENT = {"layouts": ((3, 1, 2, 0), None)}  # of a kernel: the image's channels are its batch
 CASES = {
     "padded": Case.same((2, 7, 9, 5), (3, 3), 8),
-    "padding beyond the taps": Case(image=(1, 3, 3, 2), kernel=(2, 2, 2, 3), result=(1, 8, 8, 3), spatial=(Spatial(padding=3),) * 2),
+    "padding beyond the taps": Case(
+        image=(1, 3, 3, 2), kernel=(2, 2, 2, 3), result=(1, 8, 8, 3), spatial=(Spatial(padding=3),) * 2
+    ),
     "large kernel": Case.same((1, 6, 6, 3), (7, 7), 33, stride=2),
     "one dimension": Case.same((2, 9, 16), (5,), 20, dilation=2),
     "three dimensions": Case.same((1, 4, 5, 6, 8), (3, 3, 3), 16),

@@ -106,8 +106,10 @@ def test_any_order_of_dimensions(numbers):
 
 PROGRAMS = {
     "conv": lambda j, x, w: j.conv(x, w, (2, 1), "VALID"),
-    "conv_with_general_padding": lambda j, x, w: j.conv_with_general_padding(x, w, (1, 1), [(1, 2), (0, 1)], (2, 1), (1, 2)),
-    "conv_transpose": lambda j, x, w: j.conv_transpose(x, w, (2, 2), "SAME", dimension_numbers=("NCHW", "OIHW", "NCHW")),
+    "conv_with_general_padding": lambda j, x, w: j.conv_with_general_padding(
+        x, w, (1, 1), [(1, 2), (0, 1)], (2, 1), (1, 2)
+    ),
+    "conv_transpose": lambda j, x, w: j.conv_transpose(x, w, (2, 2), "SAME", dimension_numbers=NCHW),
     "conv_general_dilated_patches": lambda j, x, w: j.conv_general_dilated_patches(x, (3, 2), (1, 1), "SAME"),
     "conv_general_dilated_local": lambda j, x, w: j.conv_general_dilated_local(
         x, jnp.ones((16, 72, 7, 8), np.float32) * w.ravel()[:16, None, None, None], (1, 1), "VALID", (3, 3)
@@ -238,7 +240,7 @@ def test_errors_are_those_of_lax():
 
 
 def test_no_product_with_an_inserted_zero_is_computed():
-    f = lambda x, w: convolve(jax_nano.conv_general_dilated, x, w, padding=[(2, 3), (2, 3)], lhs_dilation=(2, 2))  # noqa: E731
+    f = lambda x, w: convolve(jax_nano.conv_general_dilated, x, w, padding=[(2, 2), (2, 2)], lhs_dilation=(2, 2))  # noqa: E731
     reports = jax_nano.inspect(f, normal(1, 8, 8, 4), normal(4, 4, 4, 6))
     assert [report.problem.sizes for report in reports] == [(1, 64, 6, 16)] * 4
 

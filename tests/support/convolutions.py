@@ -79,7 +79,7 @@ class Case:
     def operands(self, seed=0):
         rng = np.random.default_rng(seed)
         arrays = []
-        for shape, dtype, layout in zip((self.image, self.kernel), self.types, self.layouts):
+        for shape, dtype, layout in zip((self.image, self.kernel), self.types[:2], self.layouts, strict=True):
             array = random(rng, shape, dtype)
             if layout:
                 array = np.transpose(np.ascontiguousarray(np.transpose(array, np.argsort(layout))), layout)
