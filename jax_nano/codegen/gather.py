@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import arith
 
 from jax_nano.codegen.index import (
     Condition,
@@ -176,7 +177,6 @@ class GatherPacker:
         source = self.source
         outer, run = outer_and_run(source.rows, source.window)
         for i, count, panel in to:
-            self.clear(panel, depth)
             for piece in pieces_of_runs(run.size, i, count):
                 cursor = source.cursor.within(outer, piece.run)
                 self.copy_panel(cursor, run, piece, panel, depth)
@@ -205,12 +205,6 @@ class GatherPacker:
 
             self.by_cases([inside], piece, copy)
 
-    def clear(self, panel: MatrixRef, depth: Depth) -> None:
-        """Zeros in a panel, of which no element may be left out."""
-        for k, _ in depth.pieces(self.packer.vnni):
-            for j in range(0, self.packer.width, self.packer.lanes):
-                self.packer.put(self.zeros(self.packer.register), panel, k, j)
-
     def copy_steps(self, cursors: Sequence[Cursor], run: Axis, piece: Piece, panel: MatrixRef) -> None:
         """Copies a VNNI group of steps of a piece of a run to a panel."""
         inside = [self.source.inside(cursor, run) for cursor in cursors]
@@ -234,10 +228,10 @@ class GatherPacker:
             masked = BITS[self.source.dtype] >= 32 and vnni == 1
             copy_part = self.copy_masked if masked else self.copy_each
             bounds = inside if len(inside) == len(cursors) else [*inside] * len(cursors)
-            for step, (cursor, (begin, end)) in enumerate(zip(cursors, bounds, strict=True)):
-                part = replace(piece, begin=maximum(begin, piece.begin), end=minimum(end, piece.end))
-                to = panel.offset(0, subtract(piece.to, piece.begin))
-                copy_part(cursor, part, to, panel, step)
+            for step, (cursor, within) in enumerate(zip(cursors, bounds, strict=True)):
+                copy_part(cursor, piece, within, panel.advance(step))
+            for step in range(len(cursors), vnni):
+                self.copy_each(cursors[0], piece, (0, 0), panel.advance(step))
 
         if is_whole is not False:
             with when(is_whole):
@@ -259,19 +253,27 @@ class GatherPacker:
             rows += [zeros(lanes, self.packer.load.element_type)] * (vnni - len(rows))
             store(interleave(rows), panel.base, panel.offset(0, add(piece.to, first)), live * vnni)
 
-    def copy_masked(self, cursor: Cursor, part: Piece, to: Index, panel: MatrixRef, step: int) -> None:
-        """Copies a part of a step by registers, under masks."""
+    def copy_masked(self, cursor: Cursor, piece: Piece, within: tuple[Index, Index], panel: MatrixRef) -> None:
+        """Copies a piece of a step by registers, under masks of what is within bounds; zeros elsewhere."""
         lanes = self.packer.lanes
-        with for_range(part.begin, part.end, lanes) as loop:
-            mask = first_lanes(subtract(part.end, loop.i), lanes)
+        with for_range(piece.begin, piece.end, lanes) as loop:
+            there = first_lanes(subtract(piece.end, loop.i), lanes)
+            mask = arith.andi(there, lanes_within(loop.i, *within, lanes))
             value = self.value(load_where(self.source.base, add(cursor.at, loop.i), lanes, mask))
-            store_where(value, panel.base, add(to, mul(loop.i, self.packer.vnni), step), mask)
+            store_where(value, panel.base, self.place(piece, loop.i, panel), there)
 
-    def copy_each(self, cursor: Cursor, part: Piece, to: Index, panel: MatrixRef, step: int) -> None:
-        """Copies a part of a step element by element."""
-        with for_range(part.begin, part.end) as loop:
+    def copy_each(self, cursor: Cursor, piece: Piece, within: tuple[Index, Index], panel: MatrixRef) -> None:
+        """Copies a piece of a step element by element; zeros where it is not within bounds."""
+        with for_range(piece.begin, piece.end) as loop:
+            store(self.zeros(1), panel.base, self.place(piece, loop.i, panel))
+        begin, end = maximum(within[0], piece.begin), minimum(within[1], piece.end)
+        with for_range(begin, end) as loop:
             value = self.value(load(self.source.base, add(cursor.at, loop.i), 1))
-            store(value, panel.base, add(to, mul(loop.i, self.packer.vnni), step))
+            store(value, panel.base, self.place(piece, loop.i, panel))
+
+    def place(self, piece: Piece, i: Index, panel: MatrixRef) -> Index:
+        """Where element i of a run goes."""
+        return panel.offset(0, add(piece.to, subtract(i, piece.begin)))
 
 
 @dataclass(frozen=True)
@@ -298,6 +300,13 @@ def pieces_of_runs(size: int, first: Index, count: Index) -> Iterator[Piece]:
             begin = maximum(0, subtract(first, at)) if size > 1 else 0
             stop = minimum(size, subtract(end, at)) if size > 1 else 1
             yield Piece(loop.i, begin, stop, subtract(add(at, begin), first), count)
+
+
+def lanes_within(k: Index, begin: Index, end: Index, lanes: int) -> ir.Value:
+    """A mask of the lanes, of which the first is element k, that are elements [begin, end)."""
+    below, before = first_lanes(subtract(end, k), lanes), first_lanes(subtract(begin, k), lanes)
+    ones = arith.constant(before.type, ir.DenseElementsAttr.get_splat(before.type, ir.BoolAttr.get(True)))
+    return arith.andi(below, arith.xori(before, ones))
 
 
 def registers_of(begin: Index, end: Index, register: int) -> Iterator[tuple[Index, int]]:

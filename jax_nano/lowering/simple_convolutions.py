@@ -44,6 +44,8 @@ def simpler(params: Params, convolution: Convolution) -> Convolve | None:
         return _with_channels_last(params)
     if has_dilated_input(params):
         return _by_residues(params)
+    if convolution.groups > 1 and convolution.image.strides[-1] != 1:
+        return _with_image_in_order(params)
     return None if is_in_order(convolution) else _with_kernel_in_order(params)
 
 
@@ -89,6 +91,19 @@ def _with_channels_last(params: Params) -> Convolve:
 
     def convolve(lhs: Array, rhs: Array) -> Array:
         return lax.transpose(_bind(lhs, rhs, params, dimension_numbers=numbers), permutation)
+
+    return convolve
+
+
+def _with_image_in_order(params: Params) -> Convolve:
+    """The convolution of an image that ends with channels: groups of them stand in lanes."""
+    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
+    rank = len(lhs_spec)
+    numbers = lax.ConvDimensionNumbers((0, rank - 1, *range(1, rank - 1)), rhs_spec, out_spec)
+
+    def convolve(lhs: Array, rhs: Array) -> Array:
+        moved = lax.transpose(lhs, (lhs_spec[0], *lhs_spec[2:], lhs_spec[1]))
+        return _bind(lax.optimization_barrier(moved), rhs, params, dimension_numbers=numbers)
 
     return convolve
 

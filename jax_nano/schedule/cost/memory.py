@@ -161,8 +161,11 @@ def lost_share(machine: Machine, pages: float) -> float:
 
 
 def lhs_refetch_cycles(plan: Plan, machine: Machine, tall: int) -> float:
-    """Cycles that a step of k takes to bring its tiles of A again; rows of vectors are too few to count."""
-    if not plan.instruction.tiles:
+    """Cycles that a step of k takes to bring its tiles of A again, or rows that were packed out of windows.
+
+    Of other vectors, rows are too few to count.
+    """
+    if not plan.instruction.tiles and not plan.dot.window:
         return 0.0
     rows, _, depth = plan.instruction.shape
     block = bytes_of(plan.instruction.lhs, min(plan.mc, plan.m.size) * plan.kc * plan.dot.bf16_splits[0])
