@@ -1,6 +1,6 @@
-"""Packing of windows: A out of an image that its rows and steps go over more than once, and beyond.
+"""Packing of windows: A, or B, out of an image that its places and steps go over more than once, and beyond.
 
-Along the innermost loop of K (or, in panels of columns, of M) a window is a run of neighbours in memory. Other loops
+Along the innermost loop of K (or, in panels, of places) a window is a run of neighbours in memory. Other loops
 say where a run begins, and at which positions:
 
     row (image, row, column), steps (kernel row | kernel column, channel):
@@ -39,6 +39,7 @@ from jax_nano.codegen.index import (
 from jax_nano.codegen.load_store import first_lanes, load, load_where, store, store_where
 from jax_nano.codegen.loops import Depth, for_range, when
 from jax_nano.codegen.matrix_ref import MatrixRef, Split
+from jax_nano.codegen.operand_loader import rounds_to_bf16
 from jax_nano.codegen.pack import Destination, Packer
 from jax_nano.codegen.registers import zeros
 from jax_nano.codegen.shuffles import interleave
@@ -49,11 +50,12 @@ from jax_nano.ir.window import Window
 
 Inside = Sequence[tuple[Index, Index]]  # elements of runs that are within bounds
 CopyGroup = Callable[[Sequence["Cursor"], MatrixRef], None]  # copies a VNNI group of steps to a panel
+WIDE_BITS = 512  # of a register
 FAR = 1 << 40  # elements: more than any array has
 
 
 class Cursor(NamedTuple):
-    """An element of A: its place in memory, and its positions along the bounds."""
+    """An element of a window: its place in memory, and its positions along the bounds."""
 
     at: Index
     positions: tuple[Index, ...]
@@ -76,20 +78,22 @@ class Cursor(NamedTuple):
 
 @dataclass(frozen=True)
 class WindowRef:
-    """A over joined axes of m and of k, from step `first` on; it begins at `cursor`."""
+    """A window over joined axes of its places, m of A and n of B, and of k, from step `first` on.
+
+    It begins at `cursor`. Its axes' strides in memory are `lhs`, whichever operand it is.
+    """
 
     base: ir.Value
     cursor: Cursor
     dtype: str
     window: Window
-    rows: tuple[Axis, ...]
+    places: tuple[Axis, ...]
     steps: tuple[Axis, ...]
     bf16_split: Split | None = None
     first: Index = 0
 
-    def block(self, i: Index, k: Index) -> WindowRef:
-        """A from step k on."""
-        assert i == 0
+    def from_step(self, k: Index) -> WindowRef:
+        """The window from step k on."""
         return replace(self, first=add(self.first, k))
 
     def inside(self, cursor: Cursor, run: Axis) -> tuple[Index, Index]:
@@ -131,7 +135,7 @@ class GatherPacker:
         source, register = self.source, self.packer.register
         outer, run = outer_and_run(source.steps, source.window)
         with for_range(to.span.begin, to.span.end) as row:
-            target, cursor = to.panel(row.i), source.cursor.within(source.rows, row.i)
+            target, cursor = to.panel(row.i), source.cursor.within(source.places, row.i)
             if depth.size % register:
                 whole = depth.whole(register)
                 with when(unequal(whole, depth.steps)):
@@ -175,12 +179,20 @@ class GatherPacker:
     def pack_panels(self, to: Destination, depth: Depth) -> None:
         """Copies panels of rows in which steps follow one another."""
         source = self.source
-        outer, run = outer_and_run(source.rows, source.window)
+        outer, run = outer_and_run(source.places, source.window)
         for i, count, panel in to:
+            if count < self.packer.width:  # beyond the last place, registers are read as far as they go
+                self.clear(panel, depth)
             for piece in pieces_of_runs(run.size, i, count):
                 cursor = source.cursor.within(outer, piece.run)
                 self.copy_panel(cursor, run, piece, panel, depth)
         self.packer.clear_rest(to, depth)
+
+    def clear(self, panel: MatrixRef, depth: Depth) -> None:
+        """Zeros in a panel."""
+        for k, _ in depth.pieces(self.packer.vnni):
+            for j in range(0, self.packer.width, self.packer.lanes):
+                self.packer.put(self.packer.zeros(), panel, k, j)
 
     def copy_panel(self, cursor: Cursor, run: Axis, piece: Piece, panel: MatrixRef, depth: Depth) -> None:
         """Copies a piece of a run to a panel, step by step.
@@ -197,6 +209,9 @@ class GatherPacker:
         for steps in pieces_of_runs(inner.size, source.first, depth.steps):
             first = cursor.within(source.steps[:-1], steps.run)
             inside = source.inside(first, run)
+            if self.has_masks:
+                self.copy_by_registers(Steps(first, inner, steps), piece, inside, panel)
+                continue
 
             def copy(copy_group: CopyGroup, steps: Piece = steps, first: Cursor = first) -> None:
                 with for_range(steps.begin, steps.end, vnni) as loop:
@@ -204,6 +219,34 @@ class GatherPacker:
                     copy_group(cursors, panel.block(add(steps.to, subtract(loop.i, steps.begin)), 0))
 
             self.by_cases([inside], piece, copy)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether vectors of the source's type are loaded and stored under masks, not element by element.
+
+        Those of 512 bits are, whatever their elements have, but bf16, whose masks come with its own instructions.
+        """
+        dtype, instruction = self.source.dtype, self.packer.load.instruction
+        if BITS[dtype] >= 32 and self.packer.vnni == 1:
+            return True
+        is_wide = self.packer.lanes * BITS[instruction.acc] == WIDE_BITS
+        return is_wide and (dtype in ("f16", "s8", "u8") or (dtype == "bf16" and rounds_to_bf16(instruction)))
+
+    def copy_by_registers(self, steps: Steps, piece: Piece, within: tuple[Index, Index], panel: MatrixRef) -> None:
+        """Copies a run of steps of a piece, register by register, under masks that serve for all of the steps."""
+        lanes, vnni = self.packer.lanes, self.packer.vnni
+        with for_range(piece.begin, piece.end, lanes) as loop:
+            left = subtract(piece.end, loop.i)
+            mask = arith.andi(first_lanes(left, lanes), lanes_within(loop.i, *within, lanes))
+            stored = first_lanes(mul(left, vnni), lanes * vnni)
+            with for_range(steps.piece.begin, steps.piece.end, vnni) as k:
+                rows = [
+                    load_where(self.source.base, add(steps.at(add(k.i, step)), loop.i), lanes, mask)
+                    for step in range(vnni)
+                ]
+                target = panel.block(add(steps.piece.to, subtract(k.i, steps.piece.begin)), 0)
+                value = interleave([self.value(row) for row in rows])
+                store_where(value, target.base, self.place(piece, loop.i, target), stored)
 
     def copy_steps(self, cursors: Sequence[Cursor], run: Axis, piece: Piece, panel: MatrixRef) -> None:
         """Copies a VNNI group of steps of a piece of a run to a panel."""
@@ -213,8 +256,8 @@ class GatherPacker:
     def by_cases(self, inside: Inside, piece: Piece, copy: Callable[[CopyGroup], None]) -> None:
         """Copies steps whose elements `inside` are within bounds, by what copies a VNNI group of them.
 
-        A whole panel goes by registers. Of a part, numbers of 32 bits and more are masked; of shorter ones, for which
-        not all vectors have masks, each element is copied by itself.
+        A whole panel goes by registers. Of a part, numbers are masked; where vectors have no masks, or steps have to be
+        interleaved, each element is copied by itself.
         """
         vnni, count = self.packer.vnni, piece.whole
         is_whole = equal(subtract(piece.end, piece.begin), count)
@@ -225,8 +268,7 @@ class GatherPacker:
             self.copy_whole_steps(cursors, piece, panel, count)
 
         def part_of_group(cursors: Sequence[Cursor], panel: MatrixRef) -> None:
-            masked = BITS[self.source.dtype] >= 32 and vnni == 1
-            copy_part = self.copy_masked if masked else self.copy_each
+            copy_part = self.copy_masked if self.has_masks and vnni == 1 else self.copy_each
             bounds = inside if len(inside) == len(cursors) else [*inside] * len(cursors)
             for step, (cursor, within) in enumerate(zip(cursors, bounds, strict=True)):
                 copy_part(cursor, piece, within, panel.advance(step))
@@ -300,6 +342,19 @@ def pieces_of_runs(size: int, first: Index, count: Index) -> Iterator[Piece]:
             begin = maximum(0, subtract(first, at)) if size > 1 else 0
             stop = minimum(size, subtract(end, at)) if size > 1 else 1
             yield Piece(loop.i, begin, stop, subtract(add(at, begin), first), count)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A run of steps along an axis that moves along no bound: a piece of it, where it is in memory."""
+
+    cursor: Cursor
+    axis: Axis
+    piece: Piece
+
+    def at(self, k: Index) -> Index:
+        """Where step k is."""
+        return add(self.cursor.at, mul(k, self.axis.lhs))
 
 
 def lanes_within(k: Index, begin: Index, end: Index, lanes: int) -> ir.Value:

@@ -120,7 +120,7 @@ class CacheBlock:
 
     k: KBlock
     a: MatrixRef | WindowRef  # as it lies in memory, from step 0 of this element of plan.k_outer on
-    b: MatrixRef
+    b: MatrixRef | WindowRef
     rows: Span
     columns: Span
     a_panels: LhsPanels
@@ -148,7 +148,7 @@ class TaskBlock:
         """Emits the loops over cache blocks, and packs them."""
         plan, area = self.plan, self.area
         for k, a, b in self.k_blocks():
-            a_block = a.block(0, k.begin)
+            a_block = a.from_step(k.begin) if isinstance(a, WindowRef) else a.block(0, k.begin)
             all_rows = self.lhs_packing.panels(a_block, area.rows, k) if plan.mc >= plan.mt else None
             for columns in blocks(area.columns, plan.block_columns, "blocks of columns"):
                 b_panels = self.rhs_packing.panels(b, columns, k)
@@ -174,7 +174,7 @@ class TaskBlock:
                 with section("microkernel"):
                     self.kernel.micro.emit(product, k, result, hooks)
 
-    def k_blocks(self) -> Iterator[tuple[KBlock, MatrixRef | WindowRef, MatrixRef]]:
+    def k_blocks(self) -> Iterator[tuple[KBlock, MatrixRef | WindowRef, MatrixRef | WindowRef]]:
         """Emits the loop over the k blocks of the split: each with A and B of its element of `plan.k_outer`."""
         plan = self.plan
         begin = mul(self.split, plan.blocks_per_split)
@@ -186,14 +186,16 @@ class TaskBlock:
             steps = minimum(plan.kc, subtract(plan.k.size, k0)) if plan.k.size % plan.kc else plan.kc
             first = equal(number.i, begin) if plan.blocks_per_split > 1 else True
             k = KBlock(k0, Depth(steps, plan.k.size), first, last=equal(number.i, plan.k_blocks - 1))
-            b = self.b.advance(at[1])
-            yield k, self.operands.lhs(tuple(add(*both) for both in zip(self.at, at, strict=True))), b
+            here = tuple(add(*both) for both in zip(self.at, at, strict=True))
+            b = self.operands.rhs(here) if isinstance(self.b, WindowRef) else self.b.advance(at[1])
+            yield k, self.operands.lhs(here), b
 
     def row_panels(self, block: CacheBlock, j: Index) -> Iterator[tuple[Index, int, list[StepHook]]]:
         """Emits the loop over panels of rows, the first of which packs the next panel of B where packing overlaps."""
         plan, rows = self.plan, block.rows
         if plan.overlap_packing:
             first = replace(rows, end=minimum(add(rows.begin, plan.mr), rows.end))
+            assert isinstance(block.b, MatrixRef)
             b = block.b.block(block.k.begin, 0)
             packing = self.rhs_packing.overlap_hooks(b, block.b_panels, add(j, plan.nr), block.columns.end)
             for i, count in panels(first, plan.mr, "first panel of rows"):

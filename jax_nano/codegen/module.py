@@ -72,7 +72,7 @@ def argument_types(plan: Plan) -> list[ir.Type]:
     extras = [dtype for dtype, _ in dot.extras]
     lhs, rhs, out, *rest = (span(axes, array) for array in range(3 + len(extras)))
     if dot.window:
-        lhs = dot.window.elements
+        lhs, rhs = (dot.window.elements, rhs) if dot.window.operand == "lhs" else (lhs, dot.window.elements)
     if dot.panels:
         rhs = dot.panels.elements
     if dot.scaling:  # beside the first group's, one for each further group

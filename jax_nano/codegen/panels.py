@@ -51,21 +51,24 @@ class RhsPacking:
     nano: Nanokernel
     arguments: Arguments
 
-    def panels(self, b: MatrixRef, columns: Span, k: KBlock) -> RhsPanels:
+    def panels(self, b: MatrixRef | WindowRef, columns: Span, k: KBlock) -> RhsPanels:
         """Packs a block of B where the plan has the task do so; gives its panels, wherever they are."""
+        if self.plan.rhs == "per_round":
+            return self._shared_panels(k.begin)
+        if isinstance(b, WindowRef):
+            with section("pack B"):
+                return self._pack_panels(b.from_step(k.begin), columns, k.depth)
         match self.plan.rhs:
             case "unpacked":
                 return lambda j: RhsPanel(b.block(k.begin, j), b)
             case "panels":
                 return lambda j: RhsPanel(self._stored_panel(b, j, k.begin), b)
-            case "per_round":
-                return self._shared_panels(k.begin)
             case _:
                 with section("pack B"):
                     pack = self._pack_columns if self.plan.inner_product else self._pack_panels
                     return pack(b.block(k.begin, 0), columns, k.depth)
 
-    def pack_shared(self, b: MatrixRef, columns: Span) -> None:
+    def pack_shared(self, b: MatrixRef | WindowRef, columns: Span) -> None:
         """Packs columns of B, all steps of k, for the tasks of this round."""
         with section("pack B"):
             self._pack(b, columns, Depth(self.plan.k.size, self.plan.k.size), self._shared_panels(0))
@@ -86,19 +89,23 @@ class RhsPacking:
     def _packer(self) -> Packer:
         return Packer(self.nano.rhs, self.plan.nr)
 
-    def _pack(self, b: MatrixRef, columns: Span, depth: Depth, panels: RhsPanels) -> None:
+    def _pack(self, b: MatrixRef | WindowRef, columns: Span, depth: Depth, panels: RhsPanels) -> None:
         """Packs columns of B, split by split, and the compensation of their panels."""
         plan = self.plan
         for number in range(plan.dot.bf16_splits[1]):
             first = number * plan.scratch.rhs_split_stride
             to = Destination(columns, plan.nr, lambda j, first=first: panels(j).matrix.block(first, 0))
-            self._packer.pack_panels(to, replace(b, bf16_split=bf16_split(plan, number)), depth)
+            split = replace(b, bf16_split=bf16_split(plan, number))
+            if isinstance(split, WindowRef):
+                GatherPacker(self._packer, split).pack_panels(to, depth)
+            else:
+                self._packer.pack_panels(to, split, depth)
         if plan.instruction.lhs_offset:
             for j, _, panel in Destination(columns, plan.nr, lambda j: panels(j).matrix):
                 with section("compensation"):
                     pack_compensation(self.nano, panel, panels(j).compensation, depth.steps, plan.nr)
 
-    def _pack_panels(self, b: MatrixRef, columns: Span, depth: Depth) -> RhsPanels:
+    def _pack_panels(self, b: MatrixRef | WindowRef, columns: Span, depth: Depth) -> RhsPanels:
         """Packs a block of B: all of it or, where packing overlaps, the first of two panels that take turns."""
         plan = self.plan
         base = self._local_scratch()

@@ -32,10 +32,10 @@ class RhsPrefetch:
     plan: Plan
     area: Area
 
-    def next_panel(self, panel: MatrixRef, b: MatrixRef, k0: Index, j: Index) -> MatrixRef | None:
+    def next_panel(self, panel: MatrixRef, b: MatrixRef | WindowRef, k0: Index, j: Index) -> MatrixRef | None:
         """The piece of B that is wanted after its panel at (k0, j)."""
         plan, columns = self.plan, self.area.columns
-        if not plan.prefetches_rhs:
+        if not plan.prefetches_rhs or isinstance(b, WindowRef):
             return None
         if plan.rhs == "panels":
             return panel.block(plan.prefetch_distance)

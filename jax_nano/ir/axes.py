@@ -54,7 +54,7 @@ class Axis:
     rhs: int = 0  # where B lies in panels, in what Panels.place takes
     out: int = 0
     extras: tuple[int, ...] = ()  # in Dot.extras
-    window: tuple[int, ...] = ()  # in positions: of A, along Dot.window.bounds
+    window: tuple[int, ...] = ()  # in positions along Dot.window.bounds
 
     def strides(self) -> tuple[int, ...]:
         """(lhs, rhs, out, extras...)."""

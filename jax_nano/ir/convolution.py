@@ -16,6 +16,8 @@ from jax_nano.ir.axes import Axis, Loops, Operand
 from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.ir.window import Bound, Window
 
+PLACES_IN_LANES = 8  # in a run, at least: shorter ones leave most lanes to masks
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spatial:
@@ -49,6 +51,18 @@ class Convolution:
     spatial: tuple[Spatial, ...]
     groups: int = 1
     batch_groups: int = 1
+
+    @property
+    def ends_with_places(self) -> bool:
+        """Is true where the result's last dimension is one of places that can stand in lanes, as runs of the image."""
+        if self.groups * self.batch_groups > 1 or self.kernel.shape[-1] == 1:
+            return False
+        return any(
+            (lhs * spatial.stride, out) == (1, 1) and places >= PLACES_IN_LANES
+            for spatial, places, lhs, out in zip(
+                self.spatial, self.result.shape[1:-1], self.image.strides[1:-1], self.result.strides[1:-1], strict=True
+            )
+        )
 
     def dot(self) -> Dot:
         """The product.

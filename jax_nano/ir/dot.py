@@ -111,7 +111,7 @@ class Dot:
     prologue: Prologue | None = None
     panels: Panels | None = None  # how B lies in memory, if not by strides
     scaling: Scaling | None = None
-    window: Window | None = None  # how A lies in memory, if its axes overlap or go beyond it
+    window: Window | None = None  # how A or B lies in memory, if its axes overlap or go beyond it
 
     @classmethod
     def of(cls, lhs: Operand, rhs: Operand, dimension_numbers, out: str) -> Dot:
@@ -172,14 +172,25 @@ class Dot:
     @functools.cached_property
     def bytes(self) -> int:
         """Of the operands and the result."""
-        b, m, n, k = self.sizes
-        return bytes_of(self.lhs, self.lhs_elements) + bytes_of(self.rhs, b * k * n) + bytes_of(self.out, b * m * n)
+        b, m, n, _ = self.sizes
+        operands = bytes_of(self.lhs, self.lhs_elements) + bytes_of(self.rhs, self.rhs_elements)
+        return operands + bytes_of(self.out, b * m * n)
 
     @property
     def lhs_elements(self) -> int:
         """How many elements of A there are in memory; those of windows that overlap count once."""
         b, m, _, k = self.sizes
-        return self.window.elements if self.window else b * m * k
+        return self.window.elements if self.window and self.window.operand == "lhs" else b * m * k
+
+    @property
+    def rhs_elements(self) -> int:
+        """How many elements of B there are in memory, likewise."""
+        b, _, n, k = self.sizes
+        return self.window.elements if self.window and self.window.operand == "rhs" else b * k * n
+
+    def has_window(self, operand: str) -> bool:
+        """Whether an operand, "lhs" or "rhs", is a window."""
+        return self.window is not None and self.window.operand == operand
 
     @functools.cached_property
     def arrays(self) -> tuple[DotArray, ...]:
@@ -187,8 +198,10 @@ class Dot:
         axes = (*self.b, *self.m, *self.n, *self.k)
         lhs, rhs, out = (math.prod([axis.size for axis in axes if axis.strides()[i]]) for i in range(3))
         weight = self.rhs
-        if self.window:
+        if self.window and self.window.operand == "lhs":
             lhs = self.window.elements
+        elif self.window:
+            rhs = self.window.elements
         if self.panels:
             rhs = self.panels.elements
         elif self.rhs in PACKED_INT4:
@@ -259,7 +272,7 @@ class Dot:
 
         return replace(
             self, b=swap(self.b), m=swap(self.n), n=swap(self.m), k=swap(self.k), lhs=self.rhs, rhs=self.lhs,
-            algorithm=self.algorithm and self.algorithm.swapped(),
+            algorithm=self.algorithm and self.algorithm.swapped(), window=self.window and self.window.swapped(),
         )  # fmt: skip
 
 

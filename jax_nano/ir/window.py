@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """Where A ends in one direction: elements at positions outside [0, size) are zero, and are not in memory.
+    """Where an operand ends in one direction: elements at positions outside [0, size) are zero, and are not in memory.
 
     An element's position is `begin` plus, for each axis, its number times the axis' step, Axis.window.
     """
@@ -18,8 +19,16 @@ class Bound:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """How A lies in an array that its axes go over more than once, or beyond: a window that moves over an image."""
+    """How A or B lies in an array that its axes go over more than once, or beyond.
+
+    It is a window that moves over an image.
+    """
 
     elements: int  # of the array
-    begin: int = 0  # where in it A's first element stands, or would stand: before the array where that is zero
+    begin: int = 0  # where in it the first element stands, or would stand: before the array where that is zero
     bounds: tuple[Bound, ...] = ()
+    operand: Literal["lhs", "rhs"] = "lhs"  # whose it is
+
+    def swapped(self) -> Window:
+        """The window of the other operand."""
+        return replace(self, operand="rhs" if self.operand == "lhs" else "lhs")

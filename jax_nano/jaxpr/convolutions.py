@@ -31,12 +31,6 @@ def convolution_of(lhs: Operand, rhs: Operand, out: ShapedArray, params: Params)
     )
 
 
-def ends_with_channels(params: Params) -> bool:
-    """Is true where channels are the result's last dimension."""
-    _, _, out_spec = params["dimension_numbers"]
-    return out_spec[1] == len(out_spec) - 1
-
-
 def has_dilated_input(params: Params) -> bool:
     """Is true where zeros stand between the places of the image."""
     return any(count > 1 for count in params["lhs_dilation"])
@@ -44,7 +38,12 @@ def has_dilated_input(params: Params) -> bool:
 
 def is_simple(convolution: Convolution, params: Params) -> bool:
     """Is true for what a kernel computes as it is."""
-    return ends_with_channels(params) and not has_dilated_input(params) and is_in_order(convolution)
+    return has_kernel_order(convolution) and not has_dilated_input(params) and is_in_order(convolution)
+
+
+def has_kernel_order(convolution: Convolution) -> bool:
+    """Is true where the result ends with channels, or with places that can stand in lanes."""
+    return convolution.result.strides[-1] == 1 or convolution.ends_with_places
 
 
 def is_in_order(convolution: Convolution) -> bool:

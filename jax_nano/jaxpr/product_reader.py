@@ -49,13 +49,13 @@ def _matrix_product(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> Prod
         "m": [(part.size, part.stride, 0) for part in m],
         "b": [(x.size, x.lhs, x.rhs) for x in paired_axes(lhs.view, rhs.view, batch, ((), ()))],
     }
-    lhs_runs, rhs_runs, ends, at = [], [], {}, 1
+    lhs_runs, rhs_runs, ends, at = [], [], [], 1
     for group, steps in groups.items():
         for size, left, right in reversed(steps):
             lhs_runs.append(Run(size, at, left))
             rhs_runs.append(Run(size, at, right))
             at *= size
-        ends[group] = at
+        ends.append((at, group))
     k = paired_axes(lhs.view, rhs.view, contracting, extras)
     _check_conversions(eqn, lhs, rhs, math.prod(axis.size for axis in k))
     is_scaled_whole = any(x.quantized and not x.quantized.is_scaled for x in (lhs, rhs))
@@ -78,11 +78,9 @@ def _convolution(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> Product
         raise NoView("it is computed by other convolutions")
     loops, window = convolution.as_product()
     bounds = len(window.bounds) if window else 0
-    dims = [axis for axis in (*loops.n, *loops.b, *loops.m) if axis.size > 1]
-    ends, at = {}, 1
-    for group, axes in (("n", loops.n), ("b", loops.b), ("m", loops.m)):
-        at *= math.prod(axis.size for axis in axes)
-        ends[group] = at
+    dims = sorted((axis for axis in (*loops.n, *loops.b, *loops.m) if axis.size > 1), key=lambda axis: axis.out)
+    groups = (("n", loops.n), ("b", loops.b), ("m", loops.m))
+    ends = sorted((axis.out * axis.size, group) for group, axes in groups for axis in axes if axis.size > 1)
     _check_conversions(eqn, lhs, rhs, math.prod(axis.size for axis in loops.k))
     return Product(
         eqn=eqn, lhs=lhs, rhs=rhs, ends=ends, k=loops.k, sum=scalar(eqn.outvars[0]), window=window,

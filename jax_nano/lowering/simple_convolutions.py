@@ -22,7 +22,7 @@ from jax_nano.ir.axes import Operand
 from jax_nano.ir.convolution import Convolution
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
-from jax_nano.jaxpr.convolutions import convolution_of, ends_with_channels, has_dilated_input, is_in_order
+from jax_nano.jaxpr.convolutions import convolution_of, has_dilated_input, has_kernel_order, is_in_order
 from jax_nano.jaxpr.inline import inline_calls, type_of
 from jax_nano.jaxpr.primitives import CONVOLUTIONS
 
@@ -40,13 +40,12 @@ def simpler(params: Params, convolution: Convolution) -> Convolve | None:
     Raises:
       UnsupportedDot: there are too many others.
     """
-    if not ends_with_channels(params):
-        return _with_channels_last(params)
-    if has_dilated_input(params):
-        return _by_residues(params)
-    if convolution.groups > 1 and convolution.image.strides[-1] != 1:
+    if has_dilated_input(params) or not has_kernel_order(convolution):
+        return _by_residues(params) if convolution.result.strides[-1] == 1 else _with_channels_last(params)
+    strided = convolution.image.strides[-1] != 1 and any(spatial.stride > 1 for spatial in convolution.spatial)
+    if convolution.image.strides[-1] != 1 and convolution.kernel.shape[-2] > 1 and (convolution.groups > 1 or strided):
         return _with_image_in_order(params)
-    return None if is_in_order(convolution) else _with_kernel_in_order(params)
+    return None if is_in_order(convolution) else _with_kernel_in_order(params, convolution)
 
 
 def simplify_convolutions(jaxpr: Jaxpr) -> Jaxpr:
@@ -108,16 +107,19 @@ def _with_image_in_order(params: Params) -> Convolve:
     return convolve
 
 
-def _with_kernel_in_order(params: Params) -> Convolve:
-    """The convolution with a kernel in whose memory channels follow taps."""
+def _with_kernel_in_order(params: Params, convolution: Convolution) -> Convolve:
+    """The convolution with a kernel in whose memory channels follow taps, and output channels those or the reverse."""
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
     rank = len(rhs_spec)
-    in_order = (rank - 1, rank - 2, *range(rank - 2))
+    taps = (*rhs_spec[2:], rhs_spec[1])
+    if convolution.ends_with_places:
+        order, in_order = (rhs_spec[0], *taps), (0, rank - 1, *range(1, rank - 1))
+    else:
+        order, in_order = (*taps, rhs_spec[0]), (rank - 1, rank - 2, *range(rank - 2))
     numbers = lax.ConvDimensionNumbers(lhs_spec, in_order, out_spec)
 
     def convolve(lhs: Array, rhs: Array) -> Array:
-        moved = lax.transpose(rhs, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))
-        moved = lax.optimization_barrier(moved)  # else it would be read through again
+        moved = lax.optimization_barrier(lax.transpose(rhs, order))  # else it would be read through again
         return _bind(lhs, moved, params, dimension_numbers=numbers)
 
     return convolve

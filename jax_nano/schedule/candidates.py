@@ -138,12 +138,12 @@ def lhs_can_stay(unit: Unit, nest: LoopNest) -> bool:
 
 def must_pack_lhs(nest: LoopNest) -> bool:
     """Only packing does a prologue's work, and finds the elements of windows."""
-    return nest.dot.prologue is not None or nest.dot.window is not None
+    return nest.dot.prologue is not None or nest.dot.has_window("lhs")
 
 
 def rhs_can_stay(unit: Unit, nest: LoopNest) -> bool:
     """Vectors can read B unpacked where its rows are contiguous, and neither compensated nor split."""
-    return nest.n.rhs == 1 and not must_pack(unit, nest)
+    return nest.n.rhs == 1 and not must_pack(unit, nest) and not nest.dot.has_window("rhs")
 
 
 def must_pack(unit: Unit, nest: LoopNest) -> bool:
@@ -161,7 +161,7 @@ def lhs_modes(unit: Unit, nest: LoopNest, *, streamed: bool) -> tuple[LhsMode, .
 
 def packed_lhs_mode(nest: LoopNest) -> LhsMode:
     """By rows, if those are contiguous, else by columns; windows whose columns are not, either, have short runs."""
-    by_rows = nest.k.lhs == 1 or (nest.dot.window is not None and nest.m.lhs != 1)
+    by_rows = nest.k.lhs == 1 or (nest.dot.has_window("lhs") and nest.m.lhs != 1)
     return "rows" if by_rows else "columns"
 
 
@@ -178,7 +178,7 @@ def inner_product_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
     It is weighed where both operands are contiguous along it, or the other one is small: packing turns that.
     """
     dot, lanes = nest.dot, unit.lanes
-    if must_pack(unit, nest) or dot.scaling is not None or dot.rhs in PACKED_INT4:
+    if must_pack(unit, nest) or dot.scaling is not None or dot.rhs in PACKED_INT4 or dot.has_window("rhs"):
         return
     lhs_along_k, rhs_along_k = nest.k.lhs == 1, nest.k.rhs == 1
     few_rows, few_columns = nest.m.size <= lanes, nest.n.size <= lanes
@@ -205,7 +205,7 @@ def tile_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
     instruction = unit.instruction
     steps = instruction.shape[2]
     whole_elements = BITS[dot.rhs] >= 8 and not dot.scaling
-    can_overlap = nest.n.rhs == 1 and whole_elements and k.size % steps == 0
+    can_overlap = nest.n.rhs == 1 and not dot.has_window("rhs") and whole_elements and k.size % steps == 0
     modes: tuple[LhsMode, ...] = ("unpacked", "rows") if tiles_can_read(unit, nest) else ("rows",)
     for lhs in modes:
         form = Form(lhs=lhs, rhs="per_task")

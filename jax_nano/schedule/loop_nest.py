@@ -45,25 +45,30 @@ class LoopNest:
 
     @classmethod
     def _of_windows(cls, dot: Dot) -> LoopNest:
-        """As many axes of m and of k joined as have one stride in the other arrays: packing knows where A is.
+        """As many axes joined as have one stride in all arrays but the window's: packing knows where that is.
+
+        Where places are last in C, the operands are exchanged, and the window is B.
 
         Raises:
-          UnsupportedDot: rows of extras are not contiguous.
+          UnsupportedDot: C's last axis is neither of places nor of columns, or rows of extras are not contiguous.
         """
-        assert dot.window
-        once = Axis(size=1, extras=(0,) * len(dot.extras), window=(0,) * len(dot.window.bounds))
-        n = dot.n[-1] if dot.n else replace(once, rhs=1, out=1)
+        swapped = bool(dot.m) and dot.m[-1].out == 1 and not (dot.n and dot.n[-1].out == 1)
+        work = dot.swapped() if swapped else dot
+        assert work.window
+        once = Axis(size=1, extras=(0,) * len(dot.extras), window=(0,) * len(work.window.bounds))
+        n_axes = window_columns(work)
+        n = one_loop(n_axes, replace(once, rhs=1, out=1))
         if any(stride not in (0, 1) for stride in n.extras):
             raise UnsupportedDot("an array of the epilogue is neither contiguous along n nor the same for all of n")
-        m, k = joined(dot.m), joined(dot.k)
+        m, k = window_rows(work), window_steps(work)
         return cls(
-            dot=dot,
-            swapped=False,
+            dot=work,
+            swapped=swapped,
             m=one_loop(m, once),
             n=n,
             k=one_loop(k, replace(once, lhs=1, rhs=1)),
-            outer=dot.b + dot.m[: len(dot.m) - len(m)] + others(dot.n, n),
-            k_outer=dot.k[: len(dot.k) - len(k)],
+            outer=work.b + work.m[: len(work.m) - len(m)] + work.n[: len(work.n) - len(n_axes)],
+            k_outer=work.k[: len(work.k) - len(k)],
         )
 
     @property
@@ -77,19 +82,41 @@ def longest(axes: Sequence[Axis], default: Axis) -> Axis:
     return max(axes, key=lambda axis: axis.size, default=default)
 
 
-def joined(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
-    """The innermost axes that are one loop to all arrays but A."""
+def window_rows(dot: Dot) -> tuple[Axis, ...]:
+    """The axes of M that are one loop, of a product with a window."""
+    return joined(dot.m, LHS if dot.has_window("lhs") else None)
+
+
+def window_columns(dot: Dot) -> tuple[Axis, ...]:
+    """The axes of N that are one loop, of a product with a window."""
+    return joined(dot.n, RHS if dot.has_window("rhs") else None)
+
+
+def window_steps(dot: Dot) -> tuple[Axis, ...]:
+    """The axes of K that are one loop, of a product with a window."""
+    return joined(dot.k, LHS if dot.has_window("lhs") else RHS)
+
+
+LHS, RHS = 0, 1  # in Axis.strides()
+
+
+def joined(axes: tuple[Axis, ...], window: int | None) -> tuple[Axis, ...]:
+    """The innermost axes that are one loop to all arrays but the window."""
+
+    def strides(axis: Axis) -> list[int]:
+        return [stride for i, stride in enumerate(axis.strides()) if i != window]
+
     count = 1
     while count < len(axes):
-        outer, inner = axes[-count - 1].strides()[1:], axes[-count:][0]
-        if any(o != i * inner.size for o, i in zip(outer, inner.strides()[1:], strict=True)):
+        outer, inner = axes[-count - 1], axes[-count]
+        if any(o != i * inner.size for o, i in zip(strides(outer), strides(inner), strict=True)):
             break
         count += 1
     return axes[len(axes) - count :] if axes else ()
 
 
 def one_loop(axes: tuple[Axis, ...], default: Axis) -> Axis:
-    """The loop that joined axes are: in A, its steps are those of the innermost axis as far as that goes."""
+    """The loop that joined axes are: in the window, its steps are those of the innermost axis, as far as that goes."""
     return replace(axes[-1], size=math.prod(axis.size for axis in axes)) if axes else default
 
 

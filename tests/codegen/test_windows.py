@@ -46,6 +46,16 @@ CASES = {
     ),
     "channels first": Case.same((2, 7, 7, 6), (3, 3), 16, layouts=((0, 2, 3, 1), (2, 3, 1, 0))),
     "channels first, bf16": Case.same((1, 7, 17, 3), (3, 3), 16, layouts=((0, 2, 3, 1), (2, 3, 1, 0)), types=BF16),
+    "places last": Case.same((2, 7, 9, 5), (3, 3), 8, layouts=((0, 2, 3, 1), (2, 3, 1, 0)), places_last=True),
+    "places last, kernel by taps": Case.same(
+        (2, 9, 17, 8), (3, 3), 24, layouts=((0, 2, 3, 1), (1, 2, 3, 0)), places_last=True
+    ),
+    "places last, bf16": Case.same(
+        (1, 9, 17, 8), (3, 3), 24, layouts=((0, 2, 3, 1), (1, 2, 3, 0)), places_last=True, types=BF16
+    ),
+    "places last, bytes": Case.same(
+        (2, 9, 9, 6), (3, 3), 10, layouts=((0, 2, 3, 1), (1, 2, 3, 0)), places_last=True, types=BYTES
+    ),
     "one tap": Case.same((2, 7, 7, 6), (1, 1), 16, stride=2),
     "one channel": Case.same((2, 7, 7, 1), (3, 3), 1, dilation=2),
     "kernel's gradient": Case(
@@ -123,7 +133,7 @@ def cases(draw):
     )  # fmt: skip
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(cases())
 def test_any_convolution_is_right_and_stays_within_its_buffers(case):
     operands = case.operands()

@@ -72,7 +72,7 @@ def convolutions(draw):
     return normal(batch, *sizes, channels), normal(*taps, inner, outer, seed=1), params
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(convolutions())
 def test_any_convolution_is_within_the_bound(case):
     x, w, params = case

@@ -45,6 +45,7 @@ class Case:
     groups: int = 1
     batch_groups: int = 1
     layouts: tuple = field(default=(None, None))  # permutations of image and kernel in memory
+    places_last: bool = False  # in the result
 
     @classmethod
     def same(cls, image, taps, outputs, stride=1, dilation=1, **others):
@@ -67,8 +68,10 @@ class Case:
             laid_out(shape, dtype, layout)
             for shape, dtype, layout in zip((self.image, self.kernel), (lhs, rhs), self.layouts, strict=True)
         )
+        rank = len(self.result)
+        layout = (0, *range(2, rank), 1) if self.places_last else None
         return Convolution(
-            image=image, kernel=kernel, result=Operand.row_major(self.result, out), spatial=self.spatial,
+            image=image, kernel=kernel, result=laid_out(self.result, out, layout), spatial=self.spatial,
             groups=self.groups, batch_groups=self.batch_groups,
         )  # fmt: skip
 
@@ -103,6 +106,9 @@ class Case:
             sizes = [np.abs(widened(x, acc)) for x in (image, kernel)]
             magnitude = direct_sum(*sizes, self.result, self.spatial, self.groups, self.batch_groups)
             bound = bound + self.dot.sizes[3] * float(ml_dtypes.finfo(DTYPES[acc]).eps) * magnitude
+        if self.places_last:
+            shape = (exact.shape[0], exact.shape[-1], *exact.shape[1:-1])
+            result = np.moveaxis(result.reshape(shape), 1, -1)
         error = np.abs(widened(result, acc).reshape(exact.shape) - exact)
         wrong = ~(error <= bound)
         assert not wrong.any(), (
