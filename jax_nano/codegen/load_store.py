@@ -13,7 +13,9 @@ from jax_nano.codegen.shuffles import interleave
 def first_lanes(count: Index, lanes: int) -> ir.Value:
     """A mask of the first `count` lanes: none or all of them, where a value is below 1 or above `lanes`."""
     kind = ir.VectorType.get([lanes], ir.IntegerType.get_signless(1))
-    return vector.constant_mask(kind, [count]) if isinstance(count, int) else vector.create_mask(kind, [count])
+    if isinstance(count, int):
+        return vector.constant_mask(kind, [max(0, min(count, lanes))])
+    return vector.create_mask(kind, [count])
 
 
 def load(base: ir.Value, at: Index, lanes: int, count: Index | None = None) -> ir.Value:

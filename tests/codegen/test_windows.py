@@ -46,6 +46,7 @@ CASES = {
     ),
     "channels first": Case.same((2, 7, 7, 6), (3, 3), 16, layouts=((0, 2, 3, 1), (2, 3, 1, 0))),
     "channels first, bf16": Case.same((1, 7, 17, 3), (3, 3), 16, layouts=((0, 2, 3, 1), (2, 3, 1, 0)), types=BF16),
+    "one tap, channels first": Case.same((2, 4, 5, 8), (1, 1), 4, layouts=((0, 2, 3, 1), (2, 3, 1, 0))),
     "places last": Case.same((2, 7, 9, 5), (3, 3), 8, layouts=((0, 2, 3, 1), (2, 3, 1, 0)), places_last=True),
     "places last, kernel by taps": Case.same(
         (2, 9, 17, 8), (3, 3), 24, layouts=((0, 2, 3, 1), (1, 2, 3, 0)), places_last=True
