@@ -248,7 +248,7 @@ def show_progress(epoch: int, epochs: int, value: float) -> None:
 
 def load() -> tuple[Digits, Digits]:
     """Shuffles the digits, and gives those to train on and those held out."""
-    data = load_digits()
+    data: Any = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
     images, labels = (data.images[order, ..., None] / 16).astype(np.float32), data.target[order].astype(np.int32)
     return Digits(images[397:], labels[397:]), Digits(images[:397], labels[:397])
@@ -257,7 +257,7 @@ def load() -> tuple[Digits, Digits]:
 def draw(first: np.ndarray, predictions: np.ndarray, held_out: Digits, path: pathlib.Path) -> None:
     """Draws the first layer's filters, and 24 digits with what the network took them for, mistakes first."""
     figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subfigures(1, 2)
+    left, right = figure.subfigures(1, 2)  # pyright: ignore[reportGeneralTypeIssues]
     left.suptitle("First layer's filters")
     for axes, i in zip(left.subplots(4, 8).flat, range(first.shape[-1]), strict=True):
         axes.imshow(first[:, :, 0, i], cmap="RdBu", vmin=-np.abs(first).max(), vmax=np.abs(first).max())

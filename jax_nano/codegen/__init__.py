@@ -14,6 +14,7 @@
         operand_loader.py           elements of A and B as that instruction wants them
         epilogue.py                 what is done to sums before they are stored in C
     matrix_ref.py                   a matrix in memory
+    window_ref.py                   an operand that overlaps itself
         dequantize.py, prologue.py  matrices that are computed where they are read
     vector/                         arithmetic, conversions, elementary functions, elementwise programs
 

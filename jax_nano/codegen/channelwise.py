@@ -18,7 +18,6 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import vector
 
 from jax_nano.codegen.epilogue import ProgramEpilogue
-from jax_nano.codegen.gather import Cursor, at_most
 from jax_nano.codegen.index import Condition, Index, Values, add, both, divmod_, less, mul
 from jax_nano.codegen.load_store import load
 from jax_nano.codegen.location import section
@@ -29,6 +28,7 @@ from jax_nano.codegen.operands import Area, Offsets, Operands, offsets
 from jax_nano.codegen.registers import zeros
 from jax_nano.codegen.types import element_type
 from jax_nano.codegen.vector.convert import convert
+from jax_nano.codegen.window_ref import Cursor, at_most
 from jax_nano.ir.dot import extent
 from jax_nano.schedule.channels import Channels, channels_of
 from jax_nano.schedule.plan import Plan

@@ -26,7 +26,6 @@ from dataclasses import dataclass, replace
 from jax_nano.codegen.channelwise import ChannelBlock
 from jax_nano.codegen.dot_product_microkernel import DotProductMicrokernel
 from jax_nano.codegen.epilogue import ProgramEpilogue
-from jax_nano.codegen.gather import WindowRef
 from jax_nano.codegen.index import Condition, Index, add, divmod_, equal, minimum, mul, subtract
 from jax_nano.codegen.load_store import load, store
 from jax_nano.codegen.location import section
@@ -39,6 +38,7 @@ from jax_nano.codegen.panels import LhsPacking, LhsPanels, RhsPacking, RhsPanel,
 from jax_nano.codegen.prefetch_targets import LhsPrefetch, RhsPrefetch, to_next_element
 from jax_nano.codegen.tile_microkernel import TileMicrokernel
 from jax_nano.codegen.vector.convert import convert
+from jax_nano.codegen.window_ref import WindowRef
 from jax_nano.ir.dot import extent
 from jax_nano.schedule.plan import Plan
 

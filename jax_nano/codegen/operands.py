@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from jax.extend.mlir import ir
 
 from jax_nano.codegen.dequantize import QuantizedMatrixRef
-from jax_nano.codegen.gather import Cursor, WindowRef
 from jax_nano.codegen.index import Index, add, divmod_, mul
 from jax_nano.codegen.loops import Span
 from jax_nano.codegen.matrix_ref import MatrixRef, Split, scratch
 from jax_nano.codegen.operand_loader import rounds_to_bf16
 from jax_nano.codegen.prologue import PrologueView
+from jax_nano.codegen.window_ref import Cursor, WindowRef
 from jax_nano.ir.axes import Axis, Role
 from jax_nano.ir.dtypes import PACKED_INT4
 from jax_nano.ir.window import Window

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from jax.extend.mlir import ir
 
-from jax_nano.codegen.gather import GatherPacker, WindowRef
+from jax_nano.codegen.gather import GatherPacker
 from jax_nano.codegen.index import Index, add, divmod_, minimum, mul, subtract
 from jax_nano.codegen.location import section
 from jax_nano.codegen.loops import Depth, Span
@@ -28,6 +28,7 @@ from jax_nano.codegen.microkernel import KBlock, StepHook
 from jax_nano.codegen.nanokernel import Nanokernel
 from jax_nano.codegen.operands import Arguments, bf16_split
 from jax_nano.codegen.pack import Destination, Packer, pack_compensation
+from jax_nano.codegen.window_ref import WindowRef
 from jax_nano.schedule.plan import Plan
 
 

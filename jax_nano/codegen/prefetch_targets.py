@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from jax_nano.codegen.gather import WindowRef
 from jax_nano.codegen.index import Index, add, divmod_, less, minimum, mul, select, subtract
 from jax_nano.codegen.matrix_ref import MatrixRef
 from jax_nano.codegen.microkernel import StepHook
 from jax_nano.codegen.operands import Area, offsets
 from jax_nano.codegen.prefetch import PanelPrefetch
+from jax_nano.codegen.window_ref import WindowRef
 from jax_nano.ir.dot import extent
 from jax_nano.schedule.plan import Plan
 

@@ -50,7 +50,7 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
             (lhs_array, a), (rhs_array, b) = map(source_of, (lhs, rhs), ctx.avals_in)
             convolution = convolution_of(a, b, ctx.avals_out[0], params)
             if not is_in_order(convolution) and rhs_array != rhs:  # better as it is seen than as it lies
-                rhs_array, b = rhs, Operand.row_major(ctx.avals_in[1].shape, b.dtype)
+                rhs_array, b = rhs, Operand.row_major(mlir.ir.RankedTensorType(rhs.type).shape, b.dtype)
                 convolution = convolution_of(a, b, ctx.avals_out[0], params)
             dot = with_precision(params["precision"], convolution.dot())
             if others := simpler(params, convolution):

@@ -60,9 +60,9 @@ def _simpler_body(eqn: JaxprEqn) -> Jaxpr | None:
     if not all(isinstance(size, int) for aval in avals for size in aval.shape):
         return None
     lhs, rhs, out = avals
-    operands = (Operand.row_major(aval.shape, dtype_name(aval.dtype)) for aval in (lhs, rhs))
+    image, kernel = (Operand.row_major(aval.shape, dtype_name(aval.dtype)) for aval in (lhs, rhs))
     try:
-        convolution = convolution_of(*operands, out, eqn.params)
+        convolution = convolution_of(image, kernel, out, eqn.params)
         convolution.dot()
         others = simpler(eqn.params, convolution)
     except UnsupportedDot:

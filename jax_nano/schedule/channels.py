@@ -49,12 +49,13 @@ def channels_of(dot: Dot) -> tuple[LoopNest, Channels] | None:
     """The loops of a product with its groups along the lanes; None where they cannot stand there."""
     if not dot.b or len(dot.n) > 1 or dot.panels or dot.scaling or dot.prologue or dot.algorithm or dot.acc == "s32":
         return None
-    nothing = {"extras": (0,) * len(dot.extras), "window": (0,) * (len(dot.window.bounds) if dot.window else 0)}
+    bounds = len(dot.window.bounds) if dot.window else 0
+    once = Axis(size=1, extras=(0,) * len(dot.extras), window=(0,) * bounds)
     group = dot.b[-1]
-    each = dot.n[0] if dot.n else Axis(size=1, rhs=1, out=1, extras=group.extras, window=nothing["window"])
+    each = dot.n[0] if dot.n else replace(once, rhs=1, out=1, extras=group.extras)
     if not follows(group, each) or set(each.extras) - {0, 1}:
         return None
-    inputs, once = group.lhs, Axis(size=1, **nothing)
+    inputs = group.lhs
     channels = [a for a in (*dot.k, *dot.m) if a.lhs == 1 and a.size == inputs] if inputs > 1 else [once]
     channels = [a for a in channels if stay_within_bounds(dot, group, a)]
     if not channels:

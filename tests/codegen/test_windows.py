@@ -14,7 +14,7 @@ from jax_nano.schedule.tasks import task_plans
 
 PADDED = (Spatial(padding=1),) * 2
 BF16, BYTES = ("bf16", "bf16", "bf16"), ("s8", "s8", "s32")
-AS_GRADIENT = {"layouts": ((3, 1, 2, 0), None)}  # of a kernel: the image's channels are its batch
+AS_GRADIENT = (3, 1, 2, 0), None  # of a kernel: the image's channels are its batch
 CASES = {
     "padded": Case.same((2, 7, 9, 5), (3, 3), 8),
     "padding beyond the taps": Case(
@@ -60,11 +60,11 @@ CASES = {
     "one tap": Case.same((2, 7, 7, 6), (1, 1), 16, stride=2),
     "one channel": Case.same((2, 7, 7, 1), (3, 3), 1, dilation=2),
     "kernel's gradient": Case(
-        image=(12, 7, 9, 3), kernel=(7, 9, 3, 10), result=(12, 3, 3, 10), spatial=PADDED, **AS_GRADIENT
+        image=(12, 7, 9, 3), kernel=(7, 9, 3, 10), result=(12, 3, 3, 10), spatial=PADDED, layouts=AS_GRADIENT
     ),
     "strided kernel's gradient, bf16": Case(
         image=(12, 7, 9, 3), kernel=(4, 5, 3, 10), result=(12, 3, 3, 10),
-        spatial=(Spatial(padding=1, dilation=2),) * 2, types=("bf16", "bf16", "f32"), **AS_GRADIENT,
+        spatial=(Spatial(padding=1, dilation=2),) * 2, types=("bf16", "bf16", "f32"), layouts=AS_GRADIENT,
     ),
     "groups of the batch": Case(
         image=(6, 7, 9, 3), kernel=(3, 3, 3, 10), result=(3, 7, 9, 10), spatial=PADDED, batch_groups=2

@@ -73,7 +73,8 @@ def exact(case, lhs, rhs):
     groups = params["feature_group_count"], params["batch_group_count"]
     order = [(out_spec[0], *out_spec[2:], out_spec[1]).index(d) for d in range(len(out_spec))]
     return [
-        np.transpose(direct_sum(a, b, shape, spatial, *groups), order) for a, b in ((image, w), (abs(image), abs(w)))
+        np.transpose(direct_sum(a, b, shape, spatial, *groups), order)
+        for a, b in ((image, w), (np.abs(image), np.abs(w)))
     ]
 
 

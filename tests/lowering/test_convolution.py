@@ -1,6 +1,7 @@
 """Convolutions under every transformation, against a direct sum in float64, and what the program says of them."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ X, W = normal(2, 9, 10, 8), normal(3, 3, 8, 16, seed=1)
 EPS = float(np.finfo(np.float32).eps)
 
 
-def convolve(f, x, w, strides=(1, 1), padding="SAME", **params):
+def convolve(f, x, w, strides=(1, 1), padding: Any = "SAME", **params):
     return f(x, w, strides, padding, **{"dimension_numbers": NHWC, **params})
 
 
@@ -206,6 +207,7 @@ def test_a_wider_type_is_read_as_it_is_kept():
     f = jax_nano.accelerate(lambda x, w: conv(x.astype(np.float32), w.astype(np.float32)))
     x, w = jnp.asarray(X, jnp.bfloat16), jnp.asarray(W, jnp.bfloat16)
     (report,) = jax_nano.inspect(f, x, w)
+    assert report.problem
     assert (report.problem.lhs, report.problem.rhs, report.problem.out) == ("bf16", "bf16", "f32")
 
 
@@ -215,6 +217,7 @@ def test_what_becomes_of_a_convolution_is_said():
         "f32[2,9,10,8] conv f32[3,3,8,16] -> f32[2,9,5,16], strides [1, 2], padding [(1, 1), (0, 1)]"
     )
     assert report.ran_as == "kernel"
+    assert report.kernel
     assert report.kernel.name.startswith("nano_conv_f32_m90n16k72_")
 
 
@@ -242,7 +245,7 @@ def test_errors_are_those_of_lax():
 def test_no_product_with_an_inserted_zero_is_computed():
     f = lambda x, w: convolve(jax_nano.conv_general_dilated, x, w, padding=[(2, 2), (2, 2)], lhs_dilation=(2, 2))  # noqa: E731
     reports = jax_nano.inspect(f, normal(1, 8, 8, 4), normal(4, 4, 4, 6))
-    assert [report.problem.sizes for report in reports] == [(1, 64, 6, 16)] * 4
+    assert [report.problem and report.problem.sizes for report in reports] == [(1, 64, 6, 16)] * 4
 
 
 def test_padding_gives_no_nan():

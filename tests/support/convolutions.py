@@ -89,11 +89,12 @@ class Case:
             arrays.append(array)
         return arrays
 
+    def summed(self, image, kernel):
+        return direct_sum(image, kernel, self.result, self.spatial, self.groups, self.batch_groups)
+
     def exact(self, image, kernel):
         acc = self.dot.acc
-        sums = direct_sum(
-            *(widened(x, acc) for x in (image, kernel)), self.result, self.spatial, self.groups, self.batch_groups
-        )
+        sums = self.summed(widened(image, acc), widened(kernel, acc))
         if acc != "s32":
             return sums
         return sums.astype(np.int32).astype(DTYPES[self.types[2]] if self.types[2] in INTEGERS else np.int32)
@@ -103,8 +104,7 @@ class Case:
         acc, exact = self.dot.acc, self.exact(image, kernel)
         bound = rounding(exact, self.types[2])
         if acc != "s32":
-            sizes = [np.abs(widened(x, acc)) for x in (image, kernel)]
-            magnitude = direct_sum(*sizes, self.result, self.spatial, self.groups, self.batch_groups)
+            magnitude = self.summed(*(np.abs(widened(x, acc)) for x in (image, kernel)))
             bound = bound + self.dot.sizes[3] * float(ml_dtypes.finfo(DTYPES[acc]).eps) * magnitude
         if self.places_last:
             shape = (exact.shape[0], exact.shape[-1], *exact.shape[1:-1])
