@@ -19,14 +19,27 @@ from dataclasses import dataclass
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
-from jax_nano.codegen.index import Index, add, both, equal, less, maximum, minimum, mul, negation, subtract, unequal
+from jax_nano.codegen.index import (
+    Index,
+    Values,
+    add,
+    both,
+    equal,
+    less,
+    maximum,
+    minimum,
+    mul,
+    negation,
+    subtract,
+    unequal,
+)
 from jax_nano.codegen.load_store import first_lanes, load, load_where, store, store_where
 from jax_nano.codegen.loops import Depth, for_range, when
 from jax_nano.codegen.matrix_ref import MatrixRef
 from jax_nano.codegen.operand_loader import rounds_to_bf16
 from jax_nano.codegen.pack import Destination, Packer
 from jax_nano.codegen.registers import zeros
-from jax_nano.codegen.shuffles import interleave
+from jax_nano.codegen.shuffles import interleave, transpose
 from jax_nano.codegen.types import element_type
 from jax_nano.codegen.window_ref import (
     Cursor,
@@ -58,6 +71,10 @@ class GatherPacker:
         """Copies rows, of `depth` steps from the source's first one on."""
         source, register = self.source, self.packer.register
         outer, run = outer_and_run(source.steps, source.window)
+        are_columns = run.size == 1 and bool(source.places) and source.places[-1].lhs == 1
+        if are_columns and to.width == self.packer.lanes and self.has_masks:
+            self.pack_columns_as_rows(to, depth)
+            return
         with for_range(to.span.begin, to.span.end) as row:
             target, cursor = to.panel(row.i), source.cursor.within(source.places, row.i)
             if depth.size % register:
@@ -66,6 +83,36 @@ class GatherPacker:
                     store(self.packer.zeros(), target.base, target.offset(0, whole))
             for piece in pieces_of_runs(run.size, source.first, depth.steps):
                 self.copy_run(cursor.within(outer, piece.run), run, piece, target)
+
+    def pack_columns_as_rows(self, to: Destination, depth: Depth) -> None:
+        """Copies rows whose neighbours in memory are those of other rows: squares are transposed in registers."""
+        source = self.source
+        outer, run = outer_and_run(source.places, source.window)
+        for i, count, panel in to:
+            for piece in pieces_of_runs(run.size, i, count):
+                cursor = source.cursor.within(outer, piece.run)
+                length = subtract(piece.end, piece.begin)
+                for k, live in depth.pieces(self.packer.register):
+                    for r, row in enumerate(self.square(cursor, run, piece, k, live)[:count]):
+                        if (is_there := less(r, length)) is not False:
+                            with when(is_there):
+                                store(row, panel.base, panel.offset(add(piece.to, r), k))
+
+    def square(self, cursor: Cursor, run: Axis, piece: Piece, k: Index, live: int) -> Values:
+        """A register of steps, from step k on, of as many rows as a register has lanes; zeros behind `live` steps."""
+        lanes, vnni, groups = self.packer.lanes, self.packer.vnni, []
+        there = first_lanes(subtract(piece.end, piece.begin), lanes)
+        for first in range(0, self.packer.register, vnni):
+            columns = []
+            for step in range(first, first + vnni):
+                if step >= live:
+                    columns.append(zeros(lanes, self.packer.load.element_type))
+                    continue
+                at = cursor.within(self.source.steps, add(self.source.first, k, step))
+                mask = arith.andi(there, lanes_within(piece.begin, *self.source.inside(at, run), lanes))
+                columns.append(self.value(load_where(self.source.base, add(at.at, piece.begin), lanes, mask)))
+            groups.append(self.packer.as_groups(interleave(columns)))
+        return [self.packer.as_elements(row) for row in transpose(groups)]
 
     def copy_run(self, cursor: Cursor, run: Axis, piece: Piece, target: MatrixRef) -> None:
         """Copies a piece of a run to a packed row: whole, or what is within bounds, with zeros around it."""

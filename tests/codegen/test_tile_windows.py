@@ -16,6 +16,14 @@ CASES = {
     "one dimension, dilated": Case.same((1, 19, 32), (3,), 33, dilation=3, types=("bf16", "bf16", "bf16")),
     "bytes": Case.same((1, 5, 5, 32), (3, 3), 16, types=BYTES),
     "bytes by unsigned": Case.same((1, 4, 5, 6), (3, 3), 16, types=("u8", "s8", "s32")),
+    "bytes' gradient": Case(
+        image=(9, 5, 6, 2), kernel=(5, 6, 2, 18), result=(9, 3, 3, 18), spatial=(Spatial(padding=1),) * 2,
+        types=BYTES, layouts=((3, 1, 2, 0), None),
+    ),
+    "many channels' gradient": Case(
+        image=(20, 4, 9, 2), kernel=(2, 5, 2, 18), result=(20, 3, 3, 18),
+        spatial=(Spatial(padding=1, dilation=2),) * 2, types=BF16, layouts=((3, 1, 2, 0), None),
+    ),
     "kernel's gradient": Case(
         image=(16, 5, 6, 2), kernel=(5, 6, 2, 18), result=(16, 3, 3, 18), spatial=(Spatial(padding=1),) * 2,
         types=BF16, layouts=((3, 1, 2, 0), None),
