@@ -25,9 +25,9 @@ def convolution_of(lhs: Operand, rhs: Operand, out: ShapedArray, params: Params)
         result=Operand.row_major(out.shape, dtype_name(out.dtype)).transposed(
             (out_spec[0], *out_spec[2:], out_spec[1])
         ),
-        spatial=tuple(Spatial(stride=s, dilation=d, padding=low) for s, d, (low, _) in sizes),
-        groups=params["feature_group_count"],
-        batch_groups=params["batch_group_count"],
+        spatial=tuple(Spatial(stride=int(s), dilation=int(d), padding=int(low)) for s, d, (low, _) in sizes),
+        groups=int(params["feature_group_count"]),
+        batch_groups=int(params["batch_group_count"]),
     )
 
 

@@ -69,7 +69,7 @@ def equation_of(avals: Sequence[Any], params: Params) -> str:
     """A convolution of operands and a result of these types, in words."""
     lhs, rhs, out = map(type_name, avals)
     words = [f"{lhs} conv {rhs} -> {out}", f"strides {list(params['window_strides'])}"]
-    words.append(f"padding {[tuple(map(int, pair)) for pair in params['padding']]}")
+    words.append(f"padding [{', '.join(f'({low}, {high})' for low, high in params['padding'])}]")
     words += [
         f"{name.replace('_', ' ')} {list(params[name])}" for name in ("lhs_dilation", "rhs_dilation")
         if any(count != 1 for count in params[name])

@@ -4,9 +4,11 @@ import pytest
 from convolutions import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.lax import DotAlgorithmPreset
 from kernel_runner import Runner
 
 from jax_nano.ir.convolution import Spatial
+from jax_nano.lowering.precision import with_precision
 from jax_nano.machine import host
 from jax_nano.schedule.candidates import kernel_plans
 from jax_nano.schedule.choose import choose
@@ -102,6 +104,16 @@ def test_blocks_of_the_sum_and_tasks_that_end_within_runs(name):
         divided = plan.replace(mc=rows, mt=2 * rows if 2 * rows < plan.m.size else rows)
         for each in (*blocks[:2], divided):
             case.check(Runner(each).at_both_ends(*operands), *operands)
+
+
+@pytest.mark.parametrize("name", ["padded", "kernel's gradient"])
+def test_sums_of_bf16_splits_are_as_exact_as_f32(name):
+    case = CASES[name]
+    operands = case.operands()
+    dot = with_precision(DotAlgorithmPreset.BF16_BF16_F32_X9, case.dot)
+    assert dot.terms == 9
+    for plan in plans(dot)[:3]:
+        case.check(Runner(plan).at_both_ends(*operands), *operands)
 
 
 def test_a_plan_for_many_threads_is_right():

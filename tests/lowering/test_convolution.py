@@ -4,6 +4,7 @@ import itertools
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -209,6 +210,20 @@ def test_a_wider_type_is_read_as_it_is_kept():
     (report,) = jax_nano.inspect(f, x, w)
     assert report.problem
     assert (report.problem.lhs, report.problem.rhs, report.problem.out) == ("bf16", "bf16", "f32")
+
+
+def test_weights_in_other_forms_stand_for_their_arrays():
+    quantized = jax_nano.quantize(jnp.asarray(W), bits=8)
+    f = jax_nano.accelerate(lambda x, w: jax.nn.relu(conv(x, jnp.asarray(w))))
+    wanted = jax.nn.relu(conv(X, jnp.asarray(quantized)))
+    np.testing.assert_allclose(jax.jit(f)(X, quantized), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_symbolic_sizes_run_as_lax_does():
+    (n,) = jax.export.symbolic_shape("n")
+    x = jax.ShapeDtypeStruct((n, 9, 10, 8), np.float32)
+    exported = jax.export.export(jax.jit(lambda x, w: convolve(jax_nano.conv_general_dilated, x, w)))(x, W)
+    np.testing.assert_allclose(exported.call(X, W), conv(X, W), rtol=1e-4, atol=1e-4)
 
 
 def test_what_becomes_of_a_convolution_is_said():
