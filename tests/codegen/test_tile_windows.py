@@ -16,6 +16,12 @@ CASES = {
     "one dimension, dilated": Case.same((1, 19, 32), (3,), 33, dilation=3, types=("bf16", "bf16", "bf16")),
     "bytes": Case.same((1, 5, 5, 32), (3, 3), 16, types=BYTES),
     "bytes by unsigned": Case.same((1, 4, 5, 6), (3, 3), 16, types=("u8", "s8", "s32")),
+    "places last": Case.same(
+        (1, 5, 11, 8), (3, 3), 20, types=BF16, layouts=((0, 2, 3, 1), (1, 2, 3, 0)), places_last=True
+    ),
+    "places last, bytes": Case.same(
+        (1, 4, 9, 6), (3, 3), 17, types=BYTES, layouts=((0, 2, 3, 1), (1, 2, 3, 0)), places_last=True
+    ),
     "bytes' gradient": Case(
         image=(9, 5, 6, 2), kernel=(5, 6, 2, 18), result=(9, 3, 3, 18), spatial=(Spatial(padding=1),) * 2,
         types=BYTES, layouts=((3, 1, 2, 0), None),

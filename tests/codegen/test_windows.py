@@ -1,5 +1,7 @@
 """Kernels of convolutions, in guarded memory: every plan of a few of them, on every instruction set of this machine."""
 
+from dataclasses import replace
+
 import pytest
 from convolutions import Case
 from hypothesis import given, settings
@@ -116,11 +118,14 @@ def test_sums_of_bf16_splits_are_as_exact_as_f32(name):
         case.check(Runner(plan).at_both_ends(*operands), *operands)
 
 
-def test_a_plan_for_many_threads_is_right():
-    case = Case.same((2, 10, 10, 8), (3, 3), 40)
-    operands = case.operands()
+@pytest.mark.parametrize("places_last", [False, True])
+def test_every_division_into_tasks_is_right(places_last):
+    layouts = ((0, 2, 3, 1), (1, 2, 3, 0)) if places_last else (None, None)
+    case = Case.same((1, 10, 12, 8), (3, 3), 40, layouts=layouts, places_last=places_last)
+    operands, machine = case.operands(), replace(host.machine(), threads=4)
     kernel = choose(case.dot, host.machine(), host.machine().isas[0])
-    for plan in list(task_plans(kernel, host.machine()))[:4]:
+    divided = {(plan.rhs, plan.nb > 0, plan.mt < plan.m.size): plan for plan in task_plans(kernel, machine)}
+    for plan in divided.values():
         case.check(Runner(plan).at_both_ends(*operands), *operands)
 
 
