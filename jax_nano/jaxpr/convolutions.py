@@ -13,6 +13,9 @@ from jax_nano.ir.convolution import Convolution, Spatial
 from jax_nano.ir.dtypes import dtype_name
 
 Params = dict[str, Any]
+# Elements of an image to those of a kernel that is worth moving. On Zen 5, with kernels of 256 x 256 x 3 x 3 and 128 x
+# 128 x 3 x 3 left as they are, one image of 14 x 14 takes 0.7 and one of 28 x 28 takes 0.6 to 1.0 of the time.
+SMALL_KERNELS = 4
 
 
 def convolution_of(lhs: Operand, rhs: Operand, out: ShapedArray, params: Params) -> Convolution:
@@ -49,11 +52,15 @@ def has_kernel_order(convolution: Convolution) -> bool:
 def is_in_order(convolution: Convolution) -> bool:
     """Is true where taps and input channels follow one another in the kernel's memory, as runs of the image want it.
 
-    In the gradient of a kernel, places are the taps: of those there are many, and they stay as they are.
+    In the gradient of a kernel, places are the taps: of those there are many, and they stay as they are. Where places
+    stand in lanes, channels may also be around the taps: that takes longer to pack, but no longer than to move a kernel
+    that is large beside the image.
     """
     kernel, result = convolution.kernel, convolution.result
     taps, places = math.prod(kernel.shape[:-2]), math.prod(result.shape[1:-1])
     if taps > places:
         return True
-    steps = [pair for pair in zip(kernel.shape[:-1], kernel.strides[:-1], strict=True) if pair[0] > 1]
-    return all(outer == size * inner for (_, outer), (size, inner) in itertools.pairwise(steps))
+    steps = [(stride, size) for size, stride in zip(kernel.shape[:-1], kernel.strides[:-1], strict=True) if size > 1]
+    if convolution.ends_with_places and kernel.elements * SMALL_KERNELS > convolution.image.elements:
+        steps.sort(reverse=True)
+    return all(outer == inner * size for (outer, _), (inner, size) in itertools.pairwise(steps))
