@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from jax_nano._native import executed_kernels as executed_kernels
     from jax_nano.api.accelerate import accelerate as accelerate
     from jax_nano.api.autotune import autotune as autotune
+    from jax_nano.api.convolutions import conv as conv
+    from jax_nano.api.convolutions import conv_general_dilated as conv_general_dilated
+    from jax_nano.api.convolutions import conv_general_dilated_local as conv_general_dilated_local
+    from jax_nano.api.convolutions import conv_general_dilated_patches as conv_general_dilated_patches
+    from jax_nano.api.convolutions import conv_transpose as conv_transpose
+    from jax_nano.api.convolutions import conv_with_general_padding as conv_with_general_padding
     from jax_nano.api.fused_matmul import fused_matmul as fused_matmul
     from jax_nano.api.inspect import inspect as inspect
     from jax_nano.api.install import install as install
@@ -76,6 +82,14 @@ _HOME = {
     "_native": ("executed_kernels",),
     "api.accelerate": ("accelerate",),
     "api.autotune": ("autotune",),
+    "api.convolutions": (
+        "conv",
+        "conv_general_dilated",
+        "conv_general_dilated_local",
+        "conv_general_dilated_patches",
+        "conv_transpose",
+        "conv_with_general_padding",
+    ),
     "api.fused_matmul": ("fused_matmul",),
     "api.inspect": ("inspect",),
     "api.install": ("install", "installed", "uninstall"),
@@ -98,6 +112,12 @@ __all__ = [
     "__version__",
     "accelerate",
     "autotune",
+    "conv",
+    "conv_general_dilated",
+    "conv_general_dilated_local",
+    "conv_general_dilated_patches",
+    "conv_transpose",
+    "conv_with_general_padding",
     "dot",
     "dot_general",
     "einsum",

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import jax
-from jax.extend.core.primitives import dot_general_p
+from jax.extend.core.primitives import conv_general_dilated_p, dot_general_p
 from jax.interpreters import mlir
 
 from jax_nano import config
 from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering
-from jax_nano.lowering.dot_general import lowering
+from jax_nano.lowering import convolution, dot_general
 
 
 def install() -> None:
-    """Makes every lax.dot_general on CPUs a jax_nano product: jnp, flax, equinox, optax and all that is built on JAX.
+    """Makes every product on CPUs jax_nano's: those of jnp, flax, equinox, optax and all that is built on JAX.
+
+    Products are lax.dot_general and lax.conv_general_dilated.
 
     Programs compiled before are forgotten (jax.clear_caches) and compiled anew when next called, except those that the
     caller holds from `.lower().compile()`. Calling it again changes nothing. What jax_nano has no kernel for runs as
@@ -27,7 +30,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Undoes install(): gives lax.dot_general its original lowering back and forgets the programs compiled meanwhile.
+    """Undoes install(): gives products their original lowerings back and forgets the programs compiled meanwhile.
 
     While a block of `installed()` is open in some thread, it takes effect when the last one ends.
     """
@@ -45,32 +48,39 @@ def installed() -> Iterator[None]:
 
 
 class _Switch:
-    """Which CPU lowering lax.dot_general has, and who wants ours."""
+    """Which CPU lowerings products have, and who wants ours."""
 
     def __init__(self):
         self.lock = threading.Lock()
         self.wanted = False  # by install()
         self.blocks = 0  # of installed(), open in any thread
-        self.replaced: ReplacedLowering | None = None  # while ours is in its place
+        self.replaced: list[ReplacedLowering] = []  # while ours are in their places
 
     def turn(self, *, wanted: bool | None = None, blocks: int = 0) -> None:
         with self.lock:
             self.wanted = self.wanted if wanted is None else wanted
             self.blocks += blocks
             wanted = (self.wanted or self.blocks > 0) and config.enabled()
-            if wanted != (self.replaced is not None):
+            if wanted != bool(self.replaced):
                 self.exchange()
                 jax.clear_caches()
 
     def exchange(self) -> None:
-        if self.replaced is None:
-            self.replaced = ReplacedLowering(dot_general_p, _unless_exported)
+        if self.replaced:
+            for replaced in self.replaced:
+                replaced.restore()
+            self.replaced = []
         else:
-            self.replaced.restore()
-            self.replaced = None
+            self.replaced = [
+                ReplacedLowering(primitive, partial(_unless_exported, lowering=lowering))
+                for primitive, lowering in LOWERINGS.items()
+            ]
 
 
-def _unless_exported(original: LoweringRule) -> LoweringRule:
+LOWERINGS = {dot_general_p: dot_general.lowering, conv_general_dilated_p: convolution.lowering}
+
+
+def _unless_exported(original: LoweringRule, lowering: Callable[[LoweringRule], LoweringRule]) -> LoweringRule:
     kernel = lowering(original)
 
     def lower(ctx: mlir.LoweringRuleContext, *operands, **params):

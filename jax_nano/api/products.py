@@ -29,7 +29,7 @@ from jax_nano.weights.weight import Weight
 Sharding = jax.sharding.NamedSharding | jax.sharding.PartitionSpec | None
 
 
-def _compiled(f: Callable[..., Array], *static: str) -> Callable[..., Array]:
+def compiled(f: Callable[..., Array], *static: str) -> Callable[..., Array]:
     """Gives f jax_nano's products. Outside of a program it is compiled; inside one its equations become part of it.
 
     Where jax_nano is turned off it is f, of the arrays that weights stand for.
@@ -59,19 +59,19 @@ def _has_weights(operands: Sequence[Any]) -> bool:
     return any(isinstance(x, Weight) for x in operands)
 
 
-_dot_general = _compiled(lax.dot_general, "dimension_numbers", "precision", "preferred_element_type", "out_sharding")
-_matmul = _compiled(jnp.matmul, "precision", "preferred_element_type", "out_sharding")
-_dot = _compiled(jnp.dot, "precision", "preferred_element_type", "out_sharding")
-_tensordot = _compiled(jnp.tensordot, "axes", "precision", "preferred_element_type", "out_sharding")
-_inner = _compiled(jnp.inner, "precision", "preferred_element_type")
-_vecdot = _compiled(jnp.vecdot, "axis", "precision", "preferred_element_type")
+_dot_general = compiled(lax.dot_general, "dimension_numbers", "precision", "preferred_element_type", "out_sharding")
+_matmul = compiled(jnp.matmul, "precision", "preferred_element_type", "out_sharding")
+_dot = compiled(jnp.dot, "precision", "preferred_element_type", "out_sharding")
+_tensordot = compiled(jnp.tensordot, "axes", "precision", "preferred_element_type", "out_sharding")
+_inner = compiled(jnp.inner, "precision", "preferred_element_type")
+_vecdot = compiled(jnp.vecdot, "axis", "precision", "preferred_element_type")
 
 
-def _hashable(x: Any) -> Any:
+def hashable(x: Any) -> Any:
     """Makes tuples of lists, ranges and NumPy arrays, at any depth."""
     if isinstance(x, np.ndarray):
-        return _hashable(x.tolist())
-    return tuple(map(_hashable, x)) if type(x) in (list, range, tuple) else x
+        return hashable(x.tolist())
+    return tuple(map(hashable, x)) if type(x) in (list, range, tuple) else x
 
 
 def dot_general(  # noqa: PLR0913  its namesake's
@@ -101,7 +101,7 @@ def dot_general(  # noqa: PLR0913  its namesake's
       TypeError: dimensions do not exist, repeat or differ in size, or the types do not go together.
     """
     return _dot_general(
-        lhs, rhs, dimension_numbers=_hashable(dimension_numbers), precision=_hashable(precision),
+        lhs, rhs, dimension_numbers=hashable(dimension_numbers), precision=hashable(precision),
         preferred_element_type=preferred_element_type, out_sharding=out_sharding,
     )  # fmt: skip
 
@@ -131,7 +131,7 @@ def matmul(
       TypeError: the contracted sizes differ, or an operand is not an array.
     """
     return _matmul(
-        a, b, precision=_hashable(precision), preferred_element_type=preferred_element_type, out_sharding=out_sharding
+        a, b, precision=hashable(precision), preferred_element_type=preferred_element_type, out_sharding=out_sharding
     )
 
 
@@ -159,7 +159,7 @@ def dot(
       TypeError: the contracted sizes differ, or an operand is not an array.
     """
     return _dot(
-        a, b, precision=_hashable(precision), preferred_element_type=preferred_element_type, out_sharding=out_sharding
+        a, b, precision=hashable(precision), preferred_element_type=preferred_element_type, out_sharding=out_sharding
     )
 
 
@@ -184,7 +184,7 @@ def inner(
     Raises:
       TypeError: the last sizes differ, or an operand is not an array.
     """
-    return _inner(a, b, precision=_hashable(precision), preferred_element_type=preferred_element_type)
+    return _inner(a, b, precision=hashable(precision), preferred_element_type=preferred_element_type)
 
 
 def tensordot(  # noqa: PLR0913  its namesake's
@@ -213,7 +213,7 @@ def tensordot(  # noqa: PLR0913  its namesake's
       TypeError: axes do not fit the arrays, or contracted sizes differ.
     """
     return _tensordot(
-        a, b, axes=_hashable(axes), precision=_hashable(precision),
+        a, b, axes=hashable(axes), precision=hashable(precision),
         preferred_element_type=preferred_element_type, out_sharding=out_sharding,
     )  # fmt: skip
 
@@ -242,7 +242,7 @@ def vecdot(
     Raises:
       ValueError: the sizes along the axis differ, or the others do not broadcast.
     """
-    return _vecdot(x1, x2, axis=axis, precision=_hashable(precision), preferred_element_type=preferred_element_type)
+    return _vecdot(x1, x2, axis=axis, precision=hashable(precision), preferred_element_type=preferred_element_type)
 
 
 def einsum(  # noqa: PLR0913  its namesake's

@@ -6,9 +6,9 @@ It stands apart because jax.experimental.roofline needs absl-py, which JAX itsel
 from __future__ import annotations
 
 from jax.experimental.roofline import register_roofline
-from jax.extend.core.primitives import dot_general_p
 
-from jax_nano.jaxpr.primitives import nano_dot_general_p
+from jax_nano.jaxpr.primitives import DOUBLES
 from jax_nano.jaxpr.private import roofline_rule
 
-register_roofline(nano_dot_general_p)(roofline_rule(dot_general_p))
+for original, double in DOUBLES.items():
+    register_roofline(double)(roofline_rule(original))

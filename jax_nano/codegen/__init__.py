@@ -4,6 +4,8 @@
     macrokernel.py                  phases, tasks and cache blocks: the loop nest around microkernels
         operands.py                 where A, B, C and the other arrays lie
         panels.py                   which panels are packed, by whom and where; pack.py copies them
+        gather.py                   panels out of operands that are windows over an image
+        channelwise.py              narrow groups of channels in the lanes, with a microkernel of its own
         prefetch_targets.py         what is prefetched beside a microkernel; prefetch.py does it at an even rate
     microkernel.py                  the loop over K on one register block, and its contract
         tile_microkernel.py         the same contract on register tiles
@@ -12,6 +14,7 @@
         operand_loader.py           elements of A and B as that instruction wants them
         epilogue.py                 what is done to sums before they are stored in C
     matrix_ref.py                   a matrix in memory
+    window_ref.py                   an operand that overlaps itself
         dequantize.py, prologue.py  matrices that are computed where they are read
     vector/                         arithmetic, conversions, elementary functions, elementwise programs
 

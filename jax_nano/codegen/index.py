@@ -75,6 +75,13 @@ def minimum(a: Index, b: Index) -> Index:
     return arith.minsi(index(a), index(b))
 
 
+def maximum(a: Index, b: Index) -> Index:
+    """max(a, b)."""
+    if isinstance(a, int) and isinstance(b, int):
+        return max(a, b)
+    return arith.maxsi(index(a), index(b))
+
+
 def one_of(values: Sequence[int], i: Index) -> Index:
     """values[i], by comparisons: constants need no memory."""
     if isinstance(i, int):

@@ -13,7 +13,9 @@ from jax_nano.codegen.shuffles import interleave
 def first_lanes(count: Index, lanes: int) -> ir.Value:
     """A mask of the first `count` lanes: none or all of them, where a value is below 1 or above `lanes`."""
     kind = ir.VectorType.get([lanes], ir.IntegerType.get_signless(1))
-    return vector.constant_mask(kind, [count]) if isinstance(count, int) else vector.create_mask(kind, [count])
+    if isinstance(count, int):
+        return vector.constant_mask(kind, [max(0, min(count, lanes))])
+    return vector.create_mask(kind, [count])
 
 
 def load(base: ir.Value, at: Index, lanes: int, count: Index | None = None) -> ir.Value:
@@ -23,6 +25,14 @@ def load(base: ir.Value, at: Index, lanes: int, count: Index | None = None) -> i
     if count is None or (isinstance(count, int) and count >= lanes):
         return vector.load(kind, base, [index(at)])
     return vector.maskedload(kind, base, [index(at)], first_lanes(count, lanes), zeros(lanes, dtype))
+
+
+def load_where(base: ir.Value, at: Index, lanes: int, mask: ir.Value | None) -> ir.Value:
+    """`lanes` elements from `at` on; those outside of a mask are not read, and are zeros."""
+    if mask is None:
+        return load(base, at, lanes)
+    dtype = ir.MemRefType(base.type).element_type
+    return vector.maskedload(ir.VectorType.get([lanes], dtype), base, [index(at)], mask, zeros(lanes, dtype))
 
 
 def load_int4(base: ir.Value, at: Index, lanes: int, count: int) -> ir.Value:
@@ -54,6 +64,14 @@ def store(value: ir.Value, base: ir.Value, at: Index, count: int | None = None) 
         memref.store(vector.extract(value, [], [0]), base, [index(at)])
     else:
         vector.maskedstore(base, [index(at)], first_lanes(count, lanes), value)
+
+
+def store_where(value: ir.Value, base: ir.Value, at: Index, mask: ir.Value | None) -> None:
+    """Stores the lanes of a mask, or all of them."""
+    if mask is None:
+        vector.store(value, base, [index(at)])
+    else:
+        vector.maskedstore(base, [index(at)], mask, value)
 
 
 def prefetch(base: ir.Value, at: Index, *, write: bool = False) -> None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from jax_nano.codegen.channelwise import ChannelBlock
 from jax_nano.codegen.dot_product_microkernel import DotProductMicrokernel
 from jax_nano.codegen.epilogue import ProgramEpilogue
 from jax_nano.codegen.index import Condition, Index, add, divmod_, equal, minimum, mul, subtract
@@ -37,6 +38,7 @@ from jax_nano.codegen.panels import LhsPacking, LhsPanels, RhsPacking, RhsPanel,
 from jax_nano.codegen.prefetch_targets import LhsPrefetch, RhsPrefetch, to_next_element
 from jax_nano.codegen.tile_microkernel import TileMicrokernel
 from jax_nano.codegen.vector.convert import convert
+from jax_nano.codegen.window_ref import WindowRef
 from jax_nano.ir.dot import extent
 from jax_nano.schedule.plan import Plan
 
@@ -68,7 +70,10 @@ class Macrokernel:
         first = mul(run, plan.outer_per_task)
         last = minimum(add(first, plan.outer_per_task), extent(plan.outer))
         with section("elements of the outer axes"), for_range(first, last) as outer:
-            TaskBlock(self, operands, area, outer.i, split).emit()
+            if plan.channelwise:
+                ChannelBlock(plan, self.micro.nano, operands, area, offsets(plan, plan.outer, outer.i)).emit()
+            else:
+                TaskBlock(self, operands, area, outer.i, split).emit()
 
     def area(self, round_: Index, m_task: Index, n_task: Index) -> Area:
         """The rows and columns of a task. Rounds advance along n."""
@@ -114,8 +119,8 @@ class CacheBlock:
     """A block of A and one of B whose product is added to C: MC x KC by KC x `plan.block_columns`."""
 
     k: KBlock
-    a: MatrixRef  # as it lies in memory, from step 0 of this element of plan.k_outer on
-    b: MatrixRef
+    a: MatrixRef | WindowRef  # as it lies in memory, from step 0 of this element of plan.k_outer on
+    b: MatrixRef | WindowRef
     rows: Span
     columns: Span
     a_panels: LhsPanels
@@ -143,7 +148,7 @@ class TaskBlock:
         """Emits the loops over cache blocks, and packs them."""
         plan, area = self.plan, self.area
         for k, a, b in self.k_blocks():
-            a_block = a.block(0, k.begin)
+            a_block = a.from_step(k.begin) if isinstance(a, WindowRef) else a.block(0, k.begin)
             all_rows = self.lhs_packing.panels(a_block, area.rows, k) if plan.mc >= plan.mt else None
             for columns in blocks(area.columns, plan.block_columns, "blocks of columns"):
                 b_panels = self.rhs_packing.panels(b, columns, k)
@@ -169,7 +174,7 @@ class TaskBlock:
                 with section("microkernel"):
                     self.kernel.micro.emit(product, k, result, hooks)
 
-    def k_blocks(self) -> Iterator[tuple[KBlock, MatrixRef, MatrixRef]]:
+    def k_blocks(self) -> Iterator[tuple[KBlock, MatrixRef | WindowRef, MatrixRef | WindowRef]]:
         """Emits the loop over the k blocks of the split: each with A and B of its element of `plan.k_outer`."""
         plan = self.plan
         begin = mul(self.split, plan.blocks_per_split)
@@ -181,14 +186,16 @@ class TaskBlock:
             steps = minimum(plan.kc, subtract(plan.k.size, k0)) if plan.k.size % plan.kc else plan.kc
             first = equal(number.i, begin) if plan.blocks_per_split > 1 else True
             k = KBlock(k0, Depth(steps, plan.k.size), first, last=equal(number.i, plan.k_blocks - 1))
-            b = self.b.advance(at[1])
-            yield k, self.operands.lhs(tuple(add(*both) for both in zip(self.at, at, strict=True))), b
+            here = tuple(add(*both) for both in zip(self.at, at, strict=True))
+            b = self.operands.rhs(here) if isinstance(self.b, WindowRef) else self.b.advance(at[1])
+            yield k, self.operands.lhs(here), b
 
     def row_panels(self, block: CacheBlock, j: Index) -> Iterator[tuple[Index, int, list[StepHook]]]:
         """Emits the loop over panels of rows, the first of which packs the next panel of B where packing overlaps."""
         plan, rows = self.plan, block.rows
         if plan.overlap_packing:
             first = replace(rows, end=minimum(add(rows.begin, plan.mr), rows.end))
+            assert isinstance(block.b, MatrixRef)
             b = block.b.block(block.k.begin, 0)
             packing = self.rhs_packing.overlap_hooks(b, block.b_panels, add(j, plan.nr), block.columns.end)
             for i, count in panels(first, plan.mr, "first panel of rows"):

@@ -23,9 +23,10 @@ def kernel_name(plan: Plan) -> str:
     if dot.algorithm:
         types += f"_{dot.algorithm.dtype}x{dot.terms}"
     b, m, n, k = dot.sizes
+    kind = "conv_" if dot.window else ""
     batch = f"b{b}" if b > 1 else ""
     fused = ("_panels" if dot.panels else "") + ("_fused" if dot.epilogue or dot.prologue else "")
-    return f"nano_{types}_{batch}m{m}n{n}k{k}_{plan.isa}_{plan.mr}x{plan.nr}{fused}"
+    return f"nano_{kind}{types}_{batch}m{m}n{n}k{k}_{plan.isa}_{plan.mr}x{plan.nr}{fused}"
 
 
 def phase_symbols(plan: Plan) -> list[str]:
@@ -70,6 +71,8 @@ def argument_types(plan: Plan) -> list[ir.Type]:
     axes = [axis for group in groups for axis in group]
     extras = [dtype for dtype, _ in dot.extras]
     lhs, rhs, out, *rest = (span(axes, array) for array in range(3 + len(extras)))
+    if dot.window:
+        lhs, rhs = (dot.window.elements, rhs) if dot.window.operand == "lhs" else (lhs, dot.window.elements)
     if dot.panels:
         rhs = dot.panels.elements
     if dot.scaling:  # beside the first group's, one for each further group

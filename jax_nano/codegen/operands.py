@@ -13,11 +13,14 @@ from jax_nano.codegen.loops import Span
 from jax_nano.codegen.matrix_ref import MatrixRef, Split, scratch
 from jax_nano.codegen.operand_loader import rounds_to_bf16
 from jax_nano.codegen.prologue import PrologueView
+from jax_nano.codegen.window_ref import Cursor, WindowRef
 from jax_nano.ir.axes import Axis, Role
 from jax_nano.ir.dtypes import PACKED_INT4
+from jax_nano.ir.window import Window
+from jax_nano.schedule.loop_nest import window_columns, window_rows, window_steps
 from jax_nano.schedule.plan import Plan
 
-Offsets = tuple[Index, ...]  # in A, B, C and Dot.extras, elements
+Offsets = tuple[Index, ...]  # in A, B, C and Dot.extras, elements; then positions along the bounds of A's window
 BEFORE_EXTRAS = 3  # arrays whose strides an Axis has before theirs: A, B and C
 
 
@@ -50,9 +53,11 @@ class Operands:
     plan: Plan
     arguments: Arguments
 
-    def lhs(self, at: Offsets) -> MatrixRef:
+    def lhs(self, at: Offsets) -> MatrixRef | WindowRef:
         """A over m and k, with its prologue if it has one."""
         m, k, dot = self.plan.m, self.plan.k, self.plan.dot
+        if dot.window and dot.window.operand == "lhs":
+            return self._window(dot.window, at[0], at, window_rows(dot))
         base, strides, split = self.arguments.lhs, (m.lhs, k.lhs), bf16_split(self.plan, 0)
         if not dot.prologue:
             return MatrixRef(base, at[0], strides, dot.lhs, split)
@@ -62,9 +67,26 @@ class Operands:
             base, at[0], strides, dot.lhs, split, program=program, extras=extras, native_bf16=native_bf16
         )
 
-    def rhs(self, at: Offsets) -> MatrixRef:
+    def _window(self, window: Window, here: Index, at: Offsets, places: tuple[Axis, ...]) -> WindowRef:
+        """A window over the joined axes of its places and of k."""
+        plan = self.plan
+        positions = tuple(
+            add(bound.begin, position)
+            for bound, position in zip(window.bounds, at[len(plan.dot.arrays) :], strict=True)
+        )
+        cursor = Cursor(add(window.begin, here), positions)
+        base, dtype = getattr(self.arguments, window.operand), getattr(plan.dot, window.operand)
+        places, steps = (
+            tuple(replace(axis, lhs=getattr(axis, window.operand)) for axis in axes)
+            for axes in (places, window_steps(plan.dot))
+        )
+        return WindowRef(base, cursor, dtype, window, places=places, steps=steps, bf16_split=bf16_split(plan, 0))
+
+    def rhs(self, at: Offsets) -> MatrixRef | WindowRef:
         """B over k and n, with its zero points if it has any."""
         plan, dot = self.plan, self.plan.dot
+        if dot.window and dot.window.operand == "rhs":
+            return self._window(dot.window, at[1], at, window_columns(dot))
         base, strides = self.arguments.rhs, (plan.k.rhs, plan.n.rhs)
         zeros = self._scaling(at)[1:]
         if not zeros and dot.rhs not in PACKED_INT4:
@@ -136,9 +158,10 @@ def bf16_split(plan: Plan, number: int) -> Split | None:
 
 
 def offsets(plan: Plan, axes: Sequence[Axis], number: Index) -> Offsets:
-    """Where the element `number` of a row-major grid of axes begins in each array."""
-    at: list[Index] = [0] * len(plan.dot.arrays)
+    """Where the element `number` of a row-major grid of axes begins in each array, and its positions in A's bounds."""
+    bounds = plan.dot.window.bounds if plan.dot.window else ()
+    at: list[Index] = [0] * (len(plan.dot.arrays) + len(bounds))
     for position, axis in reversed(list(enumerate(axes))):
         number, i = divmod_(number, axis.size) if position else (0, number)
-        at = [add(begin, mul(i, stride)) for begin, stride in zip(at, axis.strides(), strict=True)]
+        at = [add(begin, mul(i, stride)) for begin, stride in zip(at, axis.steps(), strict=True)]
     return tuple(at)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 from jax.extend.mlir import ir
 
+from jax_nano.codegen.gather import GatherPacker
 from jax_nano.codegen.index import Index, add, divmod_, minimum, mul, subtract
 from jax_nano.codegen.location import section
 from jax_nano.codegen.loops import Depth, Span
@@ -27,6 +28,7 @@ from jax_nano.codegen.microkernel import KBlock, StepHook
 from jax_nano.codegen.nanokernel import Nanokernel
 from jax_nano.codegen.operands import Arguments, bf16_split
 from jax_nano.codegen.pack import Destination, Packer, pack_compensation
+from jax_nano.codegen.window_ref import WindowRef
 from jax_nano.schedule.plan import Plan
 
 
@@ -50,21 +52,24 @@ class RhsPacking:
     nano: Nanokernel
     arguments: Arguments
 
-    def panels(self, b: MatrixRef, columns: Span, k: KBlock) -> RhsPanels:
+    def panels(self, b: MatrixRef | WindowRef, columns: Span, k: KBlock) -> RhsPanels:
         """Packs a block of B where the plan has the task do so; gives its panels, wherever they are."""
+        if self.plan.rhs == "per_round":
+            return self._shared_panels(k.begin)
+        if isinstance(b, WindowRef):
+            with section("pack B"):
+                return self._pack_panels(b.from_step(k.begin), columns, k.depth)
         match self.plan.rhs:
             case "unpacked":
                 return lambda j: RhsPanel(b.block(k.begin, j), b)
             case "panels":
                 return lambda j: RhsPanel(self._stored_panel(b, j, k.begin), b)
-            case "per_round":
-                return self._shared_panels(k.begin)
             case _:
                 with section("pack B"):
                     pack = self._pack_columns if self.plan.inner_product else self._pack_panels
                     return pack(b.block(k.begin, 0), columns, k.depth)
 
-    def pack_shared(self, b: MatrixRef, columns: Span) -> None:
+    def pack_shared(self, b: MatrixRef | WindowRef, columns: Span) -> None:
         """Packs columns of B, all steps of k, for the tasks of this round."""
         with section("pack B"):
             self._pack(b, columns, Depth(self.plan.k.size, self.plan.k.size), self._shared_panels(0))
@@ -85,19 +90,23 @@ class RhsPacking:
     def _packer(self) -> Packer:
         return Packer(self.nano.rhs, self.plan.nr)
 
-    def _pack(self, b: MatrixRef, columns: Span, depth: Depth, panels: RhsPanels) -> None:
+    def _pack(self, b: MatrixRef | WindowRef, columns: Span, depth: Depth, panels: RhsPanels) -> None:
         """Packs columns of B, split by split, and the compensation of their panels."""
         plan = self.plan
         for number in range(plan.dot.bf16_splits[1]):
             first = number * plan.scratch.rhs_split_stride
             to = Destination(columns, plan.nr, lambda j, first=first: panels(j).matrix.block(first, 0))
-            self._packer.pack_panels(to, replace(b, bf16_split=bf16_split(plan, number)), depth)
+            split = replace(b, bf16_split=bf16_split(plan, number))
+            if isinstance(split, WindowRef):
+                GatherPacker(self._packer, split).pack_panels(to, depth)
+            else:
+                self._packer.pack_panels(to, split, depth)
         if plan.instruction.lhs_offset:
             for j, _, panel in Destination(columns, plan.nr, lambda j: panels(j).matrix):
                 with section("compensation"):
                     pack_compensation(self.nano, panel, panels(j).compensation, depth.steps, plan.nr)
 
-    def _pack_panels(self, b: MatrixRef, columns: Span, depth: Depth) -> RhsPanels:
+    def _pack_panels(self, b: MatrixRef | WindowRef, columns: Span, depth: Depth) -> RhsPanels:
         """Packs a block of B: all of it or, where packing overlaps, the first of two panels that take turns."""
         plan = self.plan
         base = self._local_scratch()
@@ -162,9 +171,10 @@ class LhsPacking:
     nano: Nanokernel
     arguments: Arguments
 
-    def panels(self, a: MatrixRef, rows: Span, k: KBlock) -> LhsPanels:
+    def panels(self, a: MatrixRef | WindowRef, rows: Span, k: KBlock) -> LhsPanels:
         """Packs a block of A where the plan says so; gives its panels."""
         if self.plan.lhs == "unpacked":
+            assert isinstance(a, MatrixRef)
             return lambda i: a.block(i, 0)
         with section("pack A"):
             pack = self._pack_rows if self.plan.lhs == "rows" else self._pack_panels
@@ -174,7 +184,7 @@ class LhsPacking:
     def _packer(self) -> Packer:
         return Packer(self.nano.lhs, self.plan.lhs_panel)
 
-    def _pack_rows(self, a: MatrixRef, rows: Span, depth: Depth) -> LhsPanels:
+    def _pack_rows(self, a: MatrixRef | WindowRef, rows: Span, depth: Depth) -> LhsPanels:
         plan = self.plan
         packed = MatrixRef(self._local_scratch(), 0, (plan.scratch.lhs_stride, 1), plan.instruction.lhs)
 
@@ -184,10 +194,14 @@ class LhsPacking:
         for number in range(plan.dot.bf16_splits[0]):
             first = number * plan.scratch.lhs_split_stride
             to = Destination(rows, plan.instruction.shape[0], lambda i, first=first: row(i).block(0, first))
-            self._packer.pack_rows(to, replace(a, bf16_split=bf16_split(plan, number)), depth)
+            split = replace(a, bf16_split=bf16_split(plan, number))
+            if isinstance(split, WindowRef):
+                GatherPacker(self._packer, split).pack_rows(to, depth)
+            else:
+                self._packer.pack_rows(to, split, depth)
         return row
 
-    def _pack_panels(self, a: MatrixRef, rows: Span, depth: Depth) -> LhsPanels:
+    def _pack_panels(self, a: MatrixRef | WindowRef, rows: Span, depth: Depth) -> LhsPanels:
         plan, base = self.plan, self._local_scratch()
 
         def panel(i: Index) -> MatrixRef:
@@ -198,7 +212,11 @@ class LhsPacking:
         for number in range(plan.dot.bf16_splits[0]):
             first = number * plan.scratch.lhs_split_stride
             to = Destination(rows, plan.lhs_panel, lambda i, first=first: panel(i).transposed.block(first, 0))
-            self._packer.pack_panels(to, replace(a.transposed, bf16_split=bf16_split(plan, number)), depth)
+            split = replace(a, bf16_split=bf16_split(plan, number))
+            if isinstance(split, WindowRef):
+                GatherPacker(self._packer, split).pack_panels(to, depth)
+            else:
+                self._packer.pack_panels(to, split.transposed, depth)
         return panel
 
     def _local_scratch(self) -> ir.Value:

@@ -20,6 +20,7 @@ from jax_nano.codegen.matrix_ref import MatrixRef
 from jax_nano.codegen.microkernel import StepHook
 from jax_nano.codegen.operands import Area, offsets
 from jax_nano.codegen.prefetch import PanelPrefetch
+from jax_nano.codegen.window_ref import WindowRef
 from jax_nano.ir.dot import extent
 from jax_nano.schedule.plan import Plan
 
@@ -31,10 +32,10 @@ class RhsPrefetch:
     plan: Plan
     area: Area
 
-    def next_panel(self, panel: MatrixRef, b: MatrixRef, k0: Index, j: Index) -> MatrixRef | None:
+    def next_panel(self, panel: MatrixRef, b: MatrixRef | WindowRef, k0: Index, j: Index) -> MatrixRef | None:
         """The piece of B that is wanted after its panel at (k0, j)."""
         plan, columns = self.plan, self.area.columns
-        if not plan.prefetches_rhs:
+        if not plan.prefetches_rhs or isinstance(b, WindowRef):
             return None
         if plan.rhs == "panels":
             return panel.block(plan.prefetch_distance)
@@ -66,10 +67,10 @@ class LhsPrefetch:
     area: Area
     to_next_element: Index = 0  # elements of A from this element of the outer axes to the task's next one
 
-    def next_block(self, a: MatrixRef, i: Index, k0: Index) -> MatrixRef | None:
+    def next_block(self, a: MatrixRef | WindowRef, i: Index, k0: Index) -> MatrixRef | None:
         """The block of A that is wanted after the one at (i, k0), over k and m."""
         plan, rows = self.plan, self.area.rows
-        if not plan.prefetch_lhs:
+        if not plan.prefetch_lhs or isinstance(a, WindowRef):
             return None
         has_more_steps = less(add(k0, plan.kc), plan.k.size)
         next_steps = a.block(rows.begin, minimum(add(k0, plan.kc), plan.k.size - plan.kc))

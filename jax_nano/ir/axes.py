@@ -54,10 +54,15 @@ class Axis:
     rhs: int = 0  # where B lies in panels, in what Panels.place takes
     out: int = 0
     extras: tuple[int, ...] = ()  # in Dot.extras
+    window: tuple[int, ...] = ()  # in positions along Dot.window.bounds
 
     def strides(self) -> tuple[int, ...]:
         """(lhs, rhs, out, extras...)."""
         return self.lhs, self.rhs, self.out, *self.extras
+
+    def steps(self) -> tuple[int, ...]:
+        """(lhs, rhs, out, extras..., positions along Dot.window.bounds...)."""
+        return *self.strides(), *self.window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +89,7 @@ def merged(axes: Sequence[Axis]) -> tuple[Axis, ...]:
     for axis in axes:
         if axis.size == 1:
             continue
-        if result and all(o == i * axis.size for o, i in zip(result[-1].strides(), axis.strides(), strict=True)):
+        if result and all(o == i * axis.size for o, i in zip(result[-1].steps(), axis.steps(), strict=True)):
             result.append(replace(axis, size=result.pop().size * axis.size))
         else:
             result.append(axis)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jax_nano.ir.axes import Axis, Loops, Operand, Role, extent, loops_of, merged, result_shape
 from jax_nano.ir.axes import row_major_strides as row_major_strides
-from jax_nano.ir.dtypes import FLOAT8, LARGEST, PACKED_INT4, WIDENS, bytes_of
+from jax_nano.ir.dtypes import BITS, FLOAT8, LARGEST, PACKED_INT4, WIDENS, bytes_of
 from jax_nano.ir.packed_weight import Panels, rows_of_words
+from jax_nano.ir.window import Window
 
 if TYPE_CHECKING:
     from jax_nano.ir.program import Program
@@ -110,6 +111,7 @@ class Dot:
     prologue: Prologue | None = None
     panels: Panels | None = None  # how B lies in memory, if not by strides
     scaling: Scaling | None = None
+    window: Window | None = None  # how A or B lies in memory, if its axes overlap or go beyond it
 
     @classmethod
     def of(cls, lhs: Operand, rhs: Operand, dimension_numbers, out: str) -> Dot:
@@ -139,13 +141,15 @@ class Dot:
         Args:
           loops: its loops, with extras in the order of EXTRA_ROLES; those of the sum in any order.
           types: of A, B and C; with an epilogue, of its result.
-          fused: epilogue, prologue, scaling and panels, as Dot has them.
+          fused: epilogue, prologue, scaling, panels and window, as Dot has them.
 
         Raises:
           UnsupportedDot: no kernel can be made for these types, or goes over panels like this.
         """
         lhs, rhs, out = types
-        k = sorted(loops.k, key=lambda axis: (axis.lhs, axis.rhs), reverse=True)
+        by_rhs = fused.get("window") is not None  # of windows, packing finds the elements in any order
+        order = (lambda axis: (axis.rhs, axis.lhs)) if by_rhs else (lambda axis: (axis.lhs, axis.rhs))
+        k = sorted(loops.k, key=order, reverse=True)
         b, m, n, k = map(merged, (loops.b, loops.m, loops.n, k))
         dot = cls(b=b, m=m, n=n, k=k, lhs=lhs, rhs=rhs, out=out, acc="", **fused)
         product = dot.epilogue.program.dtype(0) if dot.epilogue else out
@@ -154,6 +158,10 @@ class Dot:
             raise UnsupportedDot(f"sums in {dot.acc} are not scaled by groups")
         if dot.panels:
             check_panels(dot)
+        if dot.window and (dot.prologue or BITS[dot.lhs] < 8):
+            raise UnsupportedDot(
+                "windows are read as they are: without work on them, and of no elements that share bytes"
+            )
         return dot
 
     @functools.cached_property
@@ -164,8 +172,25 @@ class Dot:
     @functools.cached_property
     def bytes(self) -> int:
         """Of the operands and the result."""
-        b, m, n, k = self.sizes
-        return bytes_of(self.lhs, b * m * k) + bytes_of(self.rhs, b * k * n) + bytes_of(self.out, b * m * n)
+        b, m, n, _ = self.sizes
+        operands = bytes_of(self.lhs, self.lhs_elements) + bytes_of(self.rhs, self.rhs_elements)
+        return operands + bytes_of(self.out, b * m * n)
+
+    @property
+    def lhs_elements(self) -> int:
+        """How many elements of A there are in memory; those of windows that overlap count once."""
+        b, m, _, k = self.sizes
+        return self.window.elements if self.window and self.window.operand == "lhs" else b * m * k
+
+    @property
+    def rhs_elements(self) -> int:
+        """How many elements of B there are in memory, likewise."""
+        b, _, n, k = self.sizes
+        return self.window.elements if self.window and self.window.operand == "rhs" else b * k * n
+
+    def has_window(self, operand: str) -> bool:
+        """Whether an operand, "lhs" or "rhs", is a window."""
+        return self.window is not None and self.window.operand == operand
 
     @functools.cached_property
     def arrays(self) -> tuple[DotArray, ...]:
@@ -173,6 +198,10 @@ class Dot:
         axes = (*self.b, *self.m, *self.n, *self.k)
         lhs, rhs, out = (math.prod([axis.size for axis in axes if axis.strides()[i]]) for i in range(3))
         weight = self.rhs
+        if self.window and self.window.operand == "lhs":
+            lhs = self.window.elements
+        elif self.window:
+            rhs = self.window.elements
         if self.panels:
             rhs = self.panels.elements
         elif self.rhs in PACKED_INT4:
@@ -243,7 +272,7 @@ class Dot:
 
         return replace(
             self, b=swap(self.b), m=swap(self.n), n=swap(self.m), k=swap(self.k), lhs=self.rhs, rhs=self.lhs,
-            algorithm=self.algorithm and self.algorithm.swapped(),
+            algorithm=self.algorithm and self.algorithm.swapped(), window=self.window and self.window.swapped(),
         )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from jax_nano.jaxpr.dataflow import Dataflow, variables
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.legality import ELEMENTWISE, WEIGHTS, Reason, illegal, is_moving, is_rounding, takes_long
 from jax_nano.jaxpr.operands import VIEWS, apply_view, is_exact, panel_view
-from jax_nano.jaxpr.primitives import nano_dequantize_p, nano_region_p, nano_unpack_p
+from jax_nano.jaxpr.primitives import CONVOLUTIONS, nano_dequantize_p, nano_region_p, nano_unpack_p
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 
 # Equations of an epilogue, of a prologue, and of views in a row.
@@ -67,6 +67,8 @@ class Candidates:
 
     def prologue(self, product: int, operand: int) -> PrologueCandidates:
         """Elementwise work that makes nothing but one operand of a product, the nearest equation first."""
+        if self._flow.eqns[product].primitive in CONVOLUTIONS:
+            return PrologueCandidates((), (), "")  # whose windows would do the work on each element several times
         return _PrologueWalk(self, self._flow, product, operand).candidates(every=self._every_prologue)
 
     def operand_views(self, product: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from jax.extend.core import Primitive
-from jax.extend.core.primitives import dot_general_p
+from jax.extend.core.primitives import conv_general_dilated_p, dot_general_p
 
 nano_dot_general_p = Primitive("nano_dot_general")
 """lax.dot_general_p's double: the same parameters, types, errors and derivatives."""
+
+
+nano_conv_general_dilated_p = Primitive("nano_conv_general_dilated")
+"""lax.conv_general_dilated_p's double, likewise."""
+
+
+DOUBLES = {dot_general_p: nano_dot_general_p, conv_general_dilated_p: nano_conv_general_dilated_p}
+"""What stands in the place of JAX's primitives in programs whose products are jax_nano's."""
 
 
 nano_region_p = Primitive("nano_region")
@@ -17,7 +25,11 @@ nano_unpack_p = Primitive("nano_unpack")
 """The matrices in panels (..., N / width, K / vnni, width, vnni), with parameters k and n; see ir.packed_weight."""
 
 
-PRODUCTS = frozenset({dot_general_p, nano_dot_general_p})
+ORIGINALS = {primitive: original for original, double in DOUBLES.items() for primitive in (original, double)}
+"""JAX's primitives by themselves and their doubles."""
+DOTS = frozenset({dot_general_p, nano_dot_general_p})
+CONVOLUTIONS = frozenset({conv_general_dilated_p, nano_conv_general_dilated_p})
+PRODUCTS = DOTS | CONVOLUTIONS
 
 
 nano_dequantize_p = Primitive("nano_dequantize")

@@ -18,7 +18,6 @@ from jax._src.interpreters.partial_eval import Recompute as Recompute
 from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
 from jax.extend import core as _core
 from jax.extend.core import Primitive
-from jax.extend.core.primitives import dot_general_p
 from jax.interpreters import mlir
 
 LoweringRule = Callable[..., Any]
@@ -87,7 +86,7 @@ def functions_apart(ctx: mlir.LoweringRuleContext, name: str) -> Iterator[None]:
             setattr(module, cache, functions)
 
 
-Asked = Callable[[Sequence[Any], dict[str, Any]], tuple[list[Any], dict[str, Any]]]
+Asked = Callable[[Sequence[Any], dict[str, Any]], tuple[Primitive, list[Any], dict[str, Any]]]
 
 
 def register_remat3_rule(primitive: Primitive, asked: Asked) -> None:
@@ -95,13 +94,14 @@ def register_remat3_rule(primitive: Primitive, asked: Asked) -> None:
 
     Args:
       primitive: it has one result.
-      asked: gives, for its operands and parameters, the types and parameters of the lax.dot_general that policies know.
+      asked: gives, for its operands and parameters, the primitive, types and parameters of the product that policies
+        know.
     """
     reduce_precision = _remat.reduce_precision
 
     def saves(policy: Any, arrays: Sequence[Any], params: dict[str, Any]) -> bool:
-        avals, product = asked(arrays, params)
-        return policy is not None and policy(dot_general_p, *avals, **product) not in (False, Recompute)
+        known, avals, product = asked(arrays, params)
+        return policy is not None and policy(known, *avals, **product) not in (False, Recompute)
 
     def rule(trace: Any, *arrays: Any, **params: Any) -> Any:
         bind = partial(primitive.bind, **params)

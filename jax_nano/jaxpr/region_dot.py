@@ -11,8 +11,10 @@ from jax.extend.core import JaxprEqn, Var
 from jax.extend.core.primitives import convert_element_type_p
 
 from jax_nano.ir.axes import Axis, Loops
+from jax_nano.ir.convolution import PLACES_IN_LANES
 from jax_nano.ir.dot import ONLY_RHS_IN_PANELS, Dot, Epilogue, Prologue, UnsupportedDot
 from jax_nano.ir.program import Program
+from jax_nano.ir.window import Window
 from jax_nano.jaxpr.axes import Axes, Cuts, Run, Runs, runs_along, stride_along
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.operands import StridedArray, element_type
@@ -32,9 +34,11 @@ class Product:
       rhs: its operand 1.
       lhs_runs: of lhs along a row-major C, the innermost first.
       rhs_runs: of rhs, likewise.
-      ends: after how many elements of C the dimensions of n, of m and of the batch end.
+      ends: after how many elements of C dimensions of n, of m or of the batch end, the first to end first.
       k: its contracted axes, with the strides of what the work on lhs and rhs reads beside them.
       sum: the scalar that the epilogue starts with.
+      window: how the image of a convolution lies in memory.
+      window_runs: positions along each of its bounds, as lhs_runs.
     """
 
     eqn: JaxprEqn
@@ -42,9 +46,11 @@ class Product:
     rhs: StridedArray
     lhs_runs: Sequence[Run]
     rhs_runs: Sequence[Run]
-    ends: dict[str, int]
+    ends: Sequence[tuple[int, str]]
     k: Sequence[Axis]
     sum: Var
+    window: Window | None = None
+    window_runs: Sequence[Sequence[Run]] = ()
 
     @property
     def place(self) -> StridedView:
@@ -104,7 +110,10 @@ def region_dot(product: Product, ending: Ending) -> RegionDot:
     extras = _extras(product, ending)
     axes = _common_axes(product, ending, extras)
     lhs, rhs = product.lhs, product.rhs
-    is_transposed = not axes.n or bool(axes.m and axes.m[-1].out == 1)
+    along_m = bool(axes.m and axes.m[-1].out == 1)
+    is_transposed = (not axes.n or along_m) and not product.window
+    if along_m and product.window and not places_can_be_last(axes):
+        raise NoView("the places of a convolution are last in the result")
     if is_transposed:
         axes, lhs, rhs = axes.transposed(), rhs, lhs
     _check_last_dimension(axes)
@@ -117,7 +126,7 @@ def region_dot(product: Product, ending: Ending) -> RegionDot:
     epilogue, out = _epilogue_program(product, ending)
     programs = Programs(epilogue, _prologue_program(lhs, ending), out)
     used = extras.used_by(programs)
-    dot = _dot(lhs, rhs, programs, _with_extras(axes, used), used)
+    dot = _dot(lhs, rhs, programs, _with_extras(axes, used), used, product.window)
     sources = (lhs.source, rhs.source, *used.sources)
     return RegionDot(dot=dot, sources=sources, precision=product.eqn.params["precision"], lhs=int(is_transposed))
 
@@ -212,11 +221,17 @@ def _common_axes(product: Product, ending: Ending, extras: Extras) -> Axes:
     groups: dict[str, list[Axis]] = {"b": [], "m": [], "n": []}
     for low, high in ending.cuts.pieces():
         lhs, rhs, out, *others = (stride_along(runs, low, high) for runs in arrays)
-        group = next(group for group in ("n", "m", "b") if high <= product.ends[group])
-        groups[group].append(Axis(size=high // low, lhs=lhs, rhs=rhs, out=out, extras=tuple(others)))
+        group = next(group for end, group in product.ends if high <= end)
+        window = tuple(stride_along(runs, low, high) for runs in product.window_runs)
+        groups[group].append(Axis(size=high // low, lhs=lhs, rhs=rhs, out=out, extras=tuple(others), window=window))
     b, m, n = (sorted(axes, key=lambda axis: axis.out, reverse=True) for axes in groups.values())
     before, behind = (0,) * extras.prologue.start, (0,) * len(extras.scales)
     return Axes(b, m, n, [replace(axis, extras=(*before, *axis.extras, *behind)) for axis in product.k])
+
+
+def places_can_be_last(axes: Axes) -> bool:
+    """Is true where the places of a convolution stand in lanes: they are long runs of the image, and no groups."""
+    return bool(axes.n) and not axes.b and axes.m[-1].lhs == 1 and axes.m[-1].size >= PLACES_IN_LANES
 
 
 def _check_last_dimension(axes: Axes) -> None:
@@ -225,9 +240,10 @@ def _check_last_dimension(axes: Axes) -> None:
     Raises:
       NoView: it is not.
     """
-    if axes.n and axes.n[-1].out != 1:
+    last = axes.m if axes.m and axes.m[-1].out == 1 else axes.n
+    if last and last[-1].out != 1:
         raise NoView("a dimension of the batch is last in the result")
-    if axes.n and not set(axes.n[-1].extras) <= {0, 1}:
+    if last and not set(last[-1].extras) <= {0, 1}:
         raise NoView("an array is not contiguous along the result's last dimension")
 
 
@@ -282,7 +298,9 @@ def _with_extras(axes: Axes, extras: Extras) -> Axes:
     return Axes(b, m, n, k)
 
 
-def _dot(lhs: StridedArray, rhs: StridedArray, programs: Programs, axes: Axes, extras: Extras) -> Dot:
+def _dot(  # noqa: PLR0913
+    lhs: StridedArray, rhs: StridedArray, programs: Programs, axes: Axes, extras: Extras, window: Window | None
+) -> Dot:
     """The product of A and B along axes, whose extras are those that are used."""
     in_memory = [
         (element_type(source), math.prod(axis.size for axes_of in axes for axis in axes_of if axis.extras[i]))
@@ -304,4 +322,5 @@ def _dot(lhs: StridedArray, rhs: StridedArray, programs: Programs, axes: Axes, e
         prologue=prologue,
         scaling=scaling,
         panels=rhs.panels,
+        window=window,
     )

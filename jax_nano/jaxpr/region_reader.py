@@ -11,7 +11,6 @@ was called when it was read.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,9 +21,8 @@ from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jax.extend.core.primitives import convert_element_type_p
 
-from jax_nano.ir.dot import UnsupportedDot, accumulator
 from jax_nano.ir.dtypes import NAMES
-from jax_nano.jaxpr.axes import Cuts, Run, Runs, paired_axes, runs_along
+from jax_nano.jaxpr.axes import Cuts, Runs, runs_along
 from jax_nano.jaxpr.inline import Atom, body_of, type_of
 from jax_nano.jaxpr.operands import (
     VIEWS,
@@ -34,11 +32,11 @@ from jax_nano.jaxpr.operands import (
     Value,
     check_elements,
     dequantize,
-    element_type,
     is_exact,
     unpack,
 )
 from jax_nano.jaxpr.primitives import PRODUCTS, nano_dequantize_p, nano_unpack_p
+from jax_nano.jaxpr.product_reader import read_product, scalar
 from jax_nano.jaxpr.region_dot import Ending, Product, RegionDot, along_sums, extra_runs, region_dot
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 
@@ -149,7 +147,7 @@ class RegionReader:
 
     def _multiply(self, eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> ElementExpr:
         """Reads the product: its axes, and the scales of whole sums as the beginning of the epilogue."""
-        product = _product(eqn, lhs, rhs)
+        product = read_product(eqn, lhs, rhs)
         self._product = product
         self._cuts.add(product.lhs_runs)
         scales = [
@@ -225,7 +223,7 @@ class RegionReader:
 
     def _append(self, eqn: JaxprEqn, inputs: Sequence[Atom]) -> Var:
         """Adds an equation to the program, and gives the scalar that it makes."""
-        out = _scalar(eqn.outvars[0])
+        out = scalar(eqn.outvars[0])
         self._program.append(eqn.replace(invars=list(inputs), outvars=[out]))
         return out
 
@@ -242,62 +240,6 @@ class RegionReader:
             values[eqn.outvars[0]] = self._append(eqn, [values[x] for x in eqn.invars])
         (result,) = scaling.outvars
         return values[result]
-
-
-def _product(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> Product:
-    """The product of two operands, with its runs in the order of C's dimensions: of the batch, of m and of n.
-
-    Raises:
-      UnsupportedDot: there is nothing to compute.
-      NoView: the operands' dimensions do not fit together, or conversions round.
-    """
-    if 0 in lhs.view.shape or 0 in rhs.view.shape:
-        raise UnsupportedDot("a dimension is 0: there is nothing to multiply")
-    contracting, batch = eqn.params["dimension_numbers"]
-    m, n = (
-        [part for d, dim in enumerate(array.view.dims) if d not in (*contracting[i], *batch[i]) for part in dim]
-        for i, array in enumerate((lhs, rhs))
-    )
-    extras = [[x.view for x in array.extras] for array in (lhs, rhs)]
-    groups = {
-        "n": [(part.size, 0, part.stride) for part in n],
-        "m": [(part.size, part.stride, 0) for part in m],
-        "b": [(x.size, x.lhs, x.rhs) for x in paired_axes(lhs.view, rhs.view, batch, ((), ()))],
-    }
-    lhs_runs, rhs_runs, ends, at = [], [], {}, 1
-    for group, steps in groups.items():
-        for size, left, right in reversed(steps):
-            lhs_runs.append(Run(size, at, left))
-            rhs_runs.append(Run(size, at, right))
-            at *= size
-        ends[group] = at
-    k = paired_axes(lhs.view, rhs.view, contracting, extras)
-    _check_conversions(eqn, lhs, rhs, math.prod(axis.size for axis in k))
-    is_scaled_whole = any(x.quantized and not x.quantized.is_scaled for x in (lhs, rhs))
-    total = Var(ShapedArray((), jnp.dtype(jnp.float32))) if is_scaled_whole else _scalar(eqn.outvars[0])
-    return Product(eqn=eqn, lhs=lhs, rhs=rhs, lhs_runs=lhs_runs, rhs_runs=rhs_runs, ends=ends, k=k, sum=total)
-
-
-def _check_conversions(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray, terms: int) -> None:
-    """Checks that operands make the same sums in the types they are read in. Sums of integers are exact.
-
-    Raises:
-      NoView: they do not.
-      UnsupportedDot: there is no kernel for these types.
-    """
-    if not any(x.conversions or x.quantized for x in (lhs, rhs)):
-        return
-    for array in (lhs, rhs):
-        if array.is_rounded:
-            raise NoView(f"{array.float_dtype} is rounded on its way to {' to '.join(array.converted_to)}")
-    out = element_type(eqn.outvars[0])
-    acc = accumulator(lhs.float_dtype, rhs.float_dtype, out, terms)
-    if acc != "s32" and acc != accumulator(element_type(eqn.invars[0]), element_type(eqn.invars[1]), out, terms):
-        raise NoView(f"{lhs.float_dtype} times {rhs.float_dtype} is summed in {acc}")
-
-
-def _scalar(var: Var) -> Var:
-    return Var(ShapedArray((), type_of(var).dtype))
 
 
 def _element(array: StridedArray) -> Var:

@@ -14,7 +14,7 @@ from jax.interpreters import ad, batching, mlir, partial_eval, xla
 from jax_nano import config
 from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
-from jax_nano.jaxpr.primitives import nano_dot_general_p
+from jax_nano.jaxpr.primitives import DOUBLES, ORIGINALS, nano_dot_general_p
 from jax_nano.jaxpr.private import Recompute
 from jax_nano.jaxpr.rewrite import PrimitiveRewrite
 from jax_nano.lowering.custom_call import custom_call
@@ -24,8 +24,8 @@ from jax_nano.lowering.small_loops import check_inline
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
 from jax_nano.runtime.report import Report, tell
 
-nano = PrimitiveRewrite({dot_general_p: nano_dot_general_p}, before=register_sparse_rules)
-"""`nano(f)` is f with jax_nano's product for every lax.dot_general in it, however deep."""
+nano = PrimitiveRewrite(DOUBLES, before=register_sparse_rules)
+"""`nano(f)` is f with jax_nano's product for every lax.dot_general and every convolution in it, however deep."""
 
 nano_dot_general_p.def_impl(partial(xla.apply_primitive, nano_dot_general_p))
 nano_dot_general_p.def_effectful_abstract_eval(dot_general_p.abstract_eval)
@@ -36,7 +36,7 @@ ad.primitive_transposes[nano_dot_general_p] = nano(ad.primitive_transposes[dot_g
 
 
 def remat_rule(product: Callable[[JaxprEqn], JaxprEqn]) -> Callable:
-    """The rule of jax.checkpoint for an equation whose product, a lax.dot_general, is what policies know.
+    """The rule of jax.checkpoint for an equation whose product is what policies know, as it is in JAX.
 
     What a policy would offload stays where it is: on CPUs that is the same memory.
     """
@@ -46,7 +46,7 @@ def remat_rule(product: Callable[[JaxprEqn], JaxprEqn]) -> Callable:
         if any(unknown):
             return None, eqn, [True], [True], missing
         asked = product(eqn)
-        if saveable(dot_general_p, *(x.aval for x in asked.invars), **asked.params) in (False, Recompute):
+        if saveable(ORIGINALS[asked.primitive], *(x.aval for x in asked.invars), **asked.params) in (False, Recompute):
             return eqn, eqn, [False], [True], missing
         return eqn, None, [False], [False], []
 
@@ -68,7 +68,7 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
                 raise UnsupportedDot(TURNED_OFF)
             check_partitioning(ctx)
             check_inline(params, (*ctx.avals_in, *ctx.avals_out))
-            (lhs_array, a), (rhs_array, b) = map(_source, (lhs, rhs), ctx.avals_in)
+            (lhs_array, a), (rhs_array, b) = map(source_of, (lhs, rhs), ctx.avals_in)
             dot = _dot(ctx, a, b, params["dimension_numbers"], params["precision"])
             kernel = kernel_for(dot)
         except UnsupportedDot as reason:
@@ -80,7 +80,7 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
     return lower
 
 
-def _source(value: mlir.ir.Value, aval: Any) -> tuple[mlir.ir.Value, Operand]:
+def source_of(value: mlir.ir.Value, aval: Any) -> tuple[mlir.ir.Value, Operand]:
     """The row-major array behind an operand, and how the operand strides over it: transposes are read through."""
     if not all(isinstance(size, int) for size in aval.shape):
         raise UnsupportedDot(f"the shape {aval.shape} is symbolic; kernels are made for known sizes")
@@ -123,13 +123,14 @@ def _automatic_devices(context) -> int:
 
 def equation_of(avals: Sequence[Any], dimension_numbers) -> str:
     """A dot_general of operands and a result of these types, in words."""
-    lhs, rhs, out = map(_type, avals)
+    lhs, rhs, out = map(type_name, avals)
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
     text = f"{lhs} x {rhs} -> {out}, contracting {list(lhs_contract)} with {list(rhs_contract)}"
     return f"{text}, batch {list(lhs_batch)} with {list(rhs_batch)}" if lhs_batch else text
 
 
-def _type(aval: Any) -> str:
+def type_name(aval: Any) -> str:
+    """An array's type and shape, in words."""
     return f"{dtype_name(aval.dtype)}[{','.join(map(str, aval.shape))}]"
 
 

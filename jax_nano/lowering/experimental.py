@@ -11,13 +11,21 @@ from typing import Any
 
 import jax
 from jax.experimental import jet
-from jax.extend.core.primitives import dot_general_p
+from jax.extend.core import Primitive
 
-from jax_nano.jaxpr.primitives import nano_dequantize_p, nano_dot_general_p, nano_region_p, nano_unpack_p
+from jax_nano.jaxpr.primitives import (
+    DOUBLES,
+    ORIGINALS,
+    nano_dequantize_p,
+    nano_dot_general_p,
+    nano_region_p,
+    nano_unpack_p,
+)
 from jax_nano.jaxpr.private import register_remat3_rule
 from jax_nano.jaxpr.region import Region
 
 Rewrite = Callable[[Callable[..., Any]], Callable[..., Any]]
+Product = tuple[Primitive, list[Any], dict[str, Any]]  # that policies know: its types and parameters
 SPARSE = "jax.experimental.sparse.transform"
 
 
@@ -29,8 +37,11 @@ def register_jet_rules(nano: Rewrite, accelerated: Rewrite) -> None:
       accelerated: does so, and fuses what is around them.
     """
 
-    def of_product(primals: Sequence[Any], series: Sequence[Any], **params: Any) -> Any:
-        return nano(lambda primals, series: jet.jet_rules[dot_general_p](primals, series, **params))(primals, series)
+    def of_product(original: Primitive) -> Callable[..., Any]:
+        def rule(primals: Sequence[Any], series: Sequence[Any], **params: Any) -> Any:
+            return nano(lambda primals, series: jet.jet_rules[original](primals, series, **params))(primals, series)
+
+        return rule
 
     def of_region(primals: Sequence[Any], series: Sequence[Any], *, region: Region, **_: Any) -> Any:
         return accelerated(lambda primals, series: jet.jet(region, primals, series, factorial_scaled=False))(
@@ -49,7 +60,8 @@ def register_jet_rules(nano: Rewrite, accelerated: Rewrite) -> None:
             nano_dequantize_p.bind(values, term, *zeros, **params) for term in terms
         ]
 
-    jet.jet_rules[nano_dot_general_p] = of_product
+    for original, double in DOUBLES.items():
+        jet.jet_rules[double] = of_product(original)
     jet.jet_rules[nano_region_p] = of_region
     jet.jet_rules[nano_unpack_p] = of_panels
     jet.jet_rules[nano_dequantize_p] = of_integers
@@ -61,7 +73,7 @@ def register_sparse_rules() -> None:
     if transform is None or nano_dot_general_p in transform.sparse_rules_bcoo:
         return
     for rules in (transform.sparse_rules_bcoo, transform.sparse_rules_bcsr):
-        rules[nano_dot_general_p] = rules[dot_general_p]
+        rules.update({double: rules[original] for original, double in DOUBLES.items() if original in rules})
         rules[nano_region_p] = _sparse_region
 
 
@@ -72,12 +84,13 @@ def _sparse_region(spenv: Any, *values: Any, region: Region, **_: Any) -> Any:
 def register_remat3_rules() -> None:
     """Registers rules of jax.checkpoint in which policies are asked about the product that a primitive stands for."""
 
-    def of_product(arrays: Sequence[Any], params: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        return list(map(jax.typeof, arrays)), params
+    def of_product(original: Primitive) -> Callable[..., Product]:
+        return lambda arrays, params: (original, list(map(jax.typeof, arrays)), params)
 
-    def of_region(_: Sequence[Any], params: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    def of_region(_: Sequence[Any], params: dict[str, Any]) -> Product:
         product = params["region"].product
-        return [x.aval for x in product.invars], product.params
+        return ORIGINALS[product.primitive], [x.aval for x in product.invars], product.params
 
-    register_remat3_rule(nano_dot_general_p, of_product)
+    for original, double in DOUBLES.items():
+        register_remat3_rule(double, of_product(original))
     register_remat3_rule(nano_region_p, of_region)

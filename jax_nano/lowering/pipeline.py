@@ -13,6 +13,7 @@ from jax_nano.jaxpr.inline import inline_calls
 from jax_nano.jaxpr.legality import inlinable
 from jax_nano.jaxpr.narrow_sums import rewrite_narrow_sums
 from jax_nano.jaxpr.scatter_add import rewrite_scatter_adds
+from jax_nano.lowering.simple_convolutions import simplify_convolutions
 from jax_nano.weights.int8_activations import quantize_activations
 
 
@@ -32,6 +33,7 @@ PASSES = [
     Pass("narrow_sums", rewrite_narrow_sums),
     Pass("scatter_add", rewrite_scatter_adds),
     Pass("int8_activations", quantize_activations),
+    Pass("simplify_convolutions", simplify_convolutions),
     Pass("fuse", fuse_products),
 ]
 """For `accelerate`."""

@@ -11,15 +11,15 @@ from typing import Any
 import jax
 from jax import Array
 from jax.extend.core import JaxprEqn, jaxpr_as_fun
-from jax.extend.core.primitives import dot_general_p
 from jax.interpreters import ad, batching, mlir, partial_eval, xla
 
 from jax_nano.ir.dot import Dot, UnsupportedDot
-from jax_nano.jaxpr.primitives import nano_dot_general_p, nano_region_p
+from jax_nano.jaxpr.primitives import CONVOLUTIONS, DOUBLES, nano_region_p
 from jax_nano.jaxpr.private import ClosedJaxpr
 from jax_nano.jaxpr.region import Limits, Region
 from jax_nano.jaxpr.region_growth import UNREADABLE
 from jax_nano.jaxpr.rewrite import PrimitiveRewrite
+from jax_nano.lowering import convolution
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import check_partitioning, equation_of, nano, remat_rule
 from jax_nano.lowering.experimental import register_jet_rules, register_sparse_rules
@@ -31,11 +31,11 @@ from jax_nano.runtime.report import Report, reports, tell
 
 Kernels = tuple[tuple[Dot, Any], ...]  # of products: each with the precision of its product
 
-accelerated = PrimitiveRewrite({dot_general_p: nano_dot_general_p}, first=run_passes, before=register_sparse_rules)
+accelerated = PrimitiveRewrite(DOUBLES, first=run_passes, before=register_sparse_rules)
 """`accelerated(f)` is f with a kernel for every product in it and what can be fused with it, however deep."""
 
 accelerated_whole = PrimitiveRewrite(
-    {dot_general_p: nano_dot_general_p},
+    DOUBLES,
     first=partial(run_passes, passes=tuple(WHOLE_PASSES)),
     before=register_sparse_rules,
 )
@@ -122,7 +122,7 @@ def _lower(
     ctx: mlir.LoweringRuleContext, *arrays: mlir.ir.Value, region: Region, limits: Limits, upcoming: Kernels
 ) -> Any:
     product, kernel = region.product, region.kernel
-    equation = equation_of([x.aval for x in (*product.invars, *product.outvars)], product.params["dimension_numbers"])
+    equation = _equation(product)
     try:
         check_partitioning(ctx)
         check_inline({"region": region}, ())
@@ -135,6 +135,13 @@ def _lower(
     tell(Report(equation=equation, problem=dot, kernel=compiled, fused=region.fused, **ends))
     operands = ctx.replace(avals_in=[ctx.avals_in[i] for i in kernel.sources])
     return custom_call(operands, compiled, [arrays[i] for i in kernel.sources])
+
+
+def _equation(product: JaxprEqn) -> str:
+    avals = [x.aval for x in (*product.invars, *product.outvars)]
+    if product.primitive in CONVOLUTIONS:
+        return convolution.equation_of(avals, product.params)
+    return equation_of(avals, product.params["dimension_numbers"])
 
 
 def _lower_without_kernel(

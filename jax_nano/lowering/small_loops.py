@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
-from jax.extend.core.primitives import cond_p, dot_general_p, dynamic_update_slice_p, scan_p, while_p
+from jax.extend.core.primitives import cond_p, dynamic_update_slice_p, scan_p, while_p
 from jax.interpreters import mlir
 
 from jax_nano import config
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.jaxpr.inline import type_of
-from jax_nano.jaxpr.primitives import PRODUCTS, nano_region_p
+from jax_nano.jaxpr.primitives import DOUBLES, PRODUCTS, nano_region_p
 from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering, functions_apart, wrap_lowering
 from jax_nano.lowering.xla_inline import (
     Params,
@@ -95,7 +95,7 @@ def read_loop(*step: Jaxpr) -> Loop:
                 loops.append(read_loop(*jaxprs_in_params(eqn.params)))
             elif eqn.primitive in PRODUCTS or eqn.primitive is nano_region_p:
                 avals = [type_of(x) for x in (*eqn.invars, *eqn.outvars)]
-                kernels = eqn.primitive is not dot_general_p or ReplacedLowering.has_replaced(dot_general_p)
+                kernels = eqn.primitive not in DOUBLES or ReplacedLowering.has_replaced(eqn.primitive)
                 products.append(read_product(eqn.params, avals, kernels=kernels, conditional=conditional))
             pieces += eqn.primitive.name.startswith(UNFUSED)
     return Loop(products, loops, sum(map(_written_bytes, step)), pieces)

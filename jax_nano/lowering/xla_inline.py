@@ -59,6 +59,7 @@ class Rules:
         return not (library and k >= MIN_STEPS and max(m, n) >= MIN_WIDTH and max(m, n, k) >= self.library_size)
 
 
+CONVOLUTION_SPECS = 3  # of the image, the kernel and the result, where products have pairs of dimensions
 EIGEN_SIZE = 8  # from which on XLA has Eigen compute a product of floats whose A has contiguous rows
 MIN_STEPS = MIN_WIDTH = 4  # of what YNNPACK computes
 YNNPACK_TYPES = frozenset("f64 f32 bf16 f16 f8e5m2 f8e4m3fn s32 s8 u8".split())
@@ -175,6 +176,11 @@ def read_product(params: Params, avals: Sequence[Any], *, kernels: bool = True, 
     lhs, rhs, out = avals
     size = sum(map(bytes_in, avals))
     types = dtype_name(lhs.dtype), dtype_name(rhs.dtype), dtype_name(out.dtype)
+    if len(params["dimension_numbers"]) == CONVOLUTION_SPECS:
+        dot = region.kernel.dot if region else None
+        return Product(
+            (1, 1, 1, 1), types, contiguous_rows=True, dot=dot, for_kernels=True, conditional=conditional, bytes=size
+        )
     (contracted, _), (batch, _) = params["dimension_numbers"]
     b, k = (math.prod(lhs.shape[i] for i in places) for places in (batch, contracted))
     dot = _dot_of_kernel(region, params, avals) if kernels else None

@@ -20,11 +20,12 @@ class Report:
     Attributes:
       equation: the product as the program has it: operands, result, dimension numbers.
       problem: the product as jax_nano sees it; None where it has no kernel for such a one.
-      kernel: what runs; None for lax.dot_general.
-      reason: why it runs as lax.dot_general; empty for a kernel.
+      kernel: what runs; None for lax.dot_general, or what else it is in JAX.
+      reason: why it runs as that; empty for a kernel.
       fused: what the kernel does beside the product, in the order of the program.
       kept: in an accelerated program, what comes before, on A, and is not fused.
       stopped: in an accelerated program, what comes next and is not fused.
+      namesake: what it is in JAX.
     """
 
     equation: str
@@ -34,11 +35,12 @@ class Report:
     fused: tuple[str, ...] = ()
     kept: str = ""
     stopped: str = ""
+    namesake: str = "lax.dot_general"
 
     @property
     def ran_as(self) -> str:
-        """Either "kernel" or "lax.dot_general"."""
-        return "kernel" if self.kernel else "lax.dot_general"
+        """Either "kernel" or what it is in JAX, its `namesake`: "lax.dot_general" or "lax.conv_general_dilated"."""
+        return "kernel" if self.kernel else self.namesake
 
     @property
     def plan(self) -> Plan | None:
@@ -61,7 +63,7 @@ class Report:
         return self.kernel.assembly if self.kernel else None
 
     def __str__(self) -> str:
-        lines = {"runs as": f"kernel {self.kernel.name}" if self.kernel else "lax.dot_general"}
+        lines = {"runs as": f"kernel {self.kernel.name}" if self.kernel else self.namesake}
         if self.problem:
             lines["problem"] = describe(self.problem)
         if self.kept:
@@ -84,7 +86,9 @@ class Reports(tuple[Report, ...]):
 
     def __str__(self) -> str:
         kernels = sum(report.kernel is not None for report in self)
-        heading = f"{_count(len(self), 'product')}: {kernels} by kernels, {len(self) - kernels} by lax.dot_general"
+        names = dict.fromkeys(report.namesake for report in self if not report.kernel) or ["lax.dot_general"]
+        others = f"{len(self) - kernels} by {' and '.join(names)}"
+        heading = f"{_count(len(self), 'product')}: {kernels} by kernels, {others}"
         return "\n\n".join([heading, *map(str, self)])
 
     __repr__ = __str__

@@ -11,6 +11,7 @@ from jax_nano.ir.dtypes import BITS, INT4_PER_WORD, PACKED_INT4, WIDENS, bytes_o
 from jax_nano.machine.isa import DotInstruction, Isa, Machine
 from jax_nano.schedule.blocks import STREAMS as STREAMS
 from jax_nano.schedule.blocks import Form, plan_around
+from jax_nano.schedule.channels import channel_plans
 from jax_nano.schedule.cost.memory import FEW_ROWS, PACKED, UnpackedRhs, conflict_miss_cycles
 from jax_nano.schedule.cost.microkernel import Unit, extra_work
 from jax_nano.schedule.loop_nest import LoopNest
@@ -81,6 +82,7 @@ def kernel_plans(dot: Dot, machine: Machine, isa: Isa) -> Iterator[Plan]:
         elif instruction.tiles:
             yield from tile_plans(unit, nest)
         else:
+            yield from channel_plans(unit, dot)
             yield from vector_plans(unit, nest)
             yield from inner_product_plans(unit, nest)
 
@@ -122,7 +124,7 @@ def vector_forms(unit: Unit, nest: LoopNest) -> Iterator[Form]:
             yield Form(
                 lhs=lhs,
                 rhs=rhs,
-                prefetch_lhs=(lhs == "unpacked" or k.lhs != 1) and far,
+                prefetch_lhs=(lhs == "unpacked" or k.lhs != 1) and far and not dot.window,
                 prefetch_rhs=rhs == "unpacked" and large,
                 streamed=streamed,
             )
@@ -131,12 +133,17 @@ def vector_forms(unit: Unit, nest: LoopNest) -> Iterator[Form]:
 def lhs_can_stay(unit: Unit, nest: LoopNest) -> bool:
     """Vectors can read A unpacked where there is nothing to do to it, and groups of steps are contiguous."""
     grouped = unit.instruction.vnni == 1 or nest.k.lhs == 1
-    return nest.dot.terms == 1 and grouped and not nest.dot.prologue
+    return nest.dot.terms == 1 and grouped and not must_pack_lhs(nest)
+
+
+def must_pack_lhs(nest: LoopNest) -> bool:
+    """Only packing does a prologue's work, and finds the elements of windows."""
+    return nest.dot.prologue is not None or nest.dot.has_window("lhs")
 
 
 def rhs_can_stay(unit: Unit, nest: LoopNest) -> bool:
     """Vectors can read B unpacked where its rows are contiguous, and neither compensated nor split."""
-    return nest.n.rhs == 1 and not must_pack(unit, nest)
+    return nest.n.rhs == 1 and not must_pack(unit, nest) and not nest.dot.has_window("rhs")
 
 
 def must_pack(unit: Unit, nest: LoopNest) -> bool:
@@ -146,10 +153,16 @@ def must_pack(unit: Unit, nest: LoopNest) -> bool:
 
 def lhs_modes(unit: Unit, nest: LoopNest, *, streamed: bool) -> tuple[LhsMode, ...]:
     """How vectors may find A."""
-    packed: LhsMode = "rows" if nest.k.lhs == 1 else "columns"
+    packed = packed_lhs_mode(nest)
     if not lhs_can_stay(unit, nest):
         return (packed,)
     return ("unpacked",) if streamed else ("unpacked", packed)
+
+
+def packed_lhs_mode(nest: LoopNest) -> LhsMode:
+    """By rows, if those are contiguous, else by columns; windows whose columns are not, either, have short runs."""
+    by_rows = nest.k.lhs == 1 or (nest.dot.has_window("lhs") and nest.m.lhs != 1)
+    return "rows" if by_rows else "columns"
 
 
 def rhs_modes(unit: Unit, nest: LoopNest) -> tuple[RhsMode, ...]:
@@ -165,7 +178,7 @@ def inner_product_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
     It is weighed where both operands are contiguous along it, or the other one is small: packing turns that.
     """
     dot, lanes = nest.dot, unit.lanes
-    if must_pack(unit, nest) or dot.scaling is not None or dot.rhs in PACKED_INT4:
+    if must_pack(unit, nest) or dot.scaling is not None or dot.rhs in PACKED_INT4 or dot.has_window("rhs"):
         return
     lhs_along_k, rhs_along_k = nest.k.lhs == 1, nest.k.rhs == 1
     few_rows, few_columns = nest.m.size <= lanes, nest.n.size <= lanes
@@ -173,7 +186,7 @@ def inner_product_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
     if not (both or (lhs_along_k and few_columns) or (rhs_along_k and few_rows)):
         return
     form = Form(
-        lhs="unpacked" if lhs_along_k and not dot.prologue else "rows",
+        lhs="unpacked" if lhs_along_k and not must_pack_lhs(nest) else "rows",
         rhs="unpacked" if rhs_along_k else "per_task",
         inner_product=True,
     )
@@ -192,7 +205,7 @@ def tile_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
     instruction = unit.instruction
     steps = instruction.shape[2]
     whole_elements = BITS[dot.rhs] >= 8 and not dot.scaling
-    can_overlap = nest.n.rhs == 1 and whole_elements and k.size % steps == 0
+    can_overlap = nest.n.rhs == 1 and not dot.has_window("rhs") and whole_elements and k.size % steps == 0
     modes: tuple[LhsMode, ...] = ("unpacked", "rows") if tiles_can_read(unit, nest) else ("rows",)
     for lhs in modes:
         form = Form(lhs=lhs, rhs="per_task")
@@ -209,7 +222,7 @@ def tiles_can_read(unit: Unit, nest: LoopNest) -> bool:
     """Tiles can read A unpacked where there is nothing to do to it, and it is cut evenly into their rows."""
     rows, _, steps = unit.instruction.shape
     whole = nest.m.size % rows == 0 and nest.k.size % steps == 0
-    return nest.k.lhs == 1 and nest.dot.lhs == unit.instruction.lhs and whole and not nest.dot.prologue
+    return nest.k.lhs == 1 and nest.dot.lhs == unit.instruction.lhs and whole and not must_pack_lhs(nest)
 
 
 def packed_weight_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
@@ -220,7 +233,7 @@ def packed_weight_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
         unit = replace(unit, instruction=unit.instruction.fitted(nest.m.size, k.size))
         can_stay = tiles_can_read(unit, nest)
     else:
-        can_stay = (unit.instruction.vnni == 1 or k.lhs == 1) and not dot.prologue
+        can_stay = (unit.instruction.vnni == 1 or k.lhs == 1) and not must_pack_lhs(nest)
     packed: LhsMode = "rows" if k.lhs == 1 or tiles else "columns"
     modes: tuple[LhsMode, ...] = ("unpacked", packed) if can_stay else (packed,)
     assert dot.panels

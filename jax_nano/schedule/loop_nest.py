@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jax_nano.ir.dot import Axis, Dot, UnsupportedDot
 
@@ -28,6 +28,8 @@ class LoopNest:
         Raises:
           UnsupportedDot: panels would have to be exchanged or rounded, or rows of extras are not contiguous.
         """
+        if dot.window:
+            return cls._of_windows(dot)
         swapped = not dot.n and bool(dot.m) and not dot.prologue
         if dot.panels and (swapped or dot.algorithm):
             raise UnsupportedDot("panels hold numbers as they are, of a matrix of several columns")
@@ -41,6 +43,34 @@ class LoopNest:
         outer = work.b + others(work.m, m) + others(work.n, n)
         return cls(dot=work, swapped=swapped, m=m, n=n, k=k, outer=outer, k_outer=others(work.k, k))
 
+    @classmethod
+    def _of_windows(cls, dot: Dot) -> LoopNest:
+        """As many axes joined as have one stride in all arrays but the window's: packing knows where that is.
+
+        Where places are last in C, the operands are exchanged, and the window is B.
+
+        Raises:
+          UnsupportedDot: C's last axis is neither of places nor of columns, or rows of extras are not contiguous.
+        """
+        swapped = bool(dot.m) and dot.m[-1].out == 1 and not (dot.n and dot.n[-1].out == 1)
+        work = dot.swapped() if swapped else dot
+        assert work.window
+        once = Axis(size=1, extras=(0,) * len(dot.extras), window=(0,) * len(work.window.bounds))
+        n_axes = window_columns(work)
+        n = one_loop(n_axes, replace(once, rhs=1, out=1))
+        if any(stride not in (0, 1) for stride in n.extras):
+            raise UnsupportedDot("an array of the epilogue is neither contiguous along n nor the same for all of n")
+        m, k = window_rows(work), window_steps(work)
+        return cls(
+            dot=work,
+            swapped=swapped,
+            m=one_loop(m, once),
+            n=n,
+            k=one_loop(k, replace(once, lhs=1, rhs=1)),
+            outer=work.b + work.m[: len(work.m) - len(m)] + work.n[: len(work.n) - len(n_axes)],
+            k_outer=work.k[: len(work.k) - len(k)],
+        )
+
     @property
     def is_one_matrix(self) -> bool:
         """There are no axes around the microkernel's loops."""
@@ -50,6 +80,44 @@ class LoopNest:
 def longest(axes: Sequence[Axis], default: Axis) -> Axis:
     """The first axis of the largest size."""
     return max(axes, key=lambda axis: axis.size, default=default)
+
+
+def window_rows(dot: Dot) -> tuple[Axis, ...]:
+    """The axes of M that are one loop, of a product with a window."""
+    return joined(dot.m, LHS if dot.has_window("lhs") else None)
+
+
+def window_columns(dot: Dot) -> tuple[Axis, ...]:
+    """The axes of N that are one loop, of a product with a window."""
+    return joined(dot.n, RHS if dot.has_window("rhs") else None)
+
+
+def window_steps(dot: Dot) -> tuple[Axis, ...]:
+    """The axes of K that are one loop, of a product with a window."""
+    return joined(dot.k, LHS if dot.has_window("lhs") else RHS)
+
+
+LHS, RHS = 0, 1  # in Axis.strides()
+
+
+def joined(axes: tuple[Axis, ...], window: int | None) -> tuple[Axis, ...]:
+    """The innermost axes that are one loop to all arrays but the window."""
+
+    def strides(axis: Axis) -> list[int]:
+        return [stride for i, stride in enumerate(axis.strides()) if i != window]
+
+    count = 1
+    while count < len(axes):
+        outer, inner = axes[-count - 1], axes[-count]
+        if any(o != i * inner.size for o, i in zip(strides(outer), strides(inner), strict=True)):
+            break
+        count += 1
+    return axes[len(axes) - count :] if axes else ()
+
+
+def one_loop(axes: tuple[Axis, ...], default: Axis) -> Axis:
+    """The loop that joined axes are: in the window, its steps are those of the innermost axis, as far as that goes."""
+    return replace(axes[-1], size=math.prod(axis.size for axis in axes)) if axes else default
 
 
 def others(axes: tuple[Axis, ...], chosen: Axis) -> tuple[Axis, ...]:

@@ -13,7 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 
 from jax_nano.jaxpr.inline import type_of
-from jax_nano.jaxpr.primitives import PRODUCTS, nano_dequantize_p
+from jax_nano.jaxpr.primitives import DOTS, nano_dequantize_p
 from jax_nano.weights.quantized import STEPS, no_derivative
 
 
@@ -33,7 +33,7 @@ def quantize_activations(jaxpr: Jaxpr) -> Jaxpr:
 
 
 def _with_rounded_rows(eqn: JaxprEqn, weights: dict[Any, JaxprEqn]) -> JaxprEqn:
-    if eqn.primitive not in PRODUCTS:
+    if eqn.primitive not in DOTS:
         return eqn
     x, w = eqn.invars
     if not isinstance(w, Var) or w not in weights:

@@ -165,6 +165,75 @@ def test_optax_trains_a_model():
         assert_same(jax.jit(train)(params), losses)
 
 
+# Convolutions.
+
+IMAGES = normal(2, 12, 12, 4)
+
+
+class Cnn(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(8, (3, 3))(x))
+        x = nn.relu(nn.Conv(8, (3, 3), feature_group_count=8)(x))
+        x = nn.relu(nn.Conv(16, (3, 3), strides=2)(x))
+        return nn.ConvTranspose(4, (3, 3), strides=(2, 2))(x)
+
+
+def flax_convolutions():
+    model = Cnn()
+    apply: Callable[..., Any] = model.apply
+    return apply, jax.jit(model.init)(KEY, IMAGES)
+
+
+def nnx_convolutions():
+    model = nnx.Sequential(
+        nnx.Conv(4, 8, (3, 3), rngs=nnx.Rngs(0)), nnx.relu, nnx.ConvTranspose(8, 4, (2, 2), (2, 2), rngs=nnx.Rngs(1))
+    )
+    definition, state = nnx.split(model)
+    return (lambda state, x: nnx.merge(definition, state)(x)), state
+
+
+def equinox_convolutions():
+    model = eqx.nn.Sequential(
+        [eqx.nn.Conv2d(12, 8, 3, key=KEY), eqx.nn.Lambda(jax.nn.relu), eqx.nn.ConvTranspose2d(8, 4, 3, 2, key=KEY)]
+    )
+    arrays, static = eqx.partition(model, eqx.is_array)
+    return (lambda arrays, x: jax.vmap(eqx.combine(arrays, static))(x)), arrays
+
+
+def haiku_convolutions():
+    def network(x):
+        x = jax.nn.relu(hk.Conv2D(8, 3)(x))
+        return hk.Conv2DTranspose(4, 3, stride=2)(hk.DepthwiseConv2D(1, 3)(x))
+
+    model = hk.without_apply_rng(hk.transform(network))
+    apply: Callable[..., Any] = model.apply
+    return apply, jax.jit(model.init)(KEY, IMAGES)
+
+
+CONVOLUTIONS = {
+    "flax": flax_convolutions, "nnx": nnx_convolutions, "equinox": equinox_convolutions, "haiku": haiku_convolutions
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("library", CONVOLUTIONS)
+def test_convolutions_and_their_gradients_run_on_kernels(library):
+    apply, params = CONVOLUTIONS[library]()
+
+    def loss(params, x):
+        return (apply(params, x) ** 2).sum()
+
+    for f in (apply, jax.grad(loss)):
+        wanted = jax.jit(f)(params, IMAGES)
+        reports = jax_nano.inspect(jax_nano.accelerate(f), params, IMAGES)
+        assert all(report.ran_as == "kernel" for report in reports)
+        for run in (jax.jit(jax_nano.accelerate(f)), jax.jit(f)):
+            with kernels(), jax_nano.installed():
+                got = run(params, IMAGES)
+            for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+                np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4 * float(jnp.abs(y).max()))
+
+
 @pytest.fixture
 def keras(tmp_path, monkeypatch):
     """Keras on JAX, which writes its settings to KERAS_HOME when it is imported."""
@@ -186,3 +255,17 @@ def test_keras_predicts_and_trains_when_installed(keras):
     with kernels(), jax_nano.installed():
         losses = model.fit(x, x.sum(-1, keepdims=True), epochs=3, batch_size=16, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
+
+
+def test_keras_convolves(keras):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.layers.Conv2D(8, 3, activation="relu"),
+            keras.layers.SeparableConv2D(8, 3, padding="same"),
+            keras.layers.DepthwiseConv2D(3),
+        ]
+    )
+    wanted = model.predict(IMAGES, verbose=0)
+    with kernels(), jax_nano.installed():
+        assert_same(model.predict(IMAGES, verbose=0), wanted)

@@ -9,8 +9,10 @@ import functools
 import math
 from typing import NamedTuple
 
+from jax_nano.ir.dot import extent
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.machine.isa import Machine
+from jax_nano.schedule.channels import channels_of
 from jax_nano.schedule.cost.memory import (
     PACKED,
     UnpackedRhs,
@@ -90,6 +92,8 @@ class KernelCost:
         panel of each task's B, which nothing prefetches.
         """
         unit, fitted = self.unit, self.fitted
+        if plan.channelwise:
+            return channelwise_cycles(plan, unit)
         blocks_of_sums = plan.outer_elements * plan.k_blocks
         if plan.inner_product:
             sizes = plan.m.size, plan.n.size
@@ -134,6 +138,29 @@ class KernelCost:
         if plan.k_blocks > 1:
             cycles += tall * registers / unit.core.stores_per_cycle
         return cycles
+
+
+def channelwise_cycles(plan: Plan, unit: Unit) -> float:
+    """Cycles of all microkernels with channels in the lanes: of each run of taps, loads, shuffles and products."""
+    found = channels_of(plan.dot)
+    assert found
+    channels, core = found[1], unit.core
+    used = channels.groups(unit.lanes) * channels.outputs
+    inputs = channels.inputs if channels.is_summed else 1
+    runs = plan.outer_elements * extent(plan.k_outer) * plan.k.size / plan.unroll
+    total = 0.0
+    for cols, col_count in panels(plan.n.size, plan.nr):
+        registers = -(-cols // used)
+        for rows, row_count in panels(plan.m.size, plan.mr):
+            seen = rows + plan.unroll - 1 if channels.is_summed else plan.unroll
+            loads = registers * (seen + plan.unroll * inputs)
+            products = registers * rows * plan.unroll * inputs
+            shuffles = registers * seen * channels.inputs * (channels.inputs * channels.outputs > 1)
+            per_cycle, latency = core.rate(unit.instruction.name)
+            waiting = plan.unroll * inputs * latency
+            busy = max(loads / core.loads_per_cycle, products / per_cycle, waiting)
+            total += row_count * col_count * (busy + shuffles / core.shuffles_per_cycle)
+    return runs * total + plan.rounds * plan.tasks["compute"] * core.setup_cycles
 
 
 def exposed_packing_cycles(plan: Plan, machine: Machine, compute: float) -> float:

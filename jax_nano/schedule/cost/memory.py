@@ -161,8 +161,11 @@ def lost_share(machine: Machine, pages: float) -> float:
 
 
 def lhs_refetch_cycles(plan: Plan, machine: Machine, tall: int) -> float:
-    """Cycles that a step of k takes to bring its tiles of A again; rows of vectors are too few to count."""
-    if not plan.instruction.tiles:
+    """Cycles that a step of k takes to bring its tiles of A again, or rows that were packed out of windows.
+
+    Of other vectors, rows are too few to count.
+    """
+    if not plan.instruction.tiles and not plan.dot.has_window("lhs"):
         return 0.0
     rows, _, depth = plan.instruction.shape
     block = bytes_of(plan.instruction.lhs, min(plan.mc, plan.m.size) * plan.kc * plan.dot.bf16_splits[0])
@@ -224,9 +227,8 @@ def line_fetch_cycles(plan: Plan, machine: Machine, evicted_share: float = 0.0) 
 def memory_seconds(plan: Plan, machine: Machine, workers: int) -> float:
     """How long the arrays take on their way to the cores: each task along m reads B again, each along n reads A."""
     size = plan.dot.bytes
-    b, m, n, k = plan.dot.sizes
-    again = (plan.m_tasks - 1) * (plan.rhs != "per_round") * bytes_of(plan.dot.rhs, b * k * n)
-    again += (plan.n_tasks * plan.rounds - 1) * bytes_of(plan.dot.lhs, b * m * k)
+    again = (plan.m_tasks - 1) * (plan.rhs != "per_round") * bytes_of(plan.dot.rhs, plan.dot.rhs_elements)
+    again += (plan.n_tasks * plan.rounds - 1) * bytes_of(plan.dot.lhs, plan.dot.lhs_elements)
     inner = sum(cache.bytes * (1 if cache.shared else workers) for cache in machine.caches[:-1])
     if size <= inner:
         return 0.0

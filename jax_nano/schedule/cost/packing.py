@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from jax_nano.ir.axes import Axis
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.ir.program import INSTRUCTIONS
 from jax_nano.machine.isa import Core, Machine
@@ -16,6 +17,7 @@ from jax_nano.schedule.cost.memory import (
     prefetched_in_time,
 )
 from jax_nano.schedule.cost.microkernel import overlap
+from jax_nano.schedule.loop_nest import window_rows, window_steps
 from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.scratch import LINE_BYTES
 
@@ -33,7 +35,8 @@ def rhs_packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
     fitted, n, k = machine.fitted, plan.n.size, plan.sum_steps
     times = plan.outer_elements * (plan.m_tasks if plan.rhs == "per_task" else 1)  # shared panels have no outer axes
     cycles = times * rhs_copy_cycles(plan, machine)
-    waiting = times * line_count(k * n, plan.dot.rhs) * line_fetch_cycles(plan, machine, fitted.rhs_evicted_share)
+    size = min(k * n, plan.dot.rhs_elements)  # windows that overlap are fetched once
+    waiting = times * line_count(size, plan.dot.rhs) * line_fetch_cycles(plan, machine, fitted.rhs_evicted_share)
     far = plan.dot.bytes > machine.llc.bytes
     columns = plan.pack_panels * plan.nr if plan.rhs == "per_round" else plan.block_columns
     if plan.overlap_packing and far:
@@ -69,9 +72,20 @@ def lhs_packing_cycles(plan: Plan, machine: Machine) -> float:
     cycles += times * line_count(m * k * splits, plan.instruction.lhs) * lhs_copy_cycles(plan, core)
     if prefetched_in_time(plan, machine):
         return cycles + times * fitted.lhs_prefetch_gap_share * lhs_wait_cycles(plan, machine)
-    run = bytes_of(plan.dot.lhs, min(plan.mc, m) if plan.m.lhs == 1 else plan.kc)
+    run = bytes_of(plan.dot.lhs, lhs_run(plan))
     fetching = line_fetch_cycles(plan, machine, fitted.lhs_evicted_share) * (1 + fitted.run_overhead_bytes / run)
-    return cycles + times * line_count(m * k, plan.dot.lhs) * fetching
+    size = min(m * k, plan.dot.lhs_elements)  # windows that overlap are fetched once
+    return cycles + times * line_count(size, plan.dot.lhs) * fetching
+
+
+def lhs_run(plan: Plan) -> int:
+    """How many neighbours of A are copied one after the other."""
+    along_m = plan.m.lhs == 1
+    size = min(plan.mc, plan.m.size) if along_m else plan.kc
+    parts: tuple[Axis, ...] = ()
+    if plan.dot.has_window("lhs"):
+        parts = window_rows(plan.dot) if along_m else window_steps(plan.dot)
+    return min(size, parts[-1].size) if parts else size
 
 
 def hidden_packing_cycles(plan: Plan, machine: Machine, products: float) -> float:

@@ -1,0 +1,125 @@
+"""Reads the product of a region: its loops over both operands, and over the elements of a row-major C."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+from jax.core import ShapedArray
+from jax.extend.core import JaxprEqn, Var
+
+from jax_nano.ir.axes import Operand
+from jax_nano.ir.dot import UnsupportedDot, accumulator
+from jax_nano.jaxpr.axes import Run, paired_axes
+from jax_nano.jaxpr.convolutions import convolution_of, is_simple
+from jax_nano.jaxpr.inline import type_of
+from jax_nano.jaxpr.operands import StridedArray, element_type
+from jax_nano.jaxpr.primitives import CONVOLUTIONS
+from jax_nano.jaxpr.region_dot import Product
+from jax_nano.jaxpr.strided_views import NoView
+
+
+def read_product(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> Product:
+    """Reads an equation of one of PRODUCTS, whose operands are these arrays.
+
+    Raises:
+      UnsupportedDot: there is nothing to compute.
+      NoView: the operands' dimensions do not fit together, or conversions round.
+    """
+    return (_convolution if eqn.primitive in CONVOLUTIONS else _matrix_product)(eqn, lhs, rhs)
+
+
+def _matrix_product(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> Product:
+    """The product of two operands, with its runs in the order of C's dimensions: of the batch, of m and of n.
+
+    Raises:
+      UnsupportedDot: there is nothing to compute.
+      NoView: the operands' dimensions do not fit together, or conversions round.
+    """
+    if 0 in lhs.view.shape or 0 in rhs.view.shape:
+        raise UnsupportedDot("a dimension is 0: there is nothing to multiply")
+    contracting, batch = eqn.params["dimension_numbers"]
+    m, n = (
+        [part for d, dim in enumerate(array.view.dims) if d not in (*contracting[i], *batch[i]) for part in dim]
+        for i, array in enumerate((lhs, rhs))
+    )
+    extras = [[x.view for x in array.extras] for array in (lhs, rhs)]
+    groups = {
+        "n": [(part.size, 0, part.stride) for part in n],
+        "m": [(part.size, part.stride, 0) for part in m],
+        "b": [(x.size, x.lhs, x.rhs) for x in paired_axes(lhs.view, rhs.view, batch, ((), ()))],
+    }
+    lhs_runs, rhs_runs, ends, at = [], [], [], 1
+    for group, steps in groups.items():
+        for size, left, right in reversed(steps):
+            lhs_runs.append(Run(size, at, left))
+            rhs_runs.append(Run(size, at, right))
+            at *= size
+        ends.append((at, group))
+    k = paired_axes(lhs.view, rhs.view, contracting, extras)
+    _check_conversions(eqn, lhs, rhs, math.prod(axis.size for axis in k))
+    is_scaled_whole = any(x.quantized and not x.quantized.is_scaled for x in (lhs, rhs))
+    total = Var(ShapedArray((), jnp.dtype(jnp.float32))) if is_scaled_whole else scalar(eqn.outvars[0])
+    return Product(eqn=eqn, lhs=lhs, rhs=rhs, lhs_runs=lhs_runs, rhs_runs=rhs_runs, ends=ends, k=k, sum=total)
+
+
+def _convolution(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> Product:
+    """The product that a convolution is, into a result that ends with channels.
+
+    Raises:
+      UnsupportedDot: there is nothing to compute.
+      NoView: strides do not say where its elements are in the order of its sum, or conversions round.
+    """
+    if any(x.quantized or x.panels or x.work for x in (lhs, rhs)):
+        raise NoView("packed and quantized weights are operands of plain products alone")
+    image, kernel = (_operand_of(x) for x in (lhs, rhs))
+    convolution = convolution_of(image, kernel, type_of(eqn.outvars[0]), eqn.params)
+    if not is_simple(convolution, eqn.params):
+        raise NoView("it is computed by other convolutions")
+    loops, window = convolution.as_product()
+    bounds = len(window.bounds) if window else 0
+    dims = sorted((axis for axis in (*loops.n, *loops.b, *loops.m) if axis.size > 1), key=lambda axis: axis.out)
+    groups = (("n", loops.n), ("b", loops.b), ("m", loops.m))
+    ends = sorted((axis.out * axis.size, group) for group, axes in groups for axis in axes if axis.size > 1)
+    _check_conversions(eqn, lhs, rhs, math.prod(axis.size for axis in loops.k))
+    return Product(
+        eqn=eqn, lhs=lhs, rhs=rhs, ends=ends, k=loops.k, sum=scalar(eqn.outvars[0]), window=window,
+        lhs_runs=[Run(axis.size, axis.out, axis.lhs) for axis in dims],
+        rhs_runs=[Run(axis.size, axis.out, axis.rhs) for axis in dims],
+        window_runs=[[Run(axis.size, axis.out, axis.window[d]) for axis in dims] for d in range(bounds)],
+    )  # fmt: skip
+
+
+def _operand_of(array: StridedArray) -> Operand:
+    """An array as an operand of a convolution.
+
+    Raises:
+      NoView: a dimension has no single stride.
+    """
+    if any(len(dim) > 1 for dim in array.view.dims):
+        raise NoView("a dimension of a convolution's operand has no single stride")
+    strides = tuple(dim[0].stride if dim else 0 for dim in array.view.dims)
+    return Operand(shape=array.view.shape, strides=strides, dtype=array.dtype)
+
+
+def _check_conversions(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray, terms: int) -> None:
+    """Checks that operands make the same sums in the types they are read in. Sums of integers are exact.
+
+    Raises:
+      NoView: they do not.
+      UnsupportedDot: there is no kernel for these types.
+    """
+    if not any(x.conversions or x.quantized for x in (lhs, rhs)):
+        return
+    for array in (lhs, rhs):
+        if array.is_rounded:
+            raise NoView(f"{array.float_dtype} is rounded on its way to {' to '.join(array.converted_to)}")
+    out = element_type(eqn.outvars[0])
+    acc = accumulator(lhs.float_dtype, rhs.float_dtype, out, terms)
+    if acc != "s32" and acc != accumulator(element_type(eqn.invars[0]), element_type(eqn.invars[1]), out, terms):
+        raise NoView(f"{lhs.float_dtype} times {rhs.float_dtype} is summed in {acc}")
+
+
+def scalar(var: Var) -> Var:
+    """An element of an array."""
+    return Var(ShapedArray((), type_of(var).dtype))
