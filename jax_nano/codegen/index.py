@@ -75,6 +75,13 @@ def minimum(a: Index, b: Index) -> Index:
     return arith.minsi(index(a), index(b))
 
 
+def maximum(a: Index, b: Index) -> Index:
+    """max(a, b)."""
+    if isinstance(a, int) and isinstance(b, int):
+        return max(a, b)
+    return arith.maxsi(index(a), index(b))
+
+
 def one_of(values: Sequence[int], i: Index) -> Index:
     """values[i], by comparisons: constants need no memory."""
     if isinstance(i, int):
@@ -106,6 +113,19 @@ def both(a: Condition, b: Condition) -> Condition:
     if isinstance(b, bool):
         return b and a
     return arith.andi(a, b)
+
+
+def any_of(*conditions: Condition) -> Condition:
+    """At least one of the conditions holds."""
+    total: Condition = False
+    for condition in conditions:
+        if total is True or condition is True:
+            return True
+        if isinstance(total, bool):
+            total = condition
+        elif not isinstance(condition, bool):
+            total = arith.ori(total, condition)
+    return total
 
 
 def unequal(a: Index, b: Index) -> Condition:

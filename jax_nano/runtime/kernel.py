@@ -200,6 +200,7 @@ class Kernel:
 def processor_for(plan: Plan, machine: Machine) -> Processor:
     """What to compile a plan for."""
     isa = machine.isa(plan.isa)
-    conversions = isa.conversions if "f16" in (plan.dot.lhs, plan.dot.rhs, plan.dot.out) else ()
+    dtypes = {array.dtype for array in plan.problem.arrays}
+    conversions = isa.conversions if "f16" in dtypes else ()
     extra = ",".join(f"+{feature}" for feature in (*isa.features, *conversions, *plan.instruction.features))
     return Processor(isa.cpu, extra, machine.tune or machine.name)
