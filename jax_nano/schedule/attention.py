@@ -130,8 +130,9 @@ class AttentionPlan:
         """
         problem = self.problem
         skips = problem.causal or problem.window or problem.key_lengths
-        beyond = problem.window and (problem.key_lengths or problem.queries - 1 - problem.window[0] >= problem.keys)
-        return not (beyond or (problem.mask and skips))
+        beyond = problem.window and problem.queries - 1 - problem.window[0] >= problem.keys
+        lengths = problem.key_lengths and (problem.causal or problem.window)
+        return not (beyond or lengths or (problem.mask and skips))
 
     # Layouts in scratch.
 
