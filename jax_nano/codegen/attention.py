@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from jax_nano.codegen.attention_operands import AttentionOperands, Head, Sums
+from jax_nano.codegen.attention_panel import PanelAttention
 from jax_nano.codegen.attention_result import AttentionResult
 from jax_nano.codegen.index import (
     Condition,
@@ -42,21 +42,14 @@ from jax_nano.codegen.index import (
 from jax_nano.codegen.load_store import load, store
 from jax_nano.codegen.location import section
 from jax_nano.codegen.loops import Depth, Span, for_range, panels, when
-from jax_nano.codegen.matrix_ref import MatrixRef
-from jax_nano.codegen.microkernel import KBlock, Microkernel, Result
-from jax_nano.codegen.nanokernel import Block, Nanokernel, PanelProduct, TileNanokernel
 from jax_nano.codegen.operand_loader import OperandLoader
 from jax_nano.codegen.pack import Destination, Packer
 from jax_nano.codegen.registers import any_lane
-from jax_nano.codegen.softmax import Softmax, Visible, broadcast_zero, finite_or_zero, grew, update
-from jax_nano.codegen.tile_microkernel import TileMicrokernel
+from jax_nano.codegen.softmax import Softmax, Visible, broadcast_zero, update
 from jax_nano.codegen.vector import arithmetic as v
 from jax_nano.codegen.vector.formats import INFINITY
 from jax_nano.ir.attention import MASKED
-from jax_nano.machine.isa import DotInstruction
 from jax_nano.schedule.attention import AttentionPlan
-
-UNROLL = 4
 
 
 class AttentionKernel:
@@ -104,8 +97,7 @@ class AttentionTask:
         self.sums: Sums = operands.sums(element, split)
         self.key_length = operands.length("key_lengths", self.head)
         self.query_length = operands.length("query_lengths", self.head)
-        self.queries, self.scores = operands.packed_queries(), operands.scores()
-        self.exponentials, self.tiles = operands.exponentials(), operands.tiles()
+        self.panels = PanelAttention(operands, self.head, self.begin, self.sums)
 
     @property
     def padded_columns(self) -> Index:
@@ -131,7 +123,7 @@ class AttentionTask:
         plan = self.plan
         source = self.operands.query(self.head).transposed
         span = Span(self.begin, self.end, plan.columns)
-        to = Destination(span, plan.nr, lambda j: self.queries.advance(mul(subtract(j, self.begin), plan.depth)))
+        to = Destination(span, plan.nr, lambda j: self.panels.queries(subtract(j, self.begin)))
         Packer(OperandLoader(plan.instruction, "rhs"), plan.nr).pack_panels(
             to, source, Depth(self.problem.depth, self.problem.depth)
         )
@@ -207,132 +199,23 @@ class AttentionTask:
     def visit(self, key: Index, everything: Condition) -> None:
         """Emits a block of keys with all panels of queries."""
         plan, problem = self.plan, self.problem
-        steps = minimum(plan.key_block, subtract(problem.keys, key)) if problem.keys % plan.key_block else plan.key_block
-        if problem.keys <= plan.key_block:
-            steps = problem.keys
+        steps: Index = min(plan.key_block, problem.keys)
+        if problem.keys > plan.key_block and problem.keys % plan.key_block:
+            steps = minimum(plan.key_block, subtract(problem.keys, key))
         depth = Depth(steps, problem.keys)
-        keys, values = self.packed_keys(key, depth), self.packed_values(key, depth)
+        block = self.panels.key_block(key, depth)
         with section("panels of queries"), for_range(0, self.padded_columns, plan.nr) as panel:
             first = 0 if plan.folds_heads else add(self.begin, panel.i)
             visible = Visible(plan, first, self.key_length)
             with when(any_of(everything, visible.sees(key))):
-                self.attend(panel.i, key, depth, keys, values, visible)
-
-    def packed_keys(self, key: Index, depth: Depth) -> MatrixRef:
-        """A block of K as the first product's A."""
-        plan, source = self.plan, self.operands.key(self.head)
-        if not plan.packs_keys:
-            return source.block(key, 0)
-        target = self.operands.packed_keys()
-        width = math.gcd(plan.key_block, plan.lanes)
-        span = Span(key, add(key, depth.steps), depth.size)
-        to = Destination(span, width, lambda i: target.block(subtract(i, key), 0))
-        with section("pack K"):
-            Packer(OperandLoader(plan.instruction, "lhs"), width).pack_rows(
-                to, source, Depth(self.problem.depth, self.problem.depth)
-            )
-        return target
-
-    def packed_values(self, key: Index, depth: Depth) -> MatrixRef:
-        """A block of V^T as the second product's A."""
-        plan, rows = self.plan, self.problem.value_depth
-        source = self.operands.value(self.head).block(key, 0)
-        if not plan.packs_values:
-            return source.transposed
-        target = self.operands.packed_values()
-        width = plan.instruction.shape[0] if plan.instruction.tiles else rows
-        packer = Packer(OperandLoader(plan.instruction, "lhs"), width)
-        with section("pack V"):
-            if plan.instruction.tiles:
-                to = Destination(Span(0, rows, rows), width, lambda i: target.block(i, 0))
-                packer.pack_rows(to, source.transposed, depth)
-            else:
-                to = Destination(Span(0, rows, rows), width, lambda j: target.transposed.block(0, j))
-                packer.pack_panels(to, source, depth)
-        return target
-
-    def attend(
-        self, j: Index, key: Index, depth: Depth, keys: MatrixRef, values: MatrixRef, visible: Visible
-    ) -> None:
-        """Emits the products of a panel of queries, and the softmax between them."""
-        self.multiply_keys(keys, self.queries.advance(mul(j, self.plan.depth)), key, depth)
-        softmax = Softmax(
-            self.plan, self.scores, self.exponentials,
-            self.score_array("bias", self.operands.bias(self.head), j, key, depth),
-            self.score_array("mask", self.operands.mask(self.head), j, key, depth),
-        )  # fmt: skip
-        out, maxima, totals = self.sums.out(j), self.sums.maxima(j), self.sums.totals(j)
-        before = softmax.row(maxima)
-        after = softmax.maxima(depth, visible, key, before)
-        factors, total = update(before, after, softmax.row(totals), softmax.exponentiate(depth, finite_or_zero(after)))
-        softmax.store_row(after, maxima)
-        softmax.store_row(total, totals)
-        with section("rescale"), when(grew(before, after)), for_range(0, self.problem.value_depth) as row:
-            rescaled = [v.mul(x, factor) for x, factor in zip(softmax.row(out, row.i), factors, strict=True)]
-            softmax.store_row(rescaled, out, row.i)
-        self.add_values(values, out, depth)
-
-    def score_array(
-        self, name: str, source: MatrixRef | None, j: Index, key: Index, depth: Depth
-    ) -> MatrixRef | None:
-        """The bias or mask of a panel, (keys, columns): where it lies, if it is the same for all queries."""
-        plan, acc = self.plan, self.plan.instruction.acc
-        if source is None or source.strides[0] == 0:
-            return source and source.block(0, key).transposed
-        target, column = self.operands.packed_scores(name), add(self.begin, j)
-        instruction = DotInstruction(name="scores", lhs=acc, rhs=acc, acc=acc, shape=(1, plan.lanes, 1))
-        to = Destination(
-            Span(column, minimum(add(column, plan.nr), plan.columns), plan.columns), plan.nr, lambda _: target
-        )
-        with section(f"pack the {name}"):
-            Packer(OperandLoader(instruction, "rhs"), plan.nr).pack_panels(to, source.block(0, key).transposed, depth)
-        return target
-
-    # Products.
-
-    def microkernel(self, *, lhs_is_packed: bool) -> Microkernel:
-        """The microkernel of both products."""
-        plan = self.plan
-        if plan.instruction.tiles:
-            return TileMicrokernel(nano=TileNanokernel(instruction=plan.instruction, lhs_is_packed=True,
-                                                       rhs_is_packed=True), unroll=1)  # fmt: skip
-        nano = Nanokernel(instruction=plan.instruction, lhs_is_packed=lhs_is_packed, rhs_is_packed=True,
-                          lhs_stationary=plan.mr < plan.nr // plan.lanes)  # fmt: skip
-        return Microkernel(nano=nano, unroll=UNROLL)
-
-    def multiply_keys(self, keys: MatrixRef, queries: MatrixRef, key: Index, depth: Depth) -> None:
-        """S^T = K @ Q^T: packed keys by whole register blocks, whose last rows may be any numbers."""
-        plan, problem = self.plan, self.problem
-        k = KBlock(0, Depth(problem.depth, problem.depth), first=True, last=True)
-        micro = self.microkernel(lhs_is_packed=plan.packs_keys)
-        size = -(-depth.size // plan.mr) * plan.mr if plan.packs_keys else depth.size
-        with section("scores"):
-            for i, rows in panels(Span(key, add(key, depth.steps), size), plan.mr, "panels of keys"):
-                row = subtract(i, key)
-                product = PanelProduct(keys.block(row, 0), queries, Block(rows, plan.nr, plan.lanes))
-                micro.emit(product, k, self.result(self.scores.block(row, 0)))
-
-    def add_values(self, values: MatrixRef, out: MatrixRef, depth: Depth) -> None:
-        """O^T += V^T @ P^T."""
-        plan = self.plan
-        micro = self.microkernel(lhs_is_packed=plan.packs_values)
-        rows_ = plan.value_rows if plan.instruction.tiles else self.problem.value_depth
-        k = KBlock(0, depth, first=False, last=True)
-        with section("values"):
-            for i, rows in panels(Span(0, rows_, rows_), plan.mr, "panels of values"):
-                product = PanelProduct(values.block(i, 0), self.exponentials, Block(rows, plan.nr, plan.lanes))
-                micro.emit(product, k, self.result(out.block(i, 0)))
-
-    def result(self, out: MatrixRef) -> Result:
-        """Where a register block goes."""
-        return Result(out=out, partial=out, compensation=out, compensated=False, tiles=self.tiles)
+                self.panels.attend(panel.i, block, visible)
 
     # Results.
 
     def combine(self, j: Index, others: Sequence[Sums]) -> None:
         """Adds what further splits have of a panel to this split's."""
         plan = self.plan
-        softmax = Softmax(plan, self.scores, self.exponentials, None, None)
+        softmax = Softmax(plan, self.operands.scores(), self.operands.exponentials(), None, None)
         for other in others:
             before, others_maxima = softmax.row(self.sums.maxima(j)), softmax.row(other.maxima(j))
             after = [v.select(v.less(a, b), b, a) for a, b in zip(before, others_maxima, strict=True)]

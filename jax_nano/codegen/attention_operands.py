@@ -70,17 +70,17 @@ class AttentionOperands:
 
     def key(self, head: Head) -> MatrixRef:
         """K, (keys, d)."""
-        b, h, *strides = self.plan.problem.key
+        b, h, row, column = self.plan.problem.key
         base = self._array("key")
         assert base is not None
-        return MatrixRef(base, add(mul(head.batch, b), mul(head.head, h)), (*strides,), self.plan.problem.dtype)
+        return MatrixRef(base, add(mul(head.batch, b), mul(head.head, h)), (row, column), self.plan.problem.dtype)
 
     def value(self, head: Head) -> MatrixRef:
         """V, (keys, d)."""
-        b, h, *strides = self.plan.problem.value
+        b, h, row, column = self.plan.problem.value
         base = self._array("value")
         assert base is not None
-        return MatrixRef(base, add(mul(head.batch, b), mul(head.head, h)), (*strides,), self.plan.problem.dtype)
+        return MatrixRef(base, add(mul(head.batch, b), mul(head.head, h)), (row, column), self.plan.problem.dtype)
 
     def bias(self, head: Head) -> MatrixRef | None:
         """The bias, (columns, keys)."""

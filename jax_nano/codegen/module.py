@@ -15,11 +15,8 @@ from jax_nano.codegen.macrokernel import Macrokernel
 from jax_nano.codegen.operands import Arguments
 from jax_nano.codegen.types import element_type
 from jax_nano.ir.dot import Axis, extent
-from jax_nano.schedule.attention import AttentionPlan
+from jax_nano.schedule.attention import AnyPlan, AttentionPlan
 from jax_nano.schedule.plan import Plan
-
-
-AnyPlan = Plan | AttentionPlan
 
 
 def kernel_name(plan: AnyPlan) -> str:
@@ -47,16 +44,23 @@ def build_module(plan: AnyPlan) -> str:
         context.allow_unregistered_dialects = True  # jaxlib does not know every dialect that MLIR 22 parses
         top = ir.Module.create()
         types = argument_types(plan)
-        write = attention_phase if isinstance(plan, AttentionPlan) else product_phase
         with ir.InsertionPoint(top.body):
             for phase, symbol in zip(plan.tasks, phase_symbols(plan), strict=True):
                 with section(symbol):
                     function = func.FuncOp(symbol, (types, []))
                     with ir.InsertionPoint(function.add_entry_block()):
-                        write(plan, phase, function.arguments)
+                        write_phase(plan, phase, function.arguments)
                         func.return_([])
         top.operation.verify()
         return str(top.operation.get_asm(print_generic_op_form=True, enable_debug_info=True))
+
+
+def write_phase(plan: AnyPlan, phase: str, values: Sequence[ir.Value]) -> None:
+    """Writes a phase of a plan of either kind."""
+    if isinstance(plan, AttentionPlan):
+        attention_phase(plan, phase, values)
+    else:
+        product_phase(plan, phase, values)
 
 
 def product_phase(plan: Plan, phase: str, values: Sequence[ir.Value]) -> None:

@@ -136,9 +136,7 @@ class Softmax:
         for value, j in zip(values, self.columns, strict=True):
             store(value, matrix.base, matrix.offset(i, j))
 
-    def over_rows(
-        self, depth: Depth, step: int, carry: Values, body: Callable[[Index, int, Values], Values]
-    ) -> Values:
+    def over_rows(self, depth: Depth, step: int, carry: Values, body: Callable[[Index, int, Values], Values]) -> Values:
         """Emits a loop over rows, `step` at a time, and the rest: body(first row, rows, carry) gives the next carry."""
         whole = depth.whole(step)
         with for_range(0, whole, step, carry) as loop:
@@ -146,9 +144,7 @@ class Softmax:
         carry = loop.results
         if rest := depth.size % step:
             types = [value.type for value in carry]
-            carry = either(
-                unequal(whole, depth.steps), types, lambda: body(whole, rest, carry), lambda: list(carry)
-            )
+            carry = either(unequal(whole, depth.steps), types, lambda: body(whole, rest, carry), lambda: list(carry))
         return carry
 
     def maxima(self, depth: Depth, visible: Visible, key: Index, start: Values) -> Values:
@@ -169,9 +165,7 @@ class Softmax:
 
         with section("scores and their maxima"):
             types = [value.type for value in start]
-            return either(
-                visible.needs_masks(key), types, lambda: loop(masked=True), lambda: loop(masked=False)
-            )
+            return either(visible.needs_masks(key), types, lambda: loop(masked=True), lambda: loop(masked=False))
 
     def finished(self, products: Values, i: Index) -> Values:
         """Scores of a key out of its products: scaled, with bias and mask."""
@@ -242,7 +236,7 @@ def update(before: Values, after: Values, totals: Values, sums: Values) -> tuple
     """(factors, totals): what sums so far are multiplied by where maxima grew, and sums of exponentials with more."""
     subtracted = finite_or_zero(after)
     factors = [vmath.exp_of_difference(v.sub(m, s)) for m, s in zip(before, subtracted, strict=True)]
-    return factors, [v.fma(l, f, s) for l, f, s in zip(totals, factors, sums, strict=True)]
+    return factors, [v.fma(*both) for both in zip(totals, factors, sums, strict=True)]
 
 
 def grew(before: Values, after: Values) -> Condition:

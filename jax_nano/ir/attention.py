@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jax_nano.ir.dot import UnsupportedDot
+from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.ir.dtypes import bytes_of
 
 Role = Literal["query", "key", "value", "bias", "mask", "query_lengths", "key_lengths", "out"]
@@ -161,3 +161,7 @@ class Attention:
         flags += "mask" * bool(self.mask) + "lengths" * (self.query_lengths or self.key_lengths)
         sizes = f"{batch}t{self.queries}s{self.keys}{heads}{depth}"
         return f"attention_{self.dtype}_{sizes}" + (f"_{flags}" if flags else "")
+
+
+Problem = Dot | Attention
+"""What a kernel computes."""

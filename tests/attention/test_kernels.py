@@ -9,7 +9,7 @@ from attention import assert_attention, described, exact, run
 
 from jax_nano.ir.attention import Attention, UnsupportedAttention
 from jax_nano.machine import host
-from jax_nano.schedule.attention import choose_attention
+from jax_nano.schedule.attention_plans import choose_attention
 
 TYPES = {"f32": np.float32, "bf16": ml_dtypes.bfloat16, "f16": np.float16, "f64": np.float64}
 each_type = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
@@ -50,7 +50,10 @@ def test_edges_of_panels_of_queries(dtype, queries):
     check(arrays(1, queries, 70, 1, 1, 8, dtype=dtype), causal=True)
 
 
-@pytest.mark.parametrize(("depth", "value_depth"), [(1, 1), (2, 33), (31, 4), (64, 128), (80, 80), (257, 7), (512, 512)])
+DEPTHS = [(1, 1), (2, 33), (31, 4), (64, 128), (80, 80), (257, 7), (512, 512)]
+
+
+@pytest.mark.parametrize(("depth", "value_depth"), DEPTHS)
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["f32", "bf16"])
 def test_depths(dtype, depth, value_depth):
     check(arrays(1, 20, 40, 1, 1, depth, value_depth, dtype=dtype))
@@ -162,9 +165,7 @@ def test_keys_are_split_where_tasks_are_few(queries, options):
 def test_plans_that_differ_in_tasks_give_the_same_bits():
     q, k, v = arrays(1, 300, 200, 1, 1, 16)
     plan = choose_attention(described(q, k, v, causal=True), host.machine(), host.machine().isas[0])
-    results = [
-        run(q, k, v, causal=True, plan=replace(plan, query_block=blocks * plan.nr)) for blocks in (1, 2, 4)
-    ]
+    results = [run(q, k, v, causal=True, plan=replace(plan, query_block=blocks * plan.nr)) for blocks in (1, 2, 4)]
     for result in results[1:]:
         np.testing.assert_array_equal(results[0], result)
 

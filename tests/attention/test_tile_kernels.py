@@ -6,7 +6,7 @@ import pytest
 from attention import AttentionRunner, assert_attention, described, exact
 from tile_kernels import AMX, MACHINE, needs_tile_vectors
 
-from jax_nano.schedule.attention import choose_attention
+from jax_nano.schedule.attention_plans import choose_attention
 
 pytestmark = needs_tile_vectors
 TYPES = {"bf16": ml_dtypes.bfloat16, "f16": np.float16}
