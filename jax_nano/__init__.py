@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     __version__: str
     from jax_nano._native import executed_kernels as executed_kernels
     from jax_nano.api.accelerate import accelerate as accelerate
+    from jax_nano.api.attention import dot_product_attention as dot_product_attention
     from jax_nano.api.autotune import autotune as autotune
     from jax_nano.api.fused_matmul import fused_matmul as fused_matmul
     from jax_nano.api.inspect import inspect as inspect
@@ -75,6 +76,7 @@ elif not any(type(finder).__qualname__ == _AfterJax.__qualname__ for finder in s
 _HOME = {
     "_native": ("executed_kernels",),
     "api.accelerate": ("accelerate",),
+    "api.attention": ("dot_product_attention",),
     "api.autotune": ("autotune",),
     "api.fused_matmul": ("fused_matmul",),
     "api.inspect": ("inspect",),
@@ -100,6 +102,7 @@ __all__ = [
     "autotune",
     "dot",
     "dot_general",
+    "dot_product_attention",
     "einsum",
     "executed_kernels",
     "fused_matmul",

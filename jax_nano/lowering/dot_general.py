@@ -68,7 +68,7 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
                 raise UnsupportedDot(TURNED_OFF)
             check_partitioning(ctx)
             check_inline(params, (*ctx.avals_in, *ctx.avals_out))
-            (lhs_array, a), (rhs_array, b) = map(_source, (lhs, rhs), ctx.avals_in)
+            (lhs_array, a), (rhs_array, b) = map(source_of, (lhs, rhs), ctx.avals_in)
             dot = _dot(ctx, a, b, params["dimension_numbers"], params["precision"])
             kernel = kernel_for(dot)
         except UnsupportedDot as reason:
@@ -80,7 +80,7 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
     return lower
 
 
-def _source(value: mlir.ir.Value, aval: Any) -> tuple[mlir.ir.Value, Operand]:
+def source_of(value: mlir.ir.Value, aval: Any) -> tuple[mlir.ir.Value, Operand]:
     """The row-major array behind an operand, and how the operand strides over it: transposes are read through."""
     if not all(isinstance(size, int) for size in aval.shape):
         raise UnsupportedDot(f"the shape {aval.shape} is symbolic; kernels are made for known sizes")
