@@ -1,0 +1,452 @@
+"""Attention found in programs: a product, scale, bias and masks, a softmax over the keys, a product.
+
+Every value is followed back from the second product, its axes by their places in the probabilities. Where anything is
+in doubt, nothing is matched, and the reason is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from jax.extend.core import JaxprEqn, Literal, Var
+from jax.lax import DotAlgorithmPreset, Precision
+
+from jax_nano.jaxpr.axis_labels import COMPARISONS, Equations, Label, Labeled, Labels
+from jax_nano.jaxpr.inline import Atom, type_of
+from jax_nano.jaxpr.primitives import PRODUCTS
+
+FLOATS = ("float64", "float32", "bfloat16", "float16")
+HIDES = -1e8  # a constant score of at most this hides a pair; of f16, the least number does
+PRECISIONS = {
+    "bfloat16": (DotAlgorithmPreset.BF16_BF16_F32,),
+    "float16": (DotAlgorithmPreset.F16_F16_F32,),
+    "float32": (DotAlgorithmPreset.F32_F32_F32,),
+    "float64": (DotAlgorithmPreset.F64_F64_F64,),
+}
+
+
+class NoAttention(Exception):
+    """A softmax is not one of attention, or one that no kernel computes; its text says why."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Truth values, broadcast to the scores; where they hold, or where they do not if `inverted`, pairs are visible."""
+
+    value: Labeled
+    inverted: bool = False
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How scores are made, from the softmax back to the first product."""
+
+    scale: float = 1.0
+    bias: Labeled | None = None
+    masks: tuple[Mask, ...] = ()
+    equations: tuple[JaxprEqn, ...] = ()  # that make them
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The axes of the probabilities: of the batch, of heads of keys, of the queries, and of heads that share keys."""
+
+    batch: tuple[int, ...]
+    head: Label
+    query: int
+    member: Label
+    key: int
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """All but that of the keys, as the result has them."""
+        names = (*self.batch, self.query, self.head, self.member)
+        return tuple(name for name in names if name is not None)
+
+
+@dataclass(frozen=True)
+class Match:
+    """An attention in a program."""
+
+    scores: Scores
+    roles: Roles
+    query: Labeled
+    key: Labeled
+    value: Labeled
+    product: JaxprEqn  # the second one
+    out: Labels  # of its result: None is the axis of the values' elements
+    causal: bool = False
+    window: tuple[int, int] | None = None
+    key_lengths: Labeled | None = None
+    one_more: bool = False  # key_lengths are those of the last visible key
+    masks: tuple[Mask, ...] = field(default=())  # that are neither of these
+
+
+class Matcher:
+    """Matches the attention that ends in a product."""
+
+    def __init__(self, equations: Equations):
+        self.equations = equations
+
+    def match(self, product: JaxprEqn) -> Match | None:
+        """The attention that ends in a product; None where neither operand is a softmax.
+
+        Raises:
+          NoAttention: there is a softmax, but no attention around it that a kernel computes.
+        """
+        for operand in (0, 1):
+            softmax = self.softmax(product.invars[operand])
+            if softmax:
+                return self.around(product, operand, *softmax)
+        return None
+
+    def softmax(self, probabilities: Atom) -> tuple[Labeled, int, Labeled, list[JaxprEqn]] | None:
+        """(what is divided, its axis, the scores, its equations) of a softmax, labeled by the axes of its result."""
+        e = self.equations
+        ndim = type_of(probabilities).ndim
+        result = e.moved(Labeled(probabilities, tuple(range(ndim))))
+        division = e.maker(result.atom)
+        if division is None or division.primitive.name != "div" or None in result.labels:
+            return None
+        numerator, denominator = (e.moved(x) for x in e.operands(division, result.labels))
+        exponential, total = e.maker(numerator.atom), e.maker(denominator.atom)
+        if not exponential or exponential.primitive.name != "exp" or not total or total.primitive.name != "reduce_sum":
+            return None
+        axes = total.params["axes"]
+        summed = e.moved(Labeled(total.invars[0], numerator.labels))
+        if summed.atom is not numerator.atom or summed.labels != numerator.labels or len(axes) != 1:
+            return None
+        axis = numerator.labels[axes[0]]
+        rest = tuple(label for i, label in enumerate(numerator.labels) if i != axes[0])
+        if axis is None or denominator.labels != rest:
+            return None
+        scores, equations = self.less_maximum(exponential, numerator.labels, axis)
+        chain = self.between(probabilities, result.atom) + [division, exponential, total, *equations]
+        chain += self.between(division.invars[0], numerator.atom) + self.between(division.invars[1], denominator.atom)
+        chain += self.between(total.invars[0], numerator.atom)
+        return result, axis, scores, chain
+
+    def less_maximum(self, exponential: JaxprEqn, labels: Labels, axis: int) -> tuple[Labeled, list[JaxprEqn]]:
+        """What is exponentiated, without its maximum where that is subtracted."""
+        e, (given,) = self.equations, exponential.invars
+        less = e.moved(Labeled(given, labels))
+        found = e.maker(less.atom)
+        if not found or found.primitive.name != "sub" or less.labels != labels:
+            return Labeled(given, labels), []
+        scores, maximum = e.operands(found, labels)
+        skipped = [found, *self.moves(given, less.atom)]
+        while True:
+            maximum = e.moved(maximum, also=("stop_gradient",))
+            eqn = e.maker(maximum.atom)
+            if eqn is None:
+                return Labeled(given, labels), []
+            if eqn.primitive.name != "max":
+                break
+            others = [x for x in e.operands(eqn, maximum.labels) if not self.is_lowest(x)]
+            if len(others) != 1:
+                return Labeled(given, labels), []
+            maximum = others[0]
+        if eqn.primitive.name != "reduce_max" or len(eqn.params["axes"]) != 1:
+            return Labeled(given, labels), []
+        (reduced,) = eqn.params["axes"]
+        of = e.moved(Labeled(eqn.invars[0], labels))
+        is_same = of == e.moved(scores) and labels[reduced] == axis
+        rest = tuple(label for i, label in enumerate(labels) if i != reduced)
+        if not is_same or maximum.labels != rest:
+            return Labeled(given, labels), []
+        return scores, [*skipped, eqn, *self.between(found.invars[1], eqn.outvars[0])]
+
+    def is_lowest(self, x: Labeled) -> bool:
+        """Whether a value is minus infinity."""
+        number = self.equations.vector(x)
+        return number is not None and number.label is None and float(number.numbers) == -np.inf
+
+    def between(self, last: Atom, first: Atom) -> list[JaxprEqn]:
+        """The equations of one operand that lead from a value to a later one: those that move it, and `max`."""
+        found, x = [], last
+        while x is not first and (eqn := self.equations.maker(x)):
+            found.append(eqn)
+            x = next((y for y in eqn.invars if isinstance(y, Var) and self.equations.maker(y)), eqn.invars[0])
+        return found
+
+    # Around the softmax.
+
+    def around(
+        self, product: JaxprEqn, operand: int, result: Labeled, key: int, given: Labeled, chain: list[JaxprEqn]
+    ) -> Match:
+        """The attention around a softmax.
+
+        Raises:
+          NoAttention: there is none, or none that a kernel computes.
+        """
+        reason = "no product makes its scores"
+        for scores, first, labels in self.origins(given, Scores()):
+            try:
+                match = self.of_products((product, operand), (first, labels), key, scores)
+            except NoAttention as why:
+                reason = str(why)
+                continue
+            self.check_uses([*chain, *match.scores.equations], product)
+            return match
+        raise NoAttention(reason)
+
+    def origins(self, x: Labeled, scores: Scores) -> Iterator[tuple[Scores, JaxprEqn, Labels]]:
+        """Every way back to a product: how scores are made of it, the product, and the labels of its axes."""
+        e = self.equations
+        before = e.moved(x)
+        scores = replace(scores, equations=(*scores.equations, *self.moves(x.atom, before.atom)))
+        eqn = e.maker(before.atom)
+        if eqn is None:
+            return
+        if eqn.primitive in PRODUCTS:
+            if None not in before.labels:
+                yield replace(scores, equations=(*scores.equations, eqn)), eqn, before.labels
+            return
+        scores = replace(scores, equations=(*scores.equations, eqn))
+        for rest, step in self.steps(eqn, before.labels, scores):
+            yield from self.origins(rest, step)
+
+    def moves(self, last: Atom, first: Atom) -> list[JaxprEqn]:
+        """The equations that move a value from `first` to `last`."""
+        found, x = [], last
+        while x is not first and (eqn := self.equations.maker(x)):
+            found.append(eqn)
+            x = eqn.invars[0]
+        return found
+
+    def steps(self, eqn: JaxprEqn, labels: Labels, scores: Scores) -> Iterator[tuple[Labeled, Scores]]:
+        """What an equation on the way may be: a mask, a bias, a scale."""
+        operands = self.equations.operands(eqn, labels)
+        match eqn.primitive.name:
+            case "select_n" if len(operands) == 3 and scores.scale == 1 and not scores.bias:
+                which, otherwise, then = operands
+                for hidden, rest, inverted in ((otherwise, then, False), (then, otherwise, True)):
+                    if self.hides(hidden):
+                        yield rest, replace(scores, masks=(*scores.masks, Mask(which, inverted)))
+            case "add" if scores.scale == 1 and not scores.bias:
+                for bias, rest in (operands[::-1], operands):
+                    yield rest, replace(scores, bias=bias)
+            case "mul":
+                for factor, rest in (operands[::-1], operands):
+                    if number := self.number(factor):
+                        yield rest, replace(scores, scale=scores.scale * number)
+            case "div":
+                if number := self.number(operands[1]):
+                    yield operands[0], replace(scores, scale=scores.scale / number)
+
+    def number(self, x: Labeled) -> float | None:
+        """A number that is known."""
+        found = self.equations.vector(x)
+        return float(found.numbers) if found is not None and found.label is None else None
+
+    def hides(self, x: Labeled) -> bool:
+        """Whether a constant score hides a pair: finite, as rows of such scores average all values."""
+        number, dtype = self.number(x), type_of(x.atom).dtype
+        if number is None or not np.isfinite(number):
+            return False
+        return number <= HIDES or (dtype == np.float16 and number <= float(np.finfo(np.float16).min))
+
+    def of_products(
+        self, last: tuple[JaxprEqn, int], first: tuple[JaxprEqn, Labels], key: int, scores: Scores
+    ) -> Match:
+        """The attention of two products.
+
+        Raises:
+          NoAttention: their axes, types or precision are none that a kernel has.
+        """
+        (second, operand), (product, labels) = last, first
+        (contracted, batched) = second.params["dimension_numbers"]
+        other = 1 - operand
+        if tuple(contracted[operand]) != (key,):
+            raise NoAttention("the softmax is over another axis than the second product's sum")
+        queries, keys, roles = first_operands(product, labels, key, tuple(batched[operand]))
+        value = second.invars[other]
+        batch = dict(zip(batched[other], batched[operand], strict=True))
+        value_labels = tuple(key if i in contracted[other] else batch.get(i) for i in range(type_of(value).ndim))
+        if value_labels.count(None) != 1:
+            raise NoAttention("values have several axes, or none")
+        out = [*batched[operand]]
+        free = [i for i in range(type_of(second.invars[operand]).ndim) if i not in (*out, key)]
+        parts: list[list[Label]] = [[*free], [None]]
+        out += parts[operand] + parts[other]
+        match = Match(scores, roles, queries, keys, Labeled(value, value_labels), second, tuple(out))
+        return self.with_types(self.with_masks(match), product)
+
+    def with_types(self, match: Match, product: JaxprEqn) -> Match:
+        """The match with operands of one type, before lossless conversions if need be.
+
+        Raises:
+          NoAttention: there is none that a kernel computes in.
+        """
+        dtype = str(type_of(match.product.outvars[0]).dtype)
+        found = [self.in_type(x, dtype) for x in (match.query, match.key, match.value)]
+        if dtype not in FLOATS or None in found:
+            types = ", ".join(str(type_of(x.atom).dtype) for x in (match.query, match.key, match.value))
+            raise NoAttention(f"queries, keys and values are {types}, and the result is {dtype}; use one type")
+        for eqn in (product, match.product):
+            precision = eqn.params["precision"]
+            allowed = (None, *PRECISIONS[dtype], Precision.DEFAULT, Precision.HIGHEST, DotAlgorithmPreset.DEFAULT)
+            each = precision if isinstance(precision, tuple) else (precision,)
+            if any(x not in allowed for x in each):
+                raise NoAttention(f"a product is asked for with precision {precision}")
+        query, key, value = (x for x in found if x)
+        return replace(match, query=query, key=key, value=value)
+
+    def in_type(self, x: Labeled, dtype: str) -> Labeled | None:
+        """A value in a type: as it is, or before it was widened."""
+        if str(type_of(x.atom).dtype) == dtype:
+            return x
+        eqn = self.equations.maker(x.atom)
+        if eqn and eqn.primitive.name == "convert_element_type" and str(type_of(eqn.invars[0]).dtype) == dtype:
+            return Labeled(eqn.invars[0], x.labels)
+        return None
+
+    # Masks.
+
+    def with_masks(self, match: Match) -> Match:
+        """The match with its masks told apart: by place, by lengths, and others."""
+        roles, bounds = match.roles, {"left": np.inf, "right": np.inf}
+        for mask in match.scores.masks:
+            for leaf in self.leaves(mask):
+                if self.is_true(leaf):
+                    continue
+                limits = None if leaf.inverted else self.limits(leaf.value, roles)
+                lengths = None if leaf.inverted or match.key_lengths else self.lengths(leaf.value, roles)
+                if limits:
+                    side, steps = limits
+                    bounds[side] = min(bounds[side], steps)
+                elif lengths:
+                    match = replace(match, key_lengths=lengths[0], one_more=lengths[1])
+                else:
+                    match = replace(match, masks=(*match.masks, leaf))
+        size = max(type_of(match.query.atom).size, type_of(match.key.atom).size)
+        left, right = (int(min(bound, size)) for bound in bounds.values())
+        causal = right == 0
+        window = (left, right) if left < size or 0 < right < size else None
+        return replace(match, causal=causal, window=window)
+
+    def leaves(self, mask: Mask) -> Iterator[Mask]:
+        """The masks that all have to hold."""
+        x = self.equations.moved(mask.value)
+        eqn = self.equations.maker(x.atom)
+        if eqn and not mask.inverted and eqn.primitive.name == "and":
+            for operand in self.equations.operands(eqn, x.labels):
+                yield from self.leaves(Mask(operand))
+        elif eqn and not mask.inverted and eqn.primitive.name == "select_n" and len(eqn.invars) == 3:
+            which, otherwise, then = self.equations.operands(eqn, x.labels)
+            if self.number(otherwise) == 0:  # jnp.tril, or a conjunction
+                yield from self.leaves(Mask(which))
+                yield from self.leaves(Mask(then))
+            else:
+                yield Mask(x)
+        else:
+            yield Mask(x, mask.inverted)
+
+    def is_true(self, mask: Mask) -> bool:
+        """Whether a mask hides nothing."""
+        return self.number(mask.value) == (0 if mask.inverted else 1)
+
+    def limits(self, x: Labeled, roles: Roles) -> tuple[str, int] | None:
+        """(side, steps) of a mask by place: how far a visible key is from the query's own place at most."""
+        compared = self.comparison(x)
+        if not compared:
+            return None
+        name, left, right = compared
+        a, b = self.equations.vector(left), self.equations.vector(right)
+        if a is None or b is None or {a.label, b.label} != {roles.query, roles.key}:
+            return None
+        if a.label == roles.query:
+            a, b, name = b, a, COMPARISONS[name]
+        if a.first is None or b.first is None:
+            return None
+        steps = b.first - a.first  # key - query <= steps, or >= steps
+        side, steps = ("right", steps - (name == "lt")) if name in ("lt", "le") else ("left", -steps - (name == "gt"))
+        return (side, steps) if steps >= 0 else None
+
+    def lengths(self, x: Labeled, roles: Roles) -> tuple[Labeled, bool] | None:
+        """The lengths of a mask of keys, and whether they are those of the last visible key."""
+        compared = self.comparison(x)
+        if not compared:
+            return None
+        name, left, right = compared
+        a, b = self.equations.vector(left), self.equations.vector(right)
+        if b is not None and b.label == roles.key:
+            a, left, right, name = b, right, left, COMPARISONS[name]
+        if a is None or a.label != roles.key or a.first != 0 or name not in ("lt", "le"):
+            return None
+        found = self.equations.unconverted(right)
+        inside = all(label is None or label in roles.batch for label in found.labels)
+        is_right = inside and type_of(found.atom).dtype == np.int32
+        return (found, name == "le") if is_right else None
+
+    def comparison(self, x: Labeled) -> tuple[str, Labeled, Labeled] | None:
+        """(operation, left, right) of a comparison."""
+        eqn = self.equations.maker(x.atom)
+        if not eqn or eqn.primitive.name not in COMPARISONS:
+            return None
+        left, right = self.equations.operands(eqn, x.labels)
+        return eqn.primitive.name, left, right
+
+    def check_uses(self, inner: Sequence[JaxprEqn], last: JaxprEqn) -> None:
+        """Checks that values on the way are used there alone.
+
+        Raises:
+          NoAttention: one is used elsewhere.
+        """
+        known = {id(eqn) for eqn in (*inner, last)}
+        for eqn in inner:
+            for out in eqn.outvars:
+                users = self.equations.users.get(out, [])
+                others = [user for user in users if user is None or id(user) not in known]
+                if others and not self.is_shared(eqn):
+                    names = sorted({user.primitive.name if user else "the caller" for user in others})
+                    raise NoAttention(f"what {eqn.primitive} makes is used by {' and '.join(names)} as well")
+
+    def is_shared(self, eqn: JaxprEqn) -> bool:
+        """Whether an equation makes a constant, which anything may use."""
+        (out,) = eqn.outvars
+        return self.equations.vector(Labeled(out, (None,) * type_of(out).ndim)) is not None
+
+
+def first_operands(
+    product: JaxprEqn, labels: Labels, key: int, batch: tuple[int, ...]
+) -> tuple[Labeled, Labeled, Roles]:
+    """Queries and keys of the first product, by the labels of its result, and the roles of its axes.
+
+    Raises:
+      NoAttention: its axes are none of attention.
+    """
+    contracted, batched = product.params["dimension_numbers"]
+    position = len(batched[0])
+    found = []
+    for operand, x in enumerate(product.invars):
+        names: list[Any] = [None] * type_of(x).ndim
+        for place, axis in enumerate(batched[operand]):
+            names[axis] = labels[place]
+        for axis in range(len(names)):
+            if axis not in batched[operand] and axis not in contracted[operand]:
+                names[axis] = labels[position]
+                position += 1
+        found.append(Labeled(x, tuple(names)))
+    shared = labels[: len(batched[0])]
+    if len(contracted[0]) != 1:
+        raise NoAttention("scores are sums over several axes")
+    if set(shared) != set(batch):
+        raise NoAttention("the products have other batch dimensions")
+    keys = [x for x in found if key in x.labels]
+    queries = [x for x in found if key not in x.labels]
+    if len(keys) != 1 or set(keys[0].labels) - {None} != {*shared, key}:
+        raise NoAttention("keys have further axes")
+    rows = [label for label in queries[0].labels if label is not None and label not in shared]
+    if not 1 <= len(rows) <= 2 or any(isinstance(x, Literal) for x in product.invars):
+        raise NoAttention(f"queries have {len(rows)} axes of their own; kernels know queries and heads that share keys")
+    sizes = dict(zip(queries[0].labels, type_of(queries[0].atom).shape, strict=True))
+    query = max(rows, key=lambda label: sizes[label])
+    member = next((label for label in rows if label != query), None)
+    heads = tuple(label for label in shared if label is not None)
+    head = heads[-1] if len(heads) > 1 or (member is not None and heads) else None
+    leading = heads[:-1] if head is not None else heads
+    return queries[0], keys[0], Roles(leading, head, query, member, key)
