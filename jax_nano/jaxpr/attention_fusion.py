@@ -1,4 +1,4 @@
-"""Attention in programs, each replaced by one equation: what attention_match.py finds, brought to the primitive's axes."""
+"""Attention in programs: what attention_match.py finds becomes one equation, on the axes of the primitive."""
 
 from __future__ import annotations
 

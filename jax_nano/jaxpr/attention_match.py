@@ -68,6 +68,15 @@ class Roles:
 
 
 @dataclass(frozen=True)
+class Softmax:
+    """A softmax: the label of its axis, its scores, and its equations. Labels are the axes of the second product's."""
+
+    axis: int
+    scores: Labeled
+    equations: tuple[JaxprEqn, ...]
+
+
+@dataclass(frozen=True)
 class Match:
     """An attention in a program."""
 
@@ -100,14 +109,13 @@ class Matcher:
         for operand in (0, 1):
             softmax = self.softmax(product.invars[operand])
             if softmax:
-                return self.around(product, operand, *softmax)
+                return self.around(product, operand, softmax)
         return None
 
-    def softmax(self, probabilities: Atom) -> tuple[Labeled, int, Labeled, list[JaxprEqn]] | None:
-        """(what is divided, its axis, the scores, its equations) of a softmax, labeled by the axes of its result."""
+    def softmax(self, probabilities: Atom) -> Softmax | None:
+        """The softmax that makes a value; None where there is none."""
         e = self.equations
-        ndim = type_of(probabilities).ndim
-        result = e.moved(Labeled(probabilities, tuple(range(ndim))))
+        result = e.moved(Labeled(probabilities, tuple(range(type_of(probabilities).ndim))))
         division = e.maker(result.atom)
         if division is None or division.primitive.name != "div" or None in result.labels:
             return None
@@ -115,49 +123,48 @@ class Matcher:
         exponential, total = e.maker(numerator.atom), e.maker(denominator.atom)
         if not exponential or exponential.primitive.name != "exp" or not total or total.primitive.name != "reduce_sum":
             return None
-        axes = total.params["axes"]
-        summed = e.moved(Labeled(total.invars[0], numerator.labels))
-        if summed.atom is not numerator.atom or summed.labels != numerator.labels or len(axes) != 1:
+        missing = set(result.labels) - set(denominator.labels)
+        if len(missing) != 1 or len(total.params["axes"]) != 1:
             return None
-        axis = numerator.labels[axes[0]]
-        rest = tuple(label for i, label in enumerate(numerator.labels) if i != axes[0])
-        if axis is None or denominator.labels != rest:
+        axis = next(iter(missing))
+        if e.moved(self.reduced(total, denominator.labels, axis)) != numerator:
             return None
         scores, equations = self.less_maximum(exponential, numerator.labels, axis)
-        chain = self.between(probabilities, result.atom) + [division, exponential, total, *equations]
+        chain = [*self.between(probabilities, result.atom), division, exponential, total, *equations]
         chain += self.between(division.invars[0], numerator.atom) + self.between(division.invars[1], denominator.atom)
-        chain += self.between(total.invars[0], numerator.atom)
-        return result, axis, scores, chain
+        return Softmax(axis, scores, (*chain, *self.between(total.invars[0], numerator.atom)))
+
+    def reduced(self, eqn: JaxprEqn, labels: Labels, axis: int) -> Labeled:
+        """What a reduction over one axis, of a label, is of: by the labels of its result."""
+        (place,) = eqn.params["axes"]
+        return Labeled(eqn.invars[0], (*labels[:place], axis, *labels[place:]))
 
     def less_maximum(self, exponential: JaxprEqn, labels: Labels, axis: int) -> tuple[Labeled, list[JaxprEqn]]:
         """What is exponentiated, without its maximum where that is subtracted."""
         e, (given,) = self.equations, exponential.invars
         less = e.moved(Labeled(given, labels))
         found = e.maker(less.atom)
-        if not found or found.primitive.name != "sub" or less.labels != labels:
+        if not found or found.primitive.name != "sub" or None in less.labels:
             return Labeled(given, labels), []
-        scores, maximum = e.operands(found, labels)
-        skipped = [found, *self.moves(given, less.atom)]
+        scores, maximum = e.operands(found, less.labels)
+        eqn, maximum = self.maximum(maximum)
+        if eqn is None or e.moved(self.reduced(eqn, maximum.labels, axis)) != e.moved(scores):
+            return Labeled(given, labels), []
+        equations = [found, *self.moves(given, less.atom), eqn, *self.between(found.invars[1], eqn.outvars[0])]
+        return scores, [*equations, *self.moves(eqn.invars[0], e.moved(scores).atom)]
+
+    def maximum(self, x: Labeled) -> tuple[JaxprEqn | None, Labeled]:
+        """The reduction over one axis that a maximum comes from, and its result."""
+        e = self.equations
         while True:
-            maximum = e.moved(maximum, also=("stop_gradient",))
-            eqn = e.maker(maximum.atom)
-            if eqn is None:
-                return Labeled(given, labels), []
-            if eqn.primitive.name != "max":
-                break
-            others = [x for x in e.operands(eqn, maximum.labels) if not self.is_lowest(x)]
-            if len(others) != 1:
-                return Labeled(given, labels), []
-            maximum = others[0]
-        if eqn.primitive.name != "reduce_max" or len(eqn.params["axes"]) != 1:
-            return Labeled(given, labels), []
-        (reduced,) = eqn.params["axes"]
-        of = e.moved(Labeled(eqn.invars[0], labels))
-        is_same = of == e.moved(scores) and labels[reduced] == axis
-        rest = tuple(label for i, label in enumerate(labels) if i != reduced)
-        if not is_same or maximum.labels != rest:
-            return Labeled(given, labels), []
-        return scores, [*skipped, eqn, *self.between(found.invars[1], eqn.outvars[0])]
+            x = e.moved(x, also=("stop_gradient",))
+            eqn = e.maker(x.atom)
+            if eqn and eqn.primitive.name == "reduce_max" and len(eqn.params["axes"]) == 1:
+                return eqn, x
+            others = [y for y in e.operands(eqn, x.labels) if not self.is_lowest(y)] if eqn else []
+            if eqn is None or eqn.primitive.name != "max" or len(others) != 1:
+                return None, x
+            (x,) = others
 
     def is_lowest(self, x: Labeled) -> bool:
         """Whether a value is minus infinity."""
@@ -174,22 +181,20 @@ class Matcher:
 
     # Around the softmax.
 
-    def around(
-        self, product: JaxprEqn, operand: int, result: Labeled, key: int, given: Labeled, chain: list[JaxprEqn]
-    ) -> Match:
-        """The attention around a softmax.
+    def around(self, product: JaxprEqn, operand: int, softmax: Softmax) -> Match:
+        """The attention around a softmax, which is an operand of the second product.
 
         Raises:
           NoAttention: there is none, or none that a kernel computes.
         """
-        reason = "no product makes its scores"
-        for scores, first, labels in self.origins(given, Scores()):
+        reason = "no product makes its scores, or what is done to them is more than scale, bias and masks"
+        for scores, first, labels in self.origins(softmax.scores, Scores()):
             try:
-                match = self.of_products((product, operand), (first, labels), key, scores)
+                match = self.of_products((product, operand), (first, labels), softmax.axis, scores)
             except NoAttention as why:
                 reason = str(why)
                 continue
-            self.check_uses([*chain, *match.scores.equations], product)
+            self.check_uses([*softmax.equations, *match.scores.equations], product)
             return match
         raise NoAttention(reason)
 
@@ -228,7 +233,9 @@ class Matcher:
                         yield rest, replace(scores, masks=(*scores.masks, Mask(which, inverted)))
             case "add" if scores.scale == 1 and not scores.bias:
                 for bias, rest in (operands[::-1], operands):
-                    yield rest, replace(scores, bias=bias)
+                    mask = self.additive_mask(bias)
+                    masked = replace(scores, masks=(*scores.masks, mask)) if mask else replace(scores, bias=bias)
+                    yield rest, masked
             case "mul":
                 for factor, rest in (operands[::-1], operands):
                     if number := self.number(factor):
@@ -236,6 +243,18 @@ class Matcher:
             case "div":
                 if number := self.number(operands[1]):
                     yield operands[0], replace(scores, scale=scores.scale / number)
+
+    def additive_mask(self, x: Labeled) -> Mask | None:
+        """What is added to scores as a mask, where it is 0 or hides them."""
+        x = self.equations.moved(x)
+        eqn = self.equations.maker(x.atom)
+        if not eqn or eqn.primitive.name != "select_n" or len(eqn.invars) != 3:
+            return None
+        which, otherwise, then = self.equations.operands(eqn, x.labels)
+        for hidden, rest, inverted in ((otherwise, then, False), (then, otherwise, True)):
+            if self.hides(hidden) and self.number(rest) == 0:
+                return Mask(which, inverted)
+        return None
 
     def number(self, x: Labeled) -> float | None:
         """A number that is known."""
