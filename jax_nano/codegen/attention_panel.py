@@ -21,8 +21,6 @@ from jax_nano.ir.attention import Attention
 from jax_nano.machine.isa import DotInstruction
 from jax_nano.schedule.attention import AttentionPlan
 
-UNROLL = 4
-
 
 @dataclass(frozen=True)
 class KeyBlock:
@@ -143,7 +141,7 @@ class PanelAttention:
                                                        rhs_is_packed=True), unroll=1)  # fmt: skip
         nano = Nanokernel(instruction=plan.instruction, lhs_is_packed=lhs_is_packed, rhs_is_packed=True,
                           lhs_stationary=plan.mr < plan.nr // plan.lanes)  # fmt: skip
-        return Microkernel(nano=nano, unroll=UNROLL)
+        return Microkernel(nano=nano, unroll=plan.unroll)
 
     def multiply_keys(self, block: KeyBlock, queries: MatrixRef) -> None:
         """S^T = K @ Q^T: packed keys by whole register blocks, whose last rows may be any numbers."""

@@ -31,8 +31,6 @@ from jax_nano.codegen.vector.formats import INFINITY
 from jax_nano.ir.attention import MASKED
 from jax_nano.schedule.attention import AttentionPlan
 
-ROWS_AT_ONCE = 4  # of scores: enough to hide latencies
-
 
 @dataclass(frozen=True)
 class Visible:
@@ -161,7 +159,7 @@ class Softmax:
             return largest
 
         def loop(*, masked: bool) -> Values:
-            return self.over_rows(depth, ROWS_AT_ONCE, start, lambda *args: finish(*args, masked=masked))
+            return self.over_rows(depth, self.plan.unroll, start, lambda *args: finish(*args, masked=masked))
 
         with section("scores and their maxima"):
             types = [value.type for value in start]
@@ -181,7 +179,7 @@ class Softmax:
     def exponentiate(self, depth: Depth, maxima: Values) -> Values:
         """Stores the exponentials of scores less the maxima, and gives the sums of each query."""
         vnni, zero = self.plan.instruction.vnni, v.like(maxima[0], 0.0)
-        step = max(ROWS_AT_ONCE, vnni)
+        step = max(self.plan.unroll, vnni)
 
         def body(first: Index, rows: int, sums: Values) -> Values:
             for group in range(0, rows, vnni):

@@ -37,6 +37,7 @@ class AttentionPlan:
       instruction: multiplies in both products.
       mr: rows of a register block: keys, or elements of a value.
       nr: columns of it: queries, in whole registers.
+      unroll: updates in an iteration of a microkernel; rows of scores that a softmax takes at a time, or half of them.
       key_block: keys whose scores a panel holds.
       query_block: queries of a task.
       splits: parts of the keys, that different tasks attend to, and a phase of its own combines in order.
@@ -51,6 +52,7 @@ class AttentionPlan:
     instruction: DotInstruction
     mr: int
     nr: int
+    unroll: int = 4
     key_block: int
     query_block: int
     splits: int = 1

@@ -19,6 +19,7 @@ SETUP_SECONDS = 5e-6
 # Queries of a task: K and V are copied once for so many, and their sums stay in L2. Keys of a block: a panel of scores
 # stays in L1 beside the blocks of K and V.
 QUERIES_PER_TASK, KEYS_PER_BLOCK = 256, 64
+UNROLL = 4
 
 
 def attention_plans(problem: Attention, machine: Machine, isa: Isa) -> list[AttentionPlan]:
@@ -70,7 +71,7 @@ def plan_by(problem: Attention, machine: Machine, isa: Isa, instruction: DotInst
     """The plan around an instruction."""
     columns = problem.group if problem.queries == 1 else problem.queries
     mr, nr = tile_block(instruction, columns) if instruction.tiles else vector_block(problem, isa, instruction, columns)
-    steps = math.lcm(mr, instruction.shape[2])
+    steps = math.lcm(mr, instruction.shape[2], UNROLL * instruction.vnni)
     key_block = rounded_up(min(KEYS_PER_BLOCK, problem.keys), steps)
     in_place = problem.dtype == instruction.lhs and columns <= FEW_QUERIES and not instruction.tiles
     plan = AttentionPlan(
@@ -79,6 +80,7 @@ def plan_by(problem: Attention, machine: Machine, isa: Isa, instruction: DotInst
         instruction=instruction,
         mr=mr,
         nr=nr,
+        unroll=UNROLL,
         key_block=key_block,
         query_block=query_block(problem, machine, columns, nr),
         packs_keys=not (in_place and problem.key[-1] == 1),

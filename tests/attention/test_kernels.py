@@ -44,6 +44,13 @@ def test_edges_of_blocks_of_keys(dtype, keys):
     check(arrays(1, 5, keys, 1, 1, 8, dtype=dtype))
 
 
+@pytest.mark.parametrize("depth", [16, 64, 80, 128])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float64], ids=["f32", "bf16", "f64"])
+def test_register_blocks_of_every_shape(dtype, depth):
+    for queries in (16, 32, 64, 96):
+        check(arrays(1, queries, 300, 1, 1, depth, dtype=dtype), causal=True)
+
+
 @pytest.mark.parametrize("queries", [1, 15, 16, 17, 63, 64, 65, 100])
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["f32", "bf16"])
 def test_edges_of_panels_of_queries(dtype, queries):
