@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from jax_nano.codegen.attention_operands import AttentionOperands, Head, Sums
 from jax_nano.codegen.index import Index, add, minimum, mul, subtract
+from jax_nano.codegen.load_store import prefetch
 from jax_nano.codegen.location import section
 from jax_nano.codegen.loops import Depth, Span, for_range, panels, when
 from jax_nano.codegen.matrix_ref import MatrixRef
@@ -18,8 +19,10 @@ from jax_nano.codegen.softmax import Softmax, Visible, finite_or_zero, grew, upd
 from jax_nano.codegen.tile_microkernel import TileMicrokernel
 from jax_nano.codegen.vector import arithmetic as v
 from jax_nano.ir.attention import Attention
+from jax_nano.ir.dtypes import bytes_of
 from jax_nano.machine.isa import DotInstruction
 from jax_nano.schedule.attention import AttentionPlan
+from jax_nano.schedule.plan import LINE_BYTES
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ class PanelAttention:
         span = Span(column, minimum(add(column, plan.nr), plan.columns), plan.columns)
         to = Destination(span, plan.nr, lambda _: target)
         with section(f"pack the {name}"):
+            self.prefetch_scores(source.block(column, 0), block.key)
             packer = Packer(OperandLoader(instruction, "rhs"), plan.nr)
             packer.pack_panels(to, source.block(0, block.key).transposed, block.depth)
         return target
@@ -152,8 +156,27 @@ class PanelAttention:
         with section("scores"):
             for i, rows in panels(Span(key, add(key, depth.steps), size), plan.mr, "panels of keys"):
                 row = subtract(i, key)
+                if not plan.packs_keys:
+                    self.prefetch_rows(i, rows)
                 product = PanelProduct(block.keys.block(row, 0), queries, Block(rows, plan.nr, plan.lanes))
                 micro.emit(product, k, self.result(self.operands.scores().block(row, 0)))
+
+    def prefetch_rows(self, i: Index, rows: int) -> None:
+        """Prefetches the rows of K and V that stand a block of keys behind those from i on, as these are multiplied."""
+        for source, depth in (
+            (self.operands.key(self.head), self.problem.depth), (self.operands.value(self.head), self.problem.value_depth)
+        ):  # fmt: skip
+            line = LINE_BYTES // bytes_of(source.dtype)
+            for row in range(rows):
+                for column in range(0, depth, line):
+                    prefetch(source.base, source.offset(add(i, self.plan.key_block + row), column))
+
+    def prefetch_scores(self, source: MatrixRef, key: Index) -> None:
+        """Prefetches a panel's part of the bias or the mask for the next block of keys: rows are far apart."""
+        line = LINE_BYTES // bytes_of(source.dtype)
+        with for_range(0, self.plan.nr) as row:
+            for column in range(0, self.plan.key_block, line):
+                prefetch(source.base, source.offset(row.i, add(key, self.plan.key_block + column)))
 
     def add_values(self, block: KeyBlock, out: MatrixRef) -> None:
         """O^T += V^T @ P^T."""
