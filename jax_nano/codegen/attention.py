@@ -188,7 +188,7 @@ class AttentionTask:
         """Whether some row has seen no key that is not masked."""
         plan = self.plan
         blind: Condition = False
-        for j in range(0, plan.query_block, plan.lanes):
+        for j in range(0, min(plan.query_block, plan.columns), plan.lanes):
             maxima = self.sums.maxima(j)
             row = load(maxima.base, maxima.at, plan.lanes, subtract(subtract(self.end, self.begin), j))
             blind = any_of(blind, any_lane(v.less(row, MASKED / 2)))

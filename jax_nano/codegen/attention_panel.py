@@ -163,9 +163,9 @@ class PanelAttention:
 
     def prefetch_rows(self, i: Index, rows: int) -> None:
         """Prefetches the rows of K and V that stand a block of keys behind those from i on, as these are multiplied."""
-        for source, depth in (
-            (self.operands.key(self.head), self.problem.depth), (self.operands.value(self.head), self.problem.value_depth)
-        ):  # fmt: skip
+        problem = self.problem
+        keys, values = self.operands.key(self.head), self.operands.value(self.head)
+        for source, depth in ((keys, problem.depth), (values, problem.value_depth)):
             line = LINE_BYTES // bytes_of(source.dtype)
             for row in range(rows):
                 for column in range(0, depth, line):
