@@ -13,7 +13,8 @@ from jax.extend.core import Jaxpr, JaxprEqn, Var
 from jax.extend.core.primitives import custom_jvp_call_p
 
 from jax_nano.ir.attention_spec import AttentionSpec
-from jax_nano.jaxpr.attention_match import Mask, Match, Matcher, NoAttention
+from jax_nano.jaxpr.attention_match import Matcher
+from jax_nano.jaxpr.attention_parts import Mask, Match, NoAttention
 from jax_nano.jaxpr.axis_labels import Equations, Label, Labeled
 from jax_nano.jaxpr.inline import Atom, body_of, inline_calls, type_of
 from jax_nano.jaxpr.legality import inlinable, is_plain_jit

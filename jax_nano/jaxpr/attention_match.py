@@ -7,14 +7,16 @@ in doubt, nothing is matched, and the reason is told.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from jax.extend.core import JaxprEqn, Literal, Var
 from jax.lax import DotAlgorithmPreset, Precision
 
-from jax_nano.jaxpr.axis_labels import COMPARISONS, Equations, Label, Labeled, Labels
+from jax_nano.jaxpr.attention_masks import MaskReader
+from jax_nano.jaxpr.attention_parts import Mask, Match, NoAttention, Roles, Scores, Softmax
+from jax_nano.jaxpr.axis_labels import Equations, Label, Labeled, Labels
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.primitives import PRODUCTS
 
@@ -26,72 +28,6 @@ PRECISIONS = {
     "float32": (DotAlgorithmPreset.F32_F32_F32,),
     "float64": (DotAlgorithmPreset.F64_F64_F64,),
 }
-
-
-class NoAttention(Exception):
-    """A softmax is not one of attention, or one that no kernel computes; its text says why."""
-
-
-@dataclass(frozen=True)
-class Mask:
-    """Truth values, broadcast to the scores; where they hold, or where they do not if `inverted`, pairs are visible."""
-
-    value: Labeled
-    inverted: bool = False
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How scores are made, from the softmax back to the first product."""
-
-    scale: float = 1.0
-    bias: Labeled | None = None
-    masks: tuple[Mask, ...] = ()
-    equations: tuple[JaxprEqn, ...] = ()  # that make them
-
-
-@dataclass(frozen=True)
-class Roles:
-    """The axes of the probabilities: of the batch, of heads of keys, of the queries, and of heads that share keys."""
-
-    batch: tuple[int, ...]
-    head: Label
-    query: int
-    member: Label
-    key: int
-
-    @property
-    def rows(self) -> tuple[int, ...]:
-        """All but that of the keys, as the result has them."""
-        names = (*self.batch, self.query, self.head, self.member)
-        return tuple(name for name in names if name is not None)
-
-
-@dataclass(frozen=True)
-class Softmax:
-    """A softmax: the label of its axis, its scores, and its equations. Labels are the axes of the second product's."""
-
-    axis: int
-    scores: Labeled
-    equations: tuple[JaxprEqn, ...]
-
-
-@dataclass(frozen=True)
-class Match:
-    """An attention in a program."""
-
-    scores: Scores
-    roles: Roles
-    query: Labeled
-    key: Labeled
-    value: Labeled
-    product: JaxprEqn  # the second one
-    out: Labels  # of its result: None is the axis of the values' elements
-    causal: bool = False
-    window: tuple[int, int] | None = None
-    key_lengths: Labeled | None = None
-    one_more: bool = False  # key_lengths are those of the last visible key
-    masks: tuple[Mask, ...] = field(default=())  # that are neither of these
 
 
 class Matcher:
@@ -238,10 +174,10 @@ class Matcher:
                     yield rest, masked
             case "mul":
                 for factor, rest in (operands[::-1], operands):
-                    if number := self.number(factor):
+                    if number := self.equations.number(factor):
                         yield rest, replace(scores, scale=scores.scale * number)
             case "div":
-                if number := self.number(operands[1]):
+                if number := self.equations.number(operands[1]):
                     yield operands[0], replace(scores, scale=scores.scale / number)
 
     def additive_mask(self, x: Labeled) -> Mask | None:
@@ -252,18 +188,13 @@ class Matcher:
             return None
         which, otherwise, then = self.equations.operands(eqn, x.labels)
         for hidden, rest, inverted in ((otherwise, then, False), (then, otherwise, True)):
-            if self.hides(hidden) and self.number(rest) == 0:
+            if self.hides(hidden) and self.equations.number(rest) == 0:
                 return Mask(which, inverted)
         return None
 
-    def number(self, x: Labeled) -> float | None:
-        """A number that is known."""
-        found = self.equations.vector(x)
-        return float(found.numbers) if found is not None and found.label is None else None
-
     def hides(self, x: Labeled) -> bool:
         """Whether a constant score hides a pair: finite, as rows of such scores average all values."""
-        number, dtype = self.number(x), type_of(x.atom).dtype
+        number, dtype = self.equations.number(x), type_of(x.atom).dtype
         if number is None or not np.isfinite(number):
             return False
         return number <= HIDES or (dtype == np.float16 and number <= float(np.finfo(np.float16).min))
@@ -292,7 +223,7 @@ class Matcher:
         parts: list[list[Label]] = [[*free], [None]]
         out += parts[operand] + parts[other]
         match = Match(scores, roles, queries, keys, Labeled(value, value_labels), second, tuple(out))
-        return self.with_types(self.with_masks(match), product)
+        return self.with_types(MaskReader(self.equations).read(match), product)
 
     def with_types(self, match: Match, product: JaxprEqn) -> Match:
         """The match with operands of one type, before lossless conversions if need be.
@@ -322,92 +253,6 @@ class Matcher:
         if eqn and eqn.primitive.name == "convert_element_type" and str(type_of(eqn.invars[0]).dtype) == dtype:
             return Labeled(eqn.invars[0], x.labels)
         return None
-
-    # Masks.
-
-    def with_masks(self, match: Match) -> Match:
-        """The match with its masks told apart: by place, by lengths, and others."""
-        roles, bounds = match.roles, {"left": np.inf, "right": np.inf}
-        for mask in match.scores.masks:
-            for leaf in self.leaves(mask):
-                if self.is_true(leaf):
-                    continue
-                limits = None if leaf.inverted else self.limits(leaf.value, roles)
-                lengths = None if leaf.inverted or match.key_lengths else self.lengths(leaf.value, roles)
-                if limits:
-                    side, steps = limits
-                    bounds[side] = min(bounds[side], steps)
-                elif lengths:
-                    match = replace(match, key_lengths=lengths[0], one_more=lengths[1])
-                else:
-                    match = replace(match, masks=(*match.masks, leaf))
-        size = max(type_of(match.query.atom).size, type_of(match.key.atom).size)
-        left, right = (int(min(bound, size)) for bound in bounds.values())
-        causal = right == 0
-        window = (left, right) if left < size or 0 < right < size else None
-        return replace(match, causal=causal, window=window)
-
-    def leaves(self, mask: Mask) -> Iterator[Mask]:
-        """The masks that all have to hold."""
-        x = self.equations.moved(mask.value)
-        eqn = self.equations.maker(x.atom)
-        if eqn and not mask.inverted and eqn.primitive.name == "and":
-            for operand in self.equations.operands(eqn, x.labels):
-                yield from self.leaves(Mask(operand))
-        elif eqn and not mask.inverted and eqn.primitive.name == "select_n" and len(eqn.invars) == 3:
-            which, otherwise, then = self.equations.operands(eqn, x.labels)
-            if self.number(otherwise) == 0:  # jnp.tril, or a conjunction
-                yield from self.leaves(Mask(which))
-                yield from self.leaves(Mask(then))
-            else:
-                yield Mask(x)
-        else:
-            yield Mask(x, mask.inverted)
-
-    def is_true(self, mask: Mask) -> bool:
-        """Whether a mask hides nothing."""
-        return self.number(mask.value) == (0 if mask.inverted else 1)
-
-    def limits(self, x: Labeled, roles: Roles) -> tuple[str, int] | None:
-        """(side, steps) of a mask by place: how far a visible key is from the query's own place at most."""
-        compared = self.comparison(x)
-        if not compared:
-            return None
-        name, left, right = compared
-        a, b = self.equations.vector(left), self.equations.vector(right)
-        if a is None or b is None or {a.label, b.label} != {roles.query, roles.key}:
-            return None
-        if a.label == roles.query:
-            a, b, name = b, a, COMPARISONS[name]
-        if a.first is None or b.first is None:
-            return None
-        steps = b.first - a.first  # key - query <= steps, or >= steps
-        side, steps = ("right", steps - (name == "lt")) if name in ("lt", "le") else ("left", -steps - (name == "gt"))
-        return (side, steps) if steps >= 0 else None
-
-    def lengths(self, x: Labeled, roles: Roles) -> tuple[Labeled, bool] | None:
-        """The lengths of a mask of keys, and whether they are those of the last visible key."""
-        compared = self.comparison(x)
-        if not compared:
-            return None
-        name, left, right = compared
-        a, b = self.equations.vector(left), self.equations.vector(right)
-        if b is not None and b.label == roles.key:
-            a, left, right, name = b, right, left, COMPARISONS[name]
-        if a is None or a.label != roles.key or a.first != 0 or name not in ("lt", "le"):
-            return None
-        found = self.equations.unconverted(right)
-        inside = all(label is None or label in roles.batch for label in found.labels)
-        is_right = inside and type_of(found.atom).dtype == np.int32
-        return (found, name == "le") if is_right else None
-
-    def comparison(self, x: Labeled) -> tuple[str, Labeled, Labeled] | None:
-        """(operation, left, right) of a comparison."""
-        eqn = self.equations.maker(x.atom)
-        if not eqn or eqn.primitive.name not in COMPARISONS:
-            return None
-        left, right = self.equations.operands(eqn, x.labels)
-        return eqn.primitive.name, left, right
 
     def check_uses(self, inner: Sequence[JaxprEqn], last: JaxprEqn) -> None:
         """Checks that values on the way are used there alone.

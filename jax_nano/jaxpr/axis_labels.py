@@ -109,6 +109,11 @@ class Equations:
             return found and Vector(found.label, found.numbers.astype(type_of(x.atom).dtype))
         return self.computed(eqn, x.labels)
 
+    def number(self, x: Labeled) -> float | None:
+        """A number, where it is known."""
+        found = self.vector(x)
+        return float(found.numbers) if found is not None and found.label is None else None
+
     def computed(self, eqn: JaxprEqn, labels: Labels) -> Vector | None:
         """What arithmetic on known numbers gives."""
         function = ARITHMETIC.get(eqn.primitive.name)
