@@ -74,7 +74,7 @@ def dot_product_attention(  # noqa: PLR0913  its namesake's
 
 def _attend(*arrays: Any, **params: Any) -> Any:
     query, key, value, bias, mask, query_lengths, key_lengths = arrays
-    namesake = partial(
+    namesake: Any = partial(
         jax.nn.dot_product_attention, query_seq_lengths=query_lengths, key_value_seq_lengths=key_lengths, **params
     )
     result = jax.eval_shape(namesake, query, key, value, bias, mask)  # raises what it raises

@@ -44,7 +44,7 @@ class Backward:
         if spec.query_lengths:
             is_query = jnp.arange(query.shape[1])[None, :] < named["query_lengths"][:, None]
             out_ct = jnp.where(is_query[:, :, None, None], out_ct, jnp.zeros((), out_ct.dtype))
-        delta = jnp.einsum("btnv,btnv->bnt", out_ct.astype(acc), results[0].astype(acc)) - lse_ct
+        delta = (out_ct.astype(acc) * results[0].astype(acc)).sum(-1).transpose(0, 2, 1) - lse_ct
         blocks = Blocks.of(spec, query, key)
         rows = blocks.queries(query, heads), blocks.queries(out_ct, heads)
         stats = blocks.rows(results[1], heads), blocks.rows(delta, heads)
@@ -54,7 +54,7 @@ class Backward:
         start = [x if wanted else None for x, wanted in zip(sums, self.wanted, strict=True)]
         found, _ = lax.scan(lambda sums, pair: (step(sums, *pair), None), start, blocks.pairs(spec))
         back = [blocks.queries_back, blocks.keys_back, blocks.keys_back, blocks.scores_back]
-        pairs = zip(back, found, (query, key, value, named.get("bias")), strict=False)
+        pairs = zip(back, found, (query, key, value, *extras), strict=False)
         return [None if x is None else of(x, like) for of, x, like in pairs]
 
 

@@ -36,19 +36,30 @@ class Blocks:
         return spec.mask or spec.key_lengths or beyond
 
     def pairs(self, spec: AttentionSpec) -> tuple[Array, Array]:
-        """The pairs of blocks that are visited, in order: the numbers of their queries' blocks, and of their keys'."""
+        """The pairs of blocks that are visited, in order: the numbers of their queries' blocks, and of their keys'.
+
+        They are made by operations, as a constant would have to be handed to the program.
+        """
         rows, columns = (-(-n // size) for n, size in self.sizes)
-        found = []
+        parts: list[tuple[Array, Array]] = []
         for j in range(columns):
-            for i in range(rows):
-                first, last = i * self.query_size, min((i + 1) * self.query_size, self.query_count) - 1
-                low, high = j * self.key_size, min((j + 1) * self.key_size, self.key_count) - 1
-                ruled_out = spec.causal and low > last
-                if spec.window:
-                    ruled_out |= high < first - spec.window[0] or low > last + spec.window[1]
-                if self.has_blind_rows(spec) or not ruled_out:
-                    found.append((i, j))
-        return jnp.asarray([i for i, _ in found], jnp.int32), jnp.asarray([j for _, j in found], jnp.int32)
+            seen = [i for i in range(rows) if self.has_blind_rows(spec) or self.sees(spec, i, j)]
+            if seen:
+                numbers = lax.iota(jnp.int32, len(seen)) + seen[0]
+                parts.append((numbers, lax.full_like(numbers, j)))
+        if not parts:
+            return (jnp.zeros(0, jnp.int32),) * 2
+        first, second = (lax.concatenate(part, 0) for part in zip(*parts, strict=True))
+        return first, second
+
+    def sees(self, spec: AttentionSpec, i: int, j: int) -> bool:
+        """Whether a pair of blocks has a pair that no mask by place hides."""
+        first, last = i * self.query_size, min((i + 1) * self.query_size, self.query_count) - 1
+        low, high = j * self.key_size, min((j + 1) * self.key_size, self.key_count) - 1
+        ruled_out = spec.causal and low > last
+        if spec.window:
+            ruled_out |= high < first - spec.window[0] or low > last + spec.window[1]
+        return not ruled_out
 
     @property
     def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,15 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 from jax.extend.core.primitives import custom_jvp_call_p
 
 from jax_nano.ir.attention_spec import AttentionSpec
+from jax_nano.jaxpr.attention_backward import Backward
 from jax_nano.jaxpr.attention_match import Matcher
-from jax_nano.jaxpr.attention_parts import Mask, Match, NoAttention
+from jax_nano.jaxpr.attention_parts import FEATURE, Mask, Match, NoAttention
+from jax_nano.jaxpr.attention_program import accumulator
 from jax_nano.jaxpr.axis_labels import Equations, Label, Labeled
 from jax_nano.jaxpr.inline import Atom, body_of, inline_calls, type_of
 from jax_nano.jaxpr.legality import inlinable, is_plain_jit
@@ -38,19 +42,47 @@ def fuse_attention(jaxpr: Jaxpr, unfused: Unfused = lambda *_: None) -> Jaxpr:
     inlined = without_unused(inline_calls(jaxpr, small_body))
     matcher = Matcher(Equations(inlined))
     found: dict[int, Match] = {}
+    failed: dict[int, str] = {}
     for place, eqn in enumerate(inlined.eqns):
         if eqn.primitive in PRODUCTS:
             try:
                 if match := matcher.match(eqn):
                     found[place] = match
             except NoAttention as reason:
-                unfused(eqn, str(reason))
+                failed[place] = str(reason)
+    derived = [eqn for match in found.values() if match.derivative for eqn, _ in match.derivative.products.values()]
+    for place, reason in failed.items():
+        if not any(inlined.eqns[place] is eqn for eqn in derived):
+            unfused(inlined.eqns[place], reason)
     if not found:
         return jaxpr
-    eqns: list[JaxprEqn] = []
-    for place, eqn in enumerate(inlined.eqns):
-        eqns += replacement(found[place], matcher.equations) if place in found else [eqn]
-    return without_unused(inlined.replace(eqns=eqns))
+    return without_unused(inlined.replace(eqns=replaced(inlined.eqns, found, matcher.equations)))
+
+
+def replaced(eqns: Sequence[JaxprEqn], found: dict[int, Match], equations: Equations) -> list[JaxprEqn]:
+    """Equations with those of attention in place: at a place, what ends there, and gradients before the first of them.
+
+    What attention was made of stays, and has no use.
+    """
+    calls = {place: Call(match, equations) for place, match in found.items()}
+    gradients = {
+        id(product): calls[place]
+        for place, match in found.items()
+        if match.derivative
+        for product, _ in match.derivative.products.values()
+    }
+    written: set[int] = set()
+    result: list[JaxprEqn] = []
+    for place, eqn in enumerate(eqns):
+        call = gradients.get(id(eqn))
+        if place in calls:
+            result += calls[place].forward()
+        elif call is None:
+            result.append(eqn)
+        elif id(call) not in written:
+            written.add(id(call))
+            result += call.backward()
+    return result
 
 
 def names_in(jaxpr: Jaxpr) -> set[str]:
@@ -82,28 +114,23 @@ def without_unused(jaxpr: Jaxpr) -> Jaxpr:
     return jaxpr if len(eqns) == len(jaxpr.eqns) else jaxpr.replace(eqns=eqns[::-1])
 
 
-def replacement(match: Match, equations: Equations) -> list[JaxprEqn]:
-    """The equations that make the result of a match."""
-    call = Call(match, equations)
-    atoms = call.atoms
-    traced = jax.make_jaxpr(call)(*map(type_of, atoms))
-    (result,) = match.product.outvars
-    names: dict[Var, Atom] = dict(zip(traced.jaxpr.invars, atoms, strict=True))
-    return list(renamed(traced.jaxpr, names, result, match.product))
-
-
-def renamed(jaxpr: Jaxpr, names: dict[Var, Atom], result: Var, product: JaxprEqn) -> Iterator[JaxprEqn]:
-    """The equations of a traced program, of other variables, at the place of a product."""
+def traced(
+    f: Callable[..., Sequence[Array]], atoms: Sequence[Atom], results: Sequence[Var], like: JaxprEqn
+) -> Iterator[JaxprEqn]:
+    """The equations that make `results` by a function of values, named as a product is."""
+    jaxpr = jax.make_jaxpr(f)(*map(type_of, atoms)).jaxpr
+    names: dict[Var, Atom] = dict(zip(jaxpr.invars, atoms, strict=True))
+    outs = dict(zip(jaxpr.outvars, results, strict=True))
     for eqn in jaxpr.eqns:
         invars = [names.get(x, x) if isinstance(x, Var) else x for x in eqn.invars]
-        outvars = [result if out is jaxpr.outvars[0] else Var(out.aval) for out in eqn.outvars]
+        outvars = [outs.get(out) or Var(out.aval) for out in eqn.outvars]
         names |= dict(zip(eqn.outvars, outvars, strict=True))
-        yield eqn.replace(invars=invars, outvars=outvars, source_info=product.source_info)
+        yield eqn.replace(invars=invars, outvars=outvars, source_info=like.source_info)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
-    """Makes the result of a match out of its arrays."""
+    """Makes the result of a match out of its arrays, and the gradients if it has any."""
 
     match: Match
     equations: Equations
@@ -136,13 +163,33 @@ class Call:
         """How many elements there are along axes."""
         return math.prod(self.sizes[label] for label in labels if label is not None)
 
-    def __call__(self, *arrays: Array) -> Array:
-        """Computes it."""
+    @functools.cached_property
+    def sums(self) -> Var:
+        """The logarithms of sums of exponentials, for the gradients."""
+        roles, query = self.match.roles, type_of(self.match.query.atom)
+        shape = (self.extent(*roles.batch), self.extent(roles.head, roles.member), self.extent(roles.query))
+        return Var(ShapedArray(shape, accumulator(query.dtype)))
+
+    def forward(self) -> Iterator[JaxprEqn]:
+        """The equations of the result."""
+        results = [*self.match.product.outvars, *([self.sums] if self.match.derivative else [])]
+        return traced(self.attend, self.atoms, results, self.match.product)
+
+    def backward(self) -> Iterator[JaxprEqn]:
+        """The equations of the gradients."""
+        derivative = self.match.derivative
+        assert derivative
+        atoms = [*self.match.product.outvars, self.sums, derivative.cotangent.atom, *self.atoms]
+        products = [eqn for eqn, _ in derivative.products.values()]
+        return traced(self.gradients, atoms, [eqn.outvars[0] for eqn in products], products[0])
+
+    def operands(self, arrays: Sequence[Array]) -> tuple[list[Array], AttentionSpec]:
+        """The operands of the primitive, and its parameter."""
         match, roles = self.match, self.match.roles
         query, key, value, *extras = arrays
-        b, n, k = self.extent(*roles.batch), self.extent(roles.head, roles.member), self.extent(roles.head)
-        order = (*roles.batch, roles.query, roles.head, roles.member)
-        query = ordered(query, match.query.labels, order).reshape(b, self.extent(roles.query), n, -1)
+        n, k = self.extent(roles.head, roles.member), self.extent(roles.head)
+        b = self.extent(*roles.batch)
+        query = ordered(query, match.query.labels, roles.rows).reshape(b, self.extent(roles.query), n, -1)
         keys = (*roles.batch, roles.key, roles.head)
         key, value = (
             ordered(x, labeled.labels, keys).reshape(b, self.extent(roles.key), k, -1)
@@ -150,12 +197,42 @@ class Call:
         )
         named = self.extras(extras)
         spec = AttentionSpec(
-            scale=match.scores.scale, causal=match.causal, window=match.window, **dict.fromkeys(named, True)
-        )
-        (out,) = nano_attention_p.bind(query, key, value, *(named[name] for name in spec.extras), spec=spec)
+            scale=match.scores.scale, causal=match.causal, window=match.window,
+            residual=match.derivative is not None, **dict.fromkeys(named, True),
+        )  # fmt: skip
+        return [query, key, value, *(named[name] for name in spec.extras)], spec
+
+    def attend(self, *arrays: Array) -> list[Array]:
+        """The result of the second product, and the logarithms of sums if there are gradients."""
+        roles = self.match.roles
+        operands, spec = self.operands(arrays)
+        out, *sums = nano_attention_p.bind(*operands, spec=spec)
         out = out.reshape(*(self.sizes[label] for label in roles.rows), out.shape[-1])
         places = (*roles.rows, None)
-        return moved(out, [places.index(label) for label in match.out])
+        return [moved(out, [places.index(label) for label in self.match.out]), *sums]
+
+    def gradients(self, out: Array, sums: Array, cotangent: Array, *arrays: Array) -> list[Array]:
+        """The results of the products that make gradients."""
+        match, roles, derivative = self.match, self.match.roles, self.match.derivative
+        assert derivative
+        operands, spec = self.operands(arrays)
+        shape = (*operands[0].shape[:-1], -1)
+        out = ordered(out, match.out, roles.rows).reshape(shape)
+        cotangent = ordered(cotangent, derivative.cotangent.labels, roles.rows).reshape(shape).astype(out.dtype)
+        wanted = tuple(name in derivative.products for name in ("query", "key", "value"))
+        backward = Backward(spec, (*wanted, *([False] * spec.bias)))
+        found = backward(operands, (out, sums), (cotangent, jnp.zeros(sums.shape, sums.dtype)))
+        keys = (*roles.batch, roles.key, roles.head)
+        named = dict(zip(("query", "key", "value"), found, strict=False))
+        results = []
+        for name, (eqn, labels) in derivative.products.items():
+            places = [label for label in (roles.rows if name == "query" else keys) if label is not None]
+            x = named[name]
+            assert x is not None
+            x = x.reshape(*(self.sizes[label] for label in places), x.shape[-1])
+            x = moved(x, [(*places, FEATURE).index(label) for label in labels])
+            results.append(x.astype(type_of(eqn.outvars[0]).dtype))
+        return results
 
     def extras(self, arrays: Sequence[Array]) -> dict[str, Array]:
         """Bias, mask and lengths, as the primitive takes them."""

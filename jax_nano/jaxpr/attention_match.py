@@ -14,6 +14,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn, Literal, Var
 from jax.lax import DotAlgorithmPreset, Precision
 
+from jax_nano.jaxpr.attention_derivative import find_derivative
 from jax_nano.jaxpr.attention_masks import MaskReader
 from jax_nano.jaxpr.attention_parts import Mask, Match, NoAttention, Roles, Scores, Softmax
 from jax_nano.jaxpr.axis_labels import Equations, Label, Labeled, Labels
@@ -59,10 +60,10 @@ class Matcher:
         exponential, total = e.maker(numerator.atom), e.maker(denominator.atom)
         if not exponential or exponential.primitive.name != "exp" or not total or total.primitive.name != "reduce_sum":
             return None
-        missing = set(result.labels) - set(denominator.labels)
+        missing = [label for label in result.labels if label is not None and label not in denominator.labels]
         if len(missing) != 1 or len(total.params["axes"]) != 1:
             return None
-        axis = next(iter(missing))
+        (axis,) = missing
         if e.moved(self.reduced(total, denominator.labels, axis)) != numerator:
             return None
         scores, equations = self.less_maximum(exponential, numerator.labels, axis)
@@ -130,7 +131,13 @@ class Matcher:
             except NoAttention as why:
                 reason = str(why)
                 continue
-            self.check_uses([*softmax.equations, *match.scores.equations], product)
+            try:
+                self.check_uses([*softmax.equations, *match.scores.equations], product)
+            except NoAttention:
+                derivative = find_derivative(self.equations, match, softmax, Labeled(first.outvars[0], labels))
+                if not derivative:
+                    raise
+                match = replace(match, derivative=derivative)
             return match
         raise NoAttention(reason)
 
@@ -265,14 +272,9 @@ class Matcher:
             for out in eqn.outvars:
                 users = self.equations.users.get(out, [])
                 others = [user for user in users if user is None or id(user) not in known]
-                if others and not self.is_shared(eqn):
+                if others and not self.equations.is_constant(out):
                     names = sorted({user.primitive.name if user else "the caller" for user in others})
                     raise NoAttention(f"what {eqn.primitive} makes is used by {' and '.join(names)} as well")
-
-    def is_shared(self, eqn: JaxprEqn) -> bool:
-        """Whether an equation makes a constant, which anything may use."""
-        (out,) = eqn.outvars
-        return self.equations.vector(Labeled(out, (None,) * type_of(out).ndim)) is not None
 
 
 def first_operands(

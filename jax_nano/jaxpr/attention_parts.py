@@ -57,6 +57,21 @@ class Softmax:
     equations: tuple[JaxprEqn, ...]
 
 
+FEATURE = -1
+"""The label of the axis of a query's, a key's or a value's elements, where it has to be told from axes of size 1."""
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """The derivative of an attention: the cotangent of its result, and the products that make the gradients.
+
+    `products` has, for "query", "key" and "value", the equation and the labels of its result.
+    """
+
+    cotangent: Labeled
+    products: dict[str, tuple[JaxprEqn, Labels]]
+
+
 @dataclass(frozen=True)
 class Match:
     """An attention in a program."""
@@ -73,3 +88,4 @@ class Match:
     key_lengths: Labeled | None = None
     one_more: bool = False  # key_lengths are those of the last visible key
     masks: tuple[Mask, ...] = field(default=())  # that are neither of these
+    derivative: Derivative | None = None

@@ -114,6 +114,10 @@ class Equations:
         found = self.vector(x)
         return float(found.numbers) if found is not None and found.label is None else None
 
+    def is_constant(self, x: Var) -> bool:
+        """Whether a value is one number, or numbers along one axis, that are known."""
+        return self.vector(Labeled(x, (None,) * type_of(x).ndim)) is not None
+
     def computed(self, eqn: JaxprEqn, labels: Labels) -> Vector | None:
         """What arithmetic on known numbers gives."""
         function = ARITHMETIC.get(eqn.primitive.name)

@@ -148,7 +148,8 @@ def describe(spec: AttentionSpec, sources: Sequence[Operand], out: Operand) -> A
 
 
 def _lower(ctx: mlir.LoweringRuleContext, *operands: mlir.ir.Value, spec: AttentionSpec) -> Any:
-    equation = "attention of " + ", ".join(f"{dtype_name(x.dtype)}{[*x.shape]}" for x in ctx.avals_in)
+    avals: Any = ctx.avals_in
+    equation = "attention of " + ", ".join(f"{dtype_name(x.dtype)}{[*x.shape]}" for x in avals)
     problem = None
     try:
         if not config.enabled():

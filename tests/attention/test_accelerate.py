@@ -193,6 +193,59 @@ def test_derivatives_and_maps_of_accelerated_attention():
     np.testing.assert_allclose(*mapped, rtol=1e-5, atol=1e-5)
 
 
+def gradient_of(f):
+    """Differentiated before it is accelerated: as in a training step."""
+    return jax.grad(lambda *x: (f(*x).astype(jnp.float32) ** 2 * jnp.arange(70)[:, None, None]).sum(), (0, 1, 2))
+
+
+GRADIENTS = {
+    "nothing": NN,
+    "causal": lambda *x: NN(*x, is_causal=True),
+    "mask": lambda *x: NN(*x, mask=MASK),
+    "bias": lambda *x: NN(*x, BIAS),
+    "lengths": lambda *x: NN(*x, key_value_seq_lengths=LENGTHS),
+    "by hand": lambda q, k, v: by_hand(q, *(jnp.repeat(x, 2, 2) for x in (k, v))),
+    "without softmax": lambda q, k, v: without_softmax(q, *(jnp.repeat(x, 2, 2) for x in (k, v))),
+}
+
+
+@TYPES
+@pytest.mark.parametrize("f", GRADIENTS.values(), ids=GRADIENTS)
+@pytest.mark.parametrize("kv", [2])
+def test_programs_that_were_differentiated_before(f, kv, dtype):
+    operands = arrays(dtype, kv)
+    g = gradient_of(f)
+    reports = jax_nano.inspect(jax_nano.accelerate(g), *operands)
+    names = [report.kernel.name for report in reports if report.kernel]
+    assert sum("attention" in name for name in names) == 1, reports
+    assert not any("m70n90" in report.reason for report in reports)
+    found, right = (jax.jit(h)(*operands) for h in (jax_nano.accelerate(g), g))
+    for a, b in zip(found, right, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        exact, tolerance = np.asarray(b, np.float64), 1e-5 if dtype == jnp.float32 else 4e-2
+        np.testing.assert_allclose(np.asarray(a, np.float64), exact, atol=tolerance * np.abs(exact).max(), rtol=0)
+
+
+def test_some_gradients_alone():
+    operands = arrays(kv=4)
+
+    def f(k):
+        return (by_hand(operands[0], k, operands[2]) ** 2).sum()
+
+    a, b = (jax.jit(h)(operands[1]) for h in (jax_nano.accelerate(jax.grad(f)), jax.grad(f)))
+    np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
+
+
+def test_the_gradient_of_a_bias_is_left_to_products():
+    operands = arrays(kv=4)
+
+    def f(bias):
+        return (NN(*operands, bias) ** 2).sum()
+
+    a, b = (jax.jit(h)(BIAS) for h in (jax_nano.accelerate(jax.grad(f)), jax.grad(f)))
+    np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
+
+
 def test_in_a_scan_with_remat():
     q, k, v = arrays(kv=4)
 
