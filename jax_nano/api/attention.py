@@ -63,7 +63,9 @@ def dot_product_attention(  # noqa: PLR0913  its namesake's
       ValueError: shapes or types do not go together.
     """
     arrays = (query, key, value, bias, mask, query_seq_lengths, key_value_seq_lengths)
-    params = dict(zip(STATIC, (scale, is_causal, local_window_size, implementation, return_residual), strict=True))
+    params: dict[str, Any] = dict(
+        zip(STATIC, (scale, is_causal, local_window_size, implementation, return_residual), strict=True)
+    )
     if isinstance(local_window_size, list):
         params["local_window_size"] = tuple(local_window_size)
     is_traced = any(isinstance(x, Tracer) for x in (*arrays, scale))

@@ -48,7 +48,7 @@ class Blocks:
                 numbers = lax.iota(jnp.int32, len(seen)) + seen[0]
                 parts.append((numbers, lax.full_like(numbers, j)))
         if not parts:
-            return (jnp.zeros(0, jnp.int32),) * 2
+            return jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32)
         first, second = (lax.concatenate(part, 0) for part in zip(*parts, strict=True))
         return first, second
 

@@ -223,7 +223,7 @@ class Call:
         backward = Backward(spec, (*wanted, *([False] * spec.bias)))
         found = backward(operands, (out, sums), (cotangent, jnp.zeros(sums.shape, sums.dtype)))
         keys = (*roles.batch, roles.key, roles.head)
-        named = dict(zip(("query", "key", "value"), found, strict=False))
+        named: dict[str, Array | None] = dict(zip(("query", "key", "value"), found, strict=False))
         results = []
         for name, (eqn, labels) in derivative.products.items():
             places = [label for label in (roles.rows if name == "query" else keys) if label is not None]

@@ -113,6 +113,11 @@ def common(operands: Sequence[Tiny]) -> Labels:
     return tuple(labels)
 
 
+def no_labels(ndim: int) -> Labels:
+    """The labels of axes along which nothing changes."""
+    return (None,) * ndim
+
+
 def moved(eqn: JaxprEqn, x: Tiny) -> Tiny:
     """The elements of an array that an equation moves or repeats.
 
@@ -131,7 +136,7 @@ def moved(eqn: JaxprEqn, x: Tiny) -> Tiny:
         kept = [axis for axis, n in enumerate(before) if n > 1]
         x = Tiny(x.array.reshape([x.array.shape[axis] for axis in kept]), tuple(x.labels[axis] for axis in kept))
         places = [axis for axis, n in enumerate(after) if n > 1]
-    shape, labels = [1] * len(after), [None] * len(after)
+    shape, labels = [1] * len(after), [*no_labels(len(after))]
     for axis, place in enumerate(places):
         shape[place], labels[place] = x.array.shape[axis], x.labels[axis]
     return Tiny(x.array.reshape(shape), tuple(labels))

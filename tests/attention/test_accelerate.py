@@ -1,5 +1,7 @@
 """Attention that accelerate finds, as jax.nn writes it and by hand, and what it leaves alone."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +11,11 @@ from oracle import kernels
 
 import jax_nano
 
-NN = jax.nn.dot_product_attention
+NN: Any = jax.nn.dot_product_attention
 KEYS = jax.random.split(jax.random.key(0), 5)
 BIAS = jax.random.normal(KEYS[3], (1, 4, 70, 90))
 MASK = jax.random.uniform(KEYS[4], (2, 1, 70, 90)) < 0.5
-LENGTHS = jnp.int32([50, 90])
+LENGTHS = jnp.array([50, 90], np.int32)
 TYPES = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 
 

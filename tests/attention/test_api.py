@@ -1,5 +1,7 @@
 """jax_nano.dot_product_attention beside jax.nn's: results, types, errors, and what inspect says."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,9 @@ from oracle import kernels, primitives
 
 import jax_nano
 
-NN = jax.nn.dot_product_attention
+NN: Any = jax.nn.dot_product_attention
 KEYS = jax.random.split(jax.random.key(0), 5)
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "nothing": {},
     "causal": {"is_causal": True},
     "scale": {"scale": 0.3},
@@ -20,7 +22,10 @@ OPTIONS = {
     "mask": {"mask": jax.random.uniform(KEYS[4], (2, 1, 70, 90)) < 0.3, "is_causal": True},
     "window": {"local_window_size": (3, 2)},
     "one window": {"local_window_size": 5, "is_causal": True},
-    "lengths": {"query_seq_lengths": jnp.int32([70, 33]), "key_value_seq_lengths": jnp.int32([0, 40])},
+    "lengths": {
+        "query_seq_lengths": jnp.array([70, 33], np.int32),
+        "key_value_seq_lengths": jnp.array([0, 40], np.int32),
+    },
 }
 ORACLE = {"is_causal": "causal", "local_window_size": "window", "query_seq_lengths": "query_lengths",
           "key_value_seq_lengths": "key_lengths"}  # fmt: skip
@@ -221,7 +226,7 @@ def test_vmap(name, axes):
 
 def test_vmap_of_a_bias_and_of_a_gradient():
     q, k, v = arrays()
-    biases = jnp.stack([OPTIONS["bias"]["bias"]] * 2) * jnp.float32([1, 2])[:, None, None, None, None]
+    biases = jnp.stack([OPTIONS["bias"]["bias"]] * 2) * jnp.array([1, 2], jnp.float32)[:, None, None, None, None]
 
     def gradient(f):
         def of(q, bias):

@@ -81,10 +81,10 @@ def test_windows(causal, window, t, s):
 
 @each_type
 def test_lengths_and_rows_without_keys(dtype):
-    lengths = {"query_lengths": np.int32([0, 3, 40, 40]), "key_lengths": np.int32([9, 70, 0, 65])}
+    lengths = {"query_lengths": np.array([0, 3, 40, 40], np.int32), "key_lengths": np.array([9, 70, 0, 65], np.int32)}
     check(arrays(4, 40, 70, 2, 2, 8, dtype=dtype), **lengths)
     check(arrays(4, 40, 70, 2, 2, 8, dtype=dtype), causal=True, **lengths)
-    check(arrays(4, 1, 70, 4, 2, 8, dtype=dtype), key_lengths=np.int32([1, 0, 69, 70]))
+    check(arrays(4, 1, 70, 4, 2, 8, dtype=dtype), key_lengths=np.array([1, 0, 69, 70], np.int32))
 
 
 BROADCASTS = [(1, 1, 1, 70), (2, 1, 1, 70), (1, 4, 40, 70), (2, 4, 40, 70), (1, 1, 40, 70), (1, 4, 40, 1), (1, 4, 1, 1)]
@@ -115,7 +115,7 @@ def test_rows_whose_keys_are_all_masked_average_every_value():
     mask = np.ones((1, 1, 100, 90), bool)
     mask[:, :, 7] = mask[:, :, 99] = False
     check(arrays(1, 100, 90, 2, 2, 8), mask=mask, causal=True)
-    check(arrays(1, 100, 90, 2, 2, 8), mask=mask, key_lengths=np.int32([30]))
+    check(arrays(1, 100, 90, 2, 2, 8), mask=mask, key_lengths=np.array([30], np.int32))
 
 
 @pytest.mark.parametrize("lowest", [-1e9, np.finfo(np.float32).min])
@@ -148,7 +148,7 @@ def test_nan_stays_in_its_row():
 
 
 @each_type
-@pytest.mark.parametrize("options", [{}, {"causal": True}, {"key_lengths": np.int32([0, 50])}])
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"key_lengths": np.array([0, 50], np.int32)}])
 def test_residuals(options, dtype):
     q, k, v = arrays(2, 40, 70, 4, 2, 8, dtype=dtype)
     _, residual = run(q, k, v, residual=True, **options)
@@ -156,7 +156,7 @@ def test_residuals(options, dtype):
     np.testing.assert_allclose(residual, lse, rtol=2e-6, atol=2e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"key_lengths": np.int32([0, 1, 700, 1300])}, {"residual": True}])
+@pytest.mark.parametrize("options", [{}, {"key_lengths": np.array([0, 1, 700, 1300], np.int32)}, {"residual": True}])
 @pytest.mark.parametrize("queries", [1, 3])
 def test_keys_are_split_where_tasks_are_few(queries, options):
     q, k, v = arrays(4, queries, 1300, 2, 2, 16)

@@ -34,7 +34,8 @@ def check(t, s, n, k, d, dv=None, b=1, dtype=ml_dtypes.bfloat16, **options):
 @pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
 @pytest.mark.parametrize("sizes", [(9, 1), (16, 32), (17, 33), (40, 70), (33, 64), (70, 129)])
 def test_edges_of_queries_and_keys(sizes, dtype):
-    check(*sizes, 2, 1, 16, dtype=dtype, residual=True)
+    t, s = sizes
+    check(t, s, 2, 1, 16, dtype=dtype, residual=True)
 
 
 @pytest.mark.parametrize(("depth", "value_depth"), [(1, 1), (20, 33), (32, 16), (64, 64), (80, 100)])
@@ -46,7 +47,9 @@ def test_masks():
     rng = np.random.default_rng(0)
     check(40, 100, 2, 2, 8, causal=True)
     check(40, 100, 2, 2, 8, window=(5, 3))
-    check(40, 70, 2, 2, 8, b=3, key_lengths=np.int32([0, 33, 70]), query_lengths=np.int32([0, 40, 5]))
+    check(
+        40, 70, 2, 2, 8, b=3, key_lengths=np.array([0, 33, 70], np.int32), query_lengths=np.array([0, 40, 5], np.int32)
+    )
     check(40, 70, 2, 2, 8, mask=rng.random((1, 2, 40, 70)) < 0.3, causal=True)
     check(40, 70, 2, 2, 8, bias=rng.standard_normal((1, 2, 40, 70)).astype(ml_dtypes.bfloat16))
 

@@ -104,7 +104,8 @@ def described(query, key, value, *, bias=None, mask=None, scale=None, causal=Fal
             return None
         strides = [stride if size > 1 else 0 for stride, size in zip(row_major(*x.shape), x.shape, strict=True)]
         name = next(name for name, dtype in DTYPES.items() if np.dtype(dtype) == x.dtype) if x.dtype != bool else "pred"
-        return ScoreArray(dtype=name, elements=x.size, strides=(strides[0], group * strides[1], *strides[1:]))
+        batch, head, row, column = strides
+        return ScoreArray(dtype=name, elements=x.size, strides=(batch, group * head, head, row, column))
 
     name = next(name for name, dtype in DTYPES.items() if np.dtype(dtype) == query.dtype)
     return Attention(
