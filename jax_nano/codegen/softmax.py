@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
-from jax_nano.codegen.index import Condition, Index, Values, add, any_of, index, less, subtract, unequal
+from jax_nano.codegen.index import Condition, Index, Values, add, any_of, both, index, less, subtract, unequal
 from jax_nano.codegen.load_store import load, load_scalar, store
 from jax_nano.codegen.location import section
 from jax_nano.codegen.loops import Depth, either, for_range, when
@@ -56,10 +56,15 @@ class Visible:
 
     def sees(self, key: Index) -> Condition:
         """Whether any pair with the keys of the block from `key` on may be visible."""
-        problem = self.plan.problem
+        problem, last_query = self.plan.problem, add(self.query, self.last_column)
+        condition: Condition = True
         if problem.causal:
-            return less(subtract(key, 1), add(self.query, self.last_column))
-        return True
+            condition = less(subtract(key, 1), last_query)
+        if problem.window:
+            left, right = problem.window
+            condition = both(condition, less(self.query, add(key, self.plan.key_block + left)))
+            condition = both(condition, less(subtract(key, right + 1), last_query))
+        return condition
 
     @property
     def last_column(self) -> int:

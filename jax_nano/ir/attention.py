@@ -157,10 +157,10 @@ class Attention:
         batch = f"b{self.batch}" if self.batch > 1 else ""
         heads = f"h{self.query_heads}" + (f"kv{self.heads}" if self.group > 1 else "")
         depth = f"d{self.depth}" + (f"v{self.value_depth}" if self.value_depth != self.depth else "")
-        flags = "causal" * self.causal + "window" * bool(self.window) + "bias" * bool(self.bias)
-        flags += "mask" * bool(self.mask) + "lengths" * (self.query_lengths or self.key_lengths)
+        flags = {"causal": self.causal, "window": self.window, "bias": self.bias, "mask": self.mask,
+                 "lengths": self.query_lengths or self.key_lengths}  # fmt: skip
         sizes = f"{batch}t{self.queries}s{self.keys}{heads}{depth}"
-        return f"attention_{self.dtype}_{sizes}" + (f"_{flags}" if flags else "")
+        return "_".join(["attention", self.dtype, sizes, *(name for name, is_set in flags.items() if is_set)])
 
 
 Problem = Dot | Attention

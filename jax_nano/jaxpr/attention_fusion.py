@@ -24,6 +24,8 @@ from jax_nano.jaxpr.inline import Atom, body_of, inline_calls, type_of
 from jax_nano.jaxpr.legality import inlinable, is_plain_jit
 from jax_nano.jaxpr.primitives import PRODUCTS, nano_attention_p
 
+# Multiplications. What has fewer takes less time than a call, and in a loop may be XLA's own code.
+WORTH_A_CALL = 1 << 13
 SMALL = 40  # equations of a function that is read through, like softmax, where, or tril
 
 Unfused = Callable[[JaxprEqn, str], None]  # is told of a softmax before a product that is left alone, and why
@@ -46,7 +48,7 @@ def fuse_attention(jaxpr: Jaxpr, unfused: Unfused = lambda *_: None) -> Jaxpr:
     for place, eqn in enumerate(inlined.eqns):
         if eqn.primitive in PRODUCTS:
             try:
-                if match := matcher.match(eqn):
+                if (match := matcher.match(eqn)) and Call(match, matcher.equations).multiplications >= WORTH_A_CALL:
                     found[place] = match
             except NoAttention as reason:
                 failed[place] = str(reason)
@@ -142,6 +144,13 @@ class Call:
         bias = [self.source(scores.bias)] if scores.bias else []
         masks = [self.source(mask.value) for mask in match.masks]
         return [match.query, match.key, match.value, *bias, *masks, *filter(None, [match.key_lengths])]
+
+    @property
+    def multiplications(self) -> int:
+        """Of both products, masked or not."""
+        roles = self.match.roles
+        elements = type_of(self.match.query.atom).size // self.extent(*roles.rows) if self.extent(*roles.rows) else 0
+        return 2 * elements * self.extent(*roles.rows) * self.extent(roles.key)
 
     def source(self, x: Labeled) -> Labeled:
         """What an array was before it was repeated."""

@@ -25,6 +25,7 @@ from jax_nano.jaxpr.primitives import nano_attention_p, nano_attention_tangent_p
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import check_partitioning, nano, source_of
 from jax_nano.lowering.region import accelerated
+from jax_nano.lowering.small_loops import check_attention_inline
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
 from jax_nano.runtime.report import Report, tell
 
@@ -155,6 +156,7 @@ def _lower(ctx: mlir.LoweringRuleContext, *operands: mlir.ir.Value, spec: Attent
         if not config.enabled():
             raise UnsupportedDot(TURNED_OFF)
         check_partitioning(ctx)
+        check_attention_inline()
         arrays, sources = zip(*map(source_of, operands, ctx.avals_in), strict=True)
         out = Operand.row_major(ctx.avals_out[0].shape, dtype_name(ctx.avals_out[0].dtype))
         problem = describe(spec, sources, out)

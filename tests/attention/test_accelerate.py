@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -256,3 +257,22 @@ def test_in_a_scan_with_remat():
         return jax.lax.scan(step, q, None, length=2)[0]
 
     np.testing.assert_allclose(jax.jit(jax_nano.accelerate(f))(q), f(q), rtol=1e-5, atol=1e-5)
+
+
+def test_tiny_attention_in_a_loop_is_left_to_xla():
+    x = jax.random.normal(KEYS[0], (4, 4))
+
+    def f(x):
+        return jax.lax.scan(lambda x, _: (jax.nn.softmax(x @ x.T) @ x, None), x, None, length=5)[0]
+
+    reports = jax_nano.inspect(jax_nano.accelerate(f), x)
+    assert [report.reason for report in reports] == ["XLA does this inline"] * 2
+    np.testing.assert_allclose(jax.jit(jax_nano.accelerate(f))(x), f(x), rtol=1e-5, atol=1e-5)
+
+
+def test_symbolic_sizes_are_left_alone():
+    (n,) = jax.export.symbolic_shape("n")
+    shape = jax.ShapeDtypeStruct((2, n, 4, 16), jnp.float32)
+    exported = jax.export.export(jax.jit(jax_nano.accelerate(NN)))(shape, shape, shape)
+    q, _, _ = arrays()
+    np.testing.assert_allclose(exported.call(q, q, q), NN(q, q, q), rtol=1e-5, atol=1e-5)
