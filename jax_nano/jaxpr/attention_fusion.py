@@ -20,6 +20,7 @@ from jax_nano.jaxpr.attention_match import Matcher
 from jax_nano.jaxpr.attention_parts import FEATURE, Mask, Match, NoAttention
 from jax_nano.jaxpr.attention_program import accumulator
 from jax_nano.jaxpr.axis_labels import Equations, Label, Labeled
+from jax_nano.jaxpr.fusion import has_known_sizes
 from jax_nano.jaxpr.inline import Atom, body_of, inline_calls, type_of
 from jax_nano.jaxpr.legality import inlinable, is_plain_jit
 from jax_nano.jaxpr.primitives import PRODUCTS, nano_attention_p
@@ -39,7 +40,8 @@ def fuse_attention(jaxpr: Jaxpr, unfused: Unfused = lambda *_: None) -> Jaxpr:
       unfused: is told of what looks like attention and is none that a kernel computes.
     """
     products = [eqn for eqn in jaxpr.eqns if eqn.primitive in PRODUCTS]
-    if len(products) < 2 or "exp" not in names_in(jaxpr):
+    is_there = len(products) > 1 and "exp" in names_in(jaxpr)
+    if not is_there or not has_known_sizes(jaxpr):
         return jaxpr
     inlined = without_unused(inline_calls(jaxpr, small_body))
     matcher = Matcher(Equations(inlined))

@@ -259,14 +259,14 @@ def test_in_a_scan_with_remat():
     np.testing.assert_allclose(jax.jit(jax_nano.accelerate(f))(q), f(q), rtol=1e-5, atol=1e-5)
 
 
-def test_tiny_attention_in_a_loop_is_left_to_xla():
+def test_what_takes_less_time_than_a_call_is_left_alone():
     x = jax.random.normal(KEYS[0], (4, 4))
 
     def f(x):
         return jax.lax.scan(lambda x, _: (jax.nn.softmax(x @ x.T) @ x, None), x, None, length=5)[0]
 
     reports = jax_nano.inspect(jax_nano.accelerate(f), x)
-    assert [report.reason for report in reports] == ["XLA does this inline"] * 2
+    assert not any(report.kernel and "attention" in report.kernel.name for report in reports)
     np.testing.assert_allclose(jax.jit(jax_nano.accelerate(f))(x), f(x), rtol=1e-5, atol=1e-5)
 
 
