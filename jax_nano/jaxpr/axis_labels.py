@@ -69,7 +69,7 @@ class Equations:
     def step(self, x: Labeled) -> Labeled | None:
         """What a value was before it was moved, repeated or converted; None where it was not."""
         eqn = self.maker(x.atom)
-        if eqn is None or len(eqn.invars) != 1:
+        if eqn is None or len(eqn.invars) != 1 or len(eqn.outvars) != 1:
             return None
         (before,) = eqn.invars
         labels = labels_before(eqn, x.labels)

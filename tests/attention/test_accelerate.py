@@ -270,6 +270,18 @@ def test_what_takes_less_time_than_a_call_is_left_alone():
     np.testing.assert_allclose(jax.jit(jax_nano.accelerate(f))(x), f(x), rtol=1e-5, atol=1e-5)
 
 
+def test_operands_that_are_parts_of_one_array():
+    q, w = arrays()[0], jax.random.normal(KEYS[3], (16, 48))
+
+    def f(x):
+        q, k, v = jnp.split(x @ w, 3, axis=-1)
+        return NN(q, k, v, is_causal=True)
+
+    names = [report.kernel.name for report in jax_nano.inspect(jax_nano.accelerate(f), q) if report.kernel]
+    assert sum("attention" in name for name in names) == 1
+    np.testing.assert_allclose(jax.jit(jax_nano.accelerate(f))(q), f(q), rtol=1e-4, atol=1e-4)
+
+
 def test_symbolic_sizes_are_left_alone():
     (n,) = jax.export.symbolic_shape("n")
     shape = jax.ShapeDtypeStruct((2, n, 4, 16), jnp.float32)
