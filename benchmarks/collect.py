@@ -66,9 +66,9 @@ def measure(product: Product, machine: Machine, count: int) -> Measured:
     return Measured(product, machine.threads, tuple(Candidate(kernel.plan, *both) for kernel, *both in found))
 
 
-def times(runs: Sequence[Callable[[], jax.Array]]) -> list[tuple[float, ...]]:
+def times(runs: Sequence[Callable[[], list[jax.Array]]]) -> list[tuple[float, ...]]:
     """The best seconds of each. A result is there before the next run begins, as its memory is its."""
-    return [(seconds,) for seconds in best_seconds([lambda run=run: run().block_until_ready() for run in runs])]
+    return [(seconds,) for seconds in best_seconds([lambda run=run: jax.block_until_ready(run()) for run in runs])]
 
 
 def collected(arguments: argparse.Namespace) -> Iterator[Measured]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     __version__: str
     from jax_nano._native import executed_kernels as executed_kernels
     from jax_nano.api.accelerate import accelerate as accelerate
+    from jax_nano.api.attention import dot_product_attention as dot_product_attention
     from jax_nano.api.autotune import autotune as autotune
     from jax_nano.api.convolutions import conv as conv
     from jax_nano.api.convolutions import conv_general_dilated as conv_general_dilated
@@ -81,6 +82,7 @@ elif not any(type(finder).__qualname__ == _AfterJax.__qualname__ for finder in s
 _HOME = {
     "_native": ("executed_kernels",),
     "api.accelerate": ("accelerate",),
+    "api.attention": ("dot_product_attention",),
     "api.autotune": ("autotune",),
     "api.convolutions": (
         "conv",
@@ -120,6 +122,7 @@ __all__ = [
     "conv_with_general_padding",
     "dot",
     "dot_general",
+    "dot_product_attention",
     "einsum",
     "executed_kernels",
     "fused_matmul",

@@ -115,6 +115,19 @@ def both(a: Condition, b: Condition) -> Condition:
     return arith.andi(a, b)
 
 
+def any_of(*conditions: Condition) -> Condition:
+    """At least one of the conditions holds."""
+    total: Condition = False
+    for condition in conditions:
+        if total is True or condition is True:
+            return True
+        if isinstance(total, bool):
+            total = condition
+        elif not isinstance(condition, bool):
+            total = arith.ori(total, condition)
+    return total
+
+
 def unequal(a: Index, b: Index) -> Condition:
     """a != b, decided here where both are constants."""
     if isinstance(a, int) and isinstance(b, int):

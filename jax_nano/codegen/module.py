@@ -8,16 +8,21 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import func
 from jax.interpreters.mlir import make_ir_context
 
+from jax_nano.codegen.attention import AttentionKernel
+from jax_nano.codegen.attention_operands import AttentionOperands
 from jax_nano.codegen.location import section
 from jax_nano.codegen.macrokernel import Macrokernel
 from jax_nano.codegen.operands import Arguments
 from jax_nano.codegen.types import element_type
 from jax_nano.ir.dot import Axis, extent
+from jax_nano.schedule.attention import AnyPlan, AttentionPlan
 from jax_nano.schedule.plan import Plan
 
 
-def kernel_name(plan: Plan) -> str:
+def kernel_name(plan: AnyPlan) -> str:
     """The kernel's symbol, which says what it is."""
+    if isinstance(plan, AttentionPlan):
+        return f"nano_{plan.problem.label}_{plan.isa}_{plan.mr}x{plan.nr}"
     dot = plan.dot
     types = dot.lhs if dot.lhs == dot.rhs == dot.out else f"{dot.lhs}{dot.rhs}_{dot.out}"
     if dot.algorithm:
@@ -29,27 +34,49 @@ def kernel_name(plan: Plan) -> str:
     return f"nano_{kind}{types}_{batch}m{m}n{n}k{k}_{plan.isa}_{plan.mr}x{plan.nr}{fused}"
 
 
-def phase_symbols(plan: Plan) -> list[str]:
+def phase_symbols(plan: AnyPlan) -> list[str]:
     """The entry points of the phases, in order."""
     return [kernel_name(plan) if phase == "compute" else f"{kernel_name(plan)}_{phase}" for phase in plan.tasks]
 
 
-def build_module(plan: Plan) -> str:
+def build_module(plan: AnyPlan) -> str:
     """The MLIR module of a plan, in generic form with locations: a public function for every phase."""
     with make_ir_context() as context, ir.Location.unknown():
         context.allow_unregistered_dialects = True  # jaxlib does not know every dialect that MLIR 22 parses
         top = ir.Module.create()
-        kernel = Macrokernel(plan)
-        phases = {"compute": kernel.compute_phase, "pack": kernel.pack_phase, "reduce": kernel.reduce_phase}
+        types = argument_types(plan)
         with ir.InsertionPoint(top.body):
             for phase, symbol in zip(plan.tasks, phase_symbols(plan), strict=True):
                 with section(symbol):
-                    function = func.FuncOp(symbol, (argument_types(plan), []))
+                    function = func.FuncOp(symbol, (types, []))
                     with ir.InsertionPoint(function.add_entry_block()):
-                        phases[phase](entry_arguments(plan, phase, function.arguments))
+                        write_phase(plan, phase, function.arguments)
                         func.return_([])
         top.operation.verify()
         return str(top.operation.get_asm(print_generic_op_form=True, enable_debug_info=True))
+
+
+def write_phase(plan: AnyPlan, phase: str, values: Sequence[ir.Value]) -> None:
+    """Writes a phase of a plan of either kind."""
+    if isinstance(plan, AttentionPlan):
+        attention_phase(plan, phase, values)
+    else:
+        product_phase(plan, phase, values)
+
+
+def product_phase(plan: Plan, phase: str, values: Sequence[ir.Value]) -> None:
+    """Writes a phase of a product."""
+    kernel = Macrokernel(plan)
+    phases = {"compute": kernel.compute_phase, "pack": kernel.pack_phase, "reduce": kernel.reduce_phase}
+    phases[phase](entry_arguments(plan, phase, values))
+
+
+def attention_phase(plan: AttentionPlan, phase: str, values: Sequence[ir.Value]) -> None:
+    """Writes a phase of an attention."""
+    kernel = AttentionKernel(plan)
+    phases = {"compute": kernel.compute_phase, "combine": kernel.combine_phase}
+    _, task, shared, local, *arrays = values
+    phases[phase](AttentionOperands(plan, 0 if plan.tasks[phase] == 1 else task, shared, local, arrays))
 
 
 def entry_arguments(plan: Plan, phase: str, values: Sequence[ir.Value]) -> Arguments:
@@ -62,11 +89,22 @@ def entry_arguments(plan: Plan, phase: str, values: Sequence[ir.Value]) -> Argum
     return Arguments(number, task, shared, local, lhs, rhs, out, tuple(extras))
 
 
-def argument_types(plan: Plan) -> list[ir.Type]:
+def argument_types(plan: AnyPlan) -> list[ir.Type]:
     """(round, task, shared, local, the arrays in the caller's order)."""
-    dot = plan.dot.swapped() if plan.swapped else plan.dot
+    if isinstance(plan, AttentionPlan):
+        sizes = [(array.elements, array.dtype) for array in plan.problem.arrays]
+    else:
+        sizes = array_spans(plan)
     index = ir.IndexType.get()
     byte = ir.IntegerType.get_signless(8)
+    arrays = [ir.MemRefType.get([size], element_type(dtype)) for size, dtype in sizes]
+    scratch = [ir.MemRefType.get([max(1, size)], byte) for size in (plan.shared_bytes, plan.local_bytes)]
+    return [index, index, *scratch, *arrays]
+
+
+def array_spans(plan: Plan) -> list[tuple[int, str]]:
+    """How many elements of each array a product's plan reaches over, in the caller's order, and their types."""
+    dot = plan.dot.swapped() if plan.swapped else plan.dot
     groups = dot.b, dot.m, dot.n, dot.k
     axes = [axis for group in groups for axis in group]
     extras = [dtype for dtype, _ in dot.extras]
@@ -78,10 +116,7 @@ def argument_types(plan: Plan) -> list[ir.Type]:
     if dot.scaling:  # beside the first group's, one for each further group
         further = (extent(dot.k) - 1) // dot.scaling.group_size * dot.scaling.stride
         rest[-len(dot.scaling.arrays) :] = [size + further for size in rest[-len(dot.scaling.arrays) :]]
-    sizes = ((lhs, dot.lhs), (rhs, dot.rhs), *zip(rest, extras, strict=True), (out, dot.out))
-    arrays = [ir.MemRefType.get([size], element_type(dtype)) for size, dtype in sizes]
-    scratch = [ir.MemRefType.get([max(1, size)], byte) for size in (plan.shared_bytes, plan.local_bytes)]
-    return [index, index, *scratch, *arrays]
+    return [(lhs, dot.lhs), (rhs, dot.rhs), *zip(rest, extras, strict=True), (out, dot.out)]
 
 
 def span(axes: list[Axis], array: int) -> int:

@@ -19,6 +19,19 @@ def zeros(lanes: int, dtype: ir.Type) -> ir.Value:
     return splat(0, lanes, dtype)
 
 
+def count_up(lanes: int, dtype: ir.Type) -> ir.Value:
+    """The integers 0, 1, 2, ... in the lanes."""
+    kind = ir.VectorType.get([lanes], dtype)
+    return arith.constant(kind, ir.DenseElementsAttr.get([ir.IntegerAttr.get(dtype, i) for i in range(lanes)], kind))
+
+
+def any_lane(mask: ir.Value) -> ir.Value:
+    """A condition: a mask has a lane that is set."""
+    word = ir.IntegerType.get_signless(ir.VectorType(mask.type).shape[0])
+    bits = vector.extract(vector.bitcast(ir.VectorType.get([1], word), mask), [], [0])
+    return arith.cmpi(arith.CmpIPredicate.ne, bits, arith.constant(word, 0))
+
+
 def broadcast(scalar: ir.Value, lanes: int) -> ir.Value:
     """A scalar in every lane."""
     return vector.broadcast(ir.VectorType.get([lanes], scalar.type), scalar)

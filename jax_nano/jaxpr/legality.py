@@ -103,10 +103,10 @@ def takes_long(eqn: JaxprEqn) -> bool:
 
 def inlinable(call: JaxprEqn) -> Jaxpr | None:
     """The body of a jit that holds nothing but products and what is legal, if the call says nothing else."""
-    return call.params["jaxpr"].jaxpr if _is_plain_jit(call) and _may_hold_products(call) else None
+    return call.params["jaxpr"].jaxpr if is_plain_jit(call) and _may_hold_products(call) else None
 
 
-def _is_plain_jit(eqn: JaxprEqn) -> bool:
+def is_plain_jit(eqn: JaxprEqn) -> bool:
     """Is true for a jit without shardings, layouts, donated arrays and compiler options."""
     if eqn.primitive is not jit_p:
         return False
@@ -133,7 +133,7 @@ class _BodyRule:
             return False
         if body not in self._known:
             self._known[body] = not body.constvars and all(
-                self._rule(eqn) or (_is_plain_jit(eqn) and self(eqn)) for eqn in body.eqns
+                self._rule(eqn) or (is_plain_jit(eqn) and self(eqn)) for eqn in body.eqns
             )
         return self._known[body]
 

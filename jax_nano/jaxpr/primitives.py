@@ -34,3 +34,19 @@ PRODUCTS = DOTS | CONVOLUTIONS
 
 nano_dequantize_p = Primitive("nano_dequantize")
 """The floats that integers, scales and zero points stand for: a product that reads them computes on the integers."""
+
+
+nano_attention_p = Primitive("nano_attention")
+"""Attention of [B, T, N, H] to [B, S, K, H] and [B, S, K, Hv], with parameter `spec`, an AttentionSpec.
+
+Behind these operands stand those of `spec.extras`: a bias and a mask that broadcast to [B, N, T, S], lengths [B]. The
+results are [B, T, N, Hv] and, if asked for, the logarithms of the sums of exponentials, [B, N, T].
+"""
+nano_attention_p.multiple_results = True
+
+nano_attention_tangent_p = Primitive("nano_attention_tangent")
+"""The tangents of nano_attention's results, linear in those of its operands.
+
+Its operands are those of nano_attention, both results of that, and the tangents of those that have any.
+"""
+nano_attention_tangent_p.multiple_results = True

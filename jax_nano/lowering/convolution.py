@@ -57,9 +57,9 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
                 return mlir.lower_fun(nano(others), multiple_results=False)(ctx, lhs, rhs)
             kernel = kernel_for(dot)
         except UnsupportedDot as reason:
-            tell(Report(equation=equation, problem=dot, reason=str(reason), namesake=NAMESAKE))
+            tell(Report(equation=equation, problem=dot, reason=str(reason), otherwise=NAMESAKE))
             return default(ctx, lhs, rhs, **params)
-        tell(Report(equation=equation, problem=dot, kernel=kernel, namesake=NAMESAKE))
+        tell(Report(equation=equation, problem=dot, kernel=kernel, otherwise=NAMESAKE))
         return custom_call(ctx, kernel, (lhs_array, rhs_array))
 
     return lower

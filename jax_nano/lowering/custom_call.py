@@ -43,7 +43,7 @@ def custom_call(ctx: mlir.LoweringRuleContext, kernel: Kernel, arrays: Sequence[
 
 def wants_own_thread(kernel: Kernel) -> bool:
     """Whether a kernel takes long, or makes a large result: longer or larger than a change of threads is worth."""
-    _, result = kernel.arrays
+    _, (result, *_) = kernel.arrays
     return bytes_of(*result) >= LARGE_BYTES or kernel.description.predicted_seconds >= LONG_SECONDS
 
 

@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from jax.extend.core import Jaxpr
+from jax.extend.core import Jaxpr, JaxprEqn
 
+from jax_nano.jaxpr.attention_fusion import fuse_attention
 from jax_nano.jaxpr.fusion import fuse_products
-from jax_nano.jaxpr.inline import inline_calls
+from jax_nano.jaxpr.inline import inline_calls, type_of
 from jax_nano.jaxpr.legality import inlinable
 from jax_nano.jaxpr.narrow_sums import rewrite_narrow_sums
 from jax_nano.jaxpr.scatter_add import rewrite_scatter_adds
 from jax_nano.lowering.simple_convolutions import simplify_convolutions
+from jax_nano.runtime.report import Report, tell
 from jax_nano.weights.int8_activations import quantize_activations
 
 
@@ -28,8 +30,15 @@ class Pass:
         return self.name
 
 
+def _tell_unfused(product: JaxprEqn, reason: str) -> None:
+    """Reports a softmax before a product that is left alone."""
+    types = " x ".join(f"{type_of(x).dtype}{[*type_of(x).shape]}" for x in product.invars)
+    tell(Report(equation=f"attention that ends in {types}", reason=reason, otherwise="its equations"))
+
+
 PASSES = [
     Pass("inline", partial(inline_calls, body=inlinable)),
+    Pass("attention", partial(fuse_attention, unfused=_tell_unfused)),
     Pass("narrow_sums", rewrite_narrow_sums),
     Pass("scatter_add", rewrite_scatter_adds),
     Pass("int8_activations", quantize_activations),

@@ -14,16 +14,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
+import jax
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.extend.core.primitives import cond_p, dynamic_update_slice_p, scan_p, while_p
 from jax.interpreters import mlir
 
 from jax_nano import config
 from jax_nano.ir.dot import UnsupportedDot
+from jax_nano.jaxpr.attention_program import definition
 from jax_nano.jaxpr.inline import type_of
-from jax_nano.jaxpr.primitives import DOUBLES, PRODUCTS, nano_region_p
+from jax_nano.jaxpr.primitives import DOUBLES, PRODUCTS, nano_attention_p, nano_region_p
 from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering, functions_apart, wrap_lowering
 from jax_nano.lowering.xla_inline import (
     Params,
@@ -77,11 +80,12 @@ class Loop:
         return is_faster_inline([p for p in self.products if p.dot and not p.conditional], machine, self.pieces)
 
 
-def read_loop(*step: Jaxpr) -> Loop:
+def read_loop(*step: Jaxpr, kernels: bool = False) -> Loop:
     """Reads a loop.
 
     Args:
       *step: what is done in each step.
+      kernels: whether a lax.dot_general would be a kernel, whatever is installed.
 
     Raises:
       SymbolicSize: a size is not known.
@@ -95,10 +99,20 @@ def read_loop(*step: Jaxpr) -> Loop:
                 loops.append(read_loop(*jaxprs_in_params(eqn.params)))
             elif eqn.primitive in PRODUCTS or eqn.primitive is nano_region_p:
                 avals = [type_of(x) for x in (*eqn.invars, *eqn.outvars)]
-                kernels = eqn.primitive not in DOUBLES or ReplacedLowering.has_replaced(eqn.primitive)
-                products.append(read_product(eqn.params, avals, kernels=kernels, conditional=conditional))
+                own = kernels or eqn.primitive not in DOUBLES or ReplacedLowering.has_replaced(eqn.primitive)
+                products.append(read_product(eqn.params, avals, kernels=own, conditional=conditional))
+            elif eqn.primitive is nano_attention_p:
+                attention = read_loop(attention_program(eqn), kernels=True)
+                products += attention.products
+                pieces += attention.pieces
             pieces += eqn.primitive.name.startswith(UNFUSED)
     return Loop(products, loops, sum(map(_written_bytes, step)), pieces)
+
+
+def attention_program(eqn: JaxprEqn) -> Jaxpr:
+    """The definition of an attention, as XLA would compile it."""
+    program = partial(definition, eqn.params["spec"])
+    return jax.make_jaxpr(program)(*map(type_of, eqn.invars)).jaxpr
 
 
 def _equations(jaxpr: Jaxpr, *, conditional: bool = False) -> Iterator[tuple[JaxprEqn, bool]]:
@@ -129,6 +143,16 @@ def _written_bytes(jaxpr: Jaxpr) -> int:
 Place = Literal["function", "operations"]
 """What XLA makes of the innermost loop around: one function, or one operation after the other."""
 _place: ContextVar[Place | None] = ContextVar("jax_nano_loop", default=None)
+
+
+def check_attention_inline() -> None:
+    """Checks that an attention is not left to XLA because of the loop around it.
+
+    Raises:
+      UnsupportedDot: it is.
+    """
+    if _place.get() == "function":
+        raise UnsupportedDot(INLINE)
 
 
 def check_inline(params: Params, avals: Sequence[Any]) -> None:

@@ -13,11 +13,12 @@ import numpy as np
 import jax_nano
 from jax_nano import _native, config
 from jax_nano.codegen.module import build_module, kernel_name
-from jax_nano.ir.dot import Dot, UnsupportedDot
+from jax_nano.ir.attention import Problem
+from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.runtime.dump import dump
 from jax_nano.runtime.kernel import Kernel, Processor
 from jax_nano.runtime.log import logger, stopwatch
-from jax_nano.schedule.plan import Plan
+from jax_nano.schedule.attention import AnyPlan
 
 ERROR_LINES = 8  # of an error of LLVM's or MLIR's: the others repeat the module
 
@@ -26,32 +27,32 @@ class CompilationFailed(UnsupportedDot):
     """A kernel could not be made, through a fault of jax_nano's, MLIR's or LLVM's. The product runs without it."""
 
 
-def compile_plan(dot: Dot, plan: Plan, processor: Processor) -> Kernel:
+def compile_plan(problem: Problem, plan: AnyPlan, processor: Processor) -> Kernel:
     """Composes and compiles the kernel of a product by a plan.
 
     Raises:
       CompilationFailed: MLIR or LLVM refused it.
     """
     try:
-        with reporting_failures(dot, plan):
-            return _compose_and_compile(dot, plan, processor)
+        with reporting_failures(problem, plan):
+            return _compose_and_compile(problem, plan, processor)
     except CompilationFailed:
-        with reporting_failures(dot, plan):
-            dump(Kernel.of(dot, plan, processor, b""))
+        with reporting_failures(problem, plan):
+            dump(Kernel.of(problem, plan, processor, b""))
         raise
 
 
-def _compose_and_compile(dot: Dot, plan: Plan, processor: Processor) -> Kernel:
+def _compose_and_compile(problem: Problem, plan: AnyPlan, processor: Processor) -> Kernel:
     with stopwatch() as composing:
         module = build_module(plan)
     with stopwatch() as compiling:
         code = _native.compile(module, processor.cpu, processor.features, processor.tune)
     logger.debug("compiled %s: composed in %s, compiled in %s", kernel_name(plan), composing, compiling)
-    return Kernel.of(dot, plan, processor, code)
+    return Kernel.of(problem, plan, processor, code)
 
 
 @contextmanager
-def reporting_failures(dot: Dot, plan: Plan | None = None) -> Iterator[None]:
+def reporting_failures(problem: Problem, plan: AnyPlan | None = None) -> Iterator[None]:
     """Makes a reason to do without a kernel of whatever fails in making it, and logs what to report.
 
     Raises:
@@ -64,18 +65,18 @@ def reporting_failures(dot: Dot, plan: Plan | None = None) -> Iterator[None]:
         raise
     except Exception as error:
         text = f"{type(error).__name__}: {error}".splitlines()
-        logger.error("%s", failure_report(dot, plan, text[:ERROR_LINES]))
+        logger.error("%s", failure_report(problem, plan, text[:ERROR_LINES]))
         reason = f"jax_nano could not compile its kernel ({text[0]}); the logger jax_nano says what to report"
         config.warn(f"{reason}. XLA computes the product")
         raise CompilationFailed(reason) from error
 
 
-def failure_report(dot: Dot, plan: Plan | None, error: list[str]) -> str:
+def failure_report(problem: Problem, plan: AnyPlan | None, error: list[str]) -> str:
     """What to report of a failure."""
     lines = {
         "versions": ", ".join(f"{name} {text}" for name, text in versions().items()),
         "processor": f"{_native.host_cpu()}; {config.text('JAX_NANO_TARGET') or 'no target'} asked for",
-        "product": str(dot),
+        "product": str(problem),
         "plan": str(plan) if plan else "none was made",
         "error": "\n    ".join(error),
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 from jax_nano import config
 from jax_nano.runtime.kernel import Kernel
 from jax_nano.runtime.log import logger
-from jax_nano.schedule.plan import Plan
+from jax_nano.schedule.attention import AnyPlan
 
 
 def dump(kernel: Kernel) -> None:
@@ -44,7 +44,7 @@ def write(path: Path, content: Callable[[Kernel], bytes], kernel: Kernel) -> Non
         path.write_bytes(data)
 
 
-def in_lines(plan: Plan) -> str:
+def in_lines(plan: AnyPlan) -> str:
     """A plan, a line for each field."""
     return "".join(f"{field.name} = {getattr(plan, field.name)}\n" for field in fields(plan))
 

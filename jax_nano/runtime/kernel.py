@@ -20,10 +20,10 @@ import numpy as np
 
 from jax_nano import _native
 from jax_nano.codegen.module import build_module, kernel_name, phase_symbols
-from jax_nano.ir.dot import Dot
+from jax_nano.ir.attention import Problem
 from jax_nano.ir.dtypes import FFI_TYPES
 from jax_nano.machine.isa import Machine
-from jax_nano.schedule.plan import Plan
+from jax_nano.schedule.attention import AnyPlan
 
 TARGET_NAME = "jax_nano"  # of the custom call
 SIZE_BYTES = 4  # of the size of a description behind object code
@@ -57,7 +57,7 @@ class Description:
     predicted_seconds: float
 
     @classmethod
-    def of(cls, plan: Plan, processor: Processor) -> Description:
+    def of(cls, plan: AnyPlan, processor: Processor) -> Description:
         """The description of the code that a plan becomes."""
         return cls(
             name=kernel_name(plan),
@@ -96,31 +96,34 @@ KINDS = {"name": str, "symbols": list, "tasks": list, "rounds": int, "shared_byt
          "features": str, "predicted_seconds": float}  # fmt: skip
 
 
+Arrays = tuple[tuple[str, int], ...]  # types, and elements in memory
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Kernel:
-    """One compiled product."""
+    """One compiled product or attention."""
 
-    dot: Dot
+    problem: Problem
     object: bytes
     description: Description
-    make_plan: Callable[[], tuple[Plan, Processor]]  # makes the plan that the object was compiled from
+    make_plan: Callable[[], tuple[AnyPlan, Processor]]  # makes the plan that the object was compiled from
 
     @classmethod
-    def of(cls, dot: Dot, plan: Plan, processor: Processor, object: bytes) -> Kernel:
-        """The kernel of a product whose plan was compiled."""
+    def of(cls, problem: Problem, plan: AnyPlan, processor: Processor, object: bytes) -> Kernel:
+        """The kernel of a problem whose plan was compiled."""
         described = Description.of(plan, processor)
-        return cls(dot=dot, object=object, description=described, make_plan=partial(tuple, (plan, processor)))
+        return cls(problem=problem, object=object, description=described, make_plan=partial(tuple, (plan, processor)))
 
     @classmethod
-    def from_bytes(cls, dot: Dot, kept: bytes, make_plan: Callable[[], tuple[Plan, Processor]]) -> Kernel:
-        """The kernel of a product, of what `to_bytes` gave in another process.
+    def from_bytes(cls, problem: Problem, kept: bytes, make_plan: Callable[[], tuple[AnyPlan, Processor]]) -> Kernel:
+        """The kernel of a problem, of what `to_bytes` gave in another process.
 
         Raises:
           ValueError: that is something else.
         """
         size = int.from_bytes(kept[-SIZE_BYTES:], "little")
         code, text = kept[: -size - SIZE_BYTES], kept[-size - SIZE_BYTES : -SIZE_BYTES]
-        return cls(dot=dot, object=code, description=Description.from_json(text), make_plan=make_plan)
+        return cls(problem=problem, object=code, description=Description.from_json(text), make_plan=make_plan)
 
     def to_bytes(self) -> bytes:
         """What other processes need of it: the object code, its description, and how long that is."""
@@ -133,12 +136,12 @@ class Kernel:
         return self.description.name
 
     @functools.cached_property
-    def _planned(self) -> tuple[Plan, Processor]:
+    def _planned(self) -> tuple[AnyPlan, Processor]:
         return self.make_plan()
 
     @property
-    def plan(self) -> Plan:
-        """How it computes. Of a kernel found on disk, it is made when it is first asked for."""
+    def plan(self) -> Any:
+        """How it computes, a Plan or an AttentionPlan. Of a kernel found on disk, it is made when first asked for."""
         return self._planned[0]
 
     @property
@@ -162,10 +165,13 @@ class Kernel:
         return _native.assembly(self.mlir, self.processor.cpu, self.processor.features, self.processor.tune)
 
     @functools.cached_property
-    def arrays(self) -> tuple[tuple[tuple[str, int], ...], tuple[str, int]]:
-        """The operands, in order, and the result: their types and how many elements each has in memory."""
-        *operands, out = ((array.dtype, array.elements) for array in self.dot.arrays)
-        return tuple(operands), out
+    def arrays(self) -> tuple[Arrays, Arrays]:
+        """The operands and the results, in order: their types and how many elements each has in memory."""
+        both: list[Arrays] = [
+            tuple((array.dtype, array.elements) for array in self.problem.arrays if (array.role == "out") == is_result)
+            for is_result in (False, True)
+        ]
+        return both[0], both[1]
 
     @functools.cached_property
     def key(self) -> int:
@@ -180,7 +186,7 @@ class Kernel:
 
     @functools.cached_property
     def _attributes(self) -> dict[str, object]:
-        described, (operands, (out, results)) = self.description, self.arrays
+        described, (operands, results) = self.description, self.arrays
         return {
             "object": self.object,
             "features": described.features,
@@ -191,15 +197,16 @@ class Kernel:
             "local_bytes": np.int64(described.local_bytes),
             "operand_types": np.array([FFI_TYPES[dtype] for dtype, _ in operands], np.int64),
             "operand_elements": np.array([elements for _, elements in operands], np.int64),
-            "result_types": np.array([FFI_TYPES[out]], np.int64),
-            "result_elements": np.array([results], np.int64),
+            "result_types": np.array([FFI_TYPES[dtype] for dtype, _ in results], np.int64),
+            "result_elements": np.array([elements for _, elements in results], np.int64),
             "key": np.int64(self.key),
         }
 
 
-def processor_for(plan: Plan, machine: Machine) -> Processor:
+def processor_for(plan: AnyPlan, machine: Machine) -> Processor:
     """What to compile a plan for."""
     isa = machine.isa(plan.isa)
-    conversions = isa.conversions if "f16" in (plan.dot.lhs, plan.dot.rhs, plan.dot.out) else ()
+    dtypes = {array.dtype for array in plan.problem.arrays}
+    conversions = isa.conversions if "f16" in dtypes else ()
     extra = ",".join(f"+{feature}" for feature in (*isa.features, *conversions, *plan.instruction.features))
     return Processor(isa.cpu, extra, machine.tune or machine.name)

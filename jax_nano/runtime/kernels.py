@@ -15,7 +15,8 @@ from dataclasses import dataclass, fields
 from functools import partial
 
 from jax_nano import config
-from jax_nano.ir.dot import Dot, UnsupportedDot
+from jax_nano.ir.attention import Attention, Problem
+from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.machine import host
 from jax_nano.machine.host import machine_for, target
 from jax_nano.machine.isa import Isa, Machine
@@ -25,20 +26,20 @@ from jax_nano.runtime.dump import dump
 from jax_nano.runtime.kernel import Kernel, Processor, processor_for
 from jax_nano.runtime.log import logger, stopwatch
 from jax_nano.runtime.once import Once
+from jax_nano.schedule.attention import AnyPlan
 from jax_nano.schedule.choose import choose, ranked_plans
-from jax_nano.schedule.plan import Plan
 
 TURNED_OFF = "JAX_NANO=0"
 
 # The kernels of this process, and what could not be compiled, by product and instruction set: programs have many equal
 # products, and each is looked up once.
-_kernels: Once[tuple[Dot, str], Kernel | CompilationFailed] = Once()
+_kernels: Once[tuple[Problem, str], Kernel | CompilationFailed] = Once()
 # What names a machine in the keys of all kernels, by identity: machines do not hash, and it takes longer than a key.
 _facts: Once[int, tuple[Machine, str]] = Once()
 _measuring = threading.Lock()  # products that are measured at once would disturb each other
 
 
-def kernel_for(dot: Dot, target_name: str | None = None) -> Kernel:
+def kernel_for(problem: Problem, target_name: str | None = None) -> Kernel:
     """The kernel of a product for a target, by default this machine's.
 
     Where JAX_NANO_AUTOTUNE=1 asks for that, its plans are measured when it is first wanted.
@@ -50,13 +51,13 @@ def kernel_for(dot: Dot, target_name: str | None = None) -> Kernel:
     if not config.enabled():
         raise UnsupportedDot(TURNED_OFF)
     place = Place.of(target_name)
-    found = _kernels.get((dot, place.isa.name), lambda: _make_kernel(dot, place))
+    found = _kernels.get((problem, place.isa.name), lambda: _make_kernel(problem, place))
     if isinstance(found, CompilationFailed):
         raise CompilationFailed(*found.args)
     return found
 
 
-def prepare(dots: Iterable[Dot]) -> None:
+def prepare(dots: Iterable[Problem]) -> None:
     """Begins to make the kernels of several products on other threads, while this one lowers the program.
 
     The pool works from the back, lowering from the front, so they rarely wait for each other. Does nothing where plans
@@ -68,22 +69,22 @@ def prepare(dots: Iterable[Dot]) -> None:
         isa = Place.of().isa.name
     except (UnsupportedDot, ValueError):
         return
-    dots = [dot for dot in dict.fromkeys(dots) if (dot, isa) not in _kernels]
+    dots = [problem for problem in dict.fromkeys(dots) if (problem, isa) not in _kernels]
     others = host.threads() - 1
     if len(dots) < 2 or not others:
         return
     pool = ThreadPoolExecutor(others)
     with suppress(RuntimeError):  # no threads are to be had where the main thread has ended
-        for dot in reversed(dots[1:]):
-            pool.submit(kernel_for, dot)
+        for problem in reversed(dots[1:]):
+            pool.submit(kernel_for, problem)
     pool.shutdown(wait=False)  # its threads end when nothing is left to do
 
 
-def tune_and_remember(dot: Dot, label: str = "") -> tuning.Tuned:
+def tune_and_remember(problem: Problem, label: str = "") -> tuning.Tuned:
     """Measures the plans of a product, and has it computed by the fastest from now on: see remember_winner.
 
     Args:
-      dot: the product.
+      problem: the product.
       label: what stands beside a progress bar; none is shown where it is empty.
 
     Raises:
@@ -92,9 +93,9 @@ def tune_and_remember(dot: Dot, label: str = "") -> tuning.Tuned:
     machine = host.machine()
     place = Place(machine, target(machine))
     with _measuring:
-        result = tuning.tune(dot, place.machine, place.isa, label)
+        result = tuning.tune(problem, place.machine, place.isa, label)
     logger.debug("measured: %s", result)
-    remember_winner(dot, place, result.seconds[0][0])
+    remember_winner(problem, place, result.seconds[0][0])
     return result
 
 
@@ -128,59 +129,59 @@ def machine_digest(machine: Machine) -> str:
     return keys.digest(keys.describe(tuple(tuple(sorted(x.items())) if isinstance(x, dict) else x for x in values)))
 
 
-def _make_kernel(dot: Dot, place: Place) -> Kernel | CompilationFailed:
+def _make_kernel(problem: Problem, place: Place) -> Kernel | CompilationFailed:
     """The kernel of a product that this process does not have yet, or why it cannot be compiled.
 
     Raises:
       UnsupportedDot: there is no kernel for it.
     """
-    if _is_to_be_tuned(dot, place):
-        _tune_on_another_thread(dot)
-    winner = recall_winner(dot, place)
+    if _is_to_be_tuned(problem, place):
+        _tune_on_another_thread(problem)
+    winner = recall_winner(problem, place)
     try:
-        kernel = _load_or_compile(dot, place, winner)
+        kernel = _load_or_compile(problem, place, winner)
     except CompilationFailed as reason:
         return CompilationFailed(*reason.args)  # without what its traceback holds on to
     dump(kernel)
     return kernel
 
 
-def _is_to_be_tuned(dot: Dot, place: Place) -> bool:
+def _is_to_be_tuned(problem: Problem, place: Place) -> bool:
     """Whether the environment or a session wants a product's plans measured, and they can be here."""
     session = tuning_session.current()
     if place.machine is not host.machine() or not (session or config.switch("JAX_NANO_AUTOTUNE")):
         return False
-    has_winner = bool(recall_winner(dot, place))
-    return session.wants(dot, has_winner=has_winner) if session else not has_winner
+    has_winner = bool(recall_winner(problem, place))
+    return session.wants(problem, has_winner=has_winner) if session else not has_winner
 
 
-def _tune_on_another_thread(dot: Dot) -> None:
+def _tune_on_another_thread(problem: Problem) -> None:
     """Measures on a thread of its own: this one is in the middle of lowering a program."""
     session = tuning_session.current()
-    label = f"product {len(session.tuned) + 1}, {tuning.name_of(dot)}" if session else ""
+    label = f"product {len(session.tuned) + 1}, {tuning.name_of(problem)}" if session else ""
     try:
         with ThreadPoolExecutor(max_workers=1) as worker:
-            measured = worker.submit(tune_and_remember, dot, label)
+            measured = worker.submit(tune_and_remember, problem, label)
     except RuntimeError:  # no threads are to be had where the main thread has ended
         return
-    with suppress(UnsupportedDot), reporting_failures(dot):
+    with suppress(UnsupportedDot), reporting_failures(problem):
         result = measured.result()
         if session:
-            session.tuned[dot] = result
+            session.tuned[problem] = result
 
 
-def _load_or_compile(dot: Dot, place: Place, winner: str) -> Kernel:
+def _load_or_compile(problem: Problem, place: Place, winner: str) -> Kernel:
     made: Kernel | None = None
 
     def make() -> bytes:
         nonlocal made
-        made = _on_another_stack(lambda: compile_plan(dot, *make_plan(dot, place, winner)))
+        made = _on_another_stack(lambda: compile_plan(problem, *make_plan(problem, place, winner)))
         return made.to_bytes()
 
-    kept = cache.fetch(entry_name(dot, place.isa), (dot, place.facts, place.isa.name, winner), make)
+    kept = cache.fetch(entry_name(problem, place.isa), (problem, place.facts, place.isa.name, winner), make)
     if made is None:
         with suppress(ValueError):
-            made = Kernel.from_bytes(dot, kept, partial(make_plan, dot, place, winner))
+            made = Kernel.from_bytes(problem, kept, partial(make_plan, problem, place, winner))
             logger.debug("found on disk: %s", made.name)
     if made is None:
         make()
@@ -203,45 +204,47 @@ def _on_another_stack(make: Callable[[], Kernel]) -> Kernel:
     return made.result()
 
 
-def make_plan(dot: Dot, place: Place, winner: str = "") -> tuple[Plan, Processor]:
+def make_plan(problem: Problem, place: Place, winner: str = "") -> tuple[AnyPlan, Processor]:
     """The plan of a product, and what to compile it for: the one that won, else the cost model's choice.
 
     Raises:
       UnsupportedDot: the target has no instruction for these types.
       CompilationFailed: planning failed otherwise.
     """
-    with reporting_failures(dot), stopwatch() as watch:
-        candidates = ranked_plans(dot, place.machine, place.isa, tuning.CANDIDATES) if winner else []
+    with reporting_failures(problem), stopwatch() as watch:
+        candidates = ranked_plans(problem, place.machine, place.isa, tuning.CANDIDATES) if winner else []
         plan = next((plan for plan in candidates if plan_digest(plan) == winner), None)
         if plan:
             plan = plan.replace(why=f"the fastest of {len(candidates)} plans measured")
         else:
-            plan = choose(dot, place.machine, place.isa)
+            plan = choose(problem, place.machine, place.isa)
         result = plan, processor_for(plan, place.machine)
     logger.debug("planned in %s: %s", watch, plan)
     return result
 
 
-def entry_name(dot: Dot, isa: Isa) -> str:
+def entry_name(problem: Problem, isa: Isa) -> str:
     """The beginning of the name of a kernel's entry: for the eye, as the key says all."""
-    b, m, n, k = dot.sizes
-    return f"nano_{dot.lhs}{dot.rhs}_{dot.out}_b{b}m{m}n{n}k{k}_{isa.name}"
+    if isinstance(problem, Attention):
+        return f"nano_{problem.label}_{isa.name}"
+    b, m, n, k = problem.sizes
+    return f"nano_{problem.lhs}{problem.rhs}_{problem.out}_b{b}m{m}n{n}k{k}_{isa.name}"
 
 
 # Winners of measurements.
 
 
-def remember_winner(dot: Dot, place: Place, plan: Plan) -> None:
+def remember_winner(problem: Problem, place: Place, plan: AnyPlan) -> None:
     """Has a product computed by this plan from now on, in this process and in later ones on such a processor."""
-    cache.put(cache.WINNER, (dot, place.facts, place.isa.name), plan_digest(plan).encode())
-    _kernels.pop((dot, place.isa.name))
+    cache.put(cache.WINNER, (problem, place.facts, place.isa.name), plan_digest(plan).encode())
+    _kernels.pop((problem, place.isa.name))
 
 
-def recall_winner(dot: Dot, place: Place) -> str:
+def recall_winner(problem: Problem, place: Place) -> str:
     """What names the plan that won for a product; empty where none did."""
-    return (cache.get(cache.WINNER, (dot, place.facts, place.isa.name)) or b"").decode()
+    return (cache.get(cache.WINNER, (problem, place.facts, place.isa.name)) or b"").decode()
 
 
-def plan_digest(plan: Plan) -> str:
+def plan_digest(plan: AnyPlan) -> str:
     """What tells a plan from the others of its product."""
     return keys.digest(keys.describe(plan))

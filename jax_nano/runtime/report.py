@@ -6,11 +6,12 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
-from jax_nano.ir.dot import Dot
+from jax_nano.ir.attention import Attention, Problem
 from jax_nano.runtime.kernel import Kernel
 from jax_nano.runtime.log import logger
-from jax_nano.schedule.plan import Plan
+from jax_nano.schedule.attention import AnyPlan, AttentionPlan
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -19,31 +20,31 @@ class Report:
 
     Attributes:
       equation: the product as the program has it: operands, result, dimension numbers.
-      problem: the product as jax_nano sees it; None where it has no kernel for such a one.
+      problem: the product as jax_nano sees it, a Dot or an Attention; None where it has no kernel for such a one.
       kernel: what runs; None for lax.dot_general, or what else it is in JAX.
       reason: why it runs as that; empty for a kernel.
       fused: what the kernel does beside the product, in the order of the program.
       kept: in an accelerated program, what comes before, on A, and is not fused.
       stopped: in an accelerated program, what comes next and is not fused.
-      namesake: what it is in JAX.
+      otherwise: what runs where there is no kernel.
     """
 
     equation: str
-    problem: Dot | None = None
+    problem: Any = None
     kernel: Kernel | None = None
     reason: str = ""
     fused: tuple[str, ...] = ()
     kept: str = ""
     stopped: str = ""
-    namesake: str = "lax.dot_general"
+    otherwise: str = "lax.dot_general"
 
     @property
     def ran_as(self) -> str:
-        """Either "kernel" or what it is in JAX, its `namesake`: "lax.dot_general" or "lax.conv_general_dilated"."""
-        return "kernel" if self.kernel else self.namesake
+        """Either "kernel" or what runs without one: "lax.dot_general" or "lax.conv_general_dilated" of a product."""
+        return "kernel" if self.kernel else self.otherwise
 
     @property
-    def plan(self) -> Plan | None:
+    def plan(self) -> Any:
         """Target, register block, cache blocks, phases and tasks, and why they were chosen."""
         return self.kernel.plan if self.kernel else None
 
@@ -63,7 +64,7 @@ class Report:
         return self.kernel.assembly if self.kernel else None
 
     def __str__(self) -> str:
-        lines = {"runs as": f"kernel {self.kernel.name}" if self.kernel else self.namesake}
+        lines = {"runs as": f"kernel {self.kernel.name}" if self.kernel else self.otherwise}
         if self.problem:
             lines["problem"] = describe(self.problem)
         if self.kept:
@@ -86,7 +87,7 @@ class Reports(tuple[Report, ...]):
 
     def __str__(self) -> str:
         kernels = sum(report.kernel is not None for report in self)
-        names = dict.fromkeys(report.namesake for report in self if not report.kernel) or ["lax.dot_general"]
+        names = dict.fromkeys(report.otherwise for report in self if not report.kernel) or ["lax.dot_general"]
         others = f"{len(self) - kernels} by {' and '.join(names)}"
         heading = f"{_count(len(self), 'product')}: {kernels} by kernels, {others}"
         return "\n\n".join([heading, *map(str, self)])
@@ -129,8 +130,10 @@ RHS = {
 }
 
 
-def describe(problem: Dot) -> str:
+def describe(problem: Problem) -> str:
     """One line: sizes, types, and which operands lie transposed in memory."""
+    if isinstance(problem, Attention):
+        return describe_attention(problem)
     b, m, n, k = problem.sizes
     sizes = f"M {m}, N {n}, K {k}" if b == 1 else f"B {b}, M {m}, N {n}, K {k}"
     text = f"{sizes}; {problem.lhs} x {problem.rhs} -> {problem.out}, summed in {problem.acc}"
@@ -145,15 +148,51 @@ def describe(problem: Dot) -> str:
     return text
 
 
-def summary(plan: Plan) -> dict[str, str]:
+def describe_attention(problem: Attention) -> str:
+    """One line: sizes, type, masks."""
+    heads = _count(problem.query_heads, "head") + (f" that share {problem.heads}" if problem.group > 1 else "")
+    text = f"B {problem.batch}, T {problem.queries}, S {problem.keys}, {heads} of {problem.depth}"
+    text += f" and {problem.value_depth}" if problem.value_depth != problem.depth else ""
+    parts = {
+        "causal": problem.causal, f"window {problem.window}": problem.window, "bias": problem.bias,
+        "mask": problem.mask, "lengths": problem.query_lengths or problem.key_lengths, "residual": problem.residual,
+    }  # fmt: skip
+    return "; ".join([text, f"{problem.dtype}, summed in {problem.acc}", *(name for name in parts if parts[name])])
+
+
+def summary_of_attention(plan: AttentionPlan) -> dict[str, str]:
     """The plan in words, by topic."""
-    phases = ", then ".join(f"{name} in {_count(count, 'task')}" for name, count in plan.tasks.items())
+    problem = plan.problem
+    splits = f", in {plan.splits} splits" if plan.splits > 1 else ""
+    skipped = (
+        f"{100 * (1 - problem.visible):.0f} % of the scores are masked by place" if problem.visible < 1 else "none"
+    )
+    packed = {"K": plan.packs_keys, "V": plan.packs_values}
+    modes = ", ".join(f"{name} {'packed per task' if is_packed else 'unpacked'}" for name, is_packed in packed.items())
+    return {
+        "target": f"{plan.isa}, {plan.instruction.name}",
+        "block": f"{plan.mr} x {plan.nr} accumulators: keys or elements of values x queries",
+        "cache": f"{plan.query_block} queries a task, {plan.key_block} keys a block{splits}; {modes}",
+        "skipped": skipped,
+        "phases": _phases(plan),
+        "chosen": plan.why,
+    }
+
+
+def _phases(plan: AnyPlan) -> str:
+    return ", then ".join(f"{name} in {_count(count, 'task')}" for name, count in plan.tasks.items())
+
+
+def summary(plan: AnyPlan) -> dict[str, str]:
+    """The plan in words, by topic."""
+    if isinstance(plan, AttentionPlan):
+        return summary_of_attention(plan)
     stationary = "A" if plan.lhs_stationary else "B"
     return {
         "target": f"{plan.isa}, {plan.instruction.name}" + (", operands exchanged" if plan.swapped else ""),
         "block": f"{plan.mr} x {plan.nr} accumulators, {stationary}-stationary, K unrolled by {plan.unroll}",
         "cache": f"MC {plan.mc}, KC {plan.kc}, NC {plan.nc}; A {LHS[plan.lhs]}, B {RHS[plan.rhs]}",
-        "phases": phases + (f", in {plan.rounds} rounds" if plan.rounds > 1 else ""),
+        "phases": _phases(plan) + (f", in {plan.rounds} rounds" if plan.rounds > 1 else ""),
         "chosen": plan.why,
     }
 

@@ -11,15 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_nano.ir.dot import Dot, UnsupportedDot
+from jax_nano.ir.attention import Attention, Problem
+from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import FLOAT8, NUMPY_TYPES
 from jax_nano.machine.isa import Isa, Machine
 from jax_nano.runtime.compiler import CompilationFailed, compile_plan
 from jax_nano.runtime.kernel import TARGET_NAME, Kernel, processor_for
 from jax_nano.runtime.progress import Bar, progress
 from jax_nano.runtime.report import describe
+from jax_nano.schedule.attention import AnyPlan
 from jax_nano.schedule.choose import ranked_plans
-from jax_nano.schedule.plan import Plan
 
 CANDIDATES = 8  # plans that are measured for a product
 TURNS = 5
@@ -37,14 +38,18 @@ class Tuned:
       chosen: the seconds that the cost model's own choice took.
     """
 
-    problem: Dot
-    seconds: tuple[tuple[Plan, float], ...]
+    problem: Problem
+    seconds: tuple[tuple[AnyPlan, float], ...]
     chosen: float
 
     def __str__(self) -> str:
-        b, m, n, k = self.problem.sizes
         plan, _ = self.seconds[0]
-        return f"{b} x ({m} x {n} x {k}): {plan.mr}x{plan.nr}, {self.summary}"
+        if isinstance(self.problem, Attention):
+            sizes = self.problem.label
+        else:
+            b, m, n, k = self.problem.sizes
+            sizes = f"{b} x ({m} x {n} x {k})"
+        return f"{sizes}: {plan.mr}x{plan.nr}, {self.summary}"
 
     __repr__ = __str__
 
@@ -93,11 +98,13 @@ class Tunings(tuple[Tuned, ...]):
     __repr__ = __str__
 
 
-def name_of(dot: Dot) -> str:
+def name_of(problem: Problem) -> str:
     """What tells a product from the others of a program, in words."""
-    fused = {"a prologue": dot.prologue, "an epilogue": dot.epilogue}
+    if isinstance(problem, Attention):
+        return describe(problem)
+    fused = {"a prologue": problem.prologue, "an epilogue": problem.epilogue}
     names = " and ".join(name for name, work in fused.items() if work)
-    return f"{describe(dot)}; with {names}" if names else describe(dot)
+    return f"{describe(problem)}; with {names}" if names else describe(problem)
 
 
 def microseconds(seconds: float) -> str:
@@ -105,11 +112,11 @@ def microseconds(seconds: float) -> str:
     return f"{1e6 * seconds:,.1f} us"
 
 
-def tune(dot: Dot, machine: Machine, isa: Isa, label: str = "") -> Tuned:
+def tune(problem: Problem, machine: Machine, isa: Isa, label: str = "") -> Tuned:
     """Measures the candidates for one product on this machine. Those that do not compile are left out.
 
     Args:
-      dot: the product.
+      problem: the product.
       machine: this machine.
       isa: one of its instruction sets.
       label: what stands beside a progress bar; none is shown where it is empty.
@@ -117,18 +124,18 @@ def tune(dot: Dot, machine: Machine, isa: Isa, label: str = "") -> Tuned:
     Raises:
       UnsupportedDot: there is none, or none compiles.
     """
-    plans = ranked_plans(dot, machine, isa, CANDIDATES)
+    plans = ranked_plans(problem, machine, isa, CANDIDATES)
     with progress(len(plans) + TURNS, label) as bar:
-        kernels = compile_plans(dot, plans, machine, bar)
+        kernels = compile_plans(problem, plans, machine, bar)
         seconds = measure_kernels(kernels, bar)
         order = sorted(range(len(kernels)), key=seconds.__getitem__)
         found = tuple((kernels[i].plan, seconds[i]) for i in order)
-        tuned = Tuned(problem=dot, seconds=found, chosen=seconds[0])
+        tuned = Tuned(problem=problem, seconds=found, chosen=seconds[0])
         bar.finish(tuned.summary)
     return tuned
 
 
-def compile_plans(dot: Dot, plans: Sequence[Plan], machine: Machine, bar: Bar | None = None) -> list[Kernel]:
+def compile_plans(problem: Problem, plans: Sequence[AnyPlan], machine: Machine, bar: Bar | None = None) -> list[Kernel]:
     """The kernels of those plans that compile.
 
     Raises:
@@ -139,7 +146,7 @@ def compile_plans(dot: Dot, plans: Sequence[Plan], machine: Machine, bar: Bar | 
         if bar:
             bar.advance(f"compiling plan {i + 1} of {len(plans)}")
         try:
-            kernels.append(compile_plan(dot, plan, processor_for(plan, machine)))
+            kernels.append(compile_plan(problem, plan, processor_for(plan, machine)))
         except CompilationFailed as reason:
             failed = reason
     if not kernels:
@@ -189,10 +196,9 @@ def zeros(kernel: Kernel) -> list[jax.Array]:
         return [jnp.zeros(elements, DTYPES[dtype]) for dtype, elements in kernel.arrays[0]]
 
 
-def program(kernel: Kernel, operands: Sequence[jax.Array]) -> Callable[..., jax.Array]:
+def program(kernel: Kernel, operands: Sequence[jax.Array]) -> Callable[..., list[jax.Array]]:
     """A compiled program of the kernel alone, for operands such as these."""
-    dtype, elements = kernel.arrays[1]
     with jax.enable_x64(new_val=True):
-        shape = jax.ShapeDtypeStruct((elements,), DTYPES[dtype])
-        call = jax.jit(lambda *arrays: jax.ffi.ffi_call(TARGET_NAME, shape)(*arrays, **kernel.attributes()))
+        shapes = [jax.ShapeDtypeStruct((elements,), DTYPES[dtype]) for dtype, elements in kernel.arrays[1]]
+        call = jax.jit(lambda *arrays: jax.ffi.ffi_call(TARGET_NAME, shapes)(*arrays, **kernel.attributes()))
         return call.lower(*operands).compile()

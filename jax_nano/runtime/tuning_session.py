@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jax_nano.ir.dot import Dot
+    from jax_nano.ir.attention import Problem
     from jax_nano.runtime.tuning import Tuned
 
 
@@ -26,10 +26,10 @@ class Session:
     """
 
     only_new: bool = False
-    tuned: dict[Dot, Tuned] = field(default_factory=dict)
-    known: set[Dot] = field(default_factory=set)
+    tuned: dict[Problem, Tuned] = field(default_factory=dict)
+    known: set[Problem] = field(default_factory=set)
 
-    def wants(self, dot: Dot, *, has_winner: bool) -> bool:
+    def wants(self, dot: Problem, *, has_winner: bool) -> bool:
         """Whether a product is to be measured now. Notes those that are left alone."""
         if self.only_new and has_winner and dot not in self.tuned:
             self.known.add(dot)

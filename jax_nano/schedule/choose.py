@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import overload
 
+from jax_nano.ir.attention import Attention, Problem
 from jax_nano.ir.dot import Dot
 from jax_nano.machine.isa import Isa, Machine
+from jax_nano.schedule.attention import AnyPlan, AttentionPlan
+from jax_nano.schedule.attention_plans import attention_plans, choose_attention
 from jax_nano.schedule.candidates import kernel_plans
 from jax_nano.schedule.cost.estimate import Estimate, KernelCost
 from jax_nano.schedule.plan import Plan
@@ -16,7 +20,24 @@ from jax_nano.schedule.tasks import FEW_PER_THREAD, task_plans, undivided
 GLANCED_AT, WEIGHED = 12, 4
 
 
-def choose(dot: Dot, machine: Machine, isa: Isa) -> Plan:
+@overload
+def choose(problem: Dot, machine: Machine, isa: Isa) -> Plan: ...
+@overload
+def choose(problem: Attention, machine: Machine, isa: Isa) -> AttentionPlan: ...
+@overload
+def choose(problem: Problem, machine: Machine, isa: Isa) -> AnyPlan: ...
+def choose(problem: Problem, machine: Machine, isa: Isa) -> AnyPlan:
+    """The plan for a product or an attention.
+
+    Raises:
+      UnsupportedDot: the target has no instruction for these types.
+    """
+    if isinstance(problem, Attention):
+        return choose_attention(problem, machine, isa)
+    return choose_product(problem, machine, isa)
+
+
+def choose_product(dot: Dot, machine: Machine, isa: Isa) -> Plan:
     """The plan for a product: the cheapest kernel on one thread, then the cheapest division into tasks.
 
     What decides about the order of additions (the instruction, what stands in the lanes, the parts of a sum) does not
@@ -71,8 +92,21 @@ def order_of_sums(plan: Plan) -> tuple:
     return plan.swapped, plan.instruction, plan.inner_product, plan.k, plan.k_outer, plan.kc, plan.split_k, chained
 
 
-def ranked_plans(dot: Dot, machine: Machine, isa: Isa, count: int) -> list[Plan]:
-    """The cost model's choice and up to `count` - 1 others: of every kernel the cheapest tasks, then others."""
+@overload
+def ranked_plans(problem: Dot, machine: Machine, isa: Isa, count: int) -> Sequence[Plan]: ...
+@overload
+def ranked_plans(problem: Attention, machine: Machine, isa: Isa, count: int) -> Sequence[AttentionPlan]: ...
+@overload
+def ranked_plans(problem: Problem, machine: Machine, isa: Isa, count: int) -> Sequence[AnyPlan]: ...
+def ranked_plans(problem: Problem, machine: Machine, isa: Isa, count: int) -> Sequence[AnyPlan]:
+    """The cost model's choice and up to `count` - 1 others."""
+    if isinstance(problem, Attention):
+        return attention_plans(problem, machine, isa)[:count]
+    return ranked_products(problem, machine, isa, count)
+
+
+def ranked_products(dot: Dot, machine: Machine, isa: Isa, count: int) -> list[Plan]:
+    """The plans of a product worth measuring: of every kernel the cheapest tasks, then others."""
     kernels = list(kernel_plans(dot, machine, isa))
     choice = cheapest(kernels, machine)
     divided = [

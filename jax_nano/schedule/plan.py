@@ -114,6 +114,11 @@ class Plan:
                 raise ValueError("packing of B is overlapped by each task, once for its rows, in whole steps")
 
     @property
+    def problem(self) -> Dot:
+        """What is computed, by the name that it has in every kind of plan."""
+        return self.dot
+
+    @property
     def step(self) -> int:
         """Steps of k in an iteration of the microkernel."""
         _, lanes, group = self.instruction.shape

@@ -68,6 +68,13 @@ def exp(x: ir.Value, lost: ir.Value | None = None) -> ir.Value:
     return ldexp(exp_reduced(add(r, lost) if lost else r), m)
 
 
+def exp_of_difference(x: ir.Value) -> ir.Value:
+    """exp(x) for x of at most a little above 0, as differences from a maximum are; zero below all normal numbers."""
+    f = format_of(x)
+    m, r = reduce_argument(at_least(x, -f.bias * LN2), f.bias)
+    return mul(exp_reduced(r), power_of_2(m))
+
+
 def exp2(x: ir.Value) -> ir.Value:
     """2**x."""
     f = format_of(x)

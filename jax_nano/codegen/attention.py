@@ -1,0 +1,238 @@
+"""The kernel of attention: blocks of queries by blocks of keys, both products by the products' own microkernels.
+
+    compute: a task, one block of queries of one head, of one split of the keys
+        pack Q^T in panels
+        for each block of keys that a mask does not rule out whole:
+            pack K, and V as the second product's A
+            for each panel of queries:
+                S^T  = K @ Q^T                 microkernels; scores stay in L1
+                P^T  = exp(S^T - maxima)       softmax.py; O^T is rescaled where a maximum grew
+                O^T += V^T @ P^T               microkernels, onto O^T in scratch
+        O = O^T / sums, transposed
+    combine: where keys are split, the splits' O^T, maxima and sums added up in order
+
+A row that sees no key in the blocks it visits averages V over all keys, as jax.nn has it: then the task goes through
+all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from jax_nano.codegen.attention_operands import AttentionOperands, Head, Sums
+from jax_nano.codegen.attention_panel import PanelAttention
+from jax_nano.codegen.attention_result import AttentionResult
+from jax_nano.codegen.index import (
+    Condition,
+    Index,
+    add,
+    any_of,
+    divmod_,
+    index,
+    less,
+    maximum,
+    minimum,
+    mul,
+    negation,
+    select,
+    subtract,
+    unequal,
+)
+from jax_nano.codegen.load_store import load, store
+from jax_nano.codegen.location import section
+from jax_nano.codegen.loops import Depth, Span, for_range, panels, when
+from jax_nano.codegen.operand_loader import OperandLoader
+from jax_nano.codegen.pack import Destination, Packer
+from jax_nano.codegen.registers import any_lane
+from jax_nano.codegen.softmax import Softmax, Visible, broadcast_zero, update
+from jax_nano.codegen.vector import arithmetic as v
+from jax_nano.codegen.vector.formats import INFINITY
+from jax_nano.ir.attention import MASKED
+from jax_nano.schedule.attention import AttentionPlan
+
+
+class AttentionKernel:
+    """Writes the phases of one plan, each from what its entry point is given."""
+
+    def __init__(self, plan: AttentionPlan):
+        """Takes what the plan says."""
+        self.plan = plan
+
+    def compute_phase(self, operands: AttentionOperands) -> None:
+        """One task: a block of queries of a head, and one split of the keys. The longest ones come first."""
+        plan = self.plan
+        element, split = divmod_(operands.task, plan.splits)
+        heads = math.prod(plan.outer)
+        block, number = divmod_(element, heads) if heads > 1 else (element, 0)
+        if plan.query_blocks == 1:
+            block = 0
+        elif plan.problem.causal:
+            block = subtract(plan.query_blocks - 1, block)
+        AttentionTask(operands, number, block, element, split).emit()
+
+    def combine_phase(self, operands: AttentionOperands) -> None:
+        """One task: what the splits of a block of queries have added up, combined in their order."""
+        plan = self.plan
+        heads = math.prod(plan.outer)
+        block, number = divmod_(operands.task, heads) if heads > 1 else (operands.task, 0)
+        block = 0 if plan.query_blocks == 1 else block
+        first = AttentionTask(operands, number, block, operands.task, 0)
+        others = [operands.sums(operands.task, split) for split in range(1, plan.splits)]
+        with section("combine splits"), for_range(0, first.padded_columns, plan.nr) as panel:
+            first.combine(panel.i, others)
+        first.finish()
+
+
+class AttentionTask:
+    """Writes one task: the loops of this file."""
+
+    def __init__(self, operands: AttentionOperands, number: Index, block: Index, element: Index, split: Index):
+        """Finds the matrices of the head of a number, and of its block of queries."""
+        self.operands, self.plan, self.problem = operands, operands.plan, operands.plan.problem
+        self.head: Head = operands.head(number)
+        self.split = split
+        self.begin = mul(block, self.plan.query_block)
+        self.end = minimum(add(self.begin, self.plan.query_block), self.plan.columns)
+        self.sums: Sums = operands.sums(element, split)
+        self.key_length = operands.length("key_lengths", self.head)
+        self.query_length = operands.length("query_lengths", self.head)
+        self.panels = PanelAttention(operands, self.head, self.begin, self.sums)
+
+    @property
+    def padded_columns(self) -> Index:
+        """The columns of the block in whole panels."""
+        plan = self.plan
+        if plan.query_blocks == 1:
+            return -(-plan.columns // plan.nr) * plan.nr
+        panels_, _ = divmod_(add(subtract(self.end, self.begin), plan.nr - 1), plan.nr)
+        return mul(panels_, plan.nr)
+
+    def emit(self) -> None:
+        """Emits the task."""
+        with section("pack Q"):
+            self.pack_queries()
+        for begin, end, everything in self.passes():
+            with section("blocks of keys"), for_range(begin, end, self.plan.key_block) as block:
+                self.visit(block.i, everything)
+        if self.plan.splits == 1:
+            self.finish()
+
+    def pack_queries(self) -> None:
+        """Copies Q^T in panels."""
+        plan = self.plan
+        source = self.operands.query(self.head).transposed
+        span = Span(self.begin, self.end, plan.columns)
+        to = Destination(span, plan.nr, lambda j: self.panels.queries(subtract(j, self.begin)))
+        Packer(OperandLoader(plan.instruction, "rhs"), plan.nr).pack_panels(
+            to, source, Depth(self.problem.depth, self.problem.depth)
+        )
+
+    # Which keys.
+
+    def passes(self) -> Iterator[tuple[Index, Index, Condition]]:
+        """Emits the loop over passes, with sums cleared in each: (first key, their end, whether nothing is skipped).
+
+        There is a second pass, through all keys, if rows are found of which no visible key was visited.
+        """
+        begin, end = self.visited()
+        if self.plan.always_visits:
+            self.clear()
+            yield begin, end, False
+            return
+        start = [index(begin), index(end)]
+        with section("passes"), for_range(0, 2, carry=start) as loop:
+            again = unequal(loop.i, 0)
+            first, last = loop.carry
+            with when(any_of(less(first, last), negation(again))):
+                self.clear()
+            yield first, last, again
+            loop.next = [index(0), index(select(self.has_blind_rows(), self.problem.keys, 0))]
+
+    def visited(self) -> tuple[Index, Index]:
+        """The keys that the block's queries may see, from the beginning of a block on."""
+        plan, problem = self.plan, self.problem
+        first, last = (0, 0) if plan.folds_heads else (self.begin, subtract(self.end, 1))
+        begin: Index = 0
+        end: Index = problem.keys
+        if plan.splits > 1:
+            begin = mul(self.split, plan.keys_per_split)
+            end = minimum(add(begin, plan.keys_per_split), problem.keys)
+        if problem.causal:
+            end = minimum(end, add(last, 1))
+        if problem.window:
+            begin = maximum(begin, subtract(first, problem.window[0]))
+            end = minimum(end, add(last, problem.window[1] + 1))
+        if self.key_length is not None:
+            # Without any key, all are visited, and masked.
+            end = minimum(end, select(less(self.key_length, 1), problem.keys, self.key_length))
+        if self.query_length is not None:
+            end = select(less(first, self.query_length), end, 0)
+        block, _ = divmod_(begin, plan.key_block)
+        return mul(block, plan.key_block), end
+
+    def clear(self) -> None:
+        """Sets sums to zero, and maxima to minus infinity."""
+        plan, zero = self.plan, broadcast_zero(self.plan)
+        registers = range(0, plan.nr, plan.lanes)
+        with section("clear"), for_range(0, self.padded_columns, plan.nr) as panel:
+            out, maxima, totals = self.sums.out(panel.i), self.sums.maxima(panel.i), self.sums.totals(panel.i)
+            for j in registers:
+                store(v.like(zero, -INFINITY), maxima.base, maxima.offset(0, j))
+                store(zero, totals.base, totals.offset(0, j))
+            with for_range(0, plan.value_rows) as row:
+                for j in registers:
+                    store(zero, out.base, out.offset(row.i, j))
+
+    def has_blind_rows(self) -> Condition:
+        """Whether some row has seen no key that is not masked."""
+        plan = self.plan
+        blind: Condition = False
+        for j in range(0, min(plan.query_block, plan.columns), plan.lanes):
+            maxima = self.sums.maxima(j)
+            row = load(maxima.base, maxima.at, plan.lanes, subtract(subtract(self.end, self.begin), j))
+            blind = any_of(blind, any_lane(v.less(row, MASKED / 2)))
+        return blind
+
+    # A block of keys.
+
+    def visit(self, key: Index, everything: Condition) -> None:
+        """Emits a block of keys with all panels of queries."""
+        plan, problem = self.plan, self.problem
+        steps: Index = min(plan.key_block, problem.keys)
+        if problem.keys > plan.key_block and problem.keys % plan.key_block:
+            steps = minimum(plan.key_block, subtract(problem.keys, key))
+        depth = Depth(steps, problem.keys)
+        block = self.panels.key_block(key, depth)
+        with section("panels of queries"), for_range(0, self.padded_columns, plan.nr) as panel:
+            first = 0 if plan.folds_heads else add(self.begin, panel.i)
+            visible = Visible(plan, first, self.key_length)
+            with when(any_of(everything, visible.sees(key))):
+                self.panels.attend(panel.i, block, visible)
+
+    # Results.
+
+    def combine(self, j: Index, others: Sequence[Sums]) -> None:
+        """Adds what further splits have of a panel to this split's."""
+        plan = self.plan
+        softmax = Softmax(plan, self.operands.scores(), self.operands.exponentials(), None, None)
+        for other in others:
+            before, others_maxima = softmax.row(self.sums.maxima(j)), softmax.row(other.maxima(j))
+            after = [v.select(v.less(a, b), b, a) for a, b in zip(before, others_maxima, strict=True)]
+            zero = [broadcast_zero(plan)] * len(before)
+            factors, total = update(before, after, softmax.row(self.sums.totals(j)), zero)
+            weights, total = update(others_maxima, after, softmax.row(other.totals(j)), total)
+            softmax.store_row(after, self.sums.maxima(j))
+            softmax.store_row(total, self.sums.totals(j))
+            out, more = self.sums.out(j), other.out(j)
+            with for_range(0, self.problem.value_depth) as row:
+                mine = [v.mul(x, f) for x, f in zip(softmax.row(out, row.i), factors, strict=True)]
+                theirs = zip(softmax.row(more, row.i), weights, mine, strict=True)
+                softmax.store_row([v.fma(x, w, y) for x, w, y in theirs], out, row.i)
+
+    def finish(self) -> None:
+        """Stores the block's rows of the result, and the logarithms of its sums."""
+        rows = AttentionResult(self.operands, self.head, self.query_length)
+        with section("results"):
+            for j, columns in panels(Span(self.begin, self.end, self.plan.columns), self.plan.nr, "panels of queries"):
+                rows.store(self.sums, j, subtract(j, self.begin), columns)

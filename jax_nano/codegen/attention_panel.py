@@ -1,0 +1,195 @@
+"""A panel of queries attends to a block of keys: two products by microkernels, and the softmax between them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from jax_nano.codegen.attention_operands import AttentionOperands, Head, Sums
+from jax_nano.codegen.index import Index, add, minimum, mul, subtract
+from jax_nano.codegen.load_store import prefetch
+from jax_nano.codegen.location import section
+from jax_nano.codegen.loops import Depth, Span, for_range, panels, when
+from jax_nano.codegen.matrix_ref import MatrixRef
+from jax_nano.codegen.microkernel import KBlock, Microkernel, Result
+from jax_nano.codegen.nanokernel import Block, Nanokernel, PanelProduct, TileNanokernel
+from jax_nano.codegen.operand_loader import OperandLoader
+from jax_nano.codegen.pack import Destination, Packer
+from jax_nano.codegen.softmax import Softmax, Visible, finite_or_zero, grew, update
+from jax_nano.codegen.tile_microkernel import TileMicrokernel
+from jax_nano.codegen.vector import arithmetic as v
+from jax_nano.ir.attention import Attention
+from jax_nano.ir.dtypes import bytes_of
+from jax_nano.machine.isa import DotInstruction
+from jax_nano.schedule.attention import AttentionPlan
+from jax_nano.schedule.plan import LINE_BYTES
+
+
+@dataclass(frozen=True)
+class KeyBlock:
+    """The keys from `key` on, with their values, as both products read them: (keys, d), and (d, keys)."""
+
+    key: Index
+    depth: Depth
+    keys: MatrixRef
+    values: MatrixRef
+
+
+@dataclass(frozen=True)
+class PanelAttention:
+    """Writes what becomes of each panel of queries of a task.
+
+    Attributes:
+      operands: where everything lies.
+      head: whose queries they are.
+      begin: the first of the task's queries.
+      sums: what the task adds up.
+    """
+
+    operands: AttentionOperands
+    head: Head
+    begin: Index
+    sums: Sums
+
+    @property
+    def plan(self) -> AttentionPlan:
+        """The plan."""
+        return self.operands.plan
+
+    @property
+    def problem(self) -> Attention:
+        """What is computed."""
+        return self.plan.problem
+
+    def queries(self, j: Index) -> MatrixRef:
+        """The packed panel of Q^T at column j of the task's block."""
+        return self.operands.packed_queries().advance(mul(j, self.plan.depth))
+
+    def key_block(self, key: Index, depth: Depth) -> KeyBlock:
+        """Packs a block of keys and values where the plan says so."""
+        return KeyBlock(key, depth, self.packed_keys(key, depth), self.packed_values(key, depth))
+
+    def packed_keys(self, key: Index, depth: Depth) -> MatrixRef:
+        """A block of K as the first product's A."""
+        plan, source = self.plan, self.operands.key(self.head)
+        if not plan.packs_keys:
+            return source.block(key, 0)
+        target = self.operands.packed_keys()
+        width = math.gcd(plan.key_block, plan.lanes)
+        span = Span(key, add(key, depth.steps), depth.size)
+        to = Destination(span, width, lambda i: target.block(subtract(i, key), 0))
+        with section("pack K"):
+            Packer(OperandLoader(plan.instruction, "lhs"), width).pack_rows(
+                to, source, Depth(self.problem.depth, self.problem.depth)
+            )
+        return target
+
+    def packed_values(self, key: Index, depth: Depth) -> MatrixRef:
+        """A block of V^T as the second product's A."""
+        plan, rows = self.plan, self.problem.value_depth
+        source = self.operands.value(self.head).block(key, 0)
+        if not plan.packs_values:
+            return source.transposed
+        target = self.operands.packed_values()
+        width = plan.instruction.shape[0] if plan.instruction.tiles else rows
+        packer = Packer(OperandLoader(plan.instruction, "lhs"), width)
+        with section("pack V"):
+            if plan.instruction.tiles:
+                to = Destination(Span(0, rows, rows), width, lambda i: target.block(i, 0))
+                packer.pack_rows(to, source.transposed, depth)
+            else:
+                to = Destination(Span(0, rows, rows), width, lambda j: target.transposed.block(0, j))
+                packer.pack_panels(to, source, depth)
+        return target
+
+    def attend(self, j: Index, block: KeyBlock, visible: Visible) -> None:
+        """Emits the products of a panel of queries, and the softmax between them."""
+        self.multiply_keys(block, self.queries(j))
+        bias = self.score_array("bias", self.operands.bias(self.head), j, block)
+        mask = self.score_array("mask", self.operands.mask(self.head), j, block)
+        softmax = Softmax(self.plan, self.operands.scores(), self.operands.exponentials(), bias, mask)
+        out, maxima, totals = self.sums.out(j), self.sums.maxima(j), self.sums.totals(j)
+        before = softmax.row(maxima)
+        after = softmax.maxima(block.depth, visible, block.key, before)
+        sums = softmax.exponentiate(block.depth, finite_or_zero(after))
+        factors, total = update(before, after, softmax.row(totals), sums)
+        softmax.store_row(after, maxima)
+        softmax.store_row(total, totals)
+        with section("rescale"), when(grew(before, after)), for_range(0, self.problem.value_depth) as row:
+            rescaled = [v.mul(x, factor) for x, factor in zip(softmax.row(out, row.i), factors, strict=True)]
+            softmax.store_row(rescaled, out, row.i)
+        self.add_values(block, out)
+
+    def score_array(self, name: str, source: MatrixRef | None, j: Index, block: KeyBlock) -> MatrixRef | None:
+        """The bias or mask of a panel, (keys, columns): where it lies, if it is the same for all queries."""
+        plan, acc = self.plan, self.plan.instruction.acc
+        if source is None or source.strides[0] == 0:
+            return source and source.block(0, block.key).transposed
+        target, column = self.operands.packed_scores(name), add(self.begin, j)
+        instruction = DotInstruction(name="scores", lhs=acc, rhs=acc, acc=acc, shape=(1, plan.lanes, 1))
+        span = Span(column, minimum(add(column, plan.nr), plan.columns), plan.columns)
+        to = Destination(span, plan.nr, lambda _: target)
+        with section(f"pack the {name}"):
+            self.prefetch_scores(source.block(column, 0), block.key)
+            packer = Packer(OperandLoader(instruction, "rhs"), plan.nr)
+            packer.pack_panels(to, source.block(0, block.key).transposed, block.depth)
+        return target
+
+    # Products.
+
+    def microkernel(self, *, lhs_is_packed: bool) -> Microkernel:
+        """The microkernel of both products."""
+        plan = self.plan
+        if plan.instruction.tiles:
+            return TileMicrokernel(nano=TileNanokernel(instruction=plan.instruction, lhs_is_packed=True,
+                                                       rhs_is_packed=True), unroll=1)  # fmt: skip
+        nano = Nanokernel(instruction=plan.instruction, lhs_is_packed=lhs_is_packed, rhs_is_packed=True,
+                          lhs_stationary=plan.mr < plan.nr // plan.lanes)  # fmt: skip
+        return Microkernel(nano=nano, unroll=plan.unroll)
+
+    def multiply_keys(self, block: KeyBlock, queries: MatrixRef) -> None:
+        """S^T = K @ Q^T: packed keys by whole register blocks, whose last rows may be any numbers."""
+        plan, problem, key, depth = self.plan, self.problem, block.key, block.depth
+        k = KBlock(0, Depth(problem.depth, problem.depth), first=True, last=True)
+        micro = self.microkernel(lhs_is_packed=plan.packs_keys)
+        size = -(-depth.size // plan.mr) * plan.mr if plan.packs_keys else depth.size
+        with section("scores"):
+            for i, rows in panels(Span(key, add(key, depth.steps), size), plan.mr, "panels of keys"):
+                row = subtract(i, key)
+                if not plan.packs_keys:
+                    self.prefetch_rows(i, rows)
+                product = PanelProduct(block.keys.block(row, 0), queries, Block(rows, plan.nr, plan.lanes))
+                micro.emit(product, k, self.result(self.operands.scores().block(row, 0)))
+
+    def prefetch_rows(self, i: Index, rows: int) -> None:
+        """Prefetches the rows of K and V that stand a block of keys behind those from i on, as these are multiplied."""
+        problem = self.problem
+        keys, values = self.operands.key(self.head), self.operands.value(self.head)
+        for source, depth in ((keys, problem.depth), (values, problem.value_depth)):
+            line = LINE_BYTES // bytes_of(source.dtype)
+            for row in range(rows):
+                for column in range(0, depth, line):
+                    prefetch(source.base, source.offset(add(i, self.plan.key_block + row), column))
+
+    def prefetch_scores(self, source: MatrixRef, key: Index) -> None:
+        """Prefetches a panel's part of the bias or the mask for the next block of keys: rows are far apart."""
+        line = LINE_BYTES // bytes_of(source.dtype)
+        with for_range(0, self.plan.nr) as row:
+            for column in range(0, self.plan.key_block, line):
+                prefetch(source.base, source.offset(row.i, add(key, self.plan.key_block + column)))
+
+    def add_values(self, block: KeyBlock, out: MatrixRef) -> None:
+        """O^T += V^T @ P^T."""
+        plan = self.plan
+        micro = self.microkernel(lhs_is_packed=plan.packs_values)
+        size = plan.value_rows if plan.instruction.tiles else self.problem.value_depth
+        k = KBlock(0, block.depth, first=False, last=True)
+        exponentials = self.operands.exponentials()
+        with section("values"):
+            for i, rows in panels(Span(0, size, size), plan.mr, "panels of values"):
+                product = PanelProduct(block.values.block(i, 0), exponentials, Block(rows, plan.nr, plan.lanes))
+                micro.emit(product, k, self.result(out.block(i, 0)))
+
+    def result(self, out: MatrixRef) -> Result:
+        """Where a register block goes."""
+        return Result(out=out, partial=out, compensation=out, compensated=False, tiles=self.operands.tiles())

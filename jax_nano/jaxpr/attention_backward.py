@@ -1,0 +1,116 @@
+"""The gradients of attention, in JAX's own operations: a scan over blocks, without memory for all scores."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jax_nano.ir.attention import MASKED
+from jax_nano.ir.attention_spec import AttentionSpec
+from jax_nano.jaxpr.attention_blocks import Blocks
+
+
+@dataclass(frozen=True)
+class Backward:
+    """The gradients of an attention, block of queries by block of keys: probabilities are recomputed.
+
+    p = exp(scores - logsumexp);  dV = p^T dO;  dS = p * (dO V^T - rowsum(dO * O) + dL);  dQ = dS K;  dK = dS^T Q
+
+    Source: Dao et al., "FlashAttention" (arXiv 2205.14135), algorithm 4.
+    """
+
+    spec: AttentionSpec
+    wanted: tuple[bool, ...]  # of queries, keys, values and bias, whose gradients are
+
+    def __call__(
+        self, operands: Sequence[Array], results: Sequence[Array], cotangents: Sequence[Array]
+    ) -> list[Array | None]:
+        """The gradients, None where none is wanted.
+
+        Args:
+          operands: those of nano_attention.
+          results: its results.
+          cotangents: those of its results.
+        """
+        spec = self.spec
+        query, key, value, *extras = operands
+        named = dict(zip(spec.extras, extras, strict=True))
+        out_ct, lse_ct = cotangents
+        acc, heads = lse_ct.dtype, key.shape[2]
+        if spec.query_lengths:
+            is_query = jnp.arange(query.shape[1])[None, :] < named["query_lengths"][:, None]
+            out_ct = jnp.where(is_query[:, :, None, None], out_ct, jnp.zeros((), out_ct.dtype))
+        delta = (out_ct.astype(acc) * results[0].astype(acc)).sum(-1).transpose(0, 2, 1) - lse_ct
+        blocks = Blocks.of(spec, query, key)
+        rows = blocks.queries(query, heads), blocks.queries(out_ct, heads)
+        stats = blocks.rows(results[1], heads), blocks.rows(delta, heads)
+        step = BackwardStep(spec, blocks, named, (*rows, *stats), (blocks.keys(key), blocks.keys(value)))
+        sums = [jnp.zeros(x.shape, acc) for x in (rows[0], *step.keys)]
+        sums += [blocks.score_zeros(named["bias"].shape, acc)] if spec.bias else []
+        start = [x if wanted else None for x, wanted in zip(sums, self.wanted, strict=True)]
+        found, _ = lax.scan(lambda sums, pair: (step(sums, *pair), None), start, blocks.pairs(spec))
+        back = [blocks.queries_back, blocks.keys_back, blocks.keys_back, blocks.scores_back]
+        pairs = zip(back, found, (query, key, value, *extras), strict=False)
+        return [None if x is None else of(x, like) for of, x, like in pairs]
+
+
+@dataclass(frozen=True)
+class BackwardStep:
+    """What a block of queries and one of keys contribute to the gradients.
+
+    Attributes:
+      spec: the attention.
+      blocks: the blocks.
+      named: bias, mask and lengths.
+      rows: queries, cotangents of the result, logarithms of sums, and what is taken from dP; in blocks of queries.
+      keys: keys and values, in blocks of keys.
+    """
+
+    spec: AttentionSpec
+    blocks: Blocks
+    named: dict[str, Array]
+    rows: tuple[Array, Array, Array, Array]
+    keys: tuple[Array, Array]
+
+    def __call__(self, sums: Sequence[Array | None], i: Array, j: Array) -> list[Array | None]:
+        """Adds it to the sums."""
+        spec, blocks = self.spec, self.blocks
+        query, out_ct, lse, delta = (blocks.query_block(x, i) for x in self.rows)
+        key, value = (blocks.key_block(x, j) for x in self.keys)
+        product = functools.partial(jnp.einsum, preferred_element_type=lse.dtype)
+        scores = product("bkgth,bksh->bkgts", query, key) * jnp.asarray(spec.scale, lse.dtype)
+        p, seen = self.probabilities(scores, lse, i, j)
+        ds = p * (product("bkgtv,bksv->bkgts", out_ct, value) - delta[..., None])
+        if seen is not None and blocks.has_blind_rows(spec):
+            ds = jnp.where(seen, ds, jnp.zeros((), ds.dtype))
+        scaled = (ds * jnp.asarray(spec.scale, ds.dtype)).astype(query.dtype)
+        updates: list[Callable[[Array], Array]] = [
+            lambda total: blocks.add_query(total, product("bkgts,bksh->bkgth", scaled, key), i),
+            lambda total: blocks.add_key(total, product("bkgts,bkgth->bksh", scaled, query), j),
+            lambda total: blocks.add_key(total, product("bkgts,bkgtv->bksv", p.astype(value.dtype), out_ct), j),
+            lambda total: blocks.add_scores(total, ds, i, j),
+        ]
+        return [None if x is None else update(x) for x, update in zip(sums, updates, strict=False)]
+
+    def probabilities(self, scores: Array, lse: Array, i: Array, j: Array) -> tuple[Array, Array | None]:
+        """The probabilities of a block, and which of its pairs are not masked."""
+        spec, blocks, named, heads = self.spec, self.blocks, self.named, scores.shape[1]
+        pairs = {name: blocks.score_block(named[name], i, j) for name in ("bias", "mask") if name in named}
+        if spec.bias:
+            scores = scores + blocks.grouped(pairs["bias"], heads).astype(scores.dtype)
+        p = jnp.exp(scores - lse[..., None])
+        seen = blocks.visible(spec, named | pairs, i, j)
+        if seen is None:
+            return p, None
+        seen = blocks.grouped(seen, heads)
+        zero = jnp.zeros((), p.dtype)
+        if not blocks.has_blind_rows(spec):
+            return jnp.where(seen, p, zero), seen
+        average = jnp.where(
+            blocks.grouped(blocks.inside(i, j), heads), jnp.asarray(1 / blocks.key_count, p.dtype), zero
+        )
+        return jnp.where(lse[..., None] < MASKED / 2, average, jnp.where(seen, p, zero)), seen

@@ -1,0 +1,74 @@
+"""Attention in JAX's own operations: the definition of the primitive, and its derivative."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_nano.ir.attention import MASKED
+from jax_nano.ir.attention_spec import AttentionSpec
+
+
+def accumulator(dtype: Any) -> Any:
+    """The type of scores."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def visible(spec: AttentionSpec, rows: Array, columns: Array, extras: dict[str, Array]) -> Array | None:
+    """Which pairs are not masked, broadcast to [B, N, T, S]; None where all are not.
+
+    Args:
+      spec: the masks.
+      rows: the numbers of the queries.
+      columns: the numbers of the keys.
+      extras: the mask of these pairs, and lengths.
+    """
+    i, j = rows[:, None], columns[None, :]
+    masks = [extras["mask"]] if spec.mask else []
+    if spec.causal:
+        masks.append(j <= i)
+    if spec.window:
+        masks += [j >= i - spec.window[0], j <= i + spec.window[1]]
+    if spec.query_lengths:
+        masks.append(i < extras["query_lengths"][:, None, None, None])
+    if spec.key_lengths:
+        masks.append(j < extras["key_lengths"][:, None, None, None])
+    return functools.reduce(operator.and_, masks) if masks else None
+
+
+def definition(spec: AttentionSpec, query: Array, key: Array, value: Array, *extras: Array) -> list[Array]:
+    """The results of nano_attention, as jax.nn computes them."""
+    named = dict(zip(spec.extras, extras, strict=True))
+    b, t, n, h = query.shape
+    s, heads, depth = value.shape[1:]
+    grouped = query.reshape(b, t, heads, n // heads, h)
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=accumulator(query.dtype))
+    scores = scores.reshape(b, n, t, s) * jnp.asarray(spec.scale, scores.dtype)
+    if spec.bias:
+        scores = scores + named["bias"].astype(scores.dtype)
+    seen = visible(spec, jnp.arange(t), jnp.arange(s), named)
+    if seen is not None:
+        scores = jnp.where(seen, scores, jnp.asarray(MASKED, scores.dtype))
+    probabilities = jax.nn.softmax(scores, axis=-1).astype(value.dtype).reshape(b, heads, n // heads, t, s)
+    out = jnp.einsum("bkgts,bskv->btkgv", probabilities, value).reshape(b, t, n, depth)
+    if spec.query_lengths:
+        is_query = jnp.arange(t)[None, :] < named["query_lengths"][:, None]
+        out = jnp.where(is_query[:, :, None, None], out, jnp.zeros((), out.dtype))
+    return [out, jax.nn.logsumexp(scores, axis=-1)] if spec.residual else [out]
+
+
+def tangents(spec: AttentionSpec, *operands: Array) -> list[Array]:
+    """The results of nano_attention_tangent."""
+    count = 3 + len(spec.extras)
+    given, moving = operands[:count], operands[count + 2 :]
+    rest = given[spec.differentiable :]
+
+    def of(*values: Array) -> list[Array]:
+        return definition(spec, *values, *rest)
+
+    return jax.jvp(of, given[: spec.differentiable], moving)[1]

@@ -1,0 +1,185 @@
+"""The primitive nano_attention: its definition to every transformation, one kernel where it is lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.core import ShapedArray
+from jax.interpreters import ad, batching, mlir, xla
+
+from jax_nano import config
+from jax_nano.ir.attention import Attention, ScoreArray
+from jax_nano.ir.attention_spec import AttentionSpec
+from jax_nano.ir.axes import Operand
+from jax_nano.ir.dot import UnsupportedDot
+from jax_nano.ir.dtypes import dtype_name
+from jax_nano.jaxpr.attention_backward import Backward
+from jax_nano.jaxpr.attention_program import accumulator, definition, tangents
+from jax_nano.jaxpr.primitives import nano_attention_p, nano_attention_tangent_p
+from jax_nano.lowering.custom_call import custom_call
+from jax_nano.lowering.dot_general import check_partitioning, nano, source_of
+from jax_nano.lowering.region import accelerated
+from jax_nano.lowering.small_loops import check_attention_inline
+from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
+from jax_nano.runtime.report import Report, tell
+
+
+def _abstract(*operands: Any, spec: AttentionSpec) -> list[ShapedArray]:
+    query, _, value, *_ = operands
+    b, t, n, _ = query.shape
+    results = [ShapedArray((b, t, n, value.shape[3]), value.dtype)]
+    return [*results, ShapedArray((b, n, t), accumulator(query.dtype))] if spec.residual else results
+
+
+def _abstract_tangent(*operands: Any, spec: AttentionSpec) -> list[ShapedArray]:
+    return _abstract(*operands[: 3 + len(spec.extras)], spec=spec)
+
+
+def _jvp(primals: Sequence[Array], moving: Sequence[Any], *, spec: AttentionSpec) -> tuple[list[Array], list[Array]]:
+    """Computes the results with a residual, of which the tangents are made."""
+    full = replace(spec, residual=True)
+    results = nano_attention_p.bind(*primals, spec=full)
+    known = [
+        jnp.zeros(primal.shape, primal.dtype) if type(tangent) is ad.Zero else tangent
+        for primal, tangent in zip(primals[: spec.differentiable], moving, strict=False)
+    ]
+    moved = nano_attention_tangent_p.bind(*primals, *results, *known, spec=full)
+    count = 1 + spec.residual
+    return results[:count], moved[:count]
+
+
+def _jvp_of_tangent(primals: Sequence[Array], moving: Sequence[Any], *, spec: AttentionSpec):
+    known = [ad.instantiate_zeros(tangent) for tangent in moving]
+    return jax.jvp(nano(partial(tangents, spec)), list(primals), known)
+
+
+def _transpose(cotangents: Sequence[Any], *operands: Any, spec: AttentionSpec) -> list[Any]:
+    count = 3 + len(spec.extras)
+    given, results, moving = operands[:count], operands[count : count + 2], operands[count + 2 :]
+    wanted = tuple(map(ad.is_undefined_primal, moving))
+    known = [ad.instantiate_zeros(x) for x in cotangents]
+    return [None] * (count + 2) + _gradients(Backward(spec, wanted), list(given), list(results), known)
+
+
+@partial(jax.jit, static_argnums=0, inline=True)
+@accelerated
+def _gradients(
+    backward: Backward, operands: list[Array], results: list[Array], cotangents: list[Array]
+) -> list[Array | None]:
+    return backward(operands, results, cotangents)
+
+
+def _batch(arrays: Sequence[Array], axes: Sequence[int | None], *, spec: AttentionSpec, primitive: Any):
+    """Makes one dimension of the batch and the one that is mapped over."""
+    size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
+    scores = [name in ("bias", "mask") for name in spec.extras]
+    broadcast = [False] * 3 + scores
+    if primitive is nano_attention_tangent_p:
+        broadcast += [False] * 5 + [True] * spec.bias
+    stays = not any(is_score and axis is not None for is_score, axis in zip(broadcast, axes, strict=True))
+    batch = jnp.moveaxis(arrays[0], axes[0], 0).shape[1] if axes[0] is not None else arrays[0].shape[0]
+    joined = [
+        x if is_score and stays and x.shape[0] == 1 else _joined(x, axis, (size, batch))
+        for x, axis, is_score in zip(arrays, axes, broadcast, strict=True)
+    ]
+    results = primitive.bind(*joined, spec=spec)
+    return [x.reshape(size, batch, *x.shape[1:]) for x in results], [0] * len(results)
+
+
+def _joined(x: Array, axis: int | None, sizes: tuple[int, int]) -> Array:
+    """An array whose first dimension runs over a mapped one and the batch."""
+    moved = x[None] if axis is None else jnp.moveaxis(x, axis, 0)
+    return jnp.broadcast_to(moved, (*sizes, *moved.shape[2:])).reshape(-1, *moved.shape[2:])
+
+
+for _primitive, _rule, _derivative in (
+    (nano_attention_p, _abstract, _jvp),
+    (nano_attention_tangent_p, _abstract_tangent, _jvp_of_tangent),
+):
+    _primitive.def_impl(partial(xla.apply_primitive, _primitive))
+    _primitive.def_abstract_eval(_rule)
+    ad.primitive_jvps[_primitive] = _derivative
+    batching.primitive_batchers[_primitive] = partial(_batch, primitive=_primitive)
+ad.primitive_transposes[nano_attention_tangent_p] = _transpose
+
+
+def attend(*operands: Array, spec: AttentionSpec) -> list[Array]:
+    """The results of nano_attention."""
+    return nano_attention_p.bind(*operands, spec=spec)
+
+
+def describe(spec: AttentionSpec, sources: Sequence[Operand], out: Operand) -> Attention:
+    """The attention of operands as they lie in memory, [B, T, N, H], [B, S, K, H] and so on.
+
+    Raises:
+      UnsupportedDot: there is no kernel for it.
+    """
+    query, key, value, *extras = sources
+    b, t, n, h = query.shape
+    s, heads, depth = value.shape[1:]
+    group = n // max(heads, 1)
+
+    def of_queries(x: Operand) -> tuple[int, int, int, int, int]:
+        batch, row, head, column = x.strides
+        return batch, group * head, head, row, column
+
+    def of_keys(x: Operand) -> tuple[int, int, int, int]:
+        batch, row, head, column = x.strides
+        return batch, head, row, column
+
+    def of_scores(x: Operand) -> ScoreArray:
+        strides = (stride if size > 1 else 0 for size, stride in zip(x.shape, x.strides, strict=True))
+        batch, head, row, column = strides
+        return ScoreArray(dtype=x.dtype, elements=x.elements, strides=(batch, group * head, head, row, column))
+
+    arrays = {name: of_scores(x) for name, x in zip(spec.extras, extras, strict=True) if name in ("bias", "mask")}
+    return Attention(
+        batch=b, heads=heads, group=group, queries=t, keys=s, depth=h, value_depth=depth, dtype=query.dtype,
+        query=of_queries(query), key=of_keys(key), value=of_keys(value), out=of_queries(out),
+        scale=float(spec.scale), causal=spec.causal, window=spec.window, bias=arrays.get("bias"),
+        mask=arrays.get("mask"), query_lengths=spec.query_lengths, key_lengths=spec.key_lengths,
+        residual=spec.residual,
+    )  # fmt: skip
+
+
+def _lower(ctx: mlir.LoweringRuleContext, *operands: mlir.ir.Value, spec: AttentionSpec) -> Any:
+    avals: Any = ctx.avals_in
+    equation = "attention of " + ", ".join(f"{dtype_name(x.dtype)}{[*x.shape]}" for x in avals)
+    problem = None
+    try:
+        if not config.enabled():
+            raise UnsupportedDot(TURNED_OFF)
+        check_partitioning(ctx)
+        check_attention_inline()
+        arrays, sources = zip(*map(source_of, operands, ctx.avals_in), strict=True)
+        out = Operand.row_major(ctx.avals_out[0].shape, dtype_name(ctx.avals_out[0].dtype))
+        problem = describe(spec, sources, out)
+        kernel = kernel_for(problem)
+    except UnsupportedDot as reason:
+        tell(Report(equation=equation, problem=problem, reason=str(reason), otherwise="its equations"))
+        return _lower_definition(ctx, *operands, spec=spec)
+    tell(Report(equation=equation, problem=problem, kernel=kernel))
+    return custom_call(ctx, kernel, arrays)
+
+
+def _by_definition(*operands: Array, spec: AttentionSpec) -> list[Array]:
+    return definition(spec, *operands)
+
+
+def _by_tangents(*operands: Array, spec: AttentionSpec) -> list[Array]:
+    return tangents(spec, *operands)
+
+
+_lower_definition = mlir.lower_fun(nano(_by_definition), multiple_results=True)
+mlir.register_lowering(nano_attention_p, mlir.lower_fun(_by_definition, multiple_results=True), cacheable=False)
+mlir.register_lowering(nano_attention_p, _lower, platform="cpu", cacheable=False)
+mlir.register_lowering(nano_attention_tangent_p, mlir.lower_fun(_by_tangents, multiple_results=True))
+mlir.register_lowering(
+    nano_attention_tangent_p, mlir.lower_fun(nano(_by_tangents), multiple_results=True), platform="cpu"
+)

@@ -1,0 +1,222 @@
+"""Plans of attention: blocks of queries by blocks of keys, and who computes which.
+
+Scores stand transposed: keys along the rows of a register block, queries along its lanes. So the maximum and the sum of
+a softmax are those of registers, K is read by rows as it lies, exponentials are stored as the second product's B, and
+the result is V transposed times them:
+
+    S^T [keys, queries] = K [keys, d] @ Q^T [d, queries]
+    O^T [dv, queries]  += V^T [dv, keys] @ P^T [keys, queries]
+
+A task has the queries of one head, or the heads of one query that share keys. Its own scratch:
+
+    | Q^T panels | block of K | block of V | scores of a panel | P^T of it | bias, mask of it | sums | a block's tiles |
+
+where the sums are O^T, maxima, and sums of exponentials. Where keys are split among tasks, the sums are shared.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jax_nano.ir.attention import Attention
+from jax_nano.ir.dtypes import bytes_of
+from jax_nano.machine.isa import DotInstruction
+from jax_nano.schedule.plan import Plan
+from jax_nano.schedule.scratch import apart, whole_lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPlan:
+    """Everything that shapes the code of one attention on one target. Sizes are in elements.
+
+    Attributes:
+      problem: what is computed.
+      isa: the instruction set.
+      instruction: multiplies in both products.
+      mr: rows of a register block: keys, or elements of a value.
+      nr: columns of it: queries, in whole registers.
+      unroll: updates in an iteration of a microkernel; rows of scores that a softmax takes at a time, or half of them.
+      key_block: keys whose scores a panel holds.
+      query_block: queries of a task.
+      splits: parts of the keys, that different tasks attend to, and a phase of its own combines in order.
+      packs_keys: blocks of K are copied, and converted to the instruction's type.
+      packs_values: so are blocks of V; interleaved or transposed, as the instruction wants them.
+      why: why it was chosen.
+      predicted_seconds: by the cost model, on all threads.
+    """
+
+    problem: Attention
+    isa: str
+    instruction: DotInstruction
+    mr: int
+    nr: int
+    unroll: int = 4
+    key_block: int
+    query_block: int
+    splits: int = 1
+    packs_keys: bool = True
+    packs_values: bool = True
+    why: str = field(default="", compare=False)
+    predicted_seconds: float = field(default=0.0, compare=False)
+
+    def __post_init__(self):
+        for name, value, step in (
+            ("nr", self.nr, self.lanes), ("query_block", self.query_block, self.nr),
+            ("key_block", self.key_block, self.mr), ("key_block", self.key_block, self.instruction.shape[2]),
+        ):  # fmt: skip
+            if value % step:
+                raise ValueError(f"{name} = {value} is not a multiple of {step}: panels would overlap")
+        if self.splits > 1 and self.splits * self.keys_per_split - self.problem.keys >= self.keys_per_split:
+            raise ValueError(f"{self.splits} splits of {self.problem.keys} keys: one would be empty")
+
+    def replace(self, **changes: Any) -> AttentionPlan:
+        """The plan with some fields changed.
+
+        Raises:
+          ValueError: such a plan cannot be.
+        """
+        return replace(self, **changes)
+
+    # Tasks.
+
+    @property
+    def rounds(self) -> int:
+        """Rounds."""
+        return 1
+
+    @property
+    def folds_heads(self) -> bool:
+        """Query heads stand along the lanes, of which there are several that share keys, and one query each."""
+        return self.problem.queries == 1 < self.problem.group
+
+    @property
+    def columns(self) -> int:
+        """What stands along the lanes: the queries of a head, or the heads of a query."""
+        return self.problem.group if self.folds_heads else self.problem.queries
+
+    @property
+    def outer(self) -> tuple[int, int, int]:
+        """Over what tasks run beside blocks of queries and splits: (batch, heads of K, query heads of each)."""
+        problem = self.problem
+        return problem.batch, problem.heads, 1 if self.folds_heads else problem.group
+
+    @property
+    def query_blocks(self) -> int:
+        """Blocks of queries."""
+        return -(-self.columns // self.query_block)
+
+    @property
+    def keys_per_split(self) -> int:
+        """Keys of a split, in whole blocks."""
+        return -(-self.problem.keys // (self.splits * self.key_block)) * self.key_block
+
+    @property
+    def elements(self) -> int:
+        """Blocks of queries of all heads."""
+        batch, heads, group = self.outer
+        return batch * heads * group * self.query_blocks
+
+    @functools.cached_property
+    def tasks(self) -> dict[str, int]:
+        """Phases in order, and how many tasks each has."""
+        phases = {"compute": self.elements * self.splits}
+        return phases | {"combine": self.elements} if self.splits > 1 else phases
+
+    @property
+    def always_visits(self) -> bool:
+        """No row is without keys in the blocks that are visited, but for rows whose keys are all masked anyway.
+
+        Otherwise such rows may be found, of which all keys have to be visited: they average V.
+        """
+        problem = self.problem
+        skips = problem.causal or problem.window or problem.key_lengths
+        beyond = problem.window and problem.queries - 1 - problem.window[0] >= problem.keys
+        lengths = problem.key_lengths and (problem.causal or problem.window)
+        return not (beyond or lengths or (problem.mask and skips))
+
+    # Layouts in scratch.
+
+    @property
+    def lanes(self) -> int:
+        """Queries in a register."""
+        return self.instruction.shape[1]
+
+    @property
+    def depth(self) -> int:
+        """D in whole instructions."""
+        return rounded_up(self.problem.depth, self.instruction.shape[2])
+
+    @property
+    def key_stride(self) -> int:
+        """Elements from row to row of a packed block of K, which packing writes in whole registers."""
+        register = self.instruction.shape[1] * self.instruction.vnni
+        return apart(rounded_up(self.problem.depth, register), self.instruction.lhs)
+
+    @property
+    def value_rows(self) -> int:
+        """Rows of O^T, in whole tiles."""
+        return rounded_up(self.problem.value_depth, self.instruction.shape[0])
+
+    @property
+    def value_stride(self) -> int:
+        """Elements from row to row of a packed block of V transposed, for tiles."""
+        return apart(self.key_block, self.instruction.lhs)
+
+    @property
+    def value_elements(self) -> int:
+        """Elements of a packed block of V."""
+        if self.instruction.tiles:
+            return self.value_rows * self.value_stride
+        return self.key_block * self.problem.value_depth
+
+    @property
+    def rounds_scores(self) -> bool:
+        """Exponentials are rounded to a narrower type than the scores', and stand apart from them."""
+        return self.instruction.rhs != self.instruction.acc
+
+    @property
+    def sum_elements(self) -> int:
+        """Elements of a task's sums: O^T by panels, then maxima and sums of exponentials."""
+        return self.query_block * (self.value_rows + 2)
+
+    @functools.cached_property
+    def places(self) -> dict[str, int]:
+        """Where the parts of a thread's own scratch begin, in bytes, and their `end`."""
+        i, panel = self.instruction, self.key_block * self.nr
+        packed = {
+            "query": bytes_of(i.rhs, self.query_block * self.depth),
+            "key": bytes_of(i.lhs, self.key_block * self.key_stride) if self.packs_keys else 0,
+            "value": bytes_of(i.lhs, self.value_elements) if self.packs_values else 0,
+            "scores": bytes_of(i.acc, panel),
+            "exponentials": bytes_of(i.rhs, panel) if self.rounds_scores else 0,
+            "bias": bytes_of(i.acc, panel) if self.problem.bias else 0,
+            "mask": bytes_of(i.acc, panel) if self.problem.mask else 0,
+            "sums": bytes_of(i.acc, self.sum_elements) if self.splits == 1 else 0,
+            "tiles": bytes_of(i.acc, self.mr * self.nr) if i.tiles else 0,
+        }
+        found, at = {}, 0
+        for name, size in packed.items():
+            found[name], at = at, at + whole_lines(size)
+        return found | {"end": at}
+
+    @property
+    def local_bytes(self) -> int:
+        """Scratch of a thread."""
+        return self.places["end"]
+
+    @property
+    def shared_bytes(self) -> int:
+        """Scratch that all tasks see: the sums of all splits."""
+        if self.splits == 1:
+            return 0
+        return bytes_of(self.instruction.acc, self.splits * self.elements * self.sum_elements)
+
+
+AnyPlan = Plan | AttentionPlan
+
+
+def rounded_up(size: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-size // multiple) * multiple
