@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -15,6 +17,10 @@ from jax.typing import ArrayLike
 
 from jax_nano import config
 from jax_nano.ir.attention_spec import AttentionSpec
+from jax_nano.ir.program import Unfusable
+from jax_nano.ir.score_function import ScoreFunction
+from jax_nano.jaxpr.attention_program import accumulator, definition
+from jax_nano.jaxpr.score_reader import Score, mapped, read_score
 from jax_nano.lowering.attention import attend
 from jax_nano.lowering.dot_general import nano
 from jax_nano.runtime.report import Report, tell
@@ -29,6 +35,7 @@ def dot_product_attention(  # noqa: PLR0913  its namesake's
     bias: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     *,
+    score: Score | None = None,
     scale: float | None = None,
     is_causal: bool = False,
     query_seq_lengths: ArrayLike | None = None,
@@ -47,6 +54,10 @@ def dot_product_attention(  # noqa: PLR0913  its namesake's
       value: as `key`.
       bias: added to scaled scores; broadcasts to (B, N, T, S).
       mask: truth values that broadcast to that; pairs that have False are masked.
+      score: what becomes of scores with their bias, before masks: an elementwise function of (score, batch, head,
+        query, key), a floating-point number and the int32 numbers of its place, in JAX's operations. It may index
+        arrays by these numbers, slopes[head] or ids[batch, query], or close over arrays that broadcast to
+        (B, N, T, S). Arrays have gradients. What depends on the score, or on both query and key, runs in the kernel.
       scale: by default 1 / sqrt(H). One that is computed within a program runs as in jax.nn.
       is_causal: keys behind the query's own place are masked.
       query_seq_lengths: int32 (B,); rows of the result behind so many are zero.
@@ -61,6 +72,7 @@ def dot_product_attention(  # noqa: PLR0913  its namesake's
 
     Raises:
       ValueError: shapes or types do not go together.
+      TypeError: `score` is not elementwise.
     """
     arrays = (query, key, value, bias, mask, query_seq_lengths, key_value_seq_lengths)
     params: dict[str, Any] = dict(
@@ -68,44 +80,100 @@ def dot_product_attention(  # noqa: PLR0913  its namesake's
     )
     if isinstance(local_window_size, list):
         params["local_window_size"] = tuple(local_window_size)
+    if score is not None:
+        return _attend_scored(score, *arrays, **params)
     is_traced = any(isinstance(x, Tracer) for x in (*arrays, scale))
     if is_traced or isinstance(scale, jax.Array) or not config.enabled():
         return _attend(*arrays, **params)
     return _compiled(*arrays, **params)
 
 
-def _attend(*arrays: Any, **params: Any) -> Any:
-    query, key, value, bias, mask, query_lengths, key_lengths = arrays
+def _attend(*arrays: Any, score: ScoreFunction | None = None, **params: Any) -> Any:
+    query, key, value, bias, mask, query_lengths, key_lengths, *score_arrays = arrays
     namesake: Any = partial(
         jax.nn.dot_product_attention, query_seq_lengths=query_lengths, key_value_seq_lengths=key_lengths, **params
     )
     result = jax.eval_shape(namesake, query, key, value, bias, mask)  # raises what it raises
-    if not config.enabled():
+    if score is None and not config.enabled():
         return namesake(query, key, value, bias, mask)
-    if reason := _why_not(query, params):
-        equation = "attention of " + ", ".join(str(jax.typeof(x)) for x in (query, key, value))
-        tell(Report(equation=equation, reason=reason, otherwise="its equations"))
+    if score is None and (reason := _why_not(query, params)):
+        _tell(reason, query, key, value)
         return nano(namesake)(query, key, value, bias, mask)
-    query, key, value = map(_in_batches, (query, key, value))
-    scores = {"bias": bias, "mask": mask}
-    extras = {name: _in_batches(x) for name, x in scores.items() if x is not None}
+    operands, spec = _operands(arrays[:7], params)
+    if score is not None:
+        spec = replace(spec, score=score)
+        operands |= zip(spec.score_arrays, score_arrays, strict=True)
+    query, key, value = (operands[name] for name in ("query", "key", "value"))
+    return _results(attend(query, key, value, *(operands[name] for name in spec.extras), spec=spec), result)
+
+
+_compiled = functools.wraps(_attend)(jax.jit(_attend, static_argnames=(*STATIC, "score")))
+
+
+def _operands(arrays: Sequence[Any], params: dict[str, Any]) -> tuple[dict[str, Array], AttentionSpec]:
+    """The operands of the primitive by name, but those of a score function, and its parameter."""
+    query, key, value, bias, mask, query_lengths, key_lengths = arrays
+    of_rank_four = {"query": query, "key": key, "value": value, "bias": bias, "mask": mask}
+    operands = {name: _in_batches(x) for name, x in of_rank_four.items() if x is not None}
     lengths = {"query_lengths": query_lengths, "key_lengths": key_lengths}
-    extras |= {name: jnp.asarray(x) for name, x in lengths.items() if x is not None}
+    operands |= {name: jnp.asarray(x) for name, x in lengths.items() if x is not None}
     spec = AttentionSpec(
-        scale=_scale(params["scale"], query.shape[-1]),
+        scale=_scale(params["scale"], operands["query"].shape[-1]),
         causal=params["is_causal"],
         window=_window(params["local_window_size"]),
         residual=params["return_residual"],
-        **dict.fromkeys(extras, True),
     )
-    out, *residual = attend(query, key, value, *(extras[name] for name in spec.extras), spec=spec)
+    return operands, spec.with_operands(operands)
+
+
+def _results(found: list[Array], like: Any) -> Any:
+    """The results of the primitive as those of the function, whose shapes and types are given."""
+    out, *residual = found
     if not residual:
-        return out.reshape(result.shape)
-    lse = lax.stop_gradient(residual[0].transpose(0, 2, 1).astype(key.dtype))
-    return out.reshape(result[0].shape), lse.reshape(result[1].shape)
+        return out.reshape(like.shape)
+    lse = lax.stop_gradient(residual[0].transpose(0, 2, 1).astype(like[1].dtype))
+    return out.reshape(like[0].shape), lse.reshape(like[1].shape)
 
 
-_compiled = functools.wraps(_attend)(jax.jit(_attend, static_argnames=STATIC))
+def _attend_scored(score: Score, *arrays: Any, **params: Any) -> Any:
+    """Attention with a score function, which is read here: equal ones share one program, whichever object they are."""
+    query, key, value, bias, mask, *lengths = arrays
+    scale = params["scale"]
+    if isinstance(scale, jax.Array):
+        score, params = scaled(score, scale), params | {"scale": 1.0}
+    if params["implementation"] == "cudnn":
+        raise ValueError("cuDNN takes no score function; give implementation=None")
+    namesake: Any = partial(
+        jax.nn.dot_product_attention, query_seq_lengths=lengths[0], key_value_seq_lengths=lengths[1], **params
+    )
+    result = jax.eval_shape(namesake, query, key, value, bias, mask)  # raises what it raises
+    (b, t, n, _), s = _in_batches(query).shape, jnp.shape(key)[-3]
+    try:
+        function, score_arrays = read_score(score, (b, n, t, s), accumulator(jnp.result_type(query)))
+    except Unfusable as reason:
+        _tell(f"of the score function, {reason}", query, key, value)
+        operands, spec = _operands(arrays, params)
+        run = partial(definition, spec, score=mapped(score))
+        query, key, value = (operands[name] for name in ("query", "key", "value"))
+        return _results(nano(run)(query, key, value, *(operands[name] for name in spec.extras)), result)
+    is_traced = any(isinstance(x, Tracer) for x in (*arrays, *score_arrays))
+    return (_attend if is_traced else _compiled)(*arrays, *score_arrays, score=function, **params)
+
+
+def scaled(score: Score, scale: Array) -> Score:
+    """A score function of scores that are not scaled yet."""
+
+    @functools.wraps(score)
+    def of_products(product: Array, *place: Array) -> Array:
+        return score(product * scale, *place)
+
+    return of_products
+
+
+def _tell(reason: str, *arrays: Any) -> None:
+    """Tells why no kernel runs."""
+    equation = "attention of " + ", ".join(str(jax.typeof(x)) for x in arrays)
+    tell(Report(equation=equation, reason=reason, otherwise="its equations"))
 
 
 def _why_not(query: Any, params: dict[str, Any]) -> str:

@@ -51,9 +51,9 @@ class AttentionOperands:
         ]
         return found[number][1] if number < len(found) else None
 
-    def _by_query(self, role: str, strides: Sequence[int], head: Head, dtype: str) -> MatrixRef:
+    def _by_query(self, role: str, strides: Sequence[int], head: Head, dtype: str, number: int = 0) -> MatrixRef:
         """An array with query heads, (columns, last dimension)."""
-        base = self._array(role)
+        base = self._array(role, number)
         assert base is not None
         b, h, g, t, last = strides
         column = g if self.plan.folds_heads else t
@@ -86,6 +86,12 @@ class AttentionOperands:
         """The bias, (columns, keys)."""
         bias = self.plan.problem.bias
         return self._by_query("bias", bias.strides, head, bias.dtype) if bias else None
+
+    def score_array(self, head: Head, number: int) -> MatrixRef:
+        """An array of the score function, (columns, keys); truth values are bytes."""
+        array = self.plan.problem.score_arrays[number]
+        dtype = "u8" if array.dtype == "pred" else array.dtype
+        return self._by_query("score", array.strides, head, dtype, number)
 
     def mask(self, head: Head) -> MatrixRef | None:
         """The mask, (columns, keys), of bytes."""
@@ -149,6 +155,12 @@ class AttentionOperands:
         plan = self.plan
         base = self._local(name, plan.key_block * plan.nr, plan.instruction.acc)
         return MatrixRef(base, 0, (plan.nr, 1), plan.instruction.acc)
+
+    def packed_score_array(self, number: int) -> MatrixRef:
+        """A block of the score function's array of a number among those that are copied: (keys, columns)."""
+        plan, panel = self.plan, self.plan.key_block * self.plan.nr
+        base = self._local("score", panel * plan.paired_score_arrays, plan.instruction.acc)
+        return MatrixRef(base, number * panel, (plan.nr, 1), plan.instruction.acc)
 
     def tiles(self) -> MatrixRef | None:
         """Where a block's tiles stand on their way to vectors."""

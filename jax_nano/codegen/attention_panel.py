@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from jax_nano.codegen.attention_operands import AttentionOperands, Head, Sums
+from jax_nano.codegen.attention_score import PanelScore, ScoreArrays
 from jax_nano.codegen.index import Index, add, minimum, mul, subtract
 from jax_nano.codegen.load_store import prefetch
 from jax_nano.codegen.location import section
@@ -107,7 +108,8 @@ class PanelAttention:
         self.multiply_keys(block, self.queries(j))
         bias = self.score_array("bias", self.operands.bias(self.head), j, block)
         mask = self.score_array("mask", self.operands.mask(self.head), j, block)
-        softmax = Softmax(self.plan, self.operands.scores(), self.operands.exponentials(), bias, mask)
+        score = self.score_function(j, block, visible)
+        softmax = Softmax(self.plan, self.operands.scores(), self.operands.exponentials(), bias, mask, score)
         out, maxima, totals = self.sums.out(j), self.sums.maxima(j), self.sums.totals(j)
         before = softmax.row(maxima)
         after = softmax.maxima(block.depth, visible, block.key, before)
@@ -122,18 +124,32 @@ class PanelAttention:
 
     def score_array(self, name: str, source: MatrixRef | None, j: Index, block: KeyBlock) -> MatrixRef | None:
         """The bias or mask of a panel, (keys, columns): where it lies, if it is the same for all queries."""
-        plan, acc = self.plan, self.plan.instruction.acc
         if source is None or source.strides[0] == 0:
             return source and source.block(0, block.key).transposed
-        target, column = self.operands.packed_scores(name), add(self.begin, j)
+        target = self.operands.packed_scores(name)
+        with section(f"pack the {name}"):
+            self.pack_scores(source, target, j, block)
+        return target
+
+    def score_function(self, j: Index, block: KeyBlock, visible: Visible) -> PanelScore | None:
+        """The score function on a panel's scores."""
+        if self.problem.score is None:
+            return None
+        arrays = ScoreArrays(
+            self.operands, self.head, add(self.begin, j), block.key, lambda x, to: self.pack_scores(x, to, j, block)
+        )
+        with section("arrays of the score function"):
+            return PanelScore(self.plan, visible.queries(), block.key, arrays.rows())
+
+    def pack_scores(self, source: MatrixRef, target: MatrixRef, j: Index, block: KeyBlock) -> None:
+        """Copies a panel's part of an array, (columns, keys), in the scores' type, transposed."""
+        plan, acc, column = self.plan, self.plan.instruction.acc, add(self.begin, j)
         instruction = DotInstruction(name="scores", lhs=acc, rhs=acc, acc=acc, shape=(1, plan.lanes, 1))
         span = Span(column, minimum(add(column, plan.nr), plan.columns), plan.columns)
         to = Destination(span, plan.nr, lambda _: target)
-        with section(f"pack the {name}"):
-            self.prefetch_scores(source.block(column, 0), block.key)
-            packer = Packer(OperandLoader(instruction, "rhs"), plan.nr)
-            packer.pack_panels(to, source.block(0, block.key).transposed, block.depth)
-        return target
+        self.prefetch_scores(source.block(column, 0), block.key)
+        packer = Packer(OperandLoader(instruction, "rhs"), plan.nr)
+        packer.pack_panels(to, source.block(0, block.key).transposed, block.depth)
 
     # Products.
 

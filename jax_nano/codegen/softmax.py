@@ -113,6 +113,7 @@ class Softmax:
       exponentials: where those go.
       bias: what is added, (keys, columns).
       mask: of bytes, or of numbers that are 0 where a pair is masked.
+      score: what becomes of the scores of a row.
     """
 
     plan: AttentionPlan
@@ -120,6 +121,7 @@ class Softmax:
     exponentials: MatrixRef
     bias: MatrixRef | None
     mask: MatrixRef | None
+    score: Callable[[Values, Index], Values] | None = None
 
     @property
     def columns(self) -> range:
@@ -176,6 +178,8 @@ class Softmax:
         values = [v.mul(x, scale) for x in products] if scale != 1 else products
         if self.bias:
             values = [v.add(x, bias) for x, bias in zip(values, self.row(self.bias, i), strict=True)]
+        if self.score:
+            values = self.score(values, i)
         if self.mask:
             hidden = [v.equal(mask, 0.0) for mask in self.row(self.mask, i)]
             values = [v.select(mask, MASKED, x) for x, mask in zip(values, hidden, strict=True)]

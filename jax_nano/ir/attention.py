@@ -15,8 +15,9 @@ import numpy as np
 
 from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.ir.dtypes import bytes_of
+from jax_nano.ir.score_function import ScoreFunction
 
-Role = Literal["query", "key", "value", "bias", "mask", "query_lengths", "key_lengths", "out"]
+Role = Literal["query", "key", "value", "bias", "score", "mask", "query_lengths", "key_lengths", "out"]
 
 MASKED = float(-0.7 * np.finfo(np.float32).max)
 """The score of a masked pair, as jax.nn has it: finite, so that a row whose keys are all masked averages V."""
@@ -64,6 +65,8 @@ class Attention:
       causal: keys behind the query's own place are masked.
       window: how many keys before the query's own place, and how many behind, are not masked.
       bias: what is added to scaled scores.
+      score: what becomes of scores with their bias.
+      score_arrays: the arrays that it takes.
       mask: truth values; false masks a pair.
       query_lengths: s32[batch] says how many queries there are; rows of the others are zero.
       key_lengths: s32[batch] says how many keys there are; the others are masked.
@@ -86,6 +89,8 @@ class Attention:
     causal: bool = False
     window: tuple[int, int] | None = None
     bias: ScoreArray | None = None
+    score: ScoreFunction | None = None
+    score_arrays: tuple[ScoreArray, ...] = ()
     mask: ScoreArray | None = None
     query_lengths: bool = False
     key_lengths: bool = False
@@ -104,6 +109,22 @@ class Attention:
             raise UnsupportedAttention("rows of the result are not contiguous")
         if not math.isfinite(self.scale):
             raise UnsupportedAttention(f"scores would be scaled by {self.scale}")
+        for array in self.score_arrays:
+            self.check_score_array(array)
+
+    def check_score_array(self, array: ScoreArray) -> None:
+        """Checks that a kernel reads an array of the score function.
+
+        Raises:
+          UnsupportedAttention: it differs between pairs, and its elements do not fit the type of scores.
+        """
+        *_, rows, columns = array.strides
+        exact = {"f32": ("f32", "bf16", "f16", "s8", "u8", "pred"), "f64": ("f64", "pred")}
+        if rows and columns and array.dtype not in exact[self.acc]:
+            raise UnsupportedAttention(
+                f"an array of {array.dtype} of the score function differs between pairs of queries and keys; "
+                f"convert it to {self.acc}, or index one that runs over queries and one over keys"
+            )
 
     @property
     def acc(self) -> str:
@@ -125,11 +146,20 @@ class Attention:
             AttentionArray("value", self.dtype, keys * self.value_depth),
         ]
         arrays += [AttentionArray("bias", self.bias.dtype, self.bias.elements)] if self.bias else []
+        count = self.score.differentiable if self.score else 0
+        score_arrays = [AttentionArray("score", array.dtype, array.elements) for array in self.score_arrays]
+        arrays += score_arrays[:count]
         arrays += [AttentionArray("mask", "pred", self.mask.elements)] if self.mask else []
         arrays += [AttentionArray("query_lengths", "s32", self.batch)] if self.query_lengths else []
         arrays += [AttentionArray("key_lengths", "s32", self.batch)] if self.key_lengths else []
+        arrays += score_arrays[count:]
         arrays.append(AttentionArray("out", self.dtype, rows * self.value_depth))
         return (*arrays, AttentionArray("out", self.acc, rows)) if self.residual else tuple(arrays)
+
+    @property
+    def may_hide(self) -> bool:
+        """Whether pairs may be hidden by what a kernel learns only as it runs."""
+        return self.mask is not None or (self.score is not None and self.score.may_hide(MASKED))
 
     @property
     def bytes(self) -> int:
@@ -157,8 +187,8 @@ class Attention:
         batch = f"b{self.batch}" if self.batch > 1 else ""
         heads = f"h{self.query_heads}" + (f"kv{self.heads}" if self.group > 1 else "")
         depth = f"d{self.depth}" + (f"v{self.value_depth}" if self.value_depth != self.depth else "")
-        flags = {"causal": self.causal, "window": self.window, "bias": self.bias, "mask": self.mask,
-                 "lengths": self.query_lengths or self.key_lengths}  # fmt: skip
+        flags = {"causal": self.causal, "window": self.window, "bias": self.bias, "score": self.score,
+                 "mask": self.mask, "lengths": self.query_lengths or self.key_lengths}  # fmt: skip
         sizes = f"{batch}t{self.queries}s{self.keys}{heads}{depth}"
         return "_".join(["attention", self.dtype, sizes, *(name for name, is_set in flags.items() if is_set)])
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from jax_nano.ir.score_function import ScoreFunction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +17,7 @@ class AttentionSpec:
       causal: keys behind the query's own place are masked.
       window: how many keys before the query's own place, and how many behind, are not masked.
       bias: there is an operand that is added to scores.
+      score: what becomes of scores then, before masks; its arrays are operands.
       mask: there is one of truth values.
       query_lengths: there is one that says how many queries there are.
       key_lengths: there is one that says how many keys there are.
@@ -24,6 +28,7 @@ class AttentionSpec:
     causal: bool = False
     window: tuple[int, int] | None = None
     bias: bool = False
+    score: ScoreFunction | None = None
     mask: bool = False
     query_lengths: bool = False
     key_lengths: bool = False
@@ -32,10 +37,30 @@ class AttentionSpec:
     @property
     def extras(self) -> tuple[str, ...]:
         """The operands behind queries, keys and values."""
-        names = ("bias", "mask", "query_lengths", "key_lengths")
-        return tuple(name for name in names if getattr(self, name))
+        names = tuple(name for name in ("mask", "query_lengths", "key_lengths") if getattr(self, name))
+        arrays, count = self.score_arrays, self.score.differentiable if self.score else 0
+        return ("bias",) * self.bias + arrays[:count] + names + arrays[count:]
+
+    def with_operands(self, names: Collection[str]) -> AttentionSpec:
+        """It with the operands of some names, beside those of a score function."""
+        return replace(
+            self,
+            bias="bias" in names,
+            mask="mask" in names,
+            query_lengths="query_lengths" in names,
+            key_lengths="key_lengths" in names,
+        )
+
+    @property
+    def score_arrays(self) -> tuple[str, ...]:
+        """The names of the score function's arrays, among `extras`."""
+        return tuple(f"score{i}" for i in range(len(self.score.arrays))) if self.score else ()
+
+    def is_of_scores(self, name: str) -> bool:
+        """Whether an operand broadcasts to the scores."""
+        return name in ("bias", "mask", *self.score_arrays)
 
     @property
     def differentiable(self) -> int:
         """How many operands have derivatives: the first ones."""
-        return 3 + self.bias
+        return 3 + self.bias + (self.score.differentiable if self.score else 0)

@@ -6,12 +6,14 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_nano.ir.attention import MASKED
 from jax_nano.ir.attention_spec import AttentionSpec
 from jax_nano.jaxpr.attention_blocks import Blocks
+from jax_nano.jaxpr.attention_program import scored
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Backward:
     """
 
     spec: AttentionSpec
-    wanted: tuple[bool, ...]  # of queries, keys, values and bias, whose gradients are
+    wanted: tuple[bool, ...]  # of queries, keys, values, bias, and arrays of the score function, whose gradients are
 
     def __call__(
         self, operands: Sequence[Array], results: Sequence[Array], cotangents: Sequence[Array]
@@ -50,10 +52,10 @@ class Backward:
         stats = blocks.rows(results[1], heads), blocks.rows(delta, heads)
         step = BackwardStep(spec, blocks, named, (*rows, *stats), (blocks.keys(key), blocks.keys(value)))
         sums = [jnp.zeros(x.shape, acc) for x in (rows[0], *step.keys)]
-        sums += [blocks.score_zeros(named["bias"].shape, acc)] if spec.bias else []
+        sums += [blocks.score_zeros(x.shape, acc) for x in extras[: spec.differentiable - 3]]
         start = [x if wanted else None for x, wanted in zip(sums, self.wanted, strict=True)]
         found, _ = lax.scan(lambda sums, pair: (step(sums, *pair), None), start, blocks.pairs(spec))
-        back = [blocks.queries_back, blocks.keys_back, blocks.keys_back, blocks.scores_back]
+        back = [blocks.queries_back, blocks.keys_back, blocks.keys_back, *[blocks.scores_back] * len(extras)]
         pairs = zip(back, found, (query, key, value, *extras), strict=False)
         return [None if x is None else of(x, like) for of, x, like in pairs]
 
@@ -82,26 +84,38 @@ class BackwardStep:
         query, out_ct, lse, delta = (blocks.query_block(x, i) for x in self.rows)
         key, value = (blocks.key_block(x, j) for x in self.keys)
         product = functools.partial(jnp.einsum, preferred_element_type=lse.dtype)
-        scores = product("bkgth,bksh->bkgts", query, key) * jnp.asarray(spec.scale, lse.dtype)
-        p, seen = self.probabilities(scores, lse, i, j)
+        products = product("bkgth,bksh->bkgts", query, key) * jnp.asarray(spec.scale, lse.dtype)
+        pairs = {name: blocks.score_block(x, i, j) for name, x in self.named.items() if spec.is_of_scores(name)}
+        moving = [pairs[name].astype(lse.dtype) for name in spec.extras[: spec.differentiable - 3]]
+        scores, pull = jax.vjp(lambda *x: self.scores(*x, pairs=pairs, i=i, j=j), products, *moving)
+        p, seen = self.probabilities(scores, lse, pairs, i, j)
         ds = p * (product("bkgtv,bksv->bkgts", out_ct, value) - delta[..., None])
         if seen is not None and blocks.has_blind_rows(spec):
             ds = jnp.where(seen, ds, jnp.zeros((), ds.dtype))
+        ds, *others = pull(ds)
         scaled = (ds * jnp.asarray(spec.scale, ds.dtype)).astype(query.dtype)
         updates: list[Callable[[Array], Array]] = [
             lambda total: blocks.add_query(total, product("bkgts,bksh->bkgth", scaled, key), i),
             lambda total: blocks.add_key(total, product("bkgts,bkgth->bksh", scaled, query), j),
             lambda total: blocks.add_key(total, product("bkgts,bkgtv->bksv", p.astype(value.dtype), out_ct), j),
-            lambda total: blocks.add_scores(total, ds, i, j),
+            *(functools.partial(blocks.add_scores, x=x, i=i, j=j) for x in others),
         ]
         return [None if x is None else update(x) for x, update in zip(sums, updates, strict=False)]
 
-    def probabilities(self, scores: Array, lse: Array, i: Array, j: Array) -> tuple[Array, Array | None]:
+    def scores(self, products: Array, *moving: Array, pairs: dict[str, Array], i: Array, j: Array) -> Array:
+        """The scores of a block: of its scaled products, and of the parts of other operands that have derivatives."""
+        spec, heads = self.spec, products.shape[1]
+        moved = zip(spec.extras, moving, strict=False)
+        pairs = pairs | {name: x if name == "bias" else x.astype(pairs[name].dtype) for name, x in moved}
+        grouped = {name: self.blocks.grouped(x, heads) for name, x in pairs.items()}
+        scores = products + grouped["bias"].astype(products.dtype) if spec.bias else products
+        return scored(spec, scores, *self.blocks.numbers(i, j), grouped)
+
+    def probabilities(
+        self, scores: Array, lse: Array, pairs: dict[str, Array], i: Array, j: Array
+    ) -> tuple[Array, Array | None]:
         """The probabilities of a block, and which of its pairs are not masked."""
         spec, blocks, named, heads = self.spec, self.blocks, self.named, scores.shape[1]
-        pairs = {name: blocks.score_block(named[name], i, j) for name in ("bias", "mask") if name in named}
-        if spec.bias:
-            scores = scores + blocks.grouped(pairs["bias"], heads).astype(scores.dtype)
         p = jnp.exp(scores - lse[..., None])
         seen = blocks.visible(spec, named | pairs, i, j)
         if seen is None:

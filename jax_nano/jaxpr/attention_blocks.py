@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jax_nano.ir.attention import MASKED
 from jax_nano.ir.attention_spec import AttentionSpec
 from jax_nano.jaxpr.attention_program import visible
 
@@ -33,7 +34,8 @@ class Blocks:
     def has_blind_rows(self, spec: AttentionSpec) -> bool:
         """Whether rows may be without keys, and average all values."""
         beyond = spec.window is not None and self.query_count - 1 - spec.window[0] >= self.key_count
-        return spec.mask or spec.key_lengths or beyond
+        hides = spec.score is not None and spec.score.may_hide(MASKED)
+        return spec.mask or spec.key_lengths or beyond or hides
 
     def pairs(self, spec: AttentionSpec) -> tuple[Array, Array]:
         """The pairs of blocks that are visited, in order: the numbers of their queries' blocks, and of their keys'.
@@ -135,10 +137,7 @@ class Blocks:
         return jnp.zeros(padded, dtype)
 
     def add_scores(self, total: Array, x: Array, i: Array, j: Array) -> Array:
-        """Adds scores [B, K, G, T, S] of a block to what broadcasts to [B, N, T, S]."""
-        b, k, g, t, s = x.shape
-        x = x.reshape(b, k * g, t, s)
-        x = x.sum([axis for axis in range(4) if total.shape[axis] == 1], keepdims=True)
+        """Adds a block's part of what broadcasts to [B, N, T, S]."""
         starts = [jnp.zeros((), i.dtype)] * 4
         for axis, start in ((2, i * self.query_size), (3, j * self.key_size)):
             starts[axis] = start if total.shape[axis] > 1 else starts[axis]

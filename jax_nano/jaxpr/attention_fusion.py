@@ -20,8 +20,9 @@ from jax_nano.jaxpr.attention_match import Matcher
 from jax_nano.jaxpr.attention_parts import FEATURE, Mask, Match, NoAttention
 from jax_nano.jaxpr.attention_program import accumulator
 from jax_nano.jaxpr.axis_labels import Equations, Label, Labeled
+from jax_nano.jaxpr.axis_order import aligned, moved, ordered
 from jax_nano.jaxpr.fusion import has_known_sizes
-from jax_nano.jaxpr.inline import Atom, body_of, inline_calls, type_of
+from jax_nano.jaxpr.inline import Atom, body_of, inline_calls, type_of, without_unused
 from jax_nano.jaxpr.legality import inlinable, is_plain_jit
 from jax_nano.jaxpr.primitives import PRODUCTS, nano_attention_p
 
@@ -105,17 +106,6 @@ def small_body(call: JaxprEqn) -> Jaxpr | None:
     if call.primitive is custom_jvp_call_p:
         return body if {"exp", "reduce_sum"} <= names_in(body) else None
     return body if is_plain_jit(call) and not {p.name for p in PRODUCTS} & names_in(body) else None
-
-
-def without_unused(jaxpr: Jaxpr) -> Jaxpr:
-    """The jaxpr without equations that nobody uses."""
-    used = {x for x in jaxpr.outvars if isinstance(x, Var)}
-    eqns: list[JaxprEqn] = []
-    for eqn in reversed(jaxpr.eqns):
-        if eqn.effects or any(out in used for out in eqn.outvars):
-            eqns.append(eqn)
-            used |= {x for x in eqn.invars if isinstance(x, Var)}
-    return jaxpr if len(eqns) == len(jaxpr.eqns) else jaxpr.replace(eqns=eqns[::-1])
 
 
 def traced(
@@ -209,8 +199,8 @@ class Call:
         named = self.extras(extras)
         spec = AttentionSpec(
             scale=match.scores.scale, causal=match.causal, window=match.window,
-            residual=match.derivative is not None, **dict.fromkeys(named, True),
-        )  # fmt: skip
+            residual=match.derivative is not None,
+        ).with_operands(named)  # fmt: skip
         return [query, key, value, *(named[name] for name in spec.extras)], spec
 
     def attend(self, *arrays: Array) -> list[Array]:
@@ -283,24 +273,3 @@ class Call:
                 x = jnp.broadcast_to(x, sizes)
             shape.append(math.prod(x.shape[axis] for axis in axes))
         return x.reshape(shape)
-
-
-def ordered(x: Array, labels: Sequence[Label], order: Sequence[Label]) -> Array:
-    """An array with its axes in an order, and the one without a label last."""
-    return moved(x, [*(labels.index(label) for label in order if label is not None), labels.index(None)])
-
-
-def aligned(x: Array, labels: Sequence[Label], order: Sequence[Label]) -> Array:
-    """An array with an axis for each label, of size 1 where it has none."""
-    kept = [axis for axis, label in enumerate(labels) if label in order and x.shape[axis] > 1]
-    x = x.reshape([x.shape[axis] for axis in kept])
-    names = [labels[axis] for axis in kept]
-    present = [label for label in order if label in names]
-    x = moved(x, [names.index(label) for label in present])
-    sizes = dict(zip(present, x.shape, strict=True))
-    return x.reshape([sizes.get(label, 1) for label in order])
-
-
-def moved(x: Array, permutation: Sequence[int]) -> Array:
-    """A transpose, where anything moves."""
-    return x if list(permutation) == sorted(permutation) else x.transpose(permutation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jax import Array
 
 from jax_nano.ir.attention import MASKED
 from jax_nano.ir.attention_spec import AttentionSpec
+from jax_nano.jaxpr.program_evaluation import run_program
 
 
 def accumulator(dtype: Any) -> Any:
@@ -41,8 +43,32 @@ def visible(spec: AttentionSpec, rows: Array, columns: Array, extras: dict[str, 
     return functools.reduce(operator.and_, masks) if masks else None
 
 
-def definition(spec: AttentionSpec, query: Array, key: Array, value: Array, *extras: Array) -> list[Array]:
-    """The results of nano_attention, as jax.nn computes them."""
+def scored(spec: AttentionSpec, scores: Array, rows: Array, columns: Array, extras: dict[str, Array]) -> Array:
+    """What the score function makes of scores.
+
+    Args:
+      spec: whose function it is.
+      scores: scores, whose last two axes are those of queries and of keys.
+      rows: the numbers of the queries.
+      columns: the numbers of the keys.
+      extras: the function's arrays, of these pairs.
+    """
+    if spec.score is None:
+        return scores
+    places = rows.astype(jnp.int32)[:, None], columns.astype(jnp.int32)[None, :]
+    (out,) = run_program(spec.score.program, [scores, *places, *(extras[name] for name in spec.score_arrays)])
+    return jnp.broadcast_to(out, scores.shape)
+
+
+def definition(
+    spec: AttentionSpec,
+    query: Array,
+    key: Array,
+    value: Array,
+    *extras: Array,
+    score: Callable[..., Array] | None = None,
+) -> list[Array]:
+    """The results of nano_attention, as jax.nn computes them; with any function of scores and of places."""
     named = dict(zip(spec.extras, extras, strict=True))
     b, t, n, h = query.shape
     s, heads, depth = value.shape[1:]
@@ -51,6 +77,9 @@ def definition(spec: AttentionSpec, query: Array, key: Array, value: Array, *ext
     scores = scores.reshape(b, n, t, s) * jnp.asarray(spec.scale, scores.dtype)
     if spec.bias:
         scores = scores + named["bias"].astype(scores.dtype)
+    scores = scored(spec, scores, jnp.arange(t), jnp.arange(s), named)
+    if score is not None:
+        scores = score(scores, *(jnp.arange(size, dtype=jnp.int32) for size in scores.shape)).astype(scores.dtype)
     seen = visible(spec, jnp.arange(t), jnp.arange(s), named)
     if seen is not None:
         scores = jnp.where(seen, scores, jnp.asarray(MASKED, scores.dtype))

@@ -69,6 +69,17 @@ def _read(values: Mapping[Var, Atom], x: Atom) -> Atom:
     return x
 
 
+def without_unused(jaxpr: Jaxpr) -> Jaxpr:
+    """The jaxpr without equations that nobody uses."""
+    used = {x for x in jaxpr.outvars if isinstance(x, Var)}
+    eqns: list[JaxprEqn] = []
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.effects or any(out in used for out in eqn.outvars):
+            eqns.append(eqn)
+            used |= {x for x in eqn.invars if isinstance(x, Var)}
+    return jaxpr if len(eqns) == len(jaxpr.eqns) else jaxpr.replace(eqns=eqns[::-1])
+
+
 def structure(jaxpr: Jaxpr) -> Hashable:
     """A key that is equal for jaxprs that compute the same in the same way; functions in parameters are themselves."""
     numbers: dict[Var, int] = {}

@@ -56,16 +56,24 @@ class _Reader:
 
     def equation(self, eqn: JaxprEqn) -> int:
         """Adds what an equation makes, after its operands."""
-        operands = [self.value(x) for x in eqn.invars]
-        types = [self.builder.values[number].dtype for number in operands]
-        dtype, name = dtype_of(eqn.outvars[0]), operation_name(eqn)
-        check_operation(name, types)
-        if name == "convert":
-            return self.builder.convert(operands[0], dtype)
-        if name == "pow":
-            operands[1] = self.builder.convert(operands[1], dtype)
-        params = tuple((key, int(eqn.params[key])) for key in KEPT_PARAMS if key in eqn.params)
-        return self.builder.add(Operation(name=name, operands=tuple(operands), dtype=dtype, params=params))
+        return add_equation(self.builder, eqn, [self.value(x) for x in eqn.invars])
+
+
+def add_equation(builder: Builder, eqn: JaxprEqn, operands: list[int]) -> int:
+    """Adds what an equation makes of values of these numbers, and gives its number.
+
+    Raises:
+      Unfusable: its primitive or a type has no place in an elementwise program.
+    """
+    types = [builder.values[number].dtype for number in operands]
+    dtype, name = dtype_of(eqn.outvars[0]), operation_name(eqn)
+    check_operation(name, types)
+    if name == "convert":
+        return builder.convert(operands[0], dtype)
+    if name == "pow":
+        operands[1] = builder.convert(operands[1], dtype)
+    params = tuple((key, int(eqn.params[key])) for key in KEPT_PARAMS if key in eqn.params)
+    return builder.add(Operation(name=name, operands=tuple(operands), dtype=dtype, params=params))
 
 
 def operation_name(eqn: JaxprEqn) -> str:

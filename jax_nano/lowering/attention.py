@@ -78,10 +78,9 @@ def _gradients(
 def _batch(arrays: Sequence[Array], axes: Sequence[int | None], *, spec: AttentionSpec, primitive: Any):
     """Makes one dimension of the batch and the one that is mapped over."""
     size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
-    scores = [name in ("bias", "mask") for name in spec.extras]
-    broadcast = [False] * 3 + scores
+    broadcast = [False] * 3 + [spec.is_of_scores(name) for name in spec.extras]
     if primitive is nano_attention_tangent_p:
-        broadcast += [False] * 5 + [True] * spec.bias
+        broadcast += [False] * 5 + [True] * (spec.differentiable - 3)
     stays = not any(is_score and axis is not None for is_score, axis in zip(broadcast, axes, strict=True))
     batch = jnp.moveaxis(arrays[0], axes[0], 0).shape[1] if axes[0] is not None else arrays[0].shape[0]
     joined = [
@@ -138,14 +137,20 @@ def describe(spec: AttentionSpec, sources: Sequence[Operand], out: Operand) -> A
         batch, head, row, column = strides
         return ScoreArray(dtype=x.dtype, elements=x.elements, strides=(batch, group * head, head, row, column))
 
-    arrays = {name: of_scores(x) for name, x in zip(spec.extras, extras, strict=True) if name in ("bias", "mask")}
+    arrays = {name: of_scores(x) for name, x in zip(spec.extras, extras, strict=True) if spec.is_of_scores(name)}
     return Attention(
         batch=b, heads=heads, group=group, queries=t, keys=s, depth=h, value_depth=depth, dtype=query.dtype,
         query=of_queries(query), key=of_keys(key), value=of_keys(value), out=of_queries(out),
         scale=float(spec.scale), causal=spec.causal, window=spec.window, bias=arrays.get("bias"),
+        score=spec.score, score_arrays=tuple(arrays[name] for name in spec.score_arrays),
         mask=arrays.get("mask"), query_lengths=spec.query_lengths, key_lengths=spec.key_lengths,
         residual=spec.residual,
     )  # fmt: skip
+
+
+def row_major(value: mlir.ir.Value, aval: Any) -> tuple[mlir.ir.Value, Operand]:
+    """An operand as it lies in memory where nothing is read through."""
+    return value, Operand.row_major(aval.shape, dtype_name(aval.dtype))
 
 
 def _lower(ctx: mlir.LoweringRuleContext, *operands: mlir.ir.Value, spec: AttentionSpec) -> Any:
@@ -157,14 +162,20 @@ def _lower(ctx: mlir.LoweringRuleContext, *operands: mlir.ir.Value, spec: Attent
             raise UnsupportedDot(TURNED_OFF)
         check_partitioning(ctx)
         check_attention_inline()
-        arrays, sources = zip(*map(source_of, operands, ctx.avals_in), strict=True)
+        names = ("query", "key", "value", *spec.extras)
+        found = [
+            row_major(x, aval) if name in spec.score_arrays else source_of(x, aval)
+            for name, x, aval in zip(names, operands, avals, strict=True)
+        ]
+        arrays, sources = zip(*found, strict=True)
         out = Operand.row_major(ctx.avals_out[0].shape, dtype_name(ctx.avals_out[0].dtype))
         problem = describe(spec, sources, out)
         kernel = kernel_for(problem)
     except UnsupportedDot as reason:
         tell(Report(equation=equation, problem=problem, reason=str(reason), otherwise="its equations"))
         return _lower_definition(ctx, *operands, spec=spec)
-    tell(Report(equation=equation, problem=problem, kernel=kernel))
+    fused = (f"score function {spec.score}",) if spec.score else ()
+    tell(Report(equation=equation, problem=problem, kernel=kernel, fused=fused))
     return custom_call(ctx, kernel, arrays)
 
 

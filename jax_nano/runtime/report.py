@@ -155,6 +155,7 @@ def describe_attention(problem: Attention) -> str:
     text += f" and {problem.value_depth}" if problem.value_depth != problem.depth else ""
     parts = {
         "causal": problem.causal, f"window {problem.window}": problem.window, "bias": problem.bias,
+        "score function": problem.score,
         "mask": problem.mask, "lengths": problem.query_lengths or problem.key_lengths, "residual": problem.residual,
     }  # fmt: skip
     return "; ".join([text, f"{problem.dtype}, summed in {problem.acc}", *(name for name in parts if parts[name])])

@@ -134,7 +134,7 @@ class AttentionPlan:
         skips = problem.causal or problem.window or problem.key_lengths
         beyond = problem.window and problem.queries - 1 - problem.window[0] >= problem.keys
         lengths = problem.key_lengths and (problem.causal or problem.window)
-        return not (beyond or lengths or (problem.mask and skips))
+        return not (beyond or lengths or (problem.may_hide and skips))
 
     # Layouts in scratch.
 
@@ -181,6 +181,12 @@ class AttentionPlan:
         """Elements of a task's sums: O^T by panels, then maxima and sums of exponentials."""
         return self.query_block * (self.value_rows + 2)
 
+    @property
+    def paired_score_arrays(self) -> int:
+        """Arrays of the score function of which a panel's part is copied: those that differ along both of its axes."""
+        axis = 2 if self.folds_heads else 3
+        return sum(array.strides[axis] != 0 != array.strides[4] for array in self.problem.score_arrays)
+
     @functools.cached_property
     def places(self) -> dict[str, int]:
         """Where the parts of a thread's own scratch begin, in bytes, and their `end`."""
@@ -193,6 +199,7 @@ class AttentionPlan:
             "exponentials": bytes_of(i.rhs, panel) if self.rounds_scores else 0,
             "bias": bytes_of(i.acc, panel) if self.problem.bias else 0,
             "mask": bytes_of(i.acc, panel) if self.problem.mask else 0,
+            "score": bytes_of(i.acc, panel * self.paired_score_arrays),
             "sums": bytes_of(i.acc, self.sum_elements) if self.splits == 1 else 0,
             "tiles": bytes_of(i.acc, self.mr * self.nr) if i.tiles else 0,
         }

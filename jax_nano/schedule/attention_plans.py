@@ -134,7 +134,7 @@ def splits_of(plan: AttentionPlan) -> int:
     Rows that mix masks and skipped blocks are not split: whether they see any key, all splits decide together.
     """
     problem = plan.problem
-    if problem.causal or problem.window or ((problem.bias or problem.mask) and problem.key_lengths):
+    if problem.causal or problem.window or ((problem.bias or problem.mask or problem.score) and problem.key_lengths):
         return 1
     wanted = min(-(-TASKS // plan.elements), problem.keys // SPLIT_KEYS)
     while wanted > 1:
@@ -160,7 +160,8 @@ def predicted_seconds(plan: AttentionPlan, machine: Machine) -> float:
     rate, _ = machine.cores[plan.isa].rate(instruction.name)
     products = problem.multiplications * lanes / (m * n * k) / rate
     scores = problem.multiplications / (problem.depth + problem.value_depth) * lanes / n
-    cycles = products + scores * SOFTMAX_INSTRUCTIONS / core.vector_per_cycle * 2
+    instructions = SOFTMAX_INSTRUCTIONS + (problem.score.instructions if problem.score else 0)
+    cycles = products + scores * instructions / core.vector_per_cycle * 2
     threads = min(machine.threads, plan.tasks["compute"])
     compute = cycles / (machine.ghz * 1e9) / threads
     memory = problem.bytes / (machine.memory_gb_per_s[threads > 1] * 1e9)

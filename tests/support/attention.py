@@ -33,9 +33,10 @@ def visible(shape, *, mask=None, causal=False, window=None, query_lengths=None, 
     return seen
 
 
-def exact(query, key, value, *, bias=None, scale=None, query_lengths=None, **masks):
+def exact(query, key, value, *, bias=None, score=None, scale=None, query_lengths=None, **masks):
     """(out, logsumexp, magnitude) in float64, of [B, T, N, H] and [B, S, K, H] and [B, S, K, Hv].
 
+    `score` is a function of scores and of the numbers along each axis, elementwise in NumPy.
     `magnitude` is that of what is averaged, sum of p |v|, and of how far rounding of scores moves that.
     """
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
@@ -46,6 +47,10 @@ def exact(query, key, value, *, bias=None, scale=None, query_lengths=None, **mas
     sizes = np.einsum("btnd,bsnd->bnts", abs(query), abs(key)) * abs(scale)
     if bias is not None:
         scores, sizes = scores + np.asarray(bias, np.float64), sizes + abs(np.asarray(bias, np.float64))
+    if score is not None:
+        with np.errstate(invalid="ignore", over="ignore"):
+            scores = np.asarray(score(scores, *np.ix_(*map(np.arange, scores.shape))), np.float64)
+        sizes = sizes + np.where(np.isfinite(scores) & (scores > MASKED), abs(scores), 0)
     seen = visible(scores.shape, query_lengths=query_lengths, **masks)
     scores = np.where(seen, scores, MASKED)
     with np.errstate(invalid="ignore"):
