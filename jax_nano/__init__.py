@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jax_nano.api.accelerate import accelerate as accelerate
     from jax_nano.api.attention import dot_product_attention as dot_product_attention
     from jax_nano.api.autotune import autotune as autotune
+    from jax_nano.api.block_mask import block_mask as block_mask
     from jax_nano.api.convolutions import conv as conv
     from jax_nano.api.convolutions import conv_general_dilated as conv_general_dilated
     from jax_nano.api.convolutions import conv_general_dilated_local as conv_general_dilated_local
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from jax_nano.api.products import matmul as matmul
     from jax_nano.api.products import tensordot as tensordot
     from jax_nano.api.products import vecdot as vecdot
+    from jax_nano.jaxpr.block_masks import BlockMask as BlockMask
     from jax_nano.runtime.report import Report as Report
     from jax_nano.runtime.report import Reports as Reports
     from jax_nano.runtime.tuning import Tuned as Tuned
@@ -84,6 +86,7 @@ _HOME = {
     "api.accelerate": ("accelerate",),
     "api.attention": ("dot_product_attention",),
     "api.autotune": ("autotune",),
+    "api.block_mask": ("block_mask",),
     "api.convolutions": (
         "conv",
         "conv_general_dilated",
@@ -97,6 +100,7 @@ _HOME = {
     "api.install": ("install", "installed", "uninstall"),
     "api.malloc": ("release_memory", "retain_memory"),
     "api.products": ("dot", "dot_general", "einsum", "inner", "matmul", "tensordot", "vecdot"),
+    "jaxpr.block_masks": ("BlockMask",),
     "runtime.report": ("Report", "Reports"),
     "runtime.tuning": ("Tuned", "Tunings"),
     "weights.packed": ("PackedWeight", "pack"),
@@ -105,6 +109,7 @@ _HOME = {
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "BlockMask",
     "PackedWeight",
     "QuantizedWeight",
     "Report",
@@ -114,6 +119,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "autotune",
+    "block_mask",
     "conv",
     "conv_general_dilated",
     "conv_general_dilated_local",

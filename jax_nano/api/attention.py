@@ -16,10 +16,13 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jax_nano import config
+from jax_nano.ir.attention import MASKED
 from jax_nano.ir.attention_spec import AttentionSpec
+from jax_nano.ir.dtypes import dtype_name
 from jax_nano.ir.program import Unfusable
 from jax_nano.ir.score_function import ScoreFunction
 from jax_nano.jaxpr.attention_program import accumulator, definition
+from jax_nano.jaxpr.block_masks import BlockMask
 from jax_nano.jaxpr.score_reader import Score, mapped, read_score
 from jax_nano.lowering.attention import attend
 from jax_nano.lowering.dot_general import nano
@@ -36,6 +39,7 @@ def dot_product_attention(  # noqa: PLR0913  its namesake's
     mask: ArrayLike | None = None,
     *,
     score: Score | None = None,
+    block_mask: BlockMask | None = None,
     scale: float | None = None,
     is_causal: bool = False,
     query_seq_lengths: ArrayLike | None = None,
@@ -58,6 +62,7 @@ def dot_product_attention(  # noqa: PLR0913  its namesake's
         query, key), a floating-point number and the int32 numbers of its place, in JAX's operations. It may index
         arrays by these numbers, slopes[head] or ids[batch, query], or close over arrays that broadcast to
         (B, N, T, S). Arrays have gradients. What depends on the score, or on both query and key, runs in the kernel.
+      block_mask: which pairs see each other, and which blocks of them are never computed: of jax_nano.block_mask.
       scale: by default 1 / sqrt(H). One that is computed within a program runs as in jax.nn.
       is_causal: keys behind the query's own place are masked.
       query_seq_lengths: int32 (B,); rows of the result behind so many are zero.
@@ -80,16 +85,18 @@ def dot_product_attention(  # noqa: PLR0913  its namesake's
     )
     if isinstance(local_window_size, list):
         params["local_window_size"] = tuple(local_window_size)
-    if score is not None:
-        return _attend_scored(score, *arrays, **params)
+    if score is not None or block_mask is not None:
+        return _attend_scored(score, block_mask, *arrays, **params)
     is_traced = any(isinstance(x, Tracer) for x in (*arrays, scale))
     if is_traced or isinstance(scale, jax.Array) or not config.enabled():
         return _attend(*arrays, **params)
     return _compiled(*arrays, **params)
 
 
-def _attend(*arrays: Any, score: ScoreFunction | None = None, **params: Any) -> Any:
-    query, key, value, bias, mask, query_lengths, key_lengths, *score_arrays = arrays
+def _attend(
+    *arrays: Any, score: ScoreFunction | None = None, blocks: tuple[int, int] | None = None, **params: Any
+) -> Any:
+    query, key, value, bias, mask, query_lengths, key_lengths, *rest = arrays
     namesake: Any = partial(
         jax.nn.dot_product_attention, query_seq_lengths=query_lengths, key_value_seq_lengths=key_lengths, **params
     )
@@ -101,13 +108,13 @@ def _attend(*arrays: Any, score: ScoreFunction | None = None, **params: Any) -> 
         return nano(namesake)(query, key, value, bias, mask)
     operands, spec = _operands(arrays[:7], params)
     if score is not None:
-        spec = replace(spec, score=score)
-        operands |= zip(spec.score_arrays, score_arrays, strict=True)
+        spec = replace(spec, score=score, blocks=blocks)
+        operands |= dict(zip((*spec.score_arrays, *(["blocks"] if blocks else [])), rest, strict=True))
     query, key, value = (operands[name] for name in ("query", "key", "value"))
     return _results(attend(query, key, value, *(operands[name] for name in spec.extras), spec=spec), result)
 
 
-_compiled = functools.wraps(_attend)(jax.jit(_attend, static_argnames=(*STATIC, "score")))
+_compiled = functools.wraps(_attend)(jax.jit(_attend, static_argnames=(*STATIC, "score", "blocks")))
 
 
 def _operands(arrays: Sequence[Any], params: dict[str, Any]) -> tuple[dict[str, Array], AttentionSpec]:
@@ -135,7 +142,7 @@ def _results(found: list[Array], like: Any) -> Any:
     return out.reshape(like[0].shape), lse.reshape(like[1].shape)
 
 
-def _attend_scored(score: Score, *arrays: Any, **params: Any) -> Any:
+def _attend_scored(score: Score | None, block_mask: BlockMask | None, *arrays: Any, **params: Any) -> Any:
     """Attention with a score function, which is read here: equal ones share one program, whichever object they are."""
     query, key, value, bias, mask, *lengths = arrays
     scale = params["scale"]
@@ -148,26 +155,32 @@ def _attend_scored(score: Score, *arrays: Any, **params: Any) -> Any:
     )
     result = jax.eval_shape(namesake, query, key, value, bias, mask)  # raises what it raises
     (b, t, n, _), s = _in_batches(query).shape, jnp.shape(key)[-3]
+    shape, dtype = (b, n, t, s), accumulator(jnp.result_type(query))
     try:
-        function, score_arrays = read_score(score, (b, n, t, s), accumulator(jnp.result_type(query)))
+        function, more = read_score(score, shape, dtype) if score else (ScoreFunction.identity(dtype_name(dtype)), [])
     except Unfusable as reason:
+        assert score
         _tell(f"of the score function, {reason}", query, key, value)
         operands, spec = _operands(arrays, params)
-        run = partial(definition, spec, score=mapped(score))
+        run = partial(definition, spec, score=mapped(block_mask.hiding(score) if block_mask else score))
         query, key, value = (operands[name] for name in ("query", "key", "value"))
         return _results(nano(run)(query, key, value, *(operands[name] for name in spec.extras)), result)
-    is_traced = any(isinstance(x, Tracer) for x in (*arrays, *score_arrays))
-    return (_attend if is_traced else _compiled)(*arrays, *score_arrays, score=function, **params)
+    if block_mask is not None:
+        block_mask.check(shape)
+        function, order = function.masked(block_mask.function, MASKED)
+        more = [[*more, *block_mask.arrays][i] for i in order] + [block_mask.blocks]
+        params["blocks"] = block_mask.size
+    is_traced = any(isinstance(x, Tracer) for x in (*arrays, *more))
+    return (_attend if is_traced else _compiled)(*arrays, *more, score=function, **params)
 
 
-def scaled(score: Score, scale: Array) -> Score:
+def scaled(score: Score | None, scale: Array) -> Score:
     """A score function of scores that are not scaled yet."""
 
-    @functools.wraps(score)
     def of_products(product: Array, *place: Array) -> Array:
-        return score(product * scale, *place)
+        return score(product * scale, *place) if score else product * scale
 
-    return of_products
+    return functools.wraps(score)(of_products) if score else of_products
 
 
 def _tell(reason: str, *arrays: Any) -> None:

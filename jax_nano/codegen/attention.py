@@ -23,11 +23,13 @@ from collections.abc import Iterator, Sequence
 from jax_nano.codegen.attention_operands import AttentionOperands, Head, Sums
 from jax_nano.codegen.attention_panel import PanelAttention
 from jax_nano.codegen.attention_result import AttentionResult
+from jax_nano.codegen.attention_skips import sees
 from jax_nano.codegen.index import (
     Condition,
     Index,
     add,
     any_of,
+    both,
     divmod_,
     index,
     less,
@@ -114,7 +116,9 @@ class AttentionTask:
             self.pack_queries()
         for begin, end, everything in self.passes():
             with section("blocks of keys"), for_range(begin, end, self.plan.key_block) as block:
-                self.visit(block.i, everything)
+                is_visited = any_of(everything, self.sees((self.begin, self.end), block.i))
+                with when(is_visited):
+                    self.visit(block.i, everything)
         if self.plan.splits == 1:
             self.finish()
 
@@ -207,8 +211,14 @@ class AttentionTask:
         with section("panels of queries"), for_range(0, self.padded_columns, plan.nr) as panel:
             first = 0 if plan.folds_heads else add(self.begin, panel.i)
             visible = Visible(plan, first, self.key_length)
-            with when(any_of(everything, visible.sees(key))):
+            column = add(self.begin, panel.i)
+            is_visited = both(visible.sees(key), self.sees((column, add(column, plan.nr)), key))
+            with when(any_of(everything, is_visited)):
                 self.panels.attend(panel.i, block, visible)
+
+    def sees(self, columns: tuple[Index, Index], key: Index) -> Condition:
+        """Whether a block mask has these columns visit the block of keys from `key` on."""
+        return sees(self.operands, self.head, columns, (key, add(key, self.plan.key_block)))
 
     # Results.
 

@@ -93,6 +93,11 @@ class AttentionOperands:
         dtype = "u8" if array.dtype == "pred" else array.dtype
         return self._by_query("score", array.strides, head, dtype, number)
 
+    def blocks(self, head: Head) -> MatrixRef | None:
+        """Which blocks are visited, (blocks of queries or folded heads, blocks of keys), of bytes."""
+        blocks = self.plan.problem.blocks
+        return self._by_query("blocks", blocks.strides, head, "u8") if blocks else None
+
     def mask(self, head: Head) -> MatrixRef | None:
         """The mask, (columns, keys), of bytes."""
         mask = self.plan.problem.mask

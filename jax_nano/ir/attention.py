@@ -17,7 +17,7 @@ from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.ir.score_function import ScoreFunction
 
-Role = Literal["query", "key", "value", "bias", "score", "mask", "query_lengths", "key_lengths", "out"]
+Role = Literal["query", "key", "value", "bias", "score", "mask", "query_lengths", "key_lengths", "blocks", "out"]
 
 MASKED = float(-0.7 * np.finfo(np.float32).max)
 """The score of a masked pair, as jax.nn has it: finite, so that a row whose keys are all masked averages V."""
@@ -45,6 +45,16 @@ class ScoreArray:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlockArray:
+    """Truth values, of which each says whether a block of queries and keys is visited at all."""
+
+    queries: int  # of a block
+    keys: int
+    elements: int  # in memory
+    strides: tuple[int, int, int, int, int]  # over (b, h, g, blocks of queries, blocks of keys); 0 where broadcast
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attention:
     """Sizes, types, layouts and masks of one attention. Strides are in elements.
 
@@ -68,6 +78,7 @@ class Attention:
       score: what becomes of scores with their bias.
       score_arrays: the arrays that it takes.
       mask: truth values; false masks a pair.
+      blocks: which blocks are visited at all; pairs of the others are masked by the score function.
       query_lengths: s32[batch] says how many queries there are; rows of the others are zero.
       key_lengths: s32[batch] says how many keys there are; the others are masked.
       residual: the logarithms of the sums of exponentials are a second result, (b, h, g, t) row-major, of `acc`.
@@ -92,6 +103,7 @@ class Attention:
     score: ScoreFunction | None = None
     score_arrays: tuple[ScoreArray, ...] = ()
     mask: ScoreArray | None = None
+    blocks: BlockArray | None = None
     query_lengths: bool = False
     key_lengths: bool = False
     residual: bool = False
@@ -153,6 +165,7 @@ class Attention:
         arrays += [AttentionArray("query_lengths", "s32", self.batch)] if self.query_lengths else []
         arrays += [AttentionArray("key_lengths", "s32", self.batch)] if self.key_lengths else []
         arrays += score_arrays[count:]
+        arrays += [AttentionArray("blocks", "pred", self.blocks.elements)] if self.blocks else []
         arrays.append(AttentionArray("out", self.dtype, rows * self.value_depth))
         return (*arrays, AttentionArray("out", self.acc, rows)) if self.residual else tuple(arrays)
 
@@ -187,8 +200,10 @@ class Attention:
         batch = f"b{self.batch}" if self.batch > 1 else ""
         heads = f"h{self.query_heads}" + (f"kv{self.heads}" if self.group > 1 else "")
         depth = f"d{self.depth}" + (f"v{self.value_depth}" if self.value_depth != self.depth else "")
-        flags = {"causal": self.causal, "window": self.window, "bias": self.bias, "score": self.score,
-                 "mask": self.mask, "lengths": self.query_lengths or self.key_lengths}  # fmt: skip
+        flags = {
+            "causal": self.causal, "window": self.window, "bias": self.bias, "score": self.score, "mask": self.mask,
+            "blocks": self.blocks, "lengths": self.query_lengths or self.key_lengths,
+        }  # fmt: skip
         sizes = f"{batch}t{self.queries}s{self.keys}{heads}{depth}"
         return "_".join(["attention", self.dtype, sizes, *(name for name, is_set in flags.items() if is_set)])
 

@@ -19,6 +19,7 @@ class AttentionSpec:
       bias: there is an operand that is added to scores.
       score: what becomes of scores then, before masks; its arrays are operands.
       mask: there is one of truth values.
+      blocks: there is one that says which blocks of so many queries and keys are visited at all.
       query_lengths: there is one that says how many queries there are.
       key_lengths: there is one that says how many keys there are.
       residual: the logarithms of the sums of exponentials are a second result.
@@ -30,6 +31,7 @@ class AttentionSpec:
     bias: bool = False
     score: ScoreFunction | None = None
     mask: bool = False
+    blocks: tuple[int, int] | None = None
     query_lengths: bool = False
     key_lengths: bool = False
     residual: bool = False
@@ -39,7 +41,8 @@ class AttentionSpec:
         """The operands behind queries, keys and values."""
         names = tuple(name for name in ("mask", "query_lengths", "key_lengths") if getattr(self, name))
         arrays, count = self.score_arrays, self.score.differentiable if self.score else 0
-        return ("bias",) * self.bias + arrays[:count] + names + arrays[count:]
+        blocks = ("blocks",) if self.blocks else ()
+        return ("bias",) * self.bias + arrays[:count] + names + arrays[count:] + blocks
 
     def with_operands(self, names: Collection[str]) -> AttentionSpec:
         """It with the operands of some names, beside those of a score function."""
@@ -57,6 +60,10 @@ class AttentionSpec:
         return tuple(f"score{i}" for i in range(len(self.score.arrays))) if self.score else ()
 
     def is_of_scores(self, name: str) -> bool:
+        """Whether an operand broadcasts to the scores, or to their blocks."""
+        return self.is_of_pairs(name) or name == "blocks"
+
+    def is_of_pairs(self, name: str) -> bool:
         """Whether an operand broadcasts to the scores."""
         return name in ("bias", "mask", *self.score_arrays)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from jax_nano.ir.program import FLOATS, INSTRUCTIONS, Program
+from jax_nano.ir.program import FLOATS, INSTRUCTIONS, Builder, Constant, Input, Operation, Program
 
 SCORE, QUERY, KEY, FIRST_ARRAY = range(4)
 """The arguments of a score function's program: the score, the numbers of its query and its key, then the arrays."""
@@ -40,7 +40,62 @@ class ScoreFunction:
         """Vector instructions for a register of scores, about."""
         return sum(INSTRUCTIONS.get(operation.name, 1) for operation in self.program.operations)
 
+    @classmethod
+    def identity(cls, dtype: str) -> ScoreFunction:
+        """The function that leaves scores alone."""
+        builder = Builder()
+        return cls(program=builder.program([builder.add(Input(argument=SCORE, dtype=dtype))]), name="")
+
+    def masked(self, mask: ScoreFunction, masked: float) -> tuple[ScoreFunction, tuple[int, ...]]:
+        """This function with scores hidden where a mask, a function of a truth value, does not hold.
+
+        Args:
+          mask: gives truth values.
+          masked: the score of what is hidden.
+
+        Returns:
+          The function, and which of both functions' arrays in a row its arrays are.
+        """
+        types = (*self.arrays, *mask.arrays)
+        order = tuple(sorted(range(len(types)), key=lambda i: types[i] not in FLOATS))
+        places = {FIRST_ARRAY + old: FIRST_ARRAY + new for new, old in enumerate(order)}
+        shift = len(self.arrays)
+        shifted = {FIRST_ARRAY + i: places[FIRST_ARRAY + i + shift] for i in range(len(mask.arrays))}
+        builder = Builder()
+        score = builder.add(self.program.inputs[0])
+        dtype = builder.values[score].dtype
+        (score,) = appended(builder, self.program, score, places)
+        (seen,) = appended(builder, mask.program, builder.add(Constant.of(number=True, dtype="pred")), shifted)
+        hidden = builder.add(Constant.of(masked, dtype))
+        result = builder.add(Operation(name="select_n", operands=(seen, hidden, score), dtype=dtype))
+        name = ", ".join(filter(None, (self.name, mask.name)))
+        arrays = tuple(types[i] for i in order)
+        return ScoreFunction(program=builder.program([result]), arrays=arrays, name=name), order
+
     def __str__(self) -> str:
         counts = Counter(operation.name for operation in self.program.operations)
         work = ", ".join(f"{count} {name}" if count > 1 else name for name, count in counts.items())
         return f"{self.name} ({work})" if work else self.name
+
+
+def appended(builder: Builder, program: Program, score: int, arguments: dict[int, int]) -> list[int]:
+    """Adds a program to another one's values, and gives the numbers of its results.
+
+    Args:
+      builder: has the values.
+      program: what is added.
+      score: the number of the value that its argument SCORE is.
+      arguments: what its other arguments are, where they have other numbers.
+    """
+    numbers: list[int] = []
+    for value in program.values:
+        match value:
+            case Input(argument=argument) if argument == SCORE:
+                numbers.append(score)
+            case Input():
+                numbers.append(builder.add(replace(value, argument=arguments.get(value.argument, value.argument))))
+            case Operation():
+                numbers.append(builder.copy(value, [numbers[i] for i in value.operands]))
+            case _:
+                numbers.append(builder.add(value))
+    return [numbers[i] for i in program.results]

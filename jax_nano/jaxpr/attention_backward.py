@@ -79,13 +79,21 @@ class BackwardStep:
     keys: tuple[Array, Array]
 
     def __call__(self, sums: Sequence[Array | None], i: Array, j: Array) -> list[Array | None]:
-        """Adds it to the sums."""
+        """Adds it to the sums, unless a block mask hides it."""
+        if not self.spec.blocks:
+            return self.added(sums, i, j)
+        is_visited = self.blocks.is_visited(self.spec.blocks, self.named["blocks"], i, j)
+        is_visited |= (self.blocks.query_block(self.rows[2], i) < MASKED / 2).any()
+        return lax.cond(is_visited, lambda: self.added(sums, i, j), lambda: list(sums))
+
+    def added(self, sums: Sequence[Array | None], i: Array, j: Array) -> list[Array | None]:
+        """The sums with what the blocks contribute."""
         spec, blocks = self.spec, self.blocks
         query, out_ct, lse, delta = (blocks.query_block(x, i) for x in self.rows)
         key, value = (blocks.key_block(x, j) for x in self.keys)
         product = functools.partial(jnp.einsum, preferred_element_type=lse.dtype)
         products = product("bkgth,bksh->bkgts", query, key) * jnp.asarray(spec.scale, lse.dtype)
-        pairs = {name: blocks.score_block(x, i, j) for name, x in self.named.items() if spec.is_of_scores(name)}
+        pairs = {name: blocks.score_block(x, i, j) for name, x in self.named.items() if spec.is_of_pairs(name)}
         moving = [pairs[name].astype(lse.dtype) for name in spec.extras[: spec.differentiable - 3]]
         scores, pull = jax.vjp(lambda *x: self.scores(*x, pairs=pairs, i=i, j=j), products, *moving)
         p, seen = self.probabilities(scores, lse, pairs, i, j)
@@ -118,6 +126,8 @@ class BackwardStep:
         spec, blocks, named, heads = self.spec, self.blocks, self.named, scores.shape[1]
         p = jnp.exp(scores - lse[..., None])
         seen = blocks.visible(spec, named | pairs, i, j)
+        if seen is None and blocks.has_blind_rows(spec):
+            seen = blocks.inside(i, j)
         if seen is None:
             return p, None
         seen = blocks.grouped(seen, heads)

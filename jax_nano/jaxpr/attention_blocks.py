@@ -152,6 +152,17 @@ class Blocks:
         rows, columns = self.numbers(i, j)
         return (rows[:, None] < self.query_count) & (columns[None, :] < self.key_count)
 
+    def is_visited(self, size: tuple[int, int], table: Array, i: Array, j: Array) -> Array:
+        """Whether a block mask, of blocks of a size, has any pair of a block that is visited."""
+        (_, rows), (_, columns) = self.sizes
+        table = table.any((0, 1))
+        for axis, (number, mine, theirs) in enumerate(((i, rows, size[0]), (j, columns, size[1]))):
+            place = jnp.arange(table.shape[axis])
+            first, end = number * mine // theirs, -(-(number + 1) * mine // theirs)
+            inside = (place >= first) & (place < end)
+            table = table & (inside[:, None] if axis == 0 else inside[None, :])
+        return table.any()
+
     def visible(self, spec: AttentionSpec, named: dict[str, Array], i: Array, j: Array) -> Array | None:
         """Which pairs of a block are not masked; None where all are not."""
         seen = visible(spec, *self.numbers(i, j), named)

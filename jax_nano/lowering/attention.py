@@ -14,7 +14,7 @@ from jax.core import ShapedArray
 from jax.interpreters import ad, batching, mlir, xla
 
 from jax_nano import config
-from jax_nano.ir.attention import Attention, ScoreArray
+from jax_nano.ir.attention import Attention, BlockArray, ScoreArray
 from jax_nano.ir.attention_spec import AttentionSpec
 from jax_nano.ir.axes import Operand
 from jax_nano.ir.dot import UnsupportedDot
@@ -138,12 +138,16 @@ def describe(spec: AttentionSpec, sources: Sequence[Operand], out: Operand) -> A
         return ScoreArray(dtype=x.dtype, elements=x.elements, strides=(batch, group * head, head, row, column))
 
     arrays = {name: of_scores(x) for name, x in zip(spec.extras, extras, strict=True) if spec.is_of_scores(name)}
+    blocks = arrays.pop("blocks", None)
     return Attention(
         batch=b, heads=heads, group=group, queries=t, keys=s, depth=h, value_depth=depth, dtype=query.dtype,
         query=of_queries(query), key=of_keys(key), value=of_keys(value), out=of_queries(out),
         scale=float(spec.scale), causal=spec.causal, window=spec.window, bias=arrays.get("bias"),
         score=spec.score, score_arrays=tuple(arrays[name] for name in spec.score_arrays),
-        mask=arrays.get("mask"), query_lengths=spec.query_lengths, key_lengths=spec.key_lengths,
+        mask=arrays.get("mask"),
+        blocks=BlockArray(queries=spec.blocks[0], keys=spec.blocks[1], elements=blocks.elements, strides=blocks.strides)
+        if spec.blocks and blocks else None,
+        query_lengths=spec.query_lengths, key_lengths=spec.key_lengths,
         residual=spec.residual,
     )  # fmt: skip
 
@@ -164,7 +168,7 @@ def _lower(ctx: mlir.LoweringRuleContext, *operands: mlir.ir.Value, spec: Attent
         check_attention_inline()
         names = ("query", "key", "value", *spec.extras)
         found = [
-            row_major(x, aval) if name in spec.score_arrays else source_of(x, aval)
+            row_major(x, aval) if name in (*spec.score_arrays, "blocks") else source_of(x, aval)
             for name, x, aval in zip(names, operands, avals, strict=True)
         ]
         arrays, sources = zip(*found, strict=True)

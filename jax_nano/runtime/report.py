@@ -165,16 +165,16 @@ def summary_of_attention(plan: AttentionPlan) -> dict[str, str]:
     """The plan in words, by topic."""
     problem = plan.problem
     splits = f", in {plan.splits} splits" if plan.splits > 1 else ""
-    skipped = (
-        f"{100 * (1 - problem.visible):.0f} % of the scores are masked by place" if problem.visible < 1 else "none"
-    )
+    skipped = [f"{100 * (1 - problem.visible):.0f} % of the scores are masked by place"] if problem.visible < 1 else []
+    if blocks := problem.blocks:
+        skipped.append(f"blocks of {blocks.queries} x {blocks.keys} that a block mask hides, as the kernel runs")
     packed = {"K": plan.packs_keys, "V": plan.packs_values}
     modes = ", ".join(f"{name} {'packed per task' if is_packed else 'unpacked'}" for name, is_packed in packed.items())
     return {
         "target": f"{plan.isa}, {plan.instruction.name}",
         "block": f"{plan.mr} x {plan.nr} accumulators: keys or elements of values x queries",
         "cache": f"{plan.query_block} queries a task, {plan.key_block} keys a block{splits}; {modes}",
-        "skipped": skipped,
+        "skipped": "; ".join(skipped) or "none",
         "phases": _phases(plan),
         "chosen": plan.why,
     }

@@ -131,7 +131,7 @@ class AttentionPlan:
         Otherwise such rows may be found, of which all keys have to be visited: they average V.
         """
         problem = self.problem
-        skips = problem.causal or problem.window or problem.key_lengths
+        skips = problem.causal or problem.window or problem.key_lengths or problem.blocks
         beyond = problem.window and problem.queries - 1 - problem.window[0] >= problem.keys
         lengths = problem.key_lengths and (problem.causal or problem.window)
         return not (beyond or lengths or (problem.may_hide and skips))

@@ -134,7 +134,12 @@ def splits_of(plan: AttentionPlan) -> int:
     Rows that mix masks and skipped blocks are not split: whether they see any key, all splits decide together.
     """
     problem = plan.problem
-    if problem.causal or problem.window or ((problem.bias or problem.mask or problem.score) and problem.key_lengths):
+    if (
+        problem.causal
+        or problem.window
+        or problem.blocks
+        or ((problem.bias or problem.mask or problem.score) and problem.key_lengths)
+    ):
         return 1
     wanted = min(-(-TASKS // plan.elements), problem.keys // SPLIT_KEYS)
     while wanted > 1:
