@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from jax_nano.runtime.report import Reports as Reports
     from jax_nano.runtime.tuning import Tuned as Tuned
     from jax_nano.runtime.tuning import Tunings as Tunings
+    from jax_nano.weights.cache import QuantizedCache as QuantizedCache
+    from jax_nano.weights.cache import quantize_cache as quantize_cache
     from jax_nano.weights.packed import PackedWeight as PackedWeight
     from jax_nano.weights.packed import pack as pack
     from jax_nano.weights.quantized import QuantizedWeight as QuantizedWeight
@@ -103,6 +105,7 @@ _HOME = {
     "jaxpr.block_masks": ("BlockMask",),
     "runtime.report": ("Report", "Reports"),
     "runtime.tuning": ("Tuned", "Tunings"),
+    "weights.cache": ("QuantizedCache", "quantize_cache"),
     "weights.packed": ("PackedWeight", "pack"),
     "weights.quantized": ("QuantizedWeight", "quantization_error", "quantize"),
 }
@@ -111,6 +114,7 @@ _MODULES = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "BlockMask",
     "PackedWeight",
+    "QuantizedCache",
     "QuantizedWeight",
     "Report",
     "Reports",
@@ -140,6 +144,7 @@ __all__ = [
     "pack",
     "quantization_error",
     "quantize",
+    "quantize_cache",
     "release_memory",
     "retain_memory",
     "tensordot",

@@ -27,14 +27,15 @@ from jax_nano.jaxpr.score_reader import Score, mapped, read_score
 from jax_nano.lowering.attention import attend
 from jax_nano.lowering.dot_general import nano
 from jax_nano.runtime.report import Report, tell
+from jax_nano.weights.cache import QuantizedCache
 
 STATIC = ("scale", "is_causal", "local_window_size", "implementation", "return_residual")
 
 
 def dot_product_attention(  # noqa: PLR0913  its namesake's
     query: ArrayLike,
-    key: ArrayLike,
-    value: ArrayLike,
+    key: ArrayLike | QuantizedCache,
+    value: ArrayLike | QuantizedCache,
     bias: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     *,
@@ -55,6 +56,7 @@ def dot_product_attention(  # noqa: PLR0913  its namesake's
     Args:
       query: (B, T, N, H) or (T, N, H).
       key: (B, S, K, H) or (S, K, H); N is a multiple of K, and query heads share those of keys in groups of N / K.
+        One that jax_nano.quantize_cache made is read as it is, where `value` is one as well.
       value: as `key`.
       bias: added to scaled scores; broadcasts to (B, N, T, S).
       mask: truth values that broadcast to that; pairs that have False are masked.
@@ -87,7 +89,7 @@ def dot_product_attention(  # noqa: PLR0913  its namesake's
         params["local_window_size"] = tuple(local_window_size)
     if score is not None or block_mask is not None:
         return _attend_scored(score, block_mask, *arrays, **params)
-    is_traced = any(isinstance(x, Tracer) for x in (*arrays, scale))
+    is_traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((arrays, scale)))
     if is_traced or isinstance(scale, jax.Array) or not config.enabled():
         return _attend(*arrays, **params)
     return _compiled(*arrays, **params)
@@ -100,12 +102,12 @@ def _attend(
     namesake: Any = partial(
         jax.nn.dot_product_attention, query_seq_lengths=query_lengths, key_value_seq_lengths=key_lengths, **params
     )
-    result = jax.eval_shape(namesake, query, key, value, bias, mask)  # raises what it raises
+    result = jax.eval_shape(namesake, query, *map(_type, (key, value)), bias, mask)  # raises what it raises
     if score is None and not config.enabled():
-        return namesake(query, key, value, bias, mask)
+        return namesake(query, *map(jnp.asarray, (key, value)), bias, mask)
     if score is None and (reason := _why_not(query, params)):
         _tell(reason, query, key, value)
-        return nano(namesake)(query, key, value, bias, mask)
+        return nano(namesake)(query, *map(jnp.asarray, (key, value)), bias, mask)
     operands, spec = _operands(arrays[:7], params)
     if score is not None:
         spec = replace(spec, score=score, blocks=blocks)
@@ -120,6 +122,10 @@ _compiled = functools.wraps(_attend)(jax.jit(_attend, static_argnames=(*STATIC, 
 def _operands(arrays: Sequence[Any], params: dict[str, Any]) -> tuple[dict[str, Array], AttentionSpec]:
     """The operands of the primitive by name, but those of a score function, and its parameter."""
     query, key, value, bias, mask, query_lengths, key_lengths = arrays
+    scales: dict[str, Array] = {}
+    if is_quantized := isinstance(key, QuantizedCache) and isinstance(value, QuantizedCache):
+        scales = {"key_scales": _in_batches(key.scales, 3), "value_scales": _in_batches(value.scales, 3)}
+        key, value = key.values, value.values
     of_rank_four = {"query": query, "key": key, "value": value, "bias": bias, "mask": mask}
     operands = {name: _in_batches(x) for name, x in of_rank_four.items() if x is not None}
     lengths = {"query_lengths": query_lengths, "key_lengths": key_lengths}
@@ -129,7 +135,9 @@ def _operands(arrays: Sequence[Any], params: dict[str, Any]) -> tuple[dict[str, 
         causal=params["is_causal"],
         window=_window(params["local_window_size"]),
         residual=params["return_residual"],
+        quantized=is_quantized,
     )
+    operands |= scales
     return operands, spec.with_operands(operands)
 
 
@@ -153,7 +161,7 @@ def _attend_scored(score: Score | None, block_mask: BlockMask | None, *arrays: A
     namesake: Any = partial(
         jax.nn.dot_product_attention, query_seq_lengths=lengths[0], key_value_seq_lengths=lengths[1], **params
     )
-    result = jax.eval_shape(namesake, query, key, value, bias, mask)  # raises what it raises
+    result = jax.eval_shape(namesake, query, *map(_type, (key, value)), bias, mask)  # raises what it raises
     (b, t, n, _), s = _in_batches(query).shape, jnp.shape(key)[-3]
     shape, dtype = (b, n, t, s), accumulator(jnp.result_type(query))
     try:
@@ -170,7 +178,7 @@ def _attend_scored(score: Score | None, block_mask: BlockMask | None, *arrays: A
         function, order = function.masked(block_mask.function, MASKED)
         more = [[*more, *block_mask.arrays][i] for i in order] + [block_mask.blocks]
         params["blocks"] = block_mask.size
-    is_traced = any(isinstance(x, Tracer) for x in (*arrays, *more))
+    is_traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((arrays, more)))
     return (_attend if is_traced else _compiled)(*arrays, *more, score=function, **params)
 
 
@@ -200,10 +208,15 @@ def _why_not(query: Any, params: dict[str, Any]) -> str:
     return ""
 
 
-def _in_batches(x: ArrayLike) -> Array:
-    """An array of four dimensions, with leading ones where there are fewer."""
+def _in_batches(x: ArrayLike, ndim: int = 4) -> Array:
+    """An array of four dimensions, or so many, with leading ones where there are fewer."""
     x = jnp.asarray(x)
-    return x.reshape((1,) * (4 - x.ndim) + x.shape)
+    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
+
+
+def _type(x: Any) -> Any:
+    """The shape and type of an array, or of that which a quantized one stands for."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, QuantizedCache) else x
 
 
 def _scale(scale: float | None, depth: int) -> float:

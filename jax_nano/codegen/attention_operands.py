@@ -73,14 +73,14 @@ class AttentionOperands:
         b, h, row, column = self.plan.problem.key
         base = self._array("key")
         assert base is not None
-        return MatrixRef(base, add(mul(head.batch, b), mul(head.head, h)), (row, column), self.plan.problem.dtype)
+        return MatrixRef(base, add(mul(head.batch, b), mul(head.head, h)), (row, column), self.plan.problem.key_dtype)
 
     def value(self, head: Head) -> MatrixRef:
         """V, (keys, d)."""
         b, h, row, column = self.plan.problem.value
         base = self._array("value")
         assert base is not None
-        return MatrixRef(base, add(mul(head.batch, b), mul(head.head, h)), (row, column), self.plan.problem.dtype)
+        return MatrixRef(base, add(mul(head.batch, b), mul(head.head, h)), (row, column), self.plan.problem.value_dtype)
 
     def bias(self, head: Head) -> MatrixRef | None:
         """The bias, (columns, keys)."""
@@ -102,6 +102,16 @@ class AttentionOperands:
         """The mask, (columns, keys), of bytes."""
         mask = self.plan.problem.mask
         return self._by_query("mask", mask.strides, head, "u8") if mask else None
+
+    def key_scales(self, head: Head) -> MatrixRef | None:
+        """The scales of keys, (columns, keys)."""
+        scales = self.plan.problem.key_scales
+        return self._by_query("key_scales", scales.strides, head, scales.dtype) if scales else None
+
+    def value_scales(self, head: Head) -> MatrixRef | None:
+        """The scales of values, (columns, keys)."""
+        scales = self.plan.problem.value_scales
+        return self._by_query("value_scales", scales.strides, head, scales.dtype) if scales else None
 
     def residual(self, head: Head) -> MatrixRef | None:
         """The logarithms of sums of exponentials: a row of columns."""

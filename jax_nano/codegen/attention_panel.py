@@ -109,7 +109,10 @@ class PanelAttention:
         bias = self.score_array("bias", self.operands.bias(self.head), j, block)
         mask = self.score_array("mask", self.operands.mask(self.head), j, block)
         score = self.score_function(j, block, visible)
-        softmax = Softmax(self.plan, self.operands.scores(), self.operands.exponentials(), bias, mask, score)
+        softmax = Softmax(
+            self.plan, self.operands.scores(), self.operands.exponentials(), bias, mask, score,
+            *(self.score_array("scales", scales, j, block) for scales in self.scales()),
+        )  # fmt: skip
         out, maxima, totals = self.sums.out(j), self.sums.maxima(j), self.sums.totals(j)
         before = softmax.row(maxima)
         after = softmax.maxima(block.depth, visible, block.key, before)
@@ -121,6 +124,10 @@ class PanelAttention:
             rescaled = [v.mul(x, factor) for x, factor in zip(softmax.row(out, row.i), factors, strict=True)]
             softmax.store_row(rescaled, out, row.i)
         self.add_values(block, out)
+
+    def scales(self) -> tuple[MatrixRef | None, MatrixRef | None]:
+        """Those of keys and of values, which are the same for all queries."""
+        return self.operands.key_scales(self.head), self.operands.value_scales(self.head)
 
     def score_array(self, name: str, source: MatrixRef | None, j: Index, block: KeyBlock) -> MatrixRef | None:
         """The bias or mask of a panel, (keys, columns): where it lies, if it is the same for all queries."""

@@ -114,6 +114,8 @@ class Softmax:
       bias: what is added, (keys, columns).
       mask: of bytes, or of numbers that are 0 where a pair is masked.
       score: what becomes of the scores of a row.
+      key_scales: factors of products, the same in a row.
+      value_scales: factors of exponentials as the second product takes them, the same in a row.
     """
 
     plan: AttentionPlan
@@ -122,6 +124,8 @@ class Softmax:
     bias: MatrixRef | None
     mask: MatrixRef | None
     score: Callable[[Values, Index], Values] | None = None
+    key_scales: MatrixRef | None = None
+    value_scales: MatrixRef | None = None
 
     @property
     def columns(self) -> range:
@@ -176,6 +180,8 @@ class Softmax:
         """Scores of a key out of its products: scaled, with bias and mask."""
         scale = self.plan.problem.scale
         values = [v.mul(x, scale) for x in products] if scale != 1 else products
+        if self.key_scales:
+            values = [v.mul(x, factor) for x, factor in zip(values, self.row(self.key_scales, i), strict=True)]
         if self.bias:
             values = [v.add(x, bias) for x, bias in zip(values, self.row(self.bias, i), strict=True)]
         if self.score:
@@ -197,6 +203,9 @@ class Softmax:
                     row = self.row(self.scores, add(first, i))
                     found.append([vmath.exp_of_difference(v.sub(x, m)) for x, m in zip(row, maxima, strict=True)])
                     sums = [v.add(total, x) for total, x in zip(sums, found[-1], strict=True)]
+                    if self.value_scales:
+                        factors = self.row(self.value_scales, add(first, i))
+                        found[-1] = [v.mul(x, factor) for x, factor in zip(found[-1], factors, strict=True)]
                 found += [[zero] * len(self.columns)] * (vnni - len(found))
                 self.store_group(found, add(first, group))
             return sums

@@ -17,7 +17,20 @@ from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.ir.score_function import ScoreFunction
 
-Role = Literal["query", "key", "value", "bias", "score", "mask", "query_lengths", "key_lengths", "blocks", "out"]
+Role = Literal[
+    "query",
+    "key",
+    "value",
+    "bias",
+    "score",
+    "mask",
+    "query_lengths",
+    "key_lengths",
+    "blocks",
+    "key_scales",
+    "value_scales",
+    "out",
+]
 
 MASKED = float(-0.7 * np.finfo(np.float32).max)
 """The score of a masked pair, as jax.nn has it: finite, so that a row whose keys are all masked averages V."""
@@ -81,6 +94,8 @@ class Attention:
       blocks: which blocks are visited at all; pairs of the others are masked by the score function.
       query_lengths: s32[batch] says how many queries there are; rows of the others are zero.
       key_lengths: s32[batch] says how many keys there are; the others are masked.
+      key_scales: keys are s8, of which this has the factors: f32, the same for all queries.
+      value_scales: values are s8, likewise.
       residual: the logarithms of the sums of exponentials are a second result, (b, h, g, t) row-major, of `acc`.
     """
 
@@ -106,6 +121,8 @@ class Attention:
     blocks: BlockArray | None = None
     query_lengths: bool = False
     key_lengths: bool = False
+    key_scales: ScoreArray | None = None
+    value_scales: ScoreArray | None = None
     residual: bool = False
 
     def __post_init__(self):
@@ -113,6 +130,8 @@ class Attention:
             raise UnsupportedAttention("a dimension is 0: there is nothing to compute")
         if self.dtype not in ("f64", "f32", "bf16", "f16"):
             raise UnsupportedAttention(f"no kernel attends in {self.dtype} (there are f64, f32, bf16, f16)")
+        if self.dtype == "f64" and (self.key_scales or self.value_scales):
+            raise UnsupportedAttention("no kernel reads integers as keys of f64; use f32, bf16 or f16")
         if self.bias and self.bias.dtype not in ("f64", "f32", "bf16", "f16"):
             raise UnsupportedAttention(f"no kernel adds a bias of {self.bias.dtype} to scores; convert it to f32")
         if self.bias and self.bias.dtype == "f64" != self.dtype:
@@ -144,6 +163,16 @@ class Attention:
         return "f64" if self.dtype == "f64" else "f32"
 
     @property
+    def key_dtype(self) -> str:
+        """The type of K in memory."""
+        return "s8" if self.key_scales else self.dtype
+
+    @property
+    def value_dtype(self) -> str:
+        """The type of V in memory."""
+        return "s8" if self.value_scales else self.dtype
+
+    @property
     def query_heads(self) -> int:
         """All query heads."""
         return self.heads * self.group
@@ -154,8 +183,8 @@ class Attention:
         rows, keys = self.batch * self.query_heads * self.queries, self.batch * self.heads * self.keys
         arrays = [
             AttentionArray("query", self.dtype, rows * self.depth),
-            AttentionArray("key", self.dtype, keys * self.depth),
-            AttentionArray("value", self.dtype, keys * self.value_depth),
+            AttentionArray("key", self.key_dtype, keys * self.depth),
+            AttentionArray("value", self.value_dtype, keys * self.value_depth),
         ]
         arrays += [AttentionArray("bias", self.bias.dtype, self.bias.elements)] if self.bias else []
         count = self.score.differentiable if self.score else 0
@@ -166,6 +195,9 @@ class Attention:
         arrays += [AttentionArray("key_lengths", "s32", self.batch)] if self.key_lengths else []
         arrays += score_arrays[count:]
         arrays += [AttentionArray("blocks", "pred", self.blocks.elements)] if self.blocks else []
+        scales: tuple[tuple[Role, ScoreArray | None], ...]
+        scales = ("key_scales", self.key_scales), ("value_scales", self.value_scales)
+        arrays += [AttentionArray(role, array.dtype, array.elements) for role, array in scales if array]
         arrays.append(AttentionArray("out", self.dtype, rows * self.value_depth))
         return (*arrays, AttentionArray("out", self.acc, rows)) if self.residual else tuple(arrays)
 
@@ -203,6 +235,7 @@ class Attention:
         flags = {
             "causal": self.causal, "window": self.window, "bias": self.bias, "score": self.score, "mask": self.mask,
             "blocks": self.blocks, "lengths": self.query_lengths or self.key_lengths,
+            "s8": self.key_scales,
         }  # fmt: skip
         sizes = f"{batch}t{self.queries}s{self.keys}{heads}{depth}"
         return "_".join(["attention", self.dtype, sizes, *(name for name, is_set in flags.items() if is_set)])

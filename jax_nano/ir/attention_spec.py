@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from jax_nano.ir.score_function import ScoreFunction
 
+SCALES = "key_scales", "value_scales"
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpec:
@@ -22,6 +24,7 @@ class AttentionSpec:
       blocks: there is one that says which blocks of so many queries and keys are visited at all.
       query_lengths: there is one that says how many queries there are.
       key_lengths: there is one that says how many keys there are.
+      quantized: keys and values are integers, and there are two that have their scales.
       residual: the logarithms of the sums of exponentials are a second result.
     """
 
@@ -34,6 +37,7 @@ class AttentionSpec:
     blocks: tuple[int, int] | None = None
     query_lengths: bool = False
     key_lengths: bool = False
+    quantized: bool = False
     residual: bool = False
 
     @property
@@ -42,7 +46,7 @@ class AttentionSpec:
         names = tuple(name for name in ("mask", "query_lengths", "key_lengths") if getattr(self, name))
         arrays, count = self.score_arrays, self.score.differentiable if self.score else 0
         blocks = ("blocks",) if self.blocks else ()
-        return ("bias",) * self.bias + arrays[:count] + names + arrays[count:] + blocks
+        return ("bias",) * self.bias + arrays[:count] + names + arrays[count:] + blocks + SCALES * self.quantized
 
     def with_operands(self, names: Collection[str]) -> AttentionSpec:
         """It with the operands of some names, beside those of a score function."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -43,6 +44,19 @@ def visible(spec: AttentionSpec, rows: Array, columns: Array, extras: dict[str, 
     return functools.reduce(operator.and_, masks) if masks else None
 
 
+def dequantized(spec: AttentionSpec, operands: Sequence[Array]) -> tuple[tuple[Array, ...], AttentionSpec]:
+    """The operands and parameter of an attention to what quantized keys and values stand for."""
+    if not spec.quantized:
+        return tuple(operands), spec
+    query, *integers = operands[:3]
+    *extras, key_scales, value_scales = operands[3:]
+    key, value = (
+        (x.astype(jnp.float32) * scales[..., None]).astype(query.dtype)
+        for x, scales in zip(integers, (key_scales, value_scales), strict=True)
+    )
+    return (query, key, value, *extras), replace(spec, quantized=False)
+
+
 def scored(spec: AttentionSpec, scores: Array, rows: Array, columns: Array, extras: dict[str, Array]) -> Array:
     """What the score function makes of scores.
 
@@ -69,7 +83,8 @@ def definition(
     score: Callable[..., Array] | None = None,
 ) -> list[Array]:
     """The results of nano_attention, as jax.nn computes them; with any function of scores and of places."""
-    named = dict(zip(spec.extras, extras, strict=True))
+    (query, key, value, *rest), spec = dequantized(spec, (query, key, value, *extras))
+    named = dict(zip(spec.extras, rest, strict=True))
     b, t, n, h = query.shape
     s, heads, depth = value.shape[1:]
     grouped = query.reshape(b, t, heads, n // heads, h)

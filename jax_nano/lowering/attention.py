@@ -9,18 +9,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.core import ShapedArray
 from jax.interpreters import ad, batching, mlir, xla
 
 from jax_nano import config
 from jax_nano.ir.attention import Attention, BlockArray, ScoreArray
-from jax_nano.ir.attention_spec import AttentionSpec
+from jax_nano.ir.attention_spec import SCALES, AttentionSpec
 from jax_nano.ir.axes import Operand
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
 from jax_nano.jaxpr.attention_backward import Backward
-from jax_nano.jaxpr.attention_program import accumulator, definition, tangents
+from jax_nano.jaxpr.attention_program import accumulator, definition, dequantized, tangents
 from jax_nano.jaxpr.primitives import nano_attention_p, nano_attention_tangent_p
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import check_partitioning, nano, source_of
@@ -33,7 +34,7 @@ from jax_nano.runtime.report import Report, tell
 def _abstract(*operands: Any, spec: AttentionSpec) -> list[ShapedArray]:
     query, _, value, *_ = operands
     b, t, n, _ = query.shape
-    results = [ShapedArray((b, t, n, value.shape[3]), value.dtype)]
+    results = [ShapedArray((b, t, n, value.shape[3]), query.dtype)]
     return [*results, ShapedArray((b, n, t), accumulator(query.dtype))] if spec.residual else results
 
 
@@ -43,6 +44,9 @@ def _abstract_tangent(*operands: Any, spec: AttentionSpec) -> list[ShapedArray]:
 
 def _jvp(primals: Sequence[Array], moving: Sequence[Any], *, spec: AttentionSpec) -> tuple[list[Array], list[Array]]:
     """Computes the results with a residual, of which the tangents are made."""
+    if spec.quantized:
+        known = [float0_or(tangent, primal) for primal, tangent in zip(primals, moving, strict=True)]
+        return jax.jvp(partial(_attend_dequantized, spec), primals, known)
     full = replace(spec, residual=True)
     results = nano_attention_p.bind(*primals, spec=full)
     known = [
@@ -52,6 +56,19 @@ def _jvp(primals: Sequence[Array], moving: Sequence[Any], *, spec: AttentionSpec
     moved = nano_attention_tangent_p.bind(*primals, *results, *known, spec=full)
     count = 1 + spec.residual
     return results[:count], moved[:count]
+
+
+def float0_or(tangent: Any, primal: Array) -> Any:
+    """A tangent as jax.jvp takes it."""
+    if jnp.issubdtype(primal.dtype, jnp.floating):
+        return ad.instantiate_zeros(tangent)
+    return np.zeros(primal.shape, jax.dtypes.float0)
+
+
+def _attend_dequantized(spec: AttentionSpec, *operands: Array) -> list[Array]:
+    """Attention to the arrays that integers stand for, for its derivatives."""
+    operands, spec = dequantized(spec, operands)
+    return nano_attention_p.bind(*operands, spec=spec)
 
 
 def _jvp_of_tangent(primals: Sequence[Array], moving: Sequence[Any], *, spec: AttentionSpec):
@@ -139,6 +156,12 @@ def describe(spec: AttentionSpec, sources: Sequence[Operand], out: Operand) -> A
 
     arrays = {name: of_scores(x) for name, x in zip(spec.extras, extras, strict=True) if spec.is_of_scores(name)}
     blocks = arrays.pop("blocks", None)
+
+    def of_scales(x: Operand) -> ScoreArray:
+        batch, row, head = x.strides
+        return ScoreArray(dtype=x.dtype, elements=x.elements, strides=(batch, head, 0, 0, row))
+
+    arrays |= {name: of_scales(x) for name, x in zip(spec.extras, extras, strict=True) if name in SCALES}
     return Attention(
         batch=b, heads=heads, group=group, queries=t, keys=s, depth=h, value_depth=depth, dtype=query.dtype,
         query=of_queries(query), key=of_keys(key), value=of_keys(value), out=of_queries(out),
@@ -148,7 +171,7 @@ def describe(spec: AttentionSpec, sources: Sequence[Operand], out: Operand) -> A
         blocks=BlockArray(queries=spec.blocks[0], keys=spec.blocks[1], elements=blocks.elements, strides=blocks.strides)
         if spec.blocks and blocks else None,
         query_lengths=spec.query_lengths, key_lengths=spec.key_lengths,
-        residual=spec.residual,
+        key_scales=arrays.get("key_scales"), value_scales=arrays.get("value_scales"), residual=spec.residual,
     )  # fmt: skip
 
 

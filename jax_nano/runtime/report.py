@@ -158,6 +158,7 @@ def describe_attention(problem: Attention) -> str:
         "score function": problem.score,
         "mask": problem.mask, "lengths": problem.query_lengths or problem.key_lengths, "residual": problem.residual,
     }  # fmt: skip
+    text += "; keys and values of s8" if problem.key_scales else ""
     return "; ".join([text, f"{problem.dtype}, summed in {problem.acc}", *(name for name in parts if parts[name])])
 
 

@@ -89,8 +89,10 @@ def plan_by(problem: Attention, machine: Machine, isa: Isa, instruction: DotInst
         unroll=UNROLL,
         key_block=key_block,
         query_block=query_block(problem, machine, columns, nr),
-        packs_keys=not (in_place and problem.key[-1] == 1),
-        packs_values=not (in_place and instruction.vnni == 1 and problem.value[-1] == 1),
+        packs_keys=not (in_place and problem.key_dtype == problem.dtype and problem.key[-1] == 1),
+        packs_values=not (
+            in_place and problem.value_dtype == problem.dtype and instruction.vnni == 1 and problem.value[-1] == 1
+        ),
     )
     return replace(plan, splits=splits_of(plan))
 
