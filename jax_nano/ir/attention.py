@@ -202,6 +202,11 @@ class Attention:
         return (*arrays, AttentionArray("out", self.acc, rows)) if self.residual else tuple(arrays)
 
     @property
+    def arrays_of_pairs(self) -> tuple[ScoreArray, ...]:
+        """Those that broadcast to the scores."""
+        return tuple(filter(None, (self.bias, self.mask, *self.score_arrays)))
+
+    @property
     def may_hide(self) -> bool:
         """Whether pairs may be hidden by what a kernel learns only as it runs."""
         return self.mask is not None or (self.score is not None and self.score.may_hide(MASKED))

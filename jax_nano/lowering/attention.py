@@ -46,7 +46,7 @@ def _jvp(primals: Sequence[Array], moving: Sequence[Any], *, spec: AttentionSpec
     """Computes the results with a residual, of which the tangents are made."""
     if spec.quantized:
         known = [float0_or(tangent, primal) for primal, tangent in zip(primals, moving, strict=True)]
-        return jax.jvp(partial(_attend_dequantized, spec), primals, known)
+        return jax.jvp(partial(_attend_dequantized, spec), list(primals), known)
     full = replace(spec, residual=True)
     results = nano_attention_p.bind(*primals, spec=full)
     known = [

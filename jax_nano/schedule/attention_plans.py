@@ -78,6 +78,8 @@ def plan_by(problem: Attention, machine: Machine, isa: Isa, instruction: DotInst
     columns = problem.group if problem.queries == 1 else problem.queries
     mr, nr = tile_block(instruction, columns) if instruction.tiles else vector_block(problem, isa, instruction, columns)
     steps = math.lcm(mr, instruction.shape[2], UNROLL * instruction.vnni)
+    if transposes_keys(problem):
+        steps = math.lcm(steps, instruction.shape[1] * instruction.vnni)
     key_block = rounded_up(min(KEYS_PER_BLOCK, problem.keys), steps)
     in_place = problem.dtype == instruction.lhs and columns <= FEW_QUERIES and not instruction.tiles
     plan = AttentionPlan(
@@ -95,6 +97,12 @@ def plan_by(problem: Attention, machine: Machine, isa: Isa, instruction: DotInst
         ),
     )
     return replace(plan, splits=splits_of(plan))
+
+
+def transposes_keys(problem: Attention) -> bool:
+    """Whether something is transposed on its way into a block of keys, which is done in whole registers of them."""
+    pairs = any((array.strides[2] or array.strides[3]) and array.strides[4] for array in problem.arrays_of_pairs)
+    return pairs or problem.value[-1] != 1
 
 
 def tile_block(instruction: DotInstruction, columns: int) -> tuple[int, int]:

@@ -185,3 +185,20 @@ def test_what_has_no_kernel_says_why():
     with pytest.raises(UnsupportedAttention, match="a dimension is 0: there is nothing to compute"):
         replace(problem, keys=0)
     assert isinstance(problem, Attention)
+
+
+@pytest.mark.parametrize("keys", [100, 288, 300])
+@pytest.mark.parametrize("depth", [24, 48, 64])
+@pytest.mark.parametrize("queries", [16, 40])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["f32", "bf16"])
+def test_biases_and_masks_over_several_blocks_of_keys(dtype, queries, depth, keys):
+    rng = np.random.default_rng(0)
+    bias = rng.standard_normal((1, 2, queries, keys)).astype(dtype)
+    check(arrays(1, queries, keys, 2, 1, depth, dtype=dtype), bias=bias)
+    check(arrays(1, queries, keys, 2, 1, depth, dtype=dtype), mask=rng.random((1, 1, queries, keys)) < 0.5)
+
+
+@pytest.mark.parametrize("keys", [100, 288, 300])
+def test_biases_of_folded_heads_over_several_blocks_of_keys(keys):
+    bias = np.random.default_rng(0).standard_normal((2, 6, 1, keys)).astype(np.float32)
+    check(arrays(2, 1, keys, 6, 2, 48), bias=bias)
