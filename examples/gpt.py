@@ -1,9 +1,9 @@
 """Greedy text generation by a decoder of GPT-2's shape, in several types, on jax_nano's products and on XLA's.
 
-The model is plain JAX; jax_nano.accelerate gives it its products, fused with biases, gelu and residual sums. Weights
-are random, or those of a checkpoint of GPT-2: a file model.safetensors, as Hugging Face has them, with vocab.json and
-merges.txt beside it. Prints how many tokens per second it reads of a prompt, and writes after it, and draws both into
-examples/gpt.png.
+The model is plain JAX; jax_nano.accelerate gives it its products, fused with biases, gelu and residual sums, and its
+attention as one kernel, which jax_nano.inspect shows. Weights are random, or those of a checkpoint of GPT-2: a file
+model.safetensors, as Hugging Face has them, with vocab.json and merges.txt beside it. Prints how many tokens per second
+it reads of a prompt, and writes after it, and draws both into examples/gpt.png.
 
 usage: python examples/gpt.py [--checkpoint model.safetensors --prompt "Once upon a time"] [--types f32 int4]
 """
@@ -69,7 +69,7 @@ def attention(
     keys, values = (lax.dynamic_update_slice(old, x, (position, 0, 0)) for old, x in zip(memory, new, strict=True))
     scores = jnp.einsum("qhd,khd->hqk", q, keys).astype(jnp.float32) / math.sqrt(HEAD)
     seen = jnp.arange(len(keys)) <= position + jnp.arange(tokens)[:, None]
-    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)).astype(x.dtype)
+    weights = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(jnp.float32).min)).astype(x.dtype)
     mixed = jnp.einsum("hqk,khd->qhd", weights, values)
     return linear(params, f"{name}.c_proj", mixed.reshape(tokens, width)), (keys, values)
 
@@ -235,6 +235,18 @@ def compare(params: Params, types: Sequence[str], prompt: Sequence[int], count: 
     return runs
 
 
+def attention_kernels(params: Params, name: str, tokens: int) -> str:
+    """What the attention of all layers runs as when a token is written."""
+    typed = in_type(params, name)
+    one, cache = jnp.zeros(1, jnp.int32), empty_cache(typed, tokens)
+    reports = jax_nano.inspect(jax_nano.accelerate(step), typed, cache, one, jnp.int32(0))
+    found = [report for report in reports if report.equation.startswith("attention")]
+    kernels = {report.kernel.name for report in found if report.kernel}
+    return (
+        f"{sum(report.ran_as == 'kernel' for report in found)} of {len(cache)} layers by {', '.join(kernels) or 'XLA'}"
+    )
+
+
 def table(runs: dict[tuple[str, str], Run]) -> Table:
     """A row for each run; what was written is compared with what the first one wrote."""
     result = Table("type", "products", "compiling", "reading", "writing", "the same", title="tokens per second")
@@ -297,6 +309,7 @@ def main() -> None:
     runs = compare(params, args.types, prompt, args.count)
     rich.print(table(runs))
     print(f"written by the first: {tokenizer.decode(next(iter(runs.values())).tokens)}")
+    print(f"attention of {args.types[0]}: {attention_kernels(params, args.types[0], len(prompt) + args.count)}")
     print(f"products that ran as jax_nano's kernels: {jax_nano.executed_kernels():,}")
     path = pathlib.Path(__file__).with_name("gpt.png")
     draw(runs, path)

@@ -45,6 +45,7 @@ def test_the_gpt_example_writes_the_same_in_f32_through_jax_nano_as_through_xla(
     rows = re.findall(r"│ (\w+) +│ (\w+) +│ [\d.]+ s +│ +([\d,]+) +│ +([\d.,]+) +│ first (\d)", printed)
     assert [row[:2] for row in rows] == list(itertools.product(defined["TYPES"], ("jax_nano", "XLA")))
     assert rows[0][-1] == rows[1][-1] == "5"
+    assert re.search("attention of f32: 2 of 2 layers by nano_attention_f32_b2t1s133h1d64_mask", printed)
     assert (tmp_path / "gpt.png").stat().st_size > 10_000
 
 
@@ -63,6 +64,15 @@ def test_the_gpt_example_reads_checkpoints(tmp_path, capsys, monkeypatch):
     run("--checkpoint", tmp_path / "model.safetensors", *common, "ththe the")
     printed = re.findall("written by the first: (.*)", capsys.readouterr().out)
     assert printed[0] == printed[1] == " ".join(re.findall(r"\d+", printed[2]))
+
+
+def test_the_attention_example_draws_time_and_memory(tmp_path, capsys, monkeypatch):
+    model = "--layers", 1, "--width", 128, "--vocabulary", 300, "--frames", 70, "--tokens", 20
+    run_example("attention.py", tmp_path, monkeypatch, *model, "--lengths", 64, 128)
+    printed = capsys.readouterr().out
+    assert "attention by kernels: 3 of 3" in printed
+    assert len(re.findall(r"│ (?:f32|bf16) +│ (?:XLA|jax_nano) +│ +[\d.,]+ ms", printed)) == 4
+    assert (tmp_path / "attention.png").stat().st_size > 10_000
 
 
 def test_the_characters_example_learns(capsys, monkeypatch):

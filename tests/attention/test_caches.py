@@ -220,7 +220,7 @@ def test_turned_off_it_is_dequantized(monkeypatch):
     q, k, v = arrays()
     caches = [jax_nano.quantize_cache(x) for x in (k, v)]
     with kernels(0):
-        out = jax_nano.dot_product_attention(q, *caches)
+        out = jax_nano.dot_product_attention(q, caches[0], caches[1])
     assert_attention(out, np.asarray(q), *map(stood_for, caches))
 
 
