@@ -131,11 +131,12 @@ class Call:
 
     @property
     def labeled(self) -> list[Labeled]:
-        """Its arrays: queries, keys, values, then bias, masks and lengths as far as there are any."""
+        """Its arrays: queries, keys, values, then bias, masks, lengths and arrays of scores if any."""
         match, scores = self.match, self.match.scores
         bias = [self.source(scores.bias)] if scores.bias else []
         masks = [self.source(mask.value) for mask in match.masks]
-        return [match.query, match.key, match.value, *bias, *masks, *filter(None, [match.key_lengths])]
+        return [match.query, match.key, match.value, *bias, *masks, *filter(None, [match.key_lengths]),
+                *match.score_arrays]  # fmt: skip
 
     @property
     def multiplications(self) -> int:
@@ -199,7 +200,7 @@ class Call:
         named = self.extras(extras)
         spec = AttentionSpec(
             scale=match.scores.scale, causal=match.causal, window=match.window,
-            residual=match.derivative is not None,
+            residual=match.derivative is not None, score=match.score,
         ).with_operands(named)  # fmt: skip
         return [query, key, value, *(named[name] for name in spec.extras)], spec
 
@@ -252,6 +253,8 @@ class Call:
             lengths = aligned(x, labeled.labels, match.roles.batch) + match.one_more
             sizes = [self.sizes[label] for label in match.roles.batch]
             named["key_lengths"] = jnp.broadcast_to(lengths, sizes).reshape(-1)
+        for number, (x, labeled) in enumerate(left):
+            named[f"score{number}"] = self.scores(x, labeled)
         return named
 
     def mask(self, mask: Mask, x: Array, labeled: Labeled) -> Array:

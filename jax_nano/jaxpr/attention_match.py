@@ -14,9 +14,11 @@ import numpy as np
 from jax.extend.core import JaxprEqn, Literal, Var
 from jax.lax import DotAlgorithmPreset, Precision
 
+from jax_nano.ir.program import Unfusable
 from jax_nano.jaxpr.attention_derivative import find_derivative
 from jax_nano.jaxpr.attention_masks import MaskReader
 from jax_nano.jaxpr.attention_parts import Mask, Match, NoAttention, Roles, Scores, Softmax
+from jax_nano.jaxpr.attention_scores import elementwise_sources, with_score_function
 from jax_nano.jaxpr.axis_labels import Equations, Label, Labeled, Labels
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.primitives import PRODUCTS
@@ -87,8 +89,13 @@ class Matcher:
         eqn, maximum = self.maximum(maximum)
         if eqn is None or e.moved(self.reduced(eqn, maximum.labels, axis)) != e.moved(scores):
             return Labeled(given, labels), []
-        equations = [found, *self.moves(given, less.atom), eqn, *self.between(found.invars[1], eqn.outvars[0])]
-        return scores, [*equations, *self.moves(eqn.invars[0], e.moved(scores).atom)]
+        equations = [
+            found,
+            *self.equations.moves(given, less.atom),
+            eqn,
+            *self.between(found.invars[1], eqn.outvars[0]),
+        ]
+        return scores, [*equations, *self.equations.moves(eqn.invars[0], e.moved(scores).atom)]
 
     def maximum(self, x: Labeled) -> tuple[JaxprEqn | None, Labeled]:
         """The reduction over one axis that a maximum comes from, and its result."""
@@ -139,13 +146,30 @@ class Matcher:
                     raise
                 match = replace(match, derivative=derivative)
             return match
+        return self.scored(product, operand, softmax, reason)
+
+    def scored(self, product: JaxprEqn, operand: int, softmax: Softmax, reason: str) -> Match:
+        """The attention around a softmax whose scores are any elementwise function of the first product.
+
+        Raises:
+          NoAttention: there is none.
+        """
+        for first in elementwise_sources(self.equations, softmax.scores):
+            try:
+                found = self.of_products((product, operand), (first.eqn, first.labels), softmax.axis, Scores())
+                match, inner = with_score_function(self.equations, found, softmax.scores, first)
+            except (NoAttention, Unfusable) as why:
+                reason = str(why)
+                continue
+            self.check_uses([*softmax.equations, *inner], product)
+            return match
         raise NoAttention(reason)
 
     def origins(self, x: Labeled, scores: Scores) -> Iterator[tuple[Scores, JaxprEqn, Labels]]:
         """Every way back to a product: how scores are made of it, the product, and the labels of its axes."""
         e = self.equations
         before = e.moved(x)
-        scores = replace(scores, equations=(*scores.equations, *self.moves(x.atom, before.atom)))
+        scores = replace(scores, equations=(*scores.equations, *self.equations.moves(x.atom, before.atom)))
         eqn = e.maker(before.atom)
         if eqn is None:
             return
@@ -156,14 +180,6 @@ class Matcher:
         scores = replace(scores, equations=(*scores.equations, eqn))
         for rest, step in self.steps(eqn, before.labels, scores):
             yield from self.origins(rest, step)
-
-    def moves(self, last: Atom, first: Atom) -> list[JaxprEqn]:
-        """The equations that move a value from `first` to `last`."""
-        found, x = [], last
-        while x is not first and (eqn := self.equations.maker(x)):
-            found.append(eqn)
-            x = eqn.invars[0]
-        return found
 
     def steps(self, eqn: JaxprEqn, labels: Labels, scores: Scores) -> Iterator[tuple[Labeled, Scores]]:
         """What an equation on the way may be: a mask, a bias, a scale."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from jax.extend.core import JaxprEqn
 
+from jax_nano.ir.score_function import ScoreFunction
 from jax_nano.jaxpr.axis_labels import Label, Labeled, Labels
 
 
@@ -89,3 +90,5 @@ class Match:
     one_more: bool = False  # key_lengths are those of the last visible key
     masks: tuple[Mask, ...] = field(default=())  # that are neither of these
     derivative: Derivative | None = None
+    score: ScoreFunction | None = None  # where scores are more than scale, bias and masks
+    score_arrays: tuple[Labeled, ...] = ()

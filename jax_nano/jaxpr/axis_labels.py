@@ -92,6 +92,14 @@ class Equations:
             x = before
         return x
 
+    def moves(self, last: Atom, first: Atom) -> list[JaxprEqn]:
+        """The equations of one operand that move a value from `first` to `last`."""
+        found, x = [], last
+        while x is not first and (eqn := self.maker(x)):
+            found.append(eqn)
+            x = eqn.invars[0]
+        return found
+
     def vector(self, x: Labeled) -> Vector | None:
         """The numbers of a value along its axis, where they are known; None where there are more axes."""
         if isinstance(x.atom, Literal):

@@ -8,7 +8,7 @@ queries, those of keys, and the slopes. Axes are followed back from the result, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,25 +55,36 @@ def read_score(score: Score, shape: Shape, dtype: Any) -> tuple[ScoreFunction, l
     """
     closed, of_scalars = traced(score, shape, jnp.dtype(dtype))
     jaxpr = inline_calls(closed.jaxpr)
-    reader = ScoreReader(jaxpr, closed.consts, shape)
+    given, _, _, query, key = jaxpr.invars
+    reader = ScoreReader(
+        Equations(jaxpr), Labeled(given, tuple(AXES)), (2, 3), {query: Axis(2, QUERY), key: Axis(3, KEY)}
+    )
     try:
-        program = reader.program(jnp.dtype(dtype))
+        program = reader.program(Labeled(jaxpr.outvars[0], tuple(AXES)), jnp.dtype(dtype))
     except Unfusable as reason:
         if of_scalars:
             raise
         raise TypeError(
             f"a score function has to be elementwise: {reason}; see jax_nano.dot_product_attention"
         ) from None
-    used = [x.argument - FIRST_ARRAY for x in program.inputs if x.argument >= FIRST_ARRAY]
-    order = sorted(used, key=lambda i: dtype_of(reader.arrays[i].atom) not in FLOATS)
-    types = tuple(dtype_of(reader.arrays[i].atom) for i in order)
     name = getattr(score, "__name__", type(score).__name__)
-    function = ScoreFunction(
-        program=renumbered(program, {FIRST_ARRAY + old: FIRST_ARRAY + new for new, old in enumerate(order)}).widened(),
-        arrays=types,
-        name="score" if name == "<lambda>" else name,
-    )
-    return function, reader.values([reader.arrays[i] for i in order])
+    function, arrays = reader.function(program, "score" if name == "<lambda>" else name)
+    return function, values(closed, jaxpr, reader.of_score, arrays, shape)
+
+
+def values(
+    closed: ClosedJaxpr, jaxpr: Jaxpr, of_score: set[Var], arrays: Sequence[Labeled], shape: Shape
+) -> list[Array]:
+    """The arrays of a score function that was traced, [B, N, T, S] with any of them 1."""
+    if not arrays:
+        return []
+    _, *invars = jaxpr.invars
+    eqns = [eqn for eqn in jaxpr.eqns if not of_score & set(eqn.outvars)]
+    needed = jaxpr.replace(invars=invars, eqns=eqns, outvars=[x.atom for x in arrays])
+    sizes = zip(invars, shape, strict=True)
+    numbers = [jnp.arange(size, dtype=jnp.int32).reshape(type_of(x).shape) for x, size in sizes]
+    found = jaxpr_as_fun(ClosedJaxpr(without_unused(needed), closed.consts))(*numbers)
+    return [aligned(value, x.labels, AXES) for value, x in zip(found, arrays, strict=True)]
 
 
 def traced(score: Score, shape: Shape, dtype: np.dtype) -> tuple[ClosedJaxpr, bool]:
@@ -123,40 +134,56 @@ class Axis:
 
 
 class ScoreReader:
-    """Reads a jaxpr back from its result: `arrays` are the values on the way that stay arrays."""
+    """Reads a score back to where it comes from: `arrays` are the values on the way that stay arrays.
 
-    def __init__(self, jaxpr: Jaxpr, consts: Sequence[Any], shape: Shape):
-        self.jaxpr, self.consts, self.shape = jaxpr, consts, shape
-        self.equations = Equations(jaxpr)
+    Attributes:
+      equations: those of the program that it is made in.
+      score: what the score is made of, and the labels of its axes.
+      pair: the labels of the axes of queries and of keys.
+      axes: values that are the numbers along one of these.
+    """
+
+    def __init__(self, equations: Equations, score: Labeled, pair: tuple[int, int], axes: Mapping[Var, Axis]):
+        self.equations, self.score, self.pair, self.axes = equations, score, pair, axes
         self.builder = Builder()
         self.arrays: list[Labeled] = []
         self.numbers: dict[Labeled, int] = {}
-        self.score, _, _, query, key = jaxpr.invars
-        self.axes = {query: Axis(2, QUERY), key: Axis(3, KEY)}
+        self.visited: list[JaxprEqn] = []  # of what depends on the score
         self.of_score = self.dependent()
 
     def dependent(self) -> set[Var]:
         """The values that depend on the score."""
-        found = {self.score}
-        for eqn in self.jaxpr.eqns:
+        assert isinstance(self.score.atom, Var)
+        found = {self.score.atom}
+        for out, eqn in self.equations.makers.items():
             if any(x in found for x in eqn.invars if isinstance(x, Var)):
-                found |= set(eqn.outvars)
+                found.add(out)
         return found
 
-    def program(self, dtype: np.dtype) -> Program:
-        """The program of the score.
+    def program(self, result: Labeled, dtype: np.dtype) -> Program:
+        """The program of a score, which is computed in a type.
 
         Raises:
           Unfusable: it is no elementwise program.
         """
         self.builder.add(Input(argument=SCORE, dtype=NAMES[dtype]))
-        (out,) = self.jaxpr.outvars
-        number = self.number(Labeled(out, tuple(AXES)))
-        return self.builder.program([self.builder.convert(number, NAMES[dtype])])
+        return self.builder.program([self.builder.convert(self.number(result), NAMES[dtype])])
+
+    def function(self, program: Program, name: str) -> tuple[ScoreFunction, list[Labeled]]:
+        """A program that was read as a score function, and its arrays: those that it has a use for, floats first."""
+        used = [x.argument - FIRST_ARRAY for x in program.inputs if x.argument >= FIRST_ARRAY]
+        order = sorted(used, key=lambda i: dtype_of(self.arrays[i].atom) not in FLOATS)
+        places = {FIRST_ARRAY + old: FIRST_ARRAY + new for new, old in enumerate(order)}
+        types = tuple(dtype_of(self.arrays[i].atom) for i in order)
+        program = renumbered(program, places).widened()
+        return ScoreFunction(program=program, arrays=types, name=name), [self.arrays[i] for i in order]
 
     def number(self, x: Labeled) -> int:
         """Adds a value to the program, and gives its number."""
-        x = self.equations.unconverted(x)
+        before = self.equations.unconverted(x)
+        if isinstance(before.atom, Var) and before.atom in self.of_score:
+            self.visited += self.equations.moves(x.atom, before.atom)
+        x = before
         if isinstance(x.atom, Literal) and not x.labels:
             return self.builder.add(Constant.of(x.atom.val, dtype_of(x.atom)))
         if isinstance(x.atom, Literal):
@@ -167,16 +194,17 @@ class ScoreReader:
 
     def added(self, x: Labeled) -> int:
         """Adds a value that is no constant: an argument, an operation, or an array."""
-        if x.atom is self.score:
-            if any(label not in (axis, None) for axis, label in enumerate(x.labels)):
+        if x.atom is self.score.atom:
+            if any(label not in (right, None) for label, right in zip(x.labels, self.score.labels, strict=True)):
                 raise Unfusable("scores are transposed")
-            return 0
+            return self.builder.convert(0, dtype_of(x.atom))
         axis = self.axes.get(x.atom) if isinstance(x.atom, Var) else None
         if axis and set(x.labels) - {None} == {axis.label}:
             return self.builder.add(Input(argument=axis.argument, dtype="s32"))
         eqn = self.equations.maker(x.atom)
         if x.atom in self.of_score:
             assert eqn
+            self.visited.append(eqn)
             return self.operation(eqn, x)
         if eqn and self.is_of_pairs(x):
             try:
@@ -207,16 +235,4 @@ class ScoreReader:
     def is_of_pairs(self, x: Labeled) -> bool:
         """Whether a value differs between queries and between keys."""
         sizes = zip(x.labels, type_of(x.atom).shape, strict=True)
-        return {2, 3} <= {label for label, size in sizes if size > 1}
-
-    def values(self, arrays: Sequence[Labeled]) -> list[Array]:
-        """The arrays, [B, N, T, S] with any of them 1."""
-        if not arrays:
-            return []
-        eqns = [eqn for eqn in self.jaxpr.eqns if not self.of_score & set(eqn.outvars)]
-        _, *invars = self.jaxpr.invars
-        needed = self.jaxpr.replace(invars=invars, eqns=eqns, outvars=[x.atom for x in arrays])
-        sizes = zip(invars, self.shape, strict=True)
-        numbers = [jnp.arange(size, dtype=jnp.int32).reshape(type_of(x).shape) for x, size in sizes]
-        found = jaxpr_as_fun(ClosedJaxpr(without_unused(needed), self.consts))(*numbers)
-        return [aligned(value, x.labels, AXES) for value, x in zip(found, arrays, strict=True)]
+        return set(self.pair) <= {label for label, size in sizes if size > 1}

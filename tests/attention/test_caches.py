@@ -73,7 +73,8 @@ def assert_in_place(f, caches, *arguments):
     compiled = jax.jit(f, donate_argnums=0).lower(caches, *arguments).compile()
     leaves = jax.tree.leaves(caches)
     assert not [copy for leaf in leaves for copy in copies(compiled, leaf)]
-    assert compiled.memory_analysis().temp_size_in_bytes < max(leaf.nbytes for leaf in leaves) / 2
+    memory = compiled.memory_analysis()
+    assert memory and memory.temp_size_in_bytes < max(leaf.nbytes for leaf in leaves) / 2
 
 
 def caches_of(dtype, step):
@@ -100,7 +101,7 @@ def test_loops_copy_no_cache(loop, step):
 
 def test_caches_by_heads_are_read_in_place():
     query, key, value = arrays(s=1)
-    caches = tuple(x.swapaxes(1, 2) for x in caches_of(jnp.float32, decode))
+    caches = tuple(x.swapaxes(1, 2) for x in arrays(s=2048)[1:])
 
     def step(caches, query, key, value, index):
         place = (0, 0, index, 0)
@@ -164,7 +165,7 @@ def test_attention_is_that_to_what_integers_stand_for(causal, t, dtype):
     caches = [jax_nano.quantize_cache(x) for x in (k, v)]
     lengths = np.array([S, 70], np.int32)
     with kernels(1):
-        out = jax_nano.dot_product_attention(q, *caches, is_causal=causal, key_value_seq_lengths=lengths)
+        out = jax_nano.dot_product_attention(q, caches[0], caches[1], is_causal=causal, key_value_seq_lengths=lengths)
         out.block_until_ready()
     assert out.dtype == dtype
     assert_attention(out, np.asarray(q), *map(stood_for, caches), causal=causal, key_lengths=lengths)
@@ -200,7 +201,7 @@ def test_gradients_of_queries_and_vmap():
         return jax.grad(lambda q: (jax_nano.dot_product_attention(q, keys, values) ** 2).sum())(q)
 
     np.testing.assert_allclose(loss(*caches), loss(*(x.dequantize() for x in caches)), rtol=1e-5, atol=1e-6)
-    out = jax.vmap(jax_nano.dot_product_attention, (0, None, None))(jnp.stack([q, -q]), *caches)
+    out = jax.vmap(lambda q: jax_nano.dot_product_attention(q, caches[0], caches[1]))(jnp.stack([q, -q]))
     assert_attention(out[1], -np.asarray(q), *map(stood_for, caches))
 
 
