@@ -131,7 +131,7 @@ class Matcher:
         Raises:
           NoAttention: there is none, or none that a kernel computes.
         """
-        reason = "no product makes its scores, or what is done to them is more than scale, bias and masks"
+        reason = "no product makes its scores, or what is done to them is not elementwise"
         for scores, first, labels in self.origins(softmax.scores, Scores()):
             try:
                 match = self.of_products((product, operand), (first, labels), softmax.axis, scores)
