@@ -13,6 +13,7 @@
 #include "loader.h"
 #include "pages.h"
 #include "run.h"
+#include "times.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace jax_nano {
@@ -184,6 +185,7 @@ ffi::Error Execute(ffi::Dictionary attributes, ffi::ThreadPool pool, ffi::Remain
     buffers.push_back(operands.get<ffi::AnyBuffer>(count)->untyped_data());
     AdviseAround({buffers.begin() + count, buffers.end()}, schedule);
   }
+  CountedRun counted(static_cast<uint64_t>(*key));
   if (Run(*kernel, buffers.data(), threads, schedule)) return ffi::Error::Success();
   return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jax_nano: no memory for the scratch of a kernel");
 }

@@ -38,6 +38,12 @@ def limit_threads(threads: int) -> None:
 def executed_kernels() -> int:
     """How many times a kernel has run in this process."""
 
+def count_times(wanted: bool) -> None:
+    """Begins to count how often and how long kernels run, from zero, or ends it; what was counted stays."""
+
+def counted_times() -> dict[int, tuple[int, float]]:
+    """{key of a kernel: (runs, seconds of all of them)}."""
+
 def scratch() -> tuple[int, int]:
     """(bytes of scratch held now, bytes that are kept between calls at most)."""
 
