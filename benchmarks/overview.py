@@ -106,8 +106,8 @@ def draw(found: dict[str, Any]) -> Figure:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.legend(loc="lower right", frameon=False, reverse=True)
     machine, versions = found["machine"], found["versions"]
-    axes.set_title(f"Times as fast as plain JAX {versions['jax']}: {machine['threads']} cores of {machine['processor']}",
-                   fontsize=10, loc="left")  # fmt: skip
+    where = f"{machine['threads']} cores of {machine['processor']} ({machine['target']})"
+    axes.set_title(f"Times as fast as plain JAX {versions['jax']}: {where}", fontsize=10, loc="left")
     return figure
 
 
