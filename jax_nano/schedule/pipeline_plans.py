@@ -1,0 +1,199 @@
+"""The choice of a pipeline's plan, by rules: what stands along lanes, what is copied for that, and register blocks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+from jax_nano.ir.dtypes import bytes_of
+from jax_nano.ir.pipeline import (
+    Access,
+    Contraction,
+    Loop,
+    Map,
+    Pipeline,
+    Place,
+    Reduction,
+    Stage,
+    UnsupportedPipeline,
+    Value,
+)
+from jax_nano.ir.program import Input, Operation, Program
+from jax_nano.machine.isa import DotInstruction, Isa, Machine
+from jax_nano.schedule.cost.pipeline import pipeline_seconds
+from jax_nano.schedule.pipeline import Block, Layout, PipelinePlan, padded, placed, row_major
+from jax_nano.schedule.pipeline_hoist import hoisted, identity_program, is_invariant, written
+
+FEW_ROWS_REGISTERS = 8  # of a row alone: as many sums as cover the latency of multiply-accumulates
+SPARE_REGISTERS = 5  # beside accumulators: a row of B and a broadcast of A
+
+
+def choose_pipeline(problem: Pipeline, machine: Machine, isa: Isa) -> PipelinePlan:
+    """The plan of a pipeline.
+
+    Raises:
+      UnsupportedPipeline: the target does not multiply such numbers.
+    """
+    vectors = isa.vectors or isa
+    types = {stage.dtype for stage, _ in problem.contractions}
+    found = [dot for dot in vectors.dots if dot.lhs == dot.rhs == dot.acc and dot.lhs in types]
+    if len(found) < len(types):
+        raise UnsupportedPipeline(f"{vectors.name} does not multiply {sorted(types)}")
+    instruction = found[0] if found else next(dot for dot in vectors.dots if dot.lhs == "f32")
+    planner = Planner(hoisted(problem), vectors)
+    return planner.plan(problem, machine, isa, instruction)
+
+
+@dataclass
+class Planner:
+    """Lays out the values of a pipeline, adds copies, and chooses blocks."""
+
+    pipeline: Pipeline
+    isa: Isa
+    values: list[Value] = field(init=False)
+    inner: list[int | None] = field(init=False)
+    blocks: list[tuple[Contraction, Block]] = field(default_factory=list)
+    copies: dict[tuple[Access, tuple[int, ...], int], int] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.values = list(self.pipeline.values)
+        self.inner = [innermost(value) for value in self.values]
+
+    def plan(self, problem: Pipeline, machine: Machine, isa: Isa, instruction: DotInstruction) -> PipelinePlan:
+        """The plan."""
+        stages: list[Stage] = []
+        for stage in self.pipeline.stages:
+            before: list[Stage] = []
+            changing = set(written([stage]))
+            planned = self.stage(stage, before, changing)
+            stages += [*before, *planned]
+        program = Pipeline(values=tuple(self.values), stages=tuple(stages), results=self.pipeline.results)
+        layouts = placed([self.layout(number) for number in range(len(self.values))], program)
+        plan = PipelinePlan(
+            problem=problem, isa=isa.name, instruction=instruction, register_bytes=self.isa.register_bytes,
+            program=program, layouts=layouts, blocks=tuple(dict(self.blocks).items()),
+        )  # fmt: skip
+        seconds = pipeline_seconds(plan, machine)
+        return plan.replace(predicted_seconds=seconds, why=f"by rule: {1e6 * seconds:.1f} us expected on one thread")
+
+    def layout(self, number: int) -> Layout:
+        """Where a value's elements are."""
+        value = self.values[number]
+        if value.role in ("operand", "out"):
+            return row_major(value.shape)
+        return padded(value.shape, self.inner[number], self.isa.register_bytes // bytes_of(value.dtype))
+
+    def stage(self, stage: Stage, before: list[Stage], changing: set[int]) -> list[Stage]:
+        """A stage with the copies that it needs; what is the same in every step is copied `before` the loop around."""
+        if isinstance(stage, Loop):
+            inner = [new for each in stage.stages for new in self.stage(each, before, changing)]
+            condition = [new for each in stage.condition for new in self.stage(each, before, changing)]
+            return [replace(stage, stages=tuple(inner), condition=tuple(condition))]
+        if isinstance(stage, Contraction):
+            return self.contraction(stage, before, changing)
+        return [stage]
+
+    def contraction(self, stage: Contraction, before: list[Stage], changing: set[int]) -> list[Stage]:
+        """A product, by lanes of its result or along its sum."""
+        lane = self.inner[stage.output.value]
+        if lane is None:
+            return [as_reduction(stage)]
+        operands = {name: getattr(stage, name) for name in ("lhs", "rhs")}
+        unfit = {name: x for name, x in operands.items() if self.stride(x, lane) not in (0, 1)}
+        varying = [x for x in unfit.values() if not is_invariant(x, changing)]
+        if varying and self.sums_along_lanes(stage):
+            return [as_reduction(stage)]
+        here: list[Stage] = []
+        for name, x in unfit.items():
+            to = before if is_invariant(x, changing) else here
+            stage = replace(stage, **{name: self.copy(x, stage, lane, to)})
+        self.blocks.append((stage, self.block(stage, lane)))
+        return [*here, stage]
+
+    def sums_along_lanes(self, stage: Contraction) -> bool:
+        """Whether both operands are contiguous along an axis that is summed over."""
+        axes = range(len(stage.sizes), len(stage.sizes) + len(stage.summed))
+        return any(self.stride(stage.lhs, axis) == 1 == self.stride(stage.rhs, axis) for axis in axes)
+
+    def stride(self, access: Access, axis: int) -> int:
+        """How far a step along an axis moves."""
+        return self.layout(access.value).stride(access, axis)
+
+    def copy(self, x: Access, stage: Contraction, lane: int, stages: list[Stage]) -> Access:
+        """An operand copied so that it is contiguous along lanes."""
+        sizes = (*stage.sizes, *stage.summed)
+        used = [axis for axis in range(len(sizes)) if axis != lane and self.depends(x, axis)] + [lane]
+        shape = tuple(sizes[axis] for axis in used)
+        axes = [Place(0, ((used.index(axis), 1),)) if axis in used else Place() for axis in range(len(sizes))]
+        source = x.substituted(axes)
+        key = source, shape, id(stages)
+        if key not in self.copies:
+            self.copies[key] = len(self.values)
+            self.values.append(Value(role="scratch", dtype=stage.dtype, shape=shape))
+            self.inner.append(len(shape) - 1)
+            whole = tuple(Place(0, ((axis, 1),)) for axis in range(len(shape)))
+            output = Access(self.copies[key], whole)
+            stages.append(
+                Map(sizes=shape, sources=(source,), program=identity_program(stage.dtype), outputs=(output,))
+            )
+        return Access(self.copies[key], tuple(Place(0, ((axis, 1),)) for axis in used))
+
+    @staticmethod
+    def depends(x: Access, axis: int) -> bool:
+        """Whether an access moves along an axis."""
+        return any(axis == other for place in x.places for other, _ in place.terms)
+
+    def block(self, stage: Contraction, lane: int) -> Block:
+        """The register block of a product along lanes."""
+        lanes = self.isa.register_bytes // bytes_of(stage.dtype)
+        registers = -(-stage.sizes[lane] // lanes)
+        others = [axis for axis, size in enumerate(stage.sizes) if axis != lane and size > 1]
+        if not others:
+            wide = even(registers, FEW_ROWS_REGISTERS)
+            chains = max(1, min(FEW_ROWS_REGISTERS // wide, math.prod(stage.summed) // 4))
+            return Block(lane=lane, row=None, rows=1, registers=wide, chains=chains)
+        row = max(others, key=lambda axis: stage.sizes[axis])
+        most = self.isa.register_count - SPARE_REGISTERS
+        found = [
+            (block_cost(stage.sizes[row], registers, mr, nv), -mr * nv, mr, nv)
+            for nv in range(1, min(4, registers) + 1)
+            for mr in range(1, min(12, stage.sizes[row]) + 1)
+            if mr * nv + nv < most
+        ]
+        *_, mr, nv = min(found)
+        chains = max(1, min(FEW_ROWS_REGISTERS // (mr * nv), math.prod(stage.summed) // 4))
+        return Block(lane=lane, row=row, rows=mr, registers=nv, chains=chains)
+
+
+def block_cost(rows: int, registers: int, mr: int, nv: int) -> float:
+    """Cycles of a step of the sum over all blocks: two multiply-accumulates and two loads begin in each."""
+    total = 0.0
+    for r, times_r in ((mr, rows // mr), (rows % mr, 1)):
+        for v, times_v in ((nv, registers // nv), (registers % nv, 1)):
+            if r and v:
+                total += times_r * times_v * max(r * v / 2, (r + v) / 2, 4 * r * v / FEW_ROWS_REGISTERS / 2, 2)
+    return total
+
+
+def even(size: int, most: int) -> int:
+    """The size of the parts, where the fewest that cover `size` are even."""
+    parts = -(-size // most)
+    return -(-size // parts)
+
+
+def innermost(value: Value) -> int | None:
+    """The last dimension that has several elements."""
+    return max((axis for axis, size in enumerate(value.shape) if size > 1), default=None)
+
+
+def as_reduction(stage: Contraction) -> Reduction:
+    """A product whose sum runs along lanes."""
+    inputs = tuple(Input(argument=i, dtype=stage.dtype) for i in range(2))
+    if stage.lhs == stage.rhs:
+        inputs = inputs[:1]
+    operation = Operation(name="mul", operands=(0, len(inputs) - 1), dtype=stage.dtype)
+    program = Program(inputs=inputs, constants=(), operations=(operation,), results=(len(inputs),))
+    return Reduction(
+        sizes=stage.sizes, reduced=stage.summed, sources=(stage.lhs, stage.rhs)[: len(inputs)], program=program,
+        kind="add", output=stage.output,
+    )  # fmt: skip
