@@ -200,4 +200,3 @@ def tree_sum(values: Values) -> ir.Value:
         pairs = [arith.addf(a, b) for a, b in zip(values[0::2], values[1::2], strict=False)]
         values = pairs + (values[-1:] if len(values) % 2 else [])
     return values[0]
-

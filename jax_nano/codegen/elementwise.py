@@ -282,7 +282,7 @@ class ReducedRegister:
         if not axes:
             return self.combine(acc, self.value(indices, count))
         size = self.nest.sizes[axes[0]]
-        if size <= 4:  # noqa: PLR2004
+        if size <= 4:
             for i in range(size):
                 acc = self.over(axes[1:], {**indices, axes[0]: i}, acc, count)
             return acc

@@ -65,8 +65,8 @@ def write_phase(plan: AnyPlan, phase: str, values: Sequence[ir.Value]) -> None:
     if isinstance(plan, AttentionPlan):
         attention_phase(plan, phase, values)
     elif isinstance(plan, PipelinePlan):
-        _, _, _, local, *arrays = values
-        PipelineKernel(plan).compute_phase(local, arrays)
+        _, task, _, local, *arrays = values
+        PipelineKernel(plan).compute_phase(0 if plan.task_count == 1 else task, local, arrays)
     else:
         product_phase(plan, phase, values)
 

@@ -33,9 +33,9 @@ class PipelineKernel:
         """Takes what the plan says."""
         self.plan = plan
 
-    def compute_phase(self, local: ir.Value, arrays: Sequence[ir.Value]) -> None:
-        """All stages."""
-        self.emit(self.plan.program.stages, Memory.of(self.plan, local, arrays))
+    def compute_phase(self, task: Index, local: ir.Value, arrays: Sequence[ir.Value]) -> None:
+        """All stages, of one task."""
+        self.emit(self.plan.program.stages, Memory.of(self.plan, task, local, arrays))
 
     def emit(self, stages: Sequence[Stage], memory: Memory) -> None:
         """Emits stages."""
@@ -53,10 +53,7 @@ class PipelineKernel:
 
     def emit_loop(self, stage: Loop, memory: Memory) -> None:
         """Emits a loop; then its carried values are where the last step wrote them."""
-        if stage.length is None:
-            half = self.emit_while(stage, memory)
-        else:
-            half = self.emit_steps(stage, stage.length, memory)
+        half = self.emit_while(stage, memory) if stage.length is None else self.emit_steps(stage, stage.length, memory)
         memory.finish(stage.carries, half)
 
     def emit_steps(self, stage: Loop, length: int, memory: Memory) -> Index:
@@ -86,4 +83,3 @@ class PipelineKernel:
             self.emit(stage.stages, memory.inside(LoopState(stage.carries, 0, half)))
             scf.yield_([index(subtract(1, half))])
         return op.results[0]
-

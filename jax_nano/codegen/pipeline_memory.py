@@ -12,7 +12,7 @@ from jax_nano.codegen.index import Index, add, index, maximum, minimum, mul, tim
 from jax_nano.codegen.load_store import load_scalar
 from jax_nano.codegen.matrix_ref import scratch
 from jax_nano.ir.dtypes import bytes_of
-from jax_nano.ir.pipeline import Access, Place
+from jax_nano.ir.pipeline import TASK, Access, Place
 from jax_nano.schedule.pipeline import PipelinePlan
 
 
@@ -54,11 +54,12 @@ class Memory:
 
     plan: PipelinePlan
     bases: list[ir.Value]
+    task: Index
     loops: tuple[LoopState, ...] = ()
     halves: dict[int, Index] = field(default_factory=dict)  # of values that loops before have carried
 
     @classmethod
-    def of(cls, plan: PipelinePlan, local: ir.Value, arrays: Sequence[ir.Value]) -> Memory:
+    def of(cls, plan: PipelinePlan, task: Index, local: ir.Value, arrays: Sequence[ir.Value]) -> Memory:
         """The values of a plan: what the kernel is given, and parts of its scratch."""
         program = plan.program
         given = dict(zip((*program.operands, *program.results), arrays, strict=True))
@@ -69,7 +70,7 @@ class Memory:
             else:
                 size = layout.half_bytes * (2 if value.role == "carry" else 1)
                 bases.append(scratch(local, layout.at, size // bytes_of(value.dtype), value.dtype))
-        return cls(plan, bases)
+        return cls(plan, bases, task)
 
     def inside(self, loop: LoopState) -> Memory:
         """As a stage in a loop sees it."""
@@ -104,7 +105,9 @@ class Memory:
         """A place at the beginning of a stage's axes, in this step."""
         at: Index = place.offset
         for axis, coefficient in place.terms:
-            if axis < 0:
+            if axis == TASK:
+                at = add(at, mul(self.task, coefficient))
+            elif axis < 0:
                 at = add(at, mul(self.loops[-1 - axis].step, coefficient))
         if place.index is not None:
             found = self.reference(place.index)

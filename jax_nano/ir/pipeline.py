@@ -21,6 +21,9 @@ from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.ir.program import INSTRUCTIONS, Program
 
+TASK = -1000
+"""The axis whose index is the number of the task, where tasks divide a batch."""
+
 Role = Literal["operand", "out", "carry", "scratch"]
 Kind = Literal["add", "mul", "max", "min", "and", "or"]
 
@@ -103,7 +106,7 @@ class Access:
     @property
     def steps(self) -> set[int]:
         """The numbers of the loops whose steps it depends on."""
-        return {-1 - axis for place in self.places for axis, _ in place.terms if axis < 0}
+        return {-1 - axis for place in self.places for axis, _ in place.terms if TASK < axis < 0}
 
 
 @dataclass(frozen=True)

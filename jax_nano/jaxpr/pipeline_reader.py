@@ -1,5 +1,6 @@
 """Reads a jaxpr as stages of a pipeline, equation by equation: views are no work, and elementwise work waits until
-somebody wants it in memory."""
+somebody wants it in memory.
+"""
 
 from __future__ import annotations
 
@@ -241,7 +242,11 @@ class PipelineReader:
         x, *indices = operands
         sizes = eqn.params["slice_sizes"]
         self.writer.force(x)
-        return [x.through([self.shifted(*each) for each in zip(range(len(sizes)), x.shape, sizes, indices, strict=True)], sizes)]
+        return [
+            x.through(
+                [self.shifted(*each) for each in zip(range(len(sizes)), x.shape, sizes, indices, strict=True)], sizes
+            )
+        ]
 
     def shifted(self, axis: int, extent: int, size: int, index: View) -> Place:
         """The place along an axis of what begins at an index that is read, as far as there is room."""
@@ -308,14 +313,11 @@ class PipelineReader:
         ys = [self.writer.new_value("scratch", _dtype(y), (scan.length, *y.shape)) for y in y_types]
         step = Place(0, ((-1 - self.level, 1),))
         with self.writer.block() as stages:
-            elements = [
-                x.through([step, *identity(len(x.shape) - 1)], x.shape[1:]) for x in xs
-            ]
+            elements = [x.through([step, *identity(len(x.shape) - 1)], x.shape[1:]) for x in xs]
             results = self.run(scan.jaxpr, [*consts, *map(self.writer.stored, carries), *elements])
             targets = [Access(c, identity(len(x.shape)), next=True) for c, x in zip(carries, results, strict=False)]
             targets += [
-                Access(y, (step, *identity(len(x.shape))))
-                for y, x in zip(ys, results[len(carries) :], strict=True)
+                Access(y, (step, *identity(len(x.shape)))) for y, x in zip(ys, results[len(carries) :], strict=True)
             ]
             self.write_all([(x, access) for x, access in zip(results, targets, strict=True)])
         self.writer.add(Loop(length=scan.length, reverse=scan.reverse, carries=tuple(carries), stages=tuple(stages)))
@@ -385,4 +387,3 @@ def _dtype(aval: Any) -> str:
     if dtype not in NAMES:
         raise UnsupportedPipeline(f"{aval} is no array of numbers")
     return NAMES[dtype]
-

@@ -1,4 +1,4 @@
-"""Writes the stages of a pipeline: nodes that are wanted in memory are computed together, in as few stages as can be."""
+"""Writes the stages of a pipeline: what is wanted in memory is computed together, in as few stages as can be."""
 
 from __future__ import annotations
 
@@ -157,7 +157,9 @@ class PipelineWriter:
             self.compute([x.node])
         kept = [axis for axis in range(len(x.shape)) if axis not in axes]
         order = [*kept, *axes]
-        moved = x.through([Place(0, ((order.index(axis), 1),)) for axis in range(len(order))], [x.shape[i] for i in order])
+        moved = x.through(
+            [Place(0, ((order.index(axis), 1),)) for axis in range(len(order))], [x.shape[i] for i in order]
+        )
         program = ProgramBuilder(moved.shape)
         sources, built = program.finish([program.number(moved.node, moved.places)])
         sizes, reduced = tuple(x.shape[i] for i in kept), tuple(x.shape[i] for i in axes)
@@ -197,9 +199,7 @@ class ProgramBuilder:
             case IndexInput(place):
                 return self.read(IndexInput(place.substituted(places)), node.dtype)
         assert node.operation
-        operands = [
-            self.number(x.node, tuple(place.substituted(places) for place in x.places)) for x in node.operands
-        ]
+        operands = [self.number(x.node, tuple(place.substituted(places) for place in x.places)) for x in node.operands]
         if node.operation.name == "convert":
             return self.builder.convert(operands[0], node.dtype)
         return self.builder.add(replace(node.operation, operands=tuple(operands)))

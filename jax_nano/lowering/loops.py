@@ -20,8 +20,8 @@ from jax.interpreters import mlir
 
 from jax_nano import config
 from jax_nano.ir.dot import UnsupportedDot
-from jax_nano.ir.pipeline import Pipeline, UnsupportedPipeline
 from jax_nano.ir.dtypes import NUMPY_TYPES
+from jax_nano.ir.pipeline import Pipeline, UnsupportedPipeline
 from jax_nano.jaxpr.loop_motion import move_products
 from jax_nano.jaxpr.pipeline_reader import inlined, read_scan, read_while
 from jax_nano.jaxpr.primitives import nano_dot_general_p, nano_loop_p, nano_region_p
@@ -30,9 +30,12 @@ from jax_nano.jaxpr.scans import Scan
 from jax_nano.lowering import small_loops as small_loops  # whose lowering of while loops is wrapped here
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import check_partitioning, nano
+from jax_nano.lowering.loop_cost import check_is_faster
+from jax_nano.machine.host import machine_for, target
 from jax_nano.runtime.kernel import Kernel
 from jax_nano.runtime.kernels import kernel_for
 from jax_nano.runtime.report import Report, tell
+from jax_nano.schedule.choose import choose
 
 OTHERWISE = "XLA's loop"
 
@@ -86,7 +89,7 @@ def lower_scan(ctx: mlir.LoweringRuleContext, operands: Any, params: dict[str, A
         raise UnsupportedPipeline("a loop of no steps")
     avals = moved.avals(ctx.avals_in, scan)
     pipeline = read_scan(moved.scan, avals)
-    kernel = kernel_for(pipeline)
+    kernel = faster_kernel(pipeline, read_scan(scan, ctx.avals_in) if moved.moves else pipeline)
     tell(Report(equation=equation_of(params), problem=pipeline, kernel=kernel))
     if not moved.moves:
         return custom_call(ctx, kernel, operands)
@@ -101,9 +104,20 @@ def lower_while(ctx: mlir.LoweringRuleContext, operands: Any, params: dict[str, 
     """Lowers a while loop as a kernel, likewise."""
     check_partitioning(ctx)
     pipeline = read_while(params, ctx.avals_in)
-    kernel = kernel_for(pipeline)
+    kernel = faster_kernel(pipeline, pipeline)
     tell(Report(equation=equation_of(params), problem=pipeline, kernel=kernel))
     return custom_call(ctx, kernel, operands)
+
+
+def faster_kernel(pipeline: Pipeline, whole: Pipeline) -> Kernel:
+    """The kernel of a loop; `whole` has what stands before and behind it, too.
+
+    Raises:
+      UnsupportedDot: there is none, or it is predicted to be no faster.
+    """
+    machine = machine_for()
+    check_is_faster(choose(pipeline, machine, target(machine)), whole, machine)
+    return kernel_for(pipeline)
 
 
 @dataclass(frozen=True, eq=False)

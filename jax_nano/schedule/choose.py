@@ -13,8 +13,8 @@ from jax_nano.schedule.attention import AnyPlan, AttentionPlan
 from jax_nano.schedule.attention_plans import attention_plans, choose_attention
 from jax_nano.schedule.candidates import kernel_plans
 from jax_nano.schedule.cost.estimate import Estimate, KernelCost
-from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.pipeline_plans import choose_pipeline
+from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.tasks import FEW_PER_THREAD, task_plans, undivided
 
 # Of kernels that add up in one order, fastest first on one thread: so many are divided in a few ways, and of those so

@@ -71,7 +71,7 @@ class PipelinePlan:
       program: the pipeline with copies of operands.
       layouts: of its values.
       blocks: of its products, by what they are.
-      tasks_of_rows: how many tasks divide the batch.
+      task_count: how many tasks divide the batch; `program` is that of one.
       why: why it was chosen.
       predicted_seconds: by the cost model.
     """
@@ -83,6 +83,7 @@ class PipelinePlan:
     program: Pipeline
     layouts: tuple[Layout, ...]
     blocks: tuple[tuple[Contraction, Block], ...]
+    task_count: int = 1
     why: str = field(default="", compare=False)
     predicted_seconds: float = field(default=0.0, compare=False)
 
@@ -98,7 +99,7 @@ class PipelinePlan:
     @property
     def tasks(self) -> dict[str, int]:
         """How many tasks each phase has."""
-        return {"compute": 1}
+        return {"compute": self.task_count}
 
     @property
     def shared_bytes(self) -> int:

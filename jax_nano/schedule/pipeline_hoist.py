@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from jax_nano.ir.pipeline import Access, Contraction, Loop, Map, Pipeline, Place, Reduction, Source, Stage
+from jax_nano.ir.pipeline import TASK, Access, Contraction, Loop, Map, Pipeline, Place, Reduction, Source, Stage
 from jax_nano.ir.program import Input, Program
 
 
@@ -46,7 +46,7 @@ def is_invariant(source: Source, changing: set[int]) -> bool:
         return False
     places = places_of(source)
     inner = all(place.index is None or is_invariant(place.index, changing) for place in places)
-    return inner and not any(axis < 0 for place in places for axis, _ in place.terms)
+    return inner and not any(TASK < axis < 0 for place in places for axis, _ in place.terms)
 
 
 def hoisted(pipeline: Pipeline) -> Pipeline:

@@ -22,6 +22,7 @@ from jax_nano.ir.program import Input, Operation, Program
 from jax_nano.machine.isa import DotInstruction, Isa, Machine
 from jax_nano.schedule.cost.pipeline import pipeline_seconds
 from jax_nano.schedule.pipeline import Block, Layout, PipelinePlan, padded, placed, row_major
+from jax_nano.schedule.pipeline_batch import Batch, batches, divided
 from jax_nano.schedule.pipeline_hoist import hoisted, identity_program, is_invariant, written
 
 FEW_ROWS_REGISTERS = 8  # of a row alone: as many sums as cover the latency of multiply-accumulates
@@ -40,8 +41,29 @@ def choose_pipeline(problem: Pipeline, machine: Machine, isa: Isa) -> PipelinePl
     if len(found) < len(types):
         raise UnsupportedPipeline(f"{vectors.name} does not multiply {sorted(types)}")
     instruction = found[0] if found else next(dot for dot in vectors.dots if dot.lhs == "f32")
-    planner = Planner(hoisted(problem), vectors)
-    return planner.plan(problem, machine, isa, instruction)
+    pipeline = hoisted(problem)
+    found = batches(pipeline)[:1]
+    best: PipelinePlan | None = None
+    for batch in (None, *found):
+        for tasks in task_counts(batch, machine.threads):
+            part = divided(pipeline, batch, tasks) if batch and tasks > 1 else pipeline
+            for lanes in (None, batch) if batch else (None,):
+                planner = Planner(part, vectors, lanes)
+                plan = planner.plan(problem, isa, instruction).replace(task_count=tasks)
+                seconds = pipeline_seconds(plan, machine)
+                if best is None or seconds < best.predicted_seconds:
+                    best = plan.replace(predicted_seconds=seconds)
+    assert best
+    used = min(best.task_count, machine.threads)
+    why = f"by rule: {1e6 * best.predicted_seconds:.1f} us expected on {used} thread{'s' if used > 1 else ''}"
+    return best.replace(why=why)
+
+
+def task_counts(batch: Batch | None, threads: int) -> list[int]:
+    """Into how many tasks a batch is worth dividing: none or even parts, for up to so many threads."""
+    if batch is None:
+        return [1]
+    return [count for count in range(2, threads + 1) if batch.size % count == 0 and batch.size // count > 1] + [1]
 
 
 @dataclass
@@ -50,6 +72,7 @@ class Planner:
 
     pipeline: Pipeline
     isa: Isa
+    batch_in_lanes: Batch | None = None
     values: list[Value] = field(init=False)
     inner: list[int | None] = field(init=False)
     blocks: list[tuple[Contraction, Block]] = field(default_factory=list)
@@ -58,8 +81,12 @@ class Planner:
     def __post_init__(self):
         self.values = list(self.pipeline.values)
         self.inner = [innermost(value) for value in self.values]
+        if self.batch_in_lanes:
+            for number, dim in self.batch_in_lanes.dims.items():
+                if self.values[number].shape[dim] > 1:
+                    self.inner[number] = dim
 
-    def plan(self, problem: Pipeline, machine: Machine, isa: Isa, instruction: DotInstruction) -> PipelinePlan:
+    def plan(self, problem: Pipeline, isa: Isa, instruction: DotInstruction) -> PipelinePlan:
         """The plan."""
         stages: list[Stage] = []
         for stage in self.pipeline.stages:
@@ -69,12 +96,10 @@ class Planner:
             stages += [*before, *planned]
         program = Pipeline(values=tuple(self.values), stages=tuple(stages), results=self.pipeline.results)
         layouts = placed([self.layout(number) for number in range(len(self.values))], program)
-        plan = PipelinePlan(
+        return PipelinePlan(
             problem=problem, isa=isa.name, instruction=instruction, register_bytes=self.isa.register_bytes,
             program=program, layouts=layouts, blocks=tuple(dict(self.blocks).items()),
         )  # fmt: skip
-        seconds = pipeline_seconds(plan, machine)
-        return plan.replace(predicted_seconds=seconds, why=f"by rule: {1e6 * seconds:.1f} us expected on one thread")
 
     def layout(self, number: int) -> Layout:
         """Where a value's elements are."""
@@ -133,9 +158,7 @@ class Planner:
             self.inner.append(len(shape) - 1)
             whole = tuple(Place(0, ((axis, 1),)) for axis in range(len(shape)))
             output = Access(self.copies[key], whole)
-            stages.append(
-                Map(sizes=shape, sources=(source,), program=identity_program(stage.dtype), outputs=(output,))
-            )
+            stages.append(Map(sizes=shape, sources=(source,), program=identity_program(stage.dtype), outputs=(output,)))
         return Access(self.copies[key], tuple(Place(0, ((axis, 1),)) for axis in used))
 
     @staticmethod
