@@ -1,73 +1,23 @@
-"""Reads a jaxpr as stages of a pipeline, equation by equation: views are no work, and elementwise work waits until
-somebody wants it in memory.
-"""
+"""Reads a jaxpr as stages of a pipeline: views are no work, and elementwise work waits until it is wanted in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
-from jax.lax import DotAlgorithm, DotAlgorithmPreset
 
-from jax_nano.ir.dtypes import NAMES
-from jax_nano.ir.pipeline import Access, Contraction, Loop, Pipeline, Place, UnsupportedPipeline
+from jax_nano.ir.pipeline import Access, Loop, Pipeline, Place, UnsupportedPipeline
 from jax_nano.ir.program import Constant, Operation, Unfusable
-from jax_nano.jaxpr.inline import Atom, body_of, inline_calls, type_of
-from jax_nano.jaxpr.pipeline_views import (
-    Node,
-    View,
-    broadcast,
-    check_size,
-    constant_node,
-    identity,
-    index_node,
-    reshaped,
-    reversed_,
-    sliced,
-    squeezed,
-    transposed,
-)
+from jax_nano.jaxpr.inline import Atom, type_of
+from jax_nano.jaxpr.pipeline_inline import inlined
+from jax_nano.jaxpr.pipeline_rules import REDUCTIONS, RULES, SAME, VIEWS, dtype_name_of, read_product, shape_of
+from jax_nano.jaxpr.pipeline_views import Node, View, broadcast, check_size, constant_node, identity
 from jax_nano.jaxpr.pipeline_writer import PipelineWriter
-from jax_nano.jaxpr.primitives import DOTS, nano_region_p
+from jax_nano.jaxpr.primitives import DOTS
 from jax_nano.jaxpr.program_reader import KEPT_PARAMS, check_operation, dtype_of, operation_name
 from jax_nano.jaxpr.scans import Scan
-
-REDUCTIONS = {
-    "reduce_sum": "add", "reduce_max": "max", "reduce_min": "min", "reduce_prod": "mul", "reduce_and": "and",
-    "reduce_or": "or",
-}  # fmt: skip
-SAME = ("stop_gradient", "optimization_barrier", "copy", "copy_p", "reduce_precision_none", "name")
-
-
-def inlined(jaxpr: Jaxpr) -> Jaxpr:
-    """A jaxpr with the bodies of calls and of regions in place of these."""
-    return inline_calls(jaxpr, _body)
-
-
-def _body(eqn: JaxprEqn) -> Jaxpr | None:
-    if eqn.primitive is nano_region_p:
-        return _with_own_arguments(eqn.params["region"].jaxpr)
-    if body := body_of(eqn):
-        return None if body.constvars else body
-    for name in ("call_jaxpr", "jaxpr", "fun_jaxpr"):
-        inner = eqn.params.get(name)
-        if eqn.primitive.name in ("checkpoint", "remat2", "closed_call", "core_call", "custom_vjp_call") and inner:
-            inner = getattr(inner, "jaxpr", inner)
-            return None if inner.constvars else inner
-    return None
-
-
-def _with_own_arguments(jaxpr: Jaxpr) -> Jaxpr:
-    """A jaxpr whose arguments are variables of its own: a region's are those of the program around it."""
-    fresh = {x: Var(x.aval) for x in jaxpr.invars}
-
-    def read(x: Atom) -> Atom:
-        return fresh.get(x, x) if isinstance(x, Var) else x
-
-    eqns = [eqn.replace(invars=list(map(read, eqn.invars))) for eqn in jaxpr.eqns]
-    return jaxpr.replace(invars=list(fresh.values()), eqns=eqns, outvars=list(map(read, jaxpr.outvars)))
 
 
 def read_scan(scan: Scan, avals: Sequence[Any]) -> Pipeline:
@@ -102,7 +52,7 @@ class PipelineReader:
     def operand(self, aval: Any) -> View:
         """One of the arrays that the kernel is given."""
         check_size(aval.shape)
-        return self.writer.stored(self.writer.new_value("operand", _dtype(aval), aval.shape))
+        return self.writer.stored(self.writer.new_value("operand", dtype_name_of(aval), aval.shape))
 
     def finish(self, results: Sequence[View]) -> Pipeline:
         """The pipeline that gives views: what is in scratch as a whole becomes a result, others are copied to one."""
@@ -138,11 +88,15 @@ class PipelineReader:
         users = _users(jaxpr)
 
         def value(x: Atom) -> View:
-            return constant_node(Constant.of(x.val, _dtype(x.aval)), _shape(x)) if isinstance(x, Literal) else env[x]
+            return (
+                constant_node(Constant.of(x.val, dtype_name_of(x.aval)), shape_of(x))
+                if isinstance(x, Literal)
+                else env[x]
+            )
 
         for eqn in jaxpr.eqns:
             for out in eqn.outvars:
-                check_size(_shape(out))
+                check_size(shape_of(out))
             results = self.equation(eqn, [value(x) for x in eqn.invars])
             for out, result in zip(eqn.outvars, results, strict=True):
                 result.node.users = max(result.node.users, users.get(out, 0))
@@ -157,13 +111,13 @@ class PipelineReader:
         if name == "while":
             return self.while_loop(eqn.params, operands)
         if eqn.primitive in DOTS:
-            return [self.product(eqn, *operands)]
+            return [read_product(self.writer, eqn, *operands)]
         if name in SAME:
             return operands
         if name in VIEWS:
-            return [VIEWS[name](operands[0], eqn.params, _shape(out))]
-        if rule := getattr(self, f"read_{name}", None):
-            return rule(eqn, operands)
+            return [VIEWS[name](operands[0], eqn.params, shape_of(out))]
+        if name in RULES:
+            return RULES[name](self.writer, eqn, operands)
         if name in REDUCTIONS:
             return [self.writer.reduce(operands[0], eqn.params["axes"], REDUCTIONS[name])]
         return [self.elementwise(eqn, operands)]
@@ -171,7 +125,7 @@ class PipelineReader:
     def elementwise(self, eqn: JaxprEqn, operands: list[View]) -> View:
         """Work on each element."""
         out = eqn.outvars[0]
-        shape = _shape(out)
+        shape = shape_of(out)
         name = operation_name(eqn)
         try:
             check_operation(name, [x.node.dtype for x in operands])
@@ -191,108 +145,6 @@ class PipelineReader:
         operation = Operation(name="convert", operands=(0,), dtype=dtype)
         return View.of(Node(x.shape, dtype, operation=operation, operands=(x,)))
 
-    def read_reshape(self, eqn: JaxprEqn, operands: list[View]) -> list[View]:
-        """lax.reshape: a view, or a copy."""
-        shape = _shape(eqn.outvars[0])
-        if eqn.params["dimensions"] is not None:
-            raise UnsupportedPipeline("reshape with an order of dimensions")
-        view = reshaped(operands[0], shape)
-        return [view or self.writer.reshape(operands[0], shape)]
-
-    def read_iota(self, eqn: JaxprEqn, _: list[View]) -> list[View]:
-        """lax.iota."""
-        return [index_node(_shape(eqn.outvars[0]), eqn.params["dimension"], _dtype(type_of(eqn.outvars[0])))]
-
-    def read_split(self, eqn: JaxprEqn, operands: list[View]) -> list[View]:
-        """lax.split: slices."""
-        (x,), axis, start, found = operands, eqn.params["axis"], 0, []
-        for size in eqn.params["sizes"]:
-            starts, limits = [0] * len(x.shape), list(x.shape)
-            starts[axis], limits[axis] = start, start + int(size)
-            found.append(sliced(x, starts, limits, None))
-            start += int(size)
-        return found
-
-    def read_concatenate(self, eqn: JaxprEqn, operands: list[View]) -> list[View]:
-        """lax.concatenate: each operand is written to its part."""
-        axis, start = eqn.params["dimension"], 0
-        value = self.writer.new_value("scratch", operands[0].node.dtype, _shape(eqn.outvars[0]))
-        for x in operands:
-            places = list(identity(len(x.shape)))
-            places[axis] = Place(start, ((axis, 1),))
-            self.writer.write([(x, Access(value, tuple(places)))])
-            start += x.shape[axis]
-        return [self.writer.stored(value)]
-
-    def read_pad(self, eqn: JaxprEqn, operands: list[View]) -> list[View]:
-        """lax.pad: the padding is written, and what is padded over it."""
-        x, padding = operands
-        config = [tuple(map(int, each)) for each in eqn.params["padding_config"]]
-        if any(low < 0 or high < 0 for low, high, _ in config):
-            raise UnsupportedPipeline("pad by a negative number")
-        shape = _shape(eqn.outvars[0])
-        value = self.writer.new_value("scratch", x.node.dtype, shape)
-        self.writer.write([(broadcast(padding, shape, ()), Access(value, identity(len(shape))))])
-        places = [Place(low, ((axis, inner + 1),)) for axis, (low, _, inner) in enumerate(config)]
-        self.writer.write([(x, Access(value, tuple(places)))])
-        return [self.writer.stored(value)]
-
-    def read_dynamic_slice(self, eqn: JaxprEqn, operands: list[View]) -> list[View]:
-        """lax.dynamic_slice: a view whose places depend on what indices are in memory."""
-        x, *indices = operands
-        sizes = eqn.params["slice_sizes"]
-        self.writer.force(x)
-        return [
-            x.through(
-                [self.shifted(*each) for each in zip(range(len(sizes)), x.shape, sizes, indices, strict=True)], sizes
-            )
-        ]
-
-    def shifted(self, axis: int, extent: int, size: int, index: View) -> Place:
-        """The place along an axis of what begins at an index that is read, as far as there is room."""
-        if extent == size:
-            return Place(0, ((axis, 1),))
-        if isinstance(index.node.leaf, Constant):
-            start = min(max(int(index.node.leaf.number), 0), extent - size)
-            return Place(start, ((axis, 1),))
-        return Place(0, ((axis, 1),), self.writer.force(index), extent - size)
-
-    def product(self, eqn: JaxprEqn, lhs: View, rhs: View) -> View:
-        """A product."""
-        out = type_of(eqn.outvars[0])
-        dtype = _dtype(out)
-        if dtype not in ("f32", "f64") or {lhs.node.dtype, rhs.node.dtype} != {dtype}:
-            raise UnsupportedPipeline(
-                f"a product of {lhs.node.dtype} and {rhs.node.dtype} into {dtype}; loops multiply f32 or f64"
-            )
-        precision = eqn.params["precision"]
-        if isinstance(precision, DotAlgorithm | DotAlgorithmPreset) and precision is not DotAlgorithmPreset.DEFAULT:
-            raise UnsupportedPipeline(f"a product by the algorithm {precision}")
-        (lhs_k, rhs_k), (lhs_b, rhs_b) = eqn.params["dimension_numbers"]
-        lhs_free = [i for i in range(len(lhs.shape)) if i not in (*lhs_k, *lhs_b)]
-        rhs_free = [i for i in range(len(rhs.shape)) if i not in (*rhs_k, *rhs_b)]
-        rank = len(out.shape)
-
-        def axes(batch: Sequence[int], free: Sequence[int], k: Sequence[int], first: int, ndim: int) -> list[Place]:
-            places = dict(zip(batch, range(len(batch)), strict=True))
-            places |= dict(zip(free, range(first, first + len(free)), strict=True))
-            places |= dict(zip(k, range(rank, rank + len(k)), strict=True))
-            return [Place(0, ((places[i], 1),)) for i in range(ndim)]
-
-        a, b = self.writer.force(lhs), self.writer.force(rhs)
-        output = self.writer.new_value("scratch", dtype, out.shape)
-        self.writer.add(
-            Contraction(
-                sizes=tuple(out.shape),
-                summed=tuple(lhs.shape[i] for i in lhs_k),
-                dtype=dtype,
-                lhs=a.substituted(axes(lhs_b, lhs_free, lhs_k, len(lhs_b), len(lhs.shape))),
-                rhs=b.substituted(axes(rhs_b, rhs_free, rhs_k, len(lhs_b) + len(lhs_free), len(rhs.shape))),
-                output=Access(output, identity(rank)),
-            )
-        )
-        return self.writer.stored(output)
-
     # Loops.
 
     @property
@@ -310,7 +162,7 @@ class PipelineReader:
                 self.writer.force(x)
         carries = self.begin(start)
         y_types = [type_of(x) for x in scan.jaxpr.outvars[len(start) :]]
-        ys = [self.writer.new_value("scratch", _dtype(y), (scan.length, *y.shape)) for y in y_types]
+        ys = [self.writer.new_value("scratch", dtype_name_of(y), (scan.length, *y.shape)) for y in y_types]
         step = Place(0, ((-1 - self.level, 1),))
         with self.writer.block() as stages:
             elements = [x.through([step, *identity(len(x.shape) - 1)], x.shape[1:]) for x in xs]
@@ -355,15 +207,6 @@ class PipelineReader:
         return list(map(self.writer.stored, carries))
 
 
-VIEWS: dict[str, Callable[[View, Mapping[str, Any], Sequence[int]], View]] = {
-    "transpose": lambda x, params, _: transposed(x, params["permutation"]),
-    "broadcast_in_dim": lambda x, params, shape: broadcast(x, shape, params["broadcast_dimensions"]),
-    "slice": lambda x, params, _: sliced(x, params["start_indices"], params["limit_indices"], params["strides"]),
-    "squeeze": lambda x, params, _: squeezed(x, [d % max(len(x.shape), 1) for d in params["dimensions"]]),
-    "rev": lambda x, params, _: reversed_(x, params["dimensions"]),
-}
-
-
 def _users(jaxpr: Jaxpr) -> dict[Var, int]:
     """How many equations read each variable; the end of the program counts as one."""
     found: dict[Var, int] = {}
@@ -371,19 +214,3 @@ def _users(jaxpr: Jaxpr) -> dict[Var, int]:
         for x in {x for x in atoms if isinstance(x, Var)}:
             found[x] = found.get(x, 0) + 1
     return found
-
-
-def _shape(x: Atom) -> tuple[int, ...]:
-    return tuple(type_of(x).shape)
-
-
-def _dtype(aval: Any) -> str:
-    """The short name of a type that pipelines compute in.
-
-    Raises:
-      UnsupportedPipeline: it is none.
-    """
-    dtype = getattr(aval, "dtype", None)
-    if dtype not in NAMES:
-        raise UnsupportedPipeline(f"{aval} is no array of numbers")
-    return NAMES[dtype]

@@ -6,7 +6,8 @@ pipeline, or would be no faster as one, is lowered as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +24,8 @@ from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import NUMPY_TYPES
 from jax_nano.ir.pipeline import Pipeline, UnsupportedPipeline
 from jax_nano.jaxpr.loop_motion import move_products
-from jax_nano.jaxpr.pipeline_reader import inlined, read_scan, read_while
+from jax_nano.jaxpr.pipeline_inline import inlined
+from jax_nano.jaxpr.pipeline_reader import read_scan, read_while
 from jax_nano.jaxpr.primitives import nano_dot_general_p, nano_loop_p, nano_region_p
 from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering, wrap_lowering
 from jax_nano.jaxpr.scans import Scan
@@ -34,6 +36,7 @@ from jax_nano.lowering.loop_cost import check_is_faster
 from jax_nano.machine.host import machine_for, target
 from jax_nano.runtime.kernel import Kernel
 from jax_nano.runtime.kernels import kernel_for
+from jax_nano.runtime.log import logger
 from jax_nano.runtime.report import Report, tell
 from jax_nano.schedule.choose import choose
 
@@ -68,6 +71,23 @@ def equation_of(params: dict[str, Any]) -> str:
     if "length" in params:
         return f"scan of {params['length']} steps" + (", from the last to the first" if params["reverse"] else "")
     return "while loop"
+
+
+@contextlib.contextmanager
+def reporting_faults(params: dict[str, Any]) -> Iterator[None]:
+    """Makes a reason to leave a loop to XLA of whatever fails in reading it, and logs what to report.
+
+    Raises:
+      UnsupportedDot: as the block does, or as something else failed.
+    """
+    try:
+        yield
+    except UnsupportedDot:
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        logger.error("a %s could not be read, and XLA computes it. Please report: %s", equation_of(params), text)
+        raise UnsupportedPipeline(f"jax_nano could not read the loop ({text})") from error
 
 
 Lower = Callable[[mlir.LoweringRuleContext, Any, dict[str, Any]], Any]
@@ -153,7 +173,8 @@ def _lowering(lower_loop: Lower) -> Callable[[LoweringRule], LoweringRule]:
                 finally:
                     _refused.reset(token)
             try:
-                return lower_loop(ctx, operands, params)
+                with reporting_faults(params):
+                    return lower_loop(ctx, operands, params)
             except UnsupportedDot as reason:
                 tell(Report(equation=equation_of(params), reason=str(reason), otherwise=OTHERWISE))
             token = _refused.set(lower_loop is lower_scan)

@@ -26,7 +26,8 @@ from jax_nano.schedule.pipeline_batch import Batch, batches, divided
 from jax_nano.schedule.pipeline_hoist import hoisted, identity_program, is_invariant, written
 
 FEW_ROWS_REGISTERS = 8  # of a row alone: as many sums as cover the latency of multiply-accumulates
-SPARE_REGISTERS = 5  # beside accumulators: a row of B and a broadcast of A
+SPARE_REGISTERS = 2  # beside accumulators and a row of B
+L2_CYCLES = 2.0  # in which a register comes from L2
 
 
 def choose_pipeline(problem: Pipeline, machine: Machine, isa: Isa) -> PipelinePlan:
@@ -48,7 +49,7 @@ def choose_pipeline(problem: Pipeline, machine: Machine, isa: Isa) -> PipelinePl
         for tasks in task_counts(batch, machine.threads):
             part = divided(pipeline, batch, tasks) if batch and tasks > 1 else pipeline
             for lanes in (None, batch) if batch else (None,):
-                planner = Planner(part, vectors, lanes)
+                planner = Planner(part, vectors, machine.l1.bytes, lanes)
                 plan = planner.plan(problem, isa, instruction).replace(task_count=tasks)
                 seconds = pipeline_seconds(plan, machine)
                 if best is None or seconds < best.predicted_seconds:
@@ -72,6 +73,7 @@ class Planner:
 
     pipeline: Pipeline
     isa: Isa
+    l1_bytes: int
     batch_in_lanes: Batch | None = None
     values: list[Value] = field(init=False)
     inner: list[int | None] = field(init=False)
@@ -132,8 +134,31 @@ class Planner:
         for name, x in unfit.items():
             to = before if is_invariant(x, changing) else here
             stage = replace(stage, **{name: self.copy(x, stage, lane, to)})
-        self.blocks.append((stage, self.block(stage, lane)))
+        block = self.block(stage, lane)
+        stage = self.in_panels(stage, block, before, changing)
+        self.blocks.append((stage, block))
         return [*here, stage]
+
+    def in_panels(self, stage: Contraction, block: Block, before: list[Stage], changing: set[int]) -> Contraction:
+        """A product by panels of a large operand that is the same in every step, copied in the order it is read in."""
+        lane, width = block.lane, block.registers * self.isa.register_bytes // bytes_of(stage.dtype)
+        name, x = next(
+            ((name, x) for name in ("lhs", "rhs") if self.stride(x := getattr(stage, name), lane)), ("", None)
+        )
+        size = bytes_of(stage.dtype, stage.sizes[lane] * math.prod(stage.summed))
+        is_large = size > self.l1_bytes // 2 and stage.sizes[lane] > width and stage.sizes[lane] % width == 0
+        if x is None or not is_large or not is_invariant(x, changing):
+            return stage
+        rank = len(stage.sizes)
+        axes = [Place(0, ((axis + (axis >= rank), 1),)) for axis in range(rank + len(stage.summed))]
+        axes[lane] = Place(0, ((lane, 1), (rank, width)))
+        sizes = (
+            *(width if axis == lane else size for axis, size in enumerate(stage.sizes)),
+            stage.sizes[lane] // width,
+        )
+        moved = {each: getattr(stage, each).substituted(axes) for each in ("lhs", "rhs", "output")}
+        split = replace(stage, sizes=sizes, **moved)
+        return replace(split, **{name: self.copy(moved[name], split, lane, before, first=rank)})
 
     def sums_along_lanes(self, stage: Contraction) -> bool:
         """Whether both operands are contiguous along an axis that is summed over."""
@@ -144,10 +169,11 @@ class Planner:
         """How far a step along an axis moves."""
         return self.layout(access.value).stride(access, axis)
 
-    def copy(self, x: Access, stage: Contraction, lane: int, stages: list[Stage]) -> Access:
-        """An operand copied so that it is contiguous along lanes."""
+    def copy(self, x: Access, stage: Contraction, lane: int, stages: list[Stage], first: int | None = None) -> Access:
+        """An operand copied so that it is contiguous along lanes, and another axis is the outermost."""
         sizes = (*stage.sizes, *stage.summed)
         used = [axis for axis in range(len(sizes)) if axis != lane and self.depends(x, axis)] + [lane]
+        used.sort(key=lambda axis: axis != first)
         shape = tuple(sizes[axis] for axis in used)
         axes = [Place(0, ((used.index(axis), 1),)) if axis in used else Place() for axis in range(len(sizes))]
         source = x.substituted(axes)
@@ -177,24 +203,34 @@ class Planner:
             return Block(lane=lane, row=None, rows=1, registers=wide, chains=chains)
         row = max(others, key=lambda axis: stage.sizes[axis])
         most = self.isa.register_count - SPARE_REGISTERS
+        is_large = bytes_of(stage.dtype, stage.sizes[lane] * math.prod(stage.summed)) > self.l1_bytes // 2
+        line = L2_CYCLES if is_large else 0.5
         found = [
-            (block_cost(stage.sizes[row], registers, mr, nv), -mr * nv, mr, nv)
+            (block_cost(stage.sizes[row], registers, (mr, nv), line), -mr * nv, mr, nv)
             for nv in range(1, min(4, registers) + 1)
             for mr in range(1, min(12, stage.sizes[row]) + 1)
-            if mr * nv + nv < most
+            if mr * nv + nv <= most
         ]
         *_, mr, nv = min(found)
         chains = max(1, min(FEW_ROWS_REGISTERS // (mr * nv), math.prod(stage.summed) // 4))
         return Block(lane=lane, row=row, rows=mr, registers=nv, chains=chains)
 
 
-def block_cost(rows: int, registers: int, mr: int, nv: int) -> float:
-    """Cycles of a step of the sum over all blocks: two multiply-accumulates and two loads begin in each."""
+def block_cost(rows: int, registers: int, block: tuple[int, int], line: float) -> float:
+    """Cycles of a step of the sum over all blocks: two multiply-accumulates and two loads begin in each.
+
+    Args:
+      rows: of the result.
+      registers: of a row.
+      block: rows and registers of a block.
+      line: cycles in which a register of a row comes.
+    """
     total = 0.0
+    mr, nv = block
     for r, times_r in ((mr, rows // mr), (rows % mr, 1)):
         for v, times_v in ((nv, registers // nv), (registers % nv, 1)):
             if r and v:
-                total += times_r * times_v * max(r * v / 2, (r + v) / 2, 4 * r * v / FEW_ROWS_REGISTERS / 2, 2)
+                total += times_r * times_v * max(r * v / 2, (r + v) / 2, line * v, 2)
     return total
 
 
