@@ -54,7 +54,8 @@ class Value:
         return math.prod(self.shape)
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """A position along a dimension: `offset`, plus coefficient * index for each term (axis, coefficient).
 
     Axis -1 - n is the step of the n-th loop around the stage, counted from the outermost one. `index`, where there is

@@ -70,7 +70,7 @@ def product_of(stage: Contraction, problem: Pipeline) -> Product:
     last = stage.lhs.places[-1].terms if stage.lhs.places else ()
     return Product(
         sizes=(count["b"], count["m"], count["n"], k),
-        types=(stage.dtype,) * 3,
+        types=(stage.dtype, stage.dtype, stage.dtype),
         contiguous_rows=any(axis >= len(stage.sizes) for axis, _ in last),
         bytes=sum(8 * problem.values[x.value].elements for x in (stage.lhs, stage.rhs) if not x.steps),
     )

@@ -38,7 +38,7 @@ from jax_nano.runtime.kernel import Kernel
 from jax_nano.runtime.kernels import kernel_for
 from jax_nano.runtime.log import logger
 from jax_nano.runtime.report import Report, tell
-from jax_nano.schedule.choose import choose
+from jax_nano.schedule.pipeline_plans import choose_pipeline
 
 OTHERWISE = "XLA's loop"
 
@@ -136,7 +136,7 @@ def faster_kernel(pipeline: Pipeline, whole: Pipeline) -> Kernel:
       UnsupportedDot: there is none, or it is predicted to be no faster.
     """
     machine = machine_for()
-    check_is_faster(choose(pipeline, machine, target(machine)), whole, machine)
+    check_is_faster(choose_pipeline(pipeline, machine, target(machine)), whole, machine)
     return kernel_for(pipeline)
 
 
@@ -173,6 +173,7 @@ def _lowering(lower_loop: Lower) -> Callable[[LoweringRule], LoweringRule]:
                 finally:
                     _refused.reset(token)
             try:
+                target(machine_for())  # one that there is not is an error
                 with reporting_faults(params):
                     return lower_loop(ctx, operands, params)
             except UnsupportedDot as reason:

@@ -150,6 +150,8 @@ def _make_kernel(problem: Problem, place: Place) -> Kernel | CompilationFailed:
 def _is_to_be_tuned(problem: Problem, place: Place) -> bool:
     """Whether the environment or a session wants a product's plans measured, and they can be here."""
     session = tuning_session.current()
+    if isinstance(problem, Pipeline):  # there is one plan of it
+        return False
     if place.machine is not host.machine() or not (session or config.switch("JAX_NANO_AUTOTUNE")):
         return False
     has_winner = bool(recall_winner(problem, place))

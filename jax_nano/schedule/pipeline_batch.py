@@ -24,6 +24,7 @@ from jax_nano.ir.pipeline import (
 )
 from jax_nano.schedule.pipeline_hoist import outputs_of, sources_of
 
+Work = Map | Reduction | Contraction
 Dim = tuple[str, int, int]  # ("value", its number, a dimension) or ("stage", its number, an axis)
 
 
@@ -118,7 +119,7 @@ def _connect(classes: _Classes, values: Sequence[Value], number: int, sizes: Seq
             _connect(classes, values, number, (), place.index)
 
 
-def _found(classes: _Classes, pipeline: Pipeline, stages: Sequence[Stage]) -> Iterator[Batch]:
+def _found(classes: _Classes, pipeline: Pipeline, stages: Sequence[Work]) -> Iterator[Batch]:
     members: dict[Dim, list[Dim]] = {}
     for number, value in enumerate(pipeline.values):
         for dim in range(len(value.shape)):
@@ -152,7 +153,7 @@ def divided(pipeline: Pipeline, batch: Batch, tasks: int) -> Pipeline:
             return x
         dim = batch.dims[x.value]
         place = x.places[dim]
-        moved = place._replace(terms=tuple(sorted((*place.terms, (TASK, part)))))
+        moved = replace(place, terms=tuple(sorted((*place.terms, (TASK, part)))))
         return replace(x, places=(*x.places[:dim], moved, *x.places[dim + 1 :]))
 
     def source(x: Source) -> Source:
