@@ -1,4 +1,4 @@
-"""Trains an LSTM to continue sonnets by Shakespeare, beside plain XLA and, where it is installed, torch.nn.LSTM's speed.
+"""Trains an LSTM to continue sonnets by Shakespeare, beside plain XLA and, where there is one, torch.nn.LSTM's speed.
 
 The network is lax.scan over characters: Hochreiter and Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8),
 1997. Under jax_nano.accelerate a scan is one kernel, and so is the scan that its gradient is; what a step makes of a
@@ -9,7 +9,6 @@ usage: python examples/recurrent.py [--steps 200] [--hidden 256]
 """
 
 import argparse
-import functools
 import importlib.util
 import math
 import pathlib
@@ -91,7 +90,7 @@ def torch_seconds(hidden: int, steps: int = 20) -> float | None:
     """The seconds that torch.nn.LSTM takes forwards and backwards for a batch; None where there is no PyTorch."""
     if importlib.util.find_spec("torch") is None:
         return None
-    import torch  # noqa: PLC0415  it need not be there
+    import torch
 
     lstm, x, seconds = torch.nn.LSTM(FEATURES, hidden), torch.randn(LENGTH, BATCH, FEATURES), []
     for _ in range(steps):
@@ -129,8 +128,9 @@ def main() -> None:
     for name, wrap in (("jax_nano", jax_nano.accelerate), ("XLA", lambda f: f)):
         results[name] = train(params, rows, args.steps, wrap)
         values, seconds = results[name]
-        print(f"{name:9}{values[0]:6.2f} bits at first, {np.mean(values[-10:]):5.2f} at last;{1e3 * seconds:8.2f} ms a step")
-    gradient = jax_nano.inspect(jax.grad(functools.partial(loss)), params, rows[:BATCH])
+        last = np.mean(values[-10:])
+        print(f"{name:9}{values[0]:6.2f} bits at first, {last:5.2f} at last;{1e3 * seconds:8.2f} ms a step")
+    gradient = jax_nano.inspect(jax.grad(loss), params, rows[:BATCH])
     print("\n".join(f"  {report.equation}: {report.ran_as}" for report in gradient if "scan" in report.equation))
     if seconds := torch_seconds(args.hidden):
         print(f"torch.nn.LSTM alone, forwards and backwards:{1e3 * seconds:8.2f} ms")

@@ -111,6 +111,7 @@ class Memory:
                 at = add(at, mul(self.loops[-1 - axis].step, coefficient))
         if place.index is not None:
             found = self.reference(place.index)
-            read = arith.index_cast(ir.IndexType.get(), load_scalar(found.base, found.at))
+            cast = arith.index_castui if found.dtype[0] == "u" else arith.index_cast
+            read = cast(ir.IndexType.get(), load_scalar(found.base, found.at))
             at = add(at, minimum(maximum(read, 0), place.limit))
         return at

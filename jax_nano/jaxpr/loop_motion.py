@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, JaxprEqn, Var, jaxpr_as_fun
-from jax.extend.core.primitives import transpose_p
 
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.primitives import DOTS
@@ -25,21 +25,35 @@ from jax_nano.jaxpr.private import ClosedJaxpr
 from jax_nano.jaxpr.scans import Scan
 
 MOST_BYTES = 1 << 28  # of what steps leave to products behind the loop, or take from those before
+# Of one operand: of a sum, they are the sum of their results.
+LINEAR = ("transpose", "reshape", "squeeze", "reduce_sum")
 
 
 @dataclass(frozen=True)
 class Sum:
-    """A carried value to which each step adds a product, and that it does not use otherwise.
+    """A carried value to which each step adds a product or a sum of elements, and that it does not use otherwise.
 
     Attributes:
       number: which of the carried values.
-      product: the product.
-      permutation: by which its result is transposed before.
+      first: the product, or the first reduction.
+      chain: linear equations that make of its result what is added.
     """
 
     number: int
-    product: JaxprEqn
-    permutation: tuple[int, ...] | None
+    first: JaxprEqn
+    chain: tuple[JaxprEqn, ...]
+
+    @property
+    def operands(self) -> list[Any]:
+        """What a step has to leave."""
+        return list(self.first.invars)
+
+    def total(self, *arrays: Array) -> Array:
+        """What all steps add, of the operands of all steps."""
+        result = total(self.first, *arrays)
+        for eqn in self.chain:
+            result = eqn.primitive.bind(result, **eqn.params)
+        return result
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,7 @@ class MovedLoop:
       before: (constants, elements of xs) -> further elements of xs.
       scan: the loop, with those, without the sums, and with operands of their products among its ys.
       sums: what is added up behind it.
-      sources: for both operands of each sum's product: ("x", which of xs) or ("y", which of ys).
+      sources: for the operands of each sum: ("x", which of xs) or ("y", which of ys).
       kept: which carried values are carried still.
       ys: how many ys the program wants.
     """
@@ -58,7 +72,7 @@ class MovedLoop:
     before: Jaxpr
     scan: Scan
     sums: tuple[Sum, ...]
-    sources: tuple[tuple[tuple[str, int], tuple[str, int]], ...]
+    sources: tuple[tuple[tuple[str, int], ...], ...]
     kept: tuple[int, ...]
     ys: int
 
@@ -95,20 +109,24 @@ class MovedLoop:
         for i, value in zip(self.kept, found, strict=False):
             final[i] = value
         for each, sources in zip(self.sums, self.sources, strict=True):
-            a, b = ((xs if kind == "x" else ys)[i] for kind, i in sources)
-            final[each.number] = start[each.number] + total(each, a, b)
+            arrays = [(xs if kind == "x" else ys)[i] for kind, i in sources]
+            final[each.number] = start[each.number] + each.total(*arrays)
         return [*final, *ys[: self.ys]]
 
 
-def total(each: Sum, a: Array, b: Array) -> Array:
-    """The sum over all steps of a product of both operands of each."""
-    params = dict(each.product.params)
+def total(eqn: JaxprEqn, *arrays: Array) -> Array:
+    """The sum over all steps of products, or of elements, of the operands of all steps."""
+    if eqn.primitive not in DOTS:  # as a product with ones, so that it is a kernel
+        (x,) = arrays
+        axes = (0, *(axis + 1 for axis in eqn.params["axes"]))
+        ones = jnp.ones([x.shape[axis] for axis in axes], x.dtype)
+        return lax.dot_general(ones, x, ((tuple(range(len(axes))), axes), ((), ())))
+    params = dict(eqn.params)
     (a_k, b_k), (a_b, b_b) = params["dimension_numbers"]
     contracted = [(0, *(i + 1 for i in k)) for k in (a_k, b_k)]
     batch = [tuple(i + 1 for i in dims) for dims in (a_b, b_b)]
     params["dimension_numbers"] = tuple(contracted), tuple(batch)
-    result = each.product.primitive.bind(a, b, **params)
-    return result if each.permutation is None else lax.transpose(result, each.permutation)
+    return eqn.primitive.bind(*arrays, **params)
 
 
 def move_products(scan: Scan) -> MovedLoop:
@@ -123,14 +141,14 @@ def move_products(scan: Scan) -> MovedLoop:
     wanted, sources = len(ys), []
     for each in sums:
         pair = []
-        for x in each.product.invars:
+        for x in each.operands:
             if x in xs:
                 pair.append(("x", xs.index(x)))
             else:
                 places = [i for i, y in enumerate(ys) if y is x]
                 pair.append(("y", places[0] if places else len(ys)))
                 ys += [] if places else [x]
-        sources.append((pair[0], pair[1]))
+        sources.append(tuple(pair))
     made = [*before.outvars]
     inner = trimmed(
         jaxpr, [*constants, *(start[i] for i in kept), *xs, *made], [*(outs[i] for i in kept), *ys], {*made}
@@ -197,20 +215,27 @@ def sums_behind(scan: Scan) -> list[Sum]:
         if sum(x is before for x in eqn.invars) != 1:
             continue
         added = eqn.invars[1] if eqn.invars[0] is before else eqn.invars[0]
-        each = product_of(added, makers, number)
-        if each and isinstance(added, Var) and uses.get(added) == 1 and type_of(added).shape == type_of(before).shape:
-            left = sum(bytes_of(x) for x in each.product.invars if x not in xs)
-            if scan.length * left <= MOST_BYTES and all(isinstance(x, Var) for x in each.product.invars):
+        each = sum_of(added, makers, uses, number)
+        if each and type_of(added) == type_of(before) and all(isinstance(x, Var) for x in each.operands):
+            left = sum(bytes_of(x) for x in each.operands if x not in xs)
+            if scan.length * left <= MOST_BYTES:
                 found.append(each)
-    return found
+    left = {x for each in found if each.first.primitive in DOTS for x in each.operands}
+    return [each for each in found if each.first.primitive in DOTS or left.issuperset(each.operands)]
 
 
-def product_of(x: Atom, makers: dict[Any, JaxprEqn], number: int) -> Sum | None:
-    """The product that a value is, perhaps transposed."""
-    eqn = makers.get(x) if isinstance(x, Var) else None
-    permutation = None
-    if eqn and eqn.primitive is transpose_p:
-        permutation, eqn = tuple(eqn.params["permutation"]), makers.get(eqn.invars[0])
-    if eqn is None or eqn.primitive not in DOTS:
+def sum_of(x: Atom, makers: dict[Any, JaxprEqn], uses: dict[Any, int], number: int) -> Sum | None:
+    """What is added is made by: a product, or else a reduction of floats, and linear equations behind it."""
+    chain: list[JaxprEqn] = []
+    while isinstance(x, Var) and uses.get(x) == 1 and x in makers:
+        eqn = makers[x]
+        if eqn.primitive in DOTS:
+            return Sum(number, eqn, tuple(chain[::-1]))
+        if eqn.primitive.name not in LINEAR:
+            break
+        chain.append(eqn)
+        x = eqn.invars[0]
+    reductions = [place for place, eqn in enumerate(chain) if eqn.primitive.name == "reduce_sum"]
+    if not reductions or type_of(chain[0].outvars[0]).dtype.name not in ("float32", "float64"):
         return None
-    return Sum(number, eqn, permutation)
+    return Sum(number, chain[reductions[-1]], tuple(chain[: reductions[-1]][::-1]))

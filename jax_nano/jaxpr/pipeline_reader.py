@@ -8,13 +8,13 @@ from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from jax_nano.ir.pipeline import Access, Loop, Pipeline, Place, UnsupportedPipeline
-from jax_nano.ir.program import Constant, Operation, Unfusable
+from jax_nano.ir.pipeline import Access, Kind, Loop, Pipeline, Place, UnsupportedPipeline
+from jax_nano.ir.program import NARROW_FLOATS, Constant, Operation, Unfusable
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.pipeline_inline import inlined
 from jax_nano.jaxpr.pipeline_rules import REDUCTIONS, RULES, SAME, VIEWS, dtype_name_of, read_product, shape_of
 from jax_nano.jaxpr.pipeline_views import Node, View, broadcast, check_size, constant_node, identity
-from jax_nano.jaxpr.pipeline_writer import PipelineWriter
+from jax_nano.jaxpr.pipeline_writer import MOST_INSTRUCTIONS, PipelineWriter
 from jax_nano.jaxpr.primitives import DOTS
 from jax_nano.jaxpr.program_reader import KEPT_PARAMS, check_operation, dtype_of, operation_name
 from jax_nano.jaxpr.scans import Scan
@@ -119,7 +119,7 @@ class PipelineReader:
         if name in RULES:
             return RULES[name](self.writer, eqn, operands)
         if name in REDUCTIONS:
-            return [self.writer.reduce(operands[0], eqn.params["axes"], REDUCTIONS[name])]
+            return [self.reduction(operands[0], eqn.params["axes"], REDUCTIONS[name])]
         return [self.elementwise(eqn, operands)]
 
     def elementwise(self, eqn: JaxprEqn, operands: list[View]) -> View:
@@ -137,7 +137,17 @@ class PipelineReader:
             operands[1] = self.converted(operands[1], dtype)
         params = tuple((key, int(eqn.params[key])) for key in KEPT_PARAMS if key in eqn.params)
         operation = Operation(name=name, operands=tuple(range(len(operands))), dtype=dtype, params=params)
-        return View.of(Node(shape, dtype, operation=operation, operands=tuple(operands)))
+        node = Node(shape, dtype, operation=operation, operands=tuple(operands))
+        if node.weight > MOST_INSTRUCTIONS:
+            self.writer.compute([node])
+        return View.of(node)
+
+    def reduction(self, x: View, axes: Sequence[int], kind: Kind) -> View:
+        """A reduction; of narrow floats in f32."""
+        dtype = x.node.dtype
+        if dtype not in NARROW_FLOATS:
+            return self.writer.reduce(x, axes, kind)
+        return self.converted(self.writer.reduce(self.converted(x, "f32"), axes, kind), dtype)
 
     @staticmethod
     def converted(x: View, dtype: str) -> View:

@@ -9,7 +9,7 @@ from jax.extend.core import JaxprEqn
 from jax.lax import DotAlgorithm, DotAlgorithmPreset
 
 from jax_nano.ir.dtypes import NAMES
-from jax_nano.ir.pipeline import Access, Contraction, Place, UnsupportedPipeline
+from jax_nano.ir.pipeline import Access, Contraction, Kind, Place, UnsupportedPipeline
 from jax_nano.ir.program import Constant
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.pipeline_views import (
@@ -25,7 +25,7 @@ from jax_nano.jaxpr.pipeline_views import (
 )
 from jax_nano.jaxpr.pipeline_writer import PipelineWriter
 
-REDUCTIONS = {
+REDUCTIONS: dict[str, Kind] = {
     "reduce_sum": "add", "reduce_max": "max", "reduce_min": "min", "reduce_prod": "mul", "reduce_and": "and",
     "reduce_or": "or",
 }  # fmt: skip

@@ -10,6 +10,7 @@ from dataclasses import replace
 from jax_nano.ir.pipeline import (
     Access,
     IndexInput,
+    Kind,
     Map,
     Pipeline,
     Place,
@@ -17,7 +18,6 @@ from jax_nano.ir.pipeline import (
     Role,
     Source,
     Stage,
-    UnsupportedPipeline,
     Value,
 )
 from jax_nano.ir.program import Builder, Constant, Input, Program
@@ -26,7 +26,7 @@ from jax_nano.jaxpr.pipeline_views import Node, View, identity, split_axes
 HEAVY = 12
 """Instructions from which on what several stages read is computed once and kept, in place of once in each."""
 
-MOST_INSTRUCTIONS = 1000  # of one program: beyond it, what is computed so far goes to memory
+MOST_INSTRUCTIONS = 300  # of one program: beyond it, what is computed so far goes to memory
 
 
 class PipelineWriter:
@@ -119,7 +119,7 @@ class PipelineWriter:
                 for operand in node.operands:
                     visit(operand)
             is_read_again = not x.is_whole and (x.repeats or node.users > 1)
-            if node.operation and ((is_read_again and node.weight >= HEAVY) or node.weight > MOST_INSTRUCTIONS):
+            if is_read_again and node.weight >= HEAVY:
                 self.compute([node])
 
         visit(x)
@@ -150,7 +150,7 @@ class PipelineWriter:
         assert axes is not None
         return copied.through(axes, shape)
 
-    def reduce(self, x: View, axes: Sequence[int], kind: str) -> View:
+    def reduce(self, x: View, axes: Sequence[int], kind: Kind) -> View:
         """A reduction along some axes."""
         self.prepare(x)
         if x.node.access is None and x.node.leaf is None and x.node.users > 1 and x.node.weight >= HEAVY:
@@ -164,9 +164,7 @@ class PipelineWriter:
         sources, built = program.finish([program.number(moved.node, moved.places)])
         sizes, reduced = tuple(x.shape[i] for i in kept), tuple(x.shape[i] for i in axes)
         output = Access(self.new_value("scratch", x.node.dtype, sizes), identity(len(sizes)))
-        self.add(
-            Reduction(sizes=sizes, reduced=reduced, sources=sources, program=built, kind=kind, output=output)  # pyright: ignore[reportArgumentType]
-        )
+        self.add(Reduction(sizes=sizes, reduced=reduced, sources=sources, program=built, kind=kind, output=output))
         return self.stored(output.value)
 
 
@@ -241,14 +239,3 @@ class ProgramBuilder:
             operands = [numbers[i] for i in getattr(value, "operands", ())]
             numbers[number] = builder.copy(value, operands)
         return tuple(self.sources), builder.program([numbers[i] for i in results])
-
-
-def check_scratch(values: Sequence[Value], most: int) -> None:
-    """Checks that what passes between stages is small.
-
-    Raises:
-      UnsupportedPipeline: it is not.
-    """
-    elements = sum(value.elements for value in values if value.role in ("scratch", "carry"))
-    if elements > most:
-        raise UnsupportedPipeline(f"{elements} elements pass between stages; at most {most} would stay in a cache")

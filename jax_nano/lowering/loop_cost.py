@@ -15,11 +15,11 @@ from jax_nano.schedule.pipeline import PipelinePlan
 FASTER = "XLA's loop is predicted to be as fast: {xla:.1f} us beside {kernel:.1f}"
 # Where XLA makes no function of a loop, it runs its step operation by operation.
 OPERATION_SECONDS = 0.15e-6
-LIBRARY_SECONDS = 1e-6
+LIBRARY_SECONDS, KERNEL_SECONDS = 1e-6, 3e-6
 FUNCTION_CYCLES = 6  # that an operation takes longer in XLA's function than a stage does
 # Of the peak, what XLA's products in a loop reach, and kernels of all steps at once: 0.4 and 0.8 (Zen 5, recurrent
 # networks of 256 with 32 rows).
-LIBRARY_SHARE, MOVED_SHARE = 0.5, 0.8
+LIBRARY_SHARE, KERNEL_SHARE = 0.5, 0.8
 WHILE_STEPS = 20  # of a loop of unknown length, when its call is weighed
 
 
@@ -36,7 +36,7 @@ def check_is_faster(plan: PipelinePlan, whole: Pipeline, machine: Machine) -> No
     """
     xla = other_seconds(plan, whole, machine)
     moved = whole.multiplications - plan.problem.multiplications
-    own = plan.predicted_seconds + moved / (MOVED_SHARE * peak(plan, machine))
+    own = plan.predicted_seconds + moved / (KERNEL_SHARE * peak(plan, machine))
     steps = WHILE_STEPS if any(isinstance(stage, Loop) and stage.length is None for stage in plan.program.stages) else 1
     if own / steps >= xla:
         raise UnsupportedPipeline(FASTER.format(xla=1e6 * xla, kernel=1e6 * own / steps))
@@ -82,10 +82,11 @@ def axes_of(access: Access) -> set[int]:
 
 
 def product_seconds(stage: Contraction, product: Product, plan: PipelinePlan, machine: Machine) -> float:
-    """The predicted time of a product by XLA's code, by a library or by a kernel of its own."""
+    """The predicted time of a product by XLA's code, by a library or by a kernel of its own, whichever is faster."""
     if rules().inline(product):
         return inline_seconds(product.sizes, stage.dtype, machine)
-    return LIBRARY_SECONDS + stage.multiplications / (LIBRARY_SHARE * peak(plan, machine))
+    alone = stage.multiplications / peak(plan, machine)
+    return min(LIBRARY_SECONDS + alone / LIBRARY_SHARE, KERNEL_SECONDS + alone / KERNEL_SHARE)
 
 
 def peak(plan: PipelinePlan, machine: Machine) -> float:

@@ -17,6 +17,7 @@ from jax_nano.ir.pipeline import (
     Stage,
     UnsupportedPipeline,
     Value,
+    repeated,
 )
 from jax_nano.ir.program import Input, Operation, Program
 from jax_nano.machine.isa import DotInstruction, Isa, Machine
@@ -26,6 +27,8 @@ from jax_nano.schedule.pipeline_batch import Batch, batches, divided
 from jax_nano.schedule.pipeline_hoist import hoisted, identity_program, is_invariant, written
 
 FEW_ROWS_REGISTERS = 8  # of a row alone: as many sums as cover the latency of multiply-accumulates
+MOST_SCRATCH = 1 << 25  # bytes of a thread
+MOST_STAGES = 300  # which take a second to compile
 SPARE_REGISTERS = 2  # beside accumulators and a row of B
 L2_CYCLES = 2.0  # in which a register comes from L2
 
@@ -36,6 +39,9 @@ def choose_pipeline(problem: Pipeline, machine: Machine, isa: Isa) -> PipelinePl
     Raises:
       UnsupportedPipeline: the target does not multiply such numbers.
     """
+    stages = sum(1 for _ in repeated(problem.stages))
+    if stages > MOST_STAGES:
+        raise UnsupportedPipeline(f"{stages} stages, which would take long to compile; at most {MOST_STAGES} may be")
     vectors = isa.vectors or isa
     types = {stage.dtype for stage, _ in problem.contractions}
     found = [dot for dot in vectors.dots if dot.lhs == dot.rhs == dot.acc and dot.lhs in types]
@@ -55,6 +61,8 @@ def choose_pipeline(problem: Pipeline, machine: Machine, isa: Isa) -> PipelinePl
                 if best is None or seconds < best.predicted_seconds:
                     best = plan.replace(predicted_seconds=seconds)
     assert best
+    if best.local_bytes > MOST_SCRATCH:
+        raise UnsupportedPipeline(f"{best.local_bytes:,} bytes pass from stage to stage; at most {MOST_SCRATCH:,} may")
     used = min(best.task_count, machine.threads)
     why = f"by rule: {1e6 * best.predicted_seconds:.1f} us expected on {used} thread{'s' if used > 1 else ''}"
     return best.replace(why=why)
