@@ -14,6 +14,7 @@ from jax.interpreters import mlir
 from jax_nano import config
 from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering
 from jax_nano.lowering import convolution, dot_general
+from jax_nano.lowering import loops as loops  # whose lowering this module switches on
 
 
 def install() -> None:

@@ -13,9 +13,11 @@ from jax_nano.codegen.attention_operands import AttentionOperands
 from jax_nano.codegen.location import section
 from jax_nano.codegen.macrokernel import Macrokernel
 from jax_nano.codegen.operands import Arguments
+from jax_nano.codegen.pipeline import PipelineKernel
 from jax_nano.codegen.types import element_type
 from jax_nano.ir.dot import Axis, extent
 from jax_nano.schedule.attention import AnyPlan, AttentionPlan
+from jax_nano.schedule.pipeline import PipelinePlan
 from jax_nano.schedule.plan import Plan
 
 
@@ -23,6 +25,8 @@ def kernel_name(plan: AnyPlan) -> str:
     """The kernel's symbol, which says what it is."""
     if isinstance(plan, AttentionPlan):
         return f"nano_{plan.problem.label}_{plan.isa}_{plan.mr}x{plan.nr}"
+    if isinstance(plan, PipelinePlan):
+        return f"nano_{plan.problem.label}_{plan.isa}"
     dot = plan.dot
     types = dot.lhs if dot.lhs == dot.rhs == dot.out else f"{dot.lhs}{dot.rhs}_{dot.out}"
     if dot.algorithm:
@@ -60,6 +64,9 @@ def write_phase(plan: AnyPlan, phase: str, values: Sequence[ir.Value]) -> None:
     """Writes a phase of a plan of either kind."""
     if isinstance(plan, AttentionPlan):
         attention_phase(plan, phase, values)
+    elif isinstance(plan, PipelinePlan):
+        _, task, _, local, *arrays = values
+        PipelineKernel(plan).compute_phase(0 if plan.task_count == 1 else task, local, arrays)
     else:
         product_phase(plan, phase, values)
 
@@ -91,7 +98,7 @@ def entry_arguments(plan: Plan, phase: str, values: Sequence[ir.Value]) -> Argum
 
 def argument_types(plan: AnyPlan) -> list[ir.Type]:
     """(round, task, shared, local, the arrays in the caller's order)."""
-    if isinstance(plan, AttentionPlan):
+    if isinstance(plan, AttentionPlan | PipelinePlan):
         sizes = [(array.elements, array.dtype) for array in plan.problem.arrays]
     else:
         sizes = array_spans(plan)

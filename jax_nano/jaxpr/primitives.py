@@ -50,3 +50,7 @@ nano_attention_tangent_p = Primitive("nano_attention_tangent")
 Its operands are those of nano_attention, both results of that, and the tangents of those that have any.
 """
 nano_attention_tangent_p.multiple_results = True
+
+nano_loop_p = Primitive("nano_loop")
+"""A loop that is a kernel, its parameter `kernel`; only loops that are lowered become that."""
+nano_loop_p.multiple_results = True

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from jax_nano.ir.attention import Attention, Problem
+from jax_nano.ir.pipeline import Pipeline, repeated
 from jax_nano.runtime.kernel import Kernel
 from jax_nano.runtime.log import logger
 from jax_nano.schedule.attention import AnyPlan, AttentionPlan
+from jax_nano.schedule.pipeline import PipelinePlan
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -134,6 +136,8 @@ def describe(problem: Problem) -> str:
     """One line: sizes, types, and which operands lie transposed in memory."""
     if isinstance(problem, Attention):
         return describe_attention(problem)
+    if isinstance(problem, Pipeline):
+        return describe_pipeline(problem)
     b, m, n, k = problem.sizes
     sizes = f"M {m}, N {n}, K {k}" if b == 1 else f"B {b}, M {m}, N {n}, K {k}"
     text = f"{sizes}; {problem.lhs} x {problem.rhs} -> {problem.out}, summed in {problem.acc}"
@@ -158,6 +162,27 @@ def describe_attention(problem: Attention) -> str:
         "mask": problem.mask, "lengths": problem.query_lengths or problem.key_lengths, "residual": problem.residual,
     }  # fmt: skip
     return "; ".join([text, f"{problem.dtype}, summed in {problem.acc}", *(name for name in parts if parts[name])])
+
+
+def describe_pipeline(problem: Pipeline) -> str:
+    """One line: how many products and other stages, types, and what is multiplied in all."""
+    stages = sum(1 for _ in repeated(problem.stages))
+    count = len(problem.contractions)
+    types = ", ".join(dict.fromkeys(stage.dtype for stage, _ in problem.contractions))
+    text = f"{_count(count, 'product')} of {types} and {_count(stages - count, 'other stage')}"
+    return f"{text}; {problem.multiplications:,} multiplications"
+
+
+def summary_of_pipeline(plan: PipelinePlan) -> dict[str, str]:
+    """The plan in words, by topic."""
+    blocks = dict.fromkeys(f"{block.rows} x {block.registers} registers" for _, block in plan.blocks)
+    return {
+        "target": f"{plan.isa}, {plan.instruction.name}",
+        "blocks": ", ".join(blocks),
+        "scratch": f"{plan.local_bytes:,} bytes",
+        "phases": _phases(plan),
+        "chosen": plan.why,
+    }
 
 
 def summary_of_attention(plan: AttentionPlan) -> dict[str, str]:
@@ -187,6 +212,8 @@ def summary(plan: AnyPlan) -> dict[str, str]:
     """The plan in words, by topic."""
     if isinstance(plan, AttentionPlan):
         return summary_of_attention(plan)
+    if isinstance(plan, PipelinePlan):
+        return summary_of_pipeline(plan)
     stationary = "A" if plan.lhs_stationary else "B"
     return {
         "target": f"{plan.isa}, {plan.instruction.name}" + (", operands exchanged" if plan.swapped else ""),

@@ -7,11 +7,13 @@ from typing import overload
 
 from jax_nano.ir.attention import Attention, Problem
 from jax_nano.ir.dot import Dot
+from jax_nano.ir.pipeline import Pipeline
 from jax_nano.machine.isa import Isa, Machine
 from jax_nano.schedule.attention import AnyPlan, AttentionPlan
 from jax_nano.schedule.attention_plans import attention_plans, choose_attention
 from jax_nano.schedule.candidates import kernel_plans
 from jax_nano.schedule.cost.estimate import Estimate, KernelCost
+from jax_nano.schedule.pipeline_plans import choose_pipeline
 from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.tasks import FEW_PER_THREAD, task_plans, undivided
 
@@ -34,6 +36,8 @@ def choose(problem: Problem, machine: Machine, isa: Isa) -> AnyPlan:
     """
     if isinstance(problem, Attention):
         return choose_attention(problem, machine, isa)
+    if isinstance(problem, Pipeline):
+        return choose_pipeline(problem, machine, isa)
     return choose_product(problem, machine, isa)
 
 
@@ -102,6 +106,8 @@ def ranked_plans(problem: Problem, machine: Machine, isa: Isa, count: int) -> Se
     """The cost model's choice and up to `count` - 1 others."""
     if isinstance(problem, Attention):
         return attention_plans(problem, machine, isa)[:count]
+    if isinstance(problem, Pipeline):
+        return [choose_pipeline(problem, machine, isa)]
     return ranked_products(problem, machine, isa, count)
 
 

@@ -75,7 +75,7 @@ def test_products_inside_control_flow():
         return jax.lax.cond(s.sum() > 1e9, lambda: s, lambda: jax.checkpoint(lambda x: x @ x)(s))
 
     s = normal(9, 9)  # XLA does smaller ones inline
-    with jax_nano.installed(), kernels(4):
+    with jax_nano.installed(), kernels(2):
         result = f(s)
     exact, s = s.astype(np.float64), s.astype(np.float64)
     for _ in range(3):
