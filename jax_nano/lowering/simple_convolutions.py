@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,8 +24,9 @@ from jax_nano.ir.convolution import Convolution
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
 from jax_nano.jaxpr.convolutions import convolution_of, has_dilated_input, has_kernel_order, is_in_order
-from jax_nano.jaxpr.inline import inline_calls, type_of
+from jax_nano.jaxpr.inline import Atom, inline_calls, type_of
 from jax_nano.jaxpr.primitives import CONVOLUTIONS
+from jax_nano.jaxpr.weights import StridedWeight, strided_weights
 
 Params = dict[str, Any]
 Convolve = Callable[[Array, Array], Array]
@@ -50,10 +52,10 @@ def simpler(params: Params, convolution: Convolution) -> Convolve | None:
 
 def simplify_convolutions(jaxpr: Jaxpr) -> Jaxpr:
     """Puts others in the place of each convolution that kernels do not compute as it is."""
-    return inline_calls(jaxpr, _simpler_body)
+    return inline_calls(jaxpr, partial(_simpler_body, weights=strided_weights(jaxpr)))
 
 
-def _simpler_body(eqn: JaxprEqn) -> Jaxpr | None:
+def _simpler_body(eqn: JaxprEqn, weights: Mapping[Atom, StridedWeight]) -> Jaxpr | None:
     if eqn.primitive not in CONVOLUTIONS or eqn.params.get("out_sharding") is not None:
         return None
     avals = [type_of(x) for x in (*eqn.invars, *eqn.outvars)]
@@ -61,10 +63,14 @@ def _simpler_body(eqn: JaxprEqn) -> Jaxpr | None:
         return None
     lhs, rhs, out = avals
     image, kernel = (Operand.row_major(aval.shape, dtype_name(aval.dtype)) for aval in (lhs, rhs))
+    weight = weights.get(eqn.invars[1])
     try:
-        convolution = convolution_of(image, kernel, out, eqn.params)
+        convolution = convolution_of(image, weight.operand if weight else kernel, out, eqn.params)
         convolution.dot()
-        others = simpler(eqn.params, convolution)
+        if weight and weight.columns_last and convolution.result.strides[-1] != 1:
+            others = _with_channels_last(eqn.params)
+        else:
+            others = simpler(eqn.params, convolution)
     except UnsupportedDot:
         return None
     plain = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in (lhs, rhs)]
