@@ -316,3 +316,62 @@ def test_padding_gives_no_nan():
     x = np.full_like(X, np.inf)
     assert np.all(np.isposinf(conv(x, pack(np.ones_like(W), kernel="HWIO"))))
     assert np.all(np.isposinf(conv(x, quantize(np.ones_like(W), kernel="HWIO", bits=4, group=32))))
+
+
+# Images as integers.
+
+
+def rounded(x, q, numbers=NHWC, **params):
+    """The convolution of images that are rounded as "int8" rounds them."""
+    axes = [d for d in range(x.ndim) if d != numbers[0].index("N")]
+    steps = np.abs(x).max(tuple(axes), keepdims=True) / 127
+    integers = np.round(x / np.where(steps == 0, 1, steps))
+    result = lax.conv_general_dilated(
+        jnp.asarray(integers, jnp.float32), q.dequantize(), (1, 1), "SAME", dimension_numbers=numbers, **params
+    )
+    return np.asarray(result) * steps
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("numbers", [NHWC, NCHW])
+def test_images_are_rounded_where_the_kernel_asks_for_it(bits, numbers):
+    spec = numbers[1]
+    x = X.transpose(["NHWC".index(d) for d in numbers[0]]).copy()
+    x[1] *= 50
+    q = quantize(W.transpose(["HWIO".index(d) for d in spec]), kernel=spec, bits=bits, activations="int8")
+    f = functools.partial(conv, numbers=numbers)
+    with kernels(1):
+        np.testing.assert_allclose(f(x, q), rounded(x, q, numbers), rtol=1e-4, atol=1e-2)
+    found = report(f, x, q)
+    assert found.problem
+    assert found.problem.acc == "s32"
+    assert {found.problem.lhs, found.problem.rhs} == {"s8", {8: "s8", 4: "s4x8"}[bits]}
+
+
+def test_images_of_zeros_give_zeros():
+    assert not np.any(conv(np.zeros_like(X), quantize(W, kernel="HWIO", activations="int8")))
+
+
+def test_groups_of_rounded_channels():
+    q = quantize(W[:, :, :12], kernel="HWIO", activations="int8")
+    wanted = rounded(X, q, feature_group_count=2)
+    np.testing.assert_allclose(conv(X, q, feature_group_count=2), wanted, rtol=1e-4, atol=1e-3)
+
+
+def test_images_of_batch_groups_stay_as_they_are():
+    q = quantize(W, kernel="HWIO", activations="int8")
+    wanted = lax.conv_general_dilated(
+        jnp.asarray(X), q.dequantize(), (1, 1), "SAME", dimension_numbers=NHWC, batch_group_count=2
+    )
+    np.testing.assert_allclose(conv(X, q, batch_group_count=2), wanted, atol=1e-3)
+
+
+def test_the_derivative_is_that_of_images_that_are_not_rounded():
+    q = quantize(W, kernel="HWIO", activations="int8")
+
+    def total(x, w):
+        return (conv(x, w) * jnp.arange(40)).sum()
+
+    np.testing.assert_allclose(jax.grad(total)(X, q), jax.grad(total)(X, q.dequantize()), rtol=1e-3, atol=1e-2)
+    with pytest.raises(TypeError, match="a QuantizedWeight has no derivative"):
+        jax.grad(total, 1, allow_int=True)(X, q)
