@@ -11,7 +11,7 @@ from jax.extend.core import JaxprEqn, Var
 from jax_nano.ir.axes import Operand
 from jax_nano.ir.dot import UnsupportedDot, accumulator
 from jax_nano.jaxpr.axes import Run, paired_axes
-from jax_nano.jaxpr.convolutions import convolution_of, is_simple
+from jax_nano.jaxpr.convolutions import convolution_of, is_in_order, is_simple
 from jax_nano.jaxpr.inline import type_of
 from jax_nano.jaxpr.operands import StridedArray, element_type
 from jax_nano.jaxpr.primitives import CONVOLUTIONS
@@ -74,6 +74,8 @@ def _convolution(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> Product
         raise NoView("packed and quantized weights are kernels of convolutions, not images")
     image, kernel = (_operand_of(x) for x in (lhs, rhs))
     convolution = convolution_of(image, kernel, type_of(eqn.outvars[0]), eqn.params)
+    if (rhs.panels or rhs.quantized) and not is_in_order(convolution):
+        raise NoView('a kernel is packed as matrices, one for each tap: tell pack of its dimensions, kernel="HWIO"')
     if not is_simple(convolution, eqn.params):
         raise NoView("it is computed by other convolutions")
     loops, window = convolution.as_product()

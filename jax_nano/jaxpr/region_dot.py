@@ -113,7 +113,7 @@ def region_dot(product: Product, ending: Ending) -> RegionDot:
     lhs, rhs = product.lhs, product.rhs
     along_m = bool(axes.m and axes.m[-1].out == 1)
     is_transposed = (not axes.n or along_m) and not product.window
-    if along_m and product.window and not places_can_be_last(axes):
+    if along_m and product.window and (axes.n or axes.b) and not places_can_be_last(axes):
         raise NoView("the places of a convolution are last in the result")
     if is_transposed:
         axes, lhs, rhs = axes.transposed(), rhs, lhs

@@ -263,6 +263,23 @@ def test_results_are_right_whether_the_weight_can_be_read_or_not(name, kept):
     np.testing.assert_allclose(actual, wanted, atol=2e-4)
 
 
+UNREAD = {
+    "one for each tap": (pack(W), {}, "a kernel is packed as matrices, one for each tap: tell pack of its dimensions"),
+    "scales of taps": (quantize(W), {}, "scales differ along the sum"),
+    "feature groups": (pack(W[:, :, :12], kernel="HWIO"), {"feature_group_count": 2}, "by whole panels of"),
+    "one output channel": (
+        pack(W[..., :1], kernel="HWIO"), {}, "where output channels are the result's last dimension"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_inspect_says_why_a_weight_is_not_read_as_it_is_kept(name):
+    w, params, reason = UNREAD[name]
+    assert reason in report(functools.partial(conv, **params), X, w).kept
+    assert reason in str(jax_nano.inspect(functools.partial(conv, **params), X, w))
+
+
 def test_a_kernel_for_another_target_is_unpacked(monkeypatch):
     monkeypatch.setenv("JAX_NANO_TARGET", "avx2")
     packed = pack(jnp.asarray(W, jnp.bfloat16), kernel="HWIO")
