@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from jax_nano.weights.quantized import QuantizedWeight as QuantizedWeight
     from jax_nano.weights.quantized import quantization_error as quantization_error
     from jax_nano.weights.quantized import quantize as quantize
+    from jax_nano.weights.trees import as_arrays as as_arrays
+    from jax_nano.weights.trees import kernel_spec as kernel_spec
+    from jax_nano.weights.trees import map_kernels as map_kernels
 
 
 class _AfterJax:
@@ -101,6 +104,7 @@ _HOME = {
     "runtime.tuning": ("Tuned", "Tunings"),
     "weights.packed": ("PackedWeight", "pack"),
     "weights.quantized": ("QuantizedWeight", "quantization_error", "quantize"),
+    "weights.trees": ("as_arrays", "kernel_spec", "map_kernels"),
 }
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
 
@@ -113,6 +117,7 @@ __all__ = [
     "Tunings",
     "__version__",
     "accelerate",
+    "as_arrays",
     "autotune",
     "conv",
     "conv_general_dilated",
@@ -130,6 +135,8 @@ __all__ = [
     "inspect",
     "install",
     "installed",
+    "kernel_spec",
+    "map_kernels",
     "matmul",
     "pack",
     "quantization_error",

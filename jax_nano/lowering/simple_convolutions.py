@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, JaxprEqn
 
 from jax_nano.ir.axes import Operand
@@ -23,8 +25,9 @@ from jax_nano.ir.convolution import Convolution
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
 from jax_nano.jaxpr.convolutions import convolution_of, has_dilated_input, has_kernel_order, is_in_order
-from jax_nano.jaxpr.inline import inline_calls, type_of
+from jax_nano.jaxpr.inline import Atom, inline_calls, type_of
 from jax_nano.jaxpr.primitives import CONVOLUTIONS
+from jax_nano.jaxpr.weights import StridedWeight, strided_weights
 
 Params = dict[str, Any]
 Convolve = Callable[[Array, Array], Array]
@@ -50,10 +53,10 @@ def simpler(params: Params, convolution: Convolution) -> Convolve | None:
 
 def simplify_convolutions(jaxpr: Jaxpr) -> Jaxpr:
     """Puts others in the place of each convolution that kernels do not compute as it is."""
-    return inline_calls(jaxpr, _simpler_body)
+    return inline_calls(jaxpr, partial(_simpler_body, weights=strided_weights(jaxpr)))
 
 
-def _simpler_body(eqn: JaxprEqn) -> Jaxpr | None:
+def _simpler_body(eqn: JaxprEqn, weights: Mapping[Atom, StridedWeight]) -> Jaxpr | None:
     if eqn.primitive not in CONVOLUTIONS or eqn.params.get("out_sharding") is not None:
         return None
     avals = [type_of(x) for x in (*eqn.invars, *eqn.outvars)]
@@ -61,14 +64,49 @@ def _simpler_body(eqn: JaxprEqn) -> Jaxpr | None:
         return None
     lhs, rhs, out = avals
     image, kernel = (Operand.row_major(aval.shape, dtype_name(aval.dtype)) for aval in (lhs, rhs))
+    weight = weights.get(eqn.invars[1])
     try:
         convolution = convolution_of(image, kernel, out, eqn.params)
         convolution.dot()
-        others = simpler(eqn.params, convolution)
+        kept = weight and convolution_of(image, weight.operand, out, eqn.params)
+        convolution = kept if kept and is_in_order(kept) else convolution
+        if is_product(rhs, eqn.params):
+            others = _as_product(eqn.params)
+        elif kept is convolution and weight and weight.columns_last and convolution.result.strides[-1] != 1:
+            others = _with_channels_last(eqn.params)
+        else:
+            others = simpler(eqn.params, convolution)
     except UnsupportedDot:
         return None
     plain = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in (lhs, rhs)]
     return others and jax.make_jaxpr(others)(*plain).jaxpr
+
+
+def is_product(rhs: ShapedArray, params: Params) -> bool:
+    """Is true where each place sees itself alone: one tap, no strides, no padding, no groups."""
+    _, rhs_spec, _ = params["dimension_numbers"]
+    one_tap = all(rhs.shape[d] == 1 for d in rhs_spec[2:])
+    in_place = all(s == d == 1 and p == (0, 0) for s, d, p in zip(
+        params["window_strides"], params["lhs_dilation"], map(tuple, params["padding"]), strict=True
+    ))  # fmt: skip
+    return one_tap and in_place and params["feature_group_count"] == params["batch_group_count"] == 1
+
+
+def _as_product(params: Params) -> Convolve:
+    """The convolution as a product of matrices."""
+    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
+
+    def convolve(lhs: Array, rhs: Array) -> Array:
+        matrix = lax.squeeze(rhs, rhs_spec[2:])
+        contracting = (lhs_spec[1],), (int(rhs_spec[1] > rhs_spec[0]),)
+        result = lax.dot_general(
+            lhs, matrix, (contracting, ((), ())), params["precision"], params["preferred_element_type"]
+        )
+        dims = [d for d in range(lhs.ndim) if d != lhs_spec[1]] + [lhs_spec[1]]  # of lhs, whose places result's are
+        of_lhs = dict(zip(out_spec, lhs_spec, strict=True))
+        return lax.transpose(result, [dims.index(of_lhs[d]) for d in range(lhs.ndim)])
+
+    return convolve
 
 
 def _bind(lhs: Array, rhs: Array, params: Params, **changes: Any) -> Array:

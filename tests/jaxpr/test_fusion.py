@@ -127,7 +127,10 @@ def test_rules_are_applied_in_proportion_to_a_program(name):
 
 
 def test_passes_can_be_printed():
-    assert str(PASSES) == "[inline, attention, narrow_sums, scatter_add, int8_activations, simplify_convolutions, fuse]"
+    assert (
+        str(PASSES)
+        == "[inline, attention, narrow_sums, scatter_add, int8_activations, int8_images, simplify_convolutions, fuse]"
+    )
 
 
 def fused(f, *args):

@@ -190,7 +190,12 @@ FUSED = {
         lambda x, w, b: jnp.tanh(conv(x, w, feature_group_count=2) + b),
         (normal(3, 3, 4, 48), normal(48)), ("broadcast_in_dim", "add", "tanh"),
     ),
-    "one tap": (lambda x, w, b: conv(x, w) + b, (normal(1, 1, 8, 16), normal(16)), ("broadcast_in_dim", "add")),
+    "one output channel": (
+        lambda x, w, b: jax.nn.relu(conv(x, w) + b), (W[..., :1], normal(2, 9, 10, 1)), ("add", "relu")
+    ),
+    "one tap": (
+        lambda x, w, b: conv(x, w) + b, (normal(1, 1, 8, 16), normal(16)), ("squeeze", "broadcast_in_dim", "add")
+    ),
 }  # fmt: skip
 
 
@@ -202,6 +207,30 @@ def test_work_on_the_result_is_fused(name):
     (report,) = jax_nano.inspect(fast, X, *operands)
     assert report.fused == fused
     assert report.kernel
+
+
+@pytest.mark.parametrize("numbers", list(itertools.product(*ORDERS, ["NHWC", "NCHW", "HWCN"])))
+def test_one_tap_is_a_product(numbers):
+    lhs, rhs, _ = numbers
+    x = X.transpose(["NHWC".index(d) for d in lhs])
+    w = W[:1, :1].transpose(["HWIO".index(d) for d in rhs])
+    f = jax_nano.accelerate(lambda x, w: jax.nn.relu(conv(x, w, dimension_numbers=numbers)))
+    wanted = jax.nn.relu(conv(x, w, dimension_numbers=numbers))
+    with kernels(1):
+        np.testing.assert_allclose(jax.jit(f)(x, w), wanted, rtol=1e-4, atol=1e-4)
+    (report,) = jax_nano.inspect(f, x, w)
+    assert report.problem
+    assert not report.problem.window
+    assert "relu" in report.fused
+
+
+def test_work_before_one_tap_is_a_prologue():
+    f = jax_nano.accelerate(lambda x, w, s: conv(jax.nn.relu(x * s + 1), w))
+    x, w, scale = normal(2, 8, 8, 64), normal(1, 1, 64, 32), normal(64)
+    (report,) = jax_nano.inspect(f, x, w, scale)
+    assert report.problem
+    assert report.problem.prologue
+    np.testing.assert_allclose(f(x, w, scale), conv(jax.nn.relu(x * scale + 1), w), rtol=1e-4, atol=1e-4)
 
 
 def test_a_wider_type_is_read_as_it_is_kept():
