@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -25,6 +25,20 @@ ClosedJaxpr = _core.ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage]
 """A Jaxpr with its constants; in JAX 0.12, where every Jaxpr has them, another name of Jaxpr."""
 
 
+def by_platform(rules: Mapping[str, LoweringRule], default: LoweringRule | None) -> LoweringRule:
+    """One lowering rule for all platforms, of rules for some of them and one for the others.
+
+    JAX itself cannot choose among rules of a primitive whose lowering is not cached, where a program is for several.
+    """
+
+    def lower(ctx: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
+        ctx = ctx.replace(avals_out=[*ctx.avals_out])
+        name, effects = str(ctx.primitive), frozenset()
+        return _registry.lower_per_platform(ctx, name, dict(rules), default, effects, *operands, **params)
+
+    return lower
+
+
 class ReplacedLowering:
     """A primitive's lowering, replaced by another until it is restored: jax.interpreters.mlir only registers."""
 
@@ -37,10 +51,13 @@ class ReplacedLowering:
         is a transpose.
         """
         self._primitive = primitive
-        self._original = _registry._platform_specific_lowerings["cpu"].get(primitive)
         self._cacheable = primitive not in _registry._uncacheable_primitives
-        rule = (self._original or _registry._lowerings[primitive]).rule
-        mlir.register_lowering(primitive, replacement(rule), platform="cpu", cacheable=False)
+        self._default = _registry._lowerings[primitive]
+        platforms = _registry._platform_specific_lowerings
+        self._kept = {name: kept.pop(primitive) for name, kept in platforms.items() if primitive in kept}
+        rules = {name: kept.rule for name, kept in self._kept.items()}
+        rules["cpu"] = replacement(rules.get("cpu", self._default.rule))
+        mlir.register_lowering(primitive, by_platform(rules, self._default.rule), cacheable=False)
         self._replaced.append(primitive)
 
     @classmethod
@@ -51,11 +68,9 @@ class ReplacedLowering:
     def restore(self) -> None:
         """Gives the primitive back what it had."""
         self._replaced.remove(self._primitive)
-        rules = _registry._platform_specific_lowerings["cpu"]
-        if self._original is None:
-            del rules[self._primitive]
-        else:
-            rules[self._primitive] = self._original
+        _registry._lowerings[self._primitive] = self._default
+        for name, kept in self._kept.items():
+            _registry._platform_specific_lowerings[name][self._primitive] = kept
         if self._cacheable:
             _registry._uncacheable_primitives.discard(self._primitive)
 

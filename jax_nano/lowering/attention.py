@@ -24,6 +24,7 @@ from jax_nano.jaxpr.attention_program import accumulator, definition, tangents
 from jax_nano.jaxpr.primitives import nano_attention_p, nano_attention_tangent_p
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import check_partitioning, nano, source_of
+from jax_nano.lowering.export import register_lowering
 from jax_nano.lowering.region import accelerated
 from jax_nano.lowering.small_loops import check_attention_inline
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
@@ -177,9 +178,5 @@ def _by_tangents(*operands: Array, spec: AttentionSpec) -> list[Array]:
 
 
 _lower_definition = mlir.lower_fun(nano(_by_definition), multiple_results=True)
-mlir.register_lowering(nano_attention_p, mlir.lower_fun(_by_definition, multiple_results=True), cacheable=False)
-mlir.register_lowering(nano_attention_p, _lower, platform="cpu", cacheable=False)
-mlir.register_lowering(nano_attention_tangent_p, mlir.lower_fun(_by_tangents, multiple_results=True))
-mlir.register_lowering(
-    nano_attention_tangent_p, mlir.lower_fun(nano(_by_tangents), multiple_results=True), platform="cpu"
-)
+register_lowering(nano_attention_p, _lower, mlir.lower_fun(_by_definition, multiple_results=True))
+mlir.register_lowering(nano_attention_tangent_p, mlir.lower_fun(nano(_by_tangents), multiple_results=True))

@@ -15,6 +15,7 @@ from jax_nano.jaxpr.convolutions import convolution_of, is_in_order
 from jax_nano.jaxpr.primitives import nano_conv_general_dilated_p
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import check_partitioning, nano, remat_rule, source_of, type_name
+from jax_nano.lowering.export import register_lowering
 from jax_nano.lowering.precision import with_precision
 from jax_nano.lowering.simple_convolutions import simpler
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
@@ -82,6 +83,4 @@ def equation_of(avals: Sequence[Any], params: Params) -> str:
 
 
 _as_lax = mlir.lower_fun(conv_general_dilated_p.bind, multiple_results=False)
-# Not cacheable: a cached lowering is a function of its own, which cannot see that an operand is a transpose.
-mlir.register_lowering(nano_conv_general_dilated_p, _as_lax, cacheable=False)
-mlir.register_lowering(nano_conv_general_dilated_p, lowering(_as_lax), platform="cpu")
+register_lowering(nano_conv_general_dilated_p, lowering(_as_lax), _as_lax)

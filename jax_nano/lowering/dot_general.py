@@ -19,6 +19,7 @@ from jax_nano.jaxpr.private import Recompute
 from jax_nano.jaxpr.rewrite import PrimitiveRewrite
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.experimental import register_remat3_rules, register_sparse_rules
+from jax_nano.lowering.export import register_lowering
 from jax_nano.lowering.precision import with_precision
 from jax_nano.lowering.small_loops import check_inline
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
@@ -135,6 +136,4 @@ def type_name(aval: Any) -> str:
 
 
 _as_lax = mlir.lower_fun(dot_general_p.bind, multiple_results=False)
-# Not cacheable: a cached lowering is a function of its own, which cannot see that an operand is a transpose.
-mlir.register_lowering(nano_dot_general_p, _as_lax, cacheable=False)
-mlir.register_lowering(nano_dot_general_p, lowering(_as_lax), platform="cpu")
+register_lowering(nano_dot_general_p, lowering(_as_lax), _as_lax)

@@ -21,7 +21,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jax_nano.ir.dtypes import INT4_PER_WORD
 from jax_nano.ir.packed_weight import step_bit
 from jax_nano.jaxpr.primitives import nano_dequantize_p
-from jax_nano.weights.weight import Weight
+from jax_nano.weights.weight import Weight, pytree
 
 FLOATS = tuple(map(jnp.dtype, (jnp.bfloat16, jnp.float16, jnp.float32)))
 GROUPS = (32, 64, 128)
@@ -34,11 +34,7 @@ no_derivative = (
 )
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("values", "scales", "zeros"),
-    meta_fields=("bits", "group", "rows", "floats", "activations"),
-)
+@pytree(data=("values", "scales", "zeros"), meta=("bits", "group", "rows", "floats", "activations"))
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuantizedWeight(Weight):
     """A matrix of few bits, or several: `quantize` makes it. A pytree of arrays, to be handed to jitted functions.

@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.export import register_pytree_node_serialization
 from jax.typing import ArrayLike
+
+W = TypeVar("W", bound="Weight")
+
+
+def pytree(data: Sequence[str], meta: Sequence[str]) -> Callable[[type[W]], type[W]]:
+    """Registers a dataclass of weights as a pytree, also for exported programs that are written to disk.
+
+    Args:
+      data: the fields that are pytrees.
+      meta: those that are compared, and become JSON: numbers, texts, None and types of elements.
+    """
+
+    def register(cls: type[W]) -> type[W]:
+        jax.tree_util.register_dataclass(cls, data, meta)
+        register_pytree_node_serialization(
+            cls, serialized_name=f"jax_nano.{cls.__name__}", serialize_auxdata=write, deserialize_auxdata=json.loads,
+            from_children=lambda values, children: cls(**dict(zip(data, children, strict=True)), **read(values)),
+        )  # fmt: skip
+        return cls
+
+    def write(values: Sequence[Any]) -> bytes:
+        return json.dumps([{"dtype": x.name} if isinstance(x, np.dtype) else x for x in values]).encode()
+
+    def read(values: Sequence[Any]) -> dict[str, Any]:
+        known = (jnp.dtype(x["dtype"]) if isinstance(x, dict) else x for x in values)
+        return dict(zip(meta, known, strict=True))
+
+    return register
 
 
 class Weight(ABC):

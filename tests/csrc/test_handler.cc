@@ -15,7 +15,9 @@ namespace {
 Call Instantiation(uint64_t key, int64_t rounds = 1) {
   std::vector<int64_t> type = {XLA_FFI_DataType_S64}, elements = {kTasks}, tasks = {kTasks, kTasks};
   return {.stage = XLA_FFI_ExecutionStage_INSTANTIATE,
-          .attributes = {{"key", static_cast<int64_t>(key)},
+          .attributes = {{"format", int64_t{1}},
+                         {"threads", int64_t{0}},
+                         {"key", static_cast<int64_t>(key)},
                          {"object", KernelsObject()},
                          {"features", std::string()},
                          {"symbols", std::string("scale,increment")},
