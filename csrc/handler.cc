@@ -152,8 +152,10 @@ bool HasDispatchHint(const ffi::RemainingArgs& operands, size_t count) {
 // How many threads may compute a kernel, the caller's among them.
 int64_t Threads(const Kernel& kernel, const ffi::Dictionary& attributes, const ffi::ThreadPool& pool) {
   if (!kernel.parallel()) return 1;
+  int64_t threads = pool.num_threads();
+  if (!attributes.contains(kThreads)) return threads;
   auto most = attributes.get<int64_t>(kThreads);
-  return most.has_value() && *most > 0 ? std::min<int64_t>(*most, pool.num_threads()) : pool.num_threads();
+  return most.has_value() && *most > 0 ? std::min(*most, threads) : threads;
 }
 
 ffi::Error Misfit(const char* which, size_t i) {

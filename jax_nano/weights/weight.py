@@ -30,7 +30,7 @@ def pytree(data: Sequence[str], meta: Sequence[str]) -> Callable[[type[W]], type
         jax.tree_util.register_dataclass(cls, data, meta)
         register_pytree_node_serialization(
             cls, serialized_name=f"jax_nano.{cls.__name__}", serialize_auxdata=write, deserialize_auxdata=json.loads,
-            from_children=lambda values, children: cls(**dict(zip(data, children, strict=True)), **read(values)),
+            from_children=lambda aux_data, children: cls(**dict(zip(data, children, strict=True)), **read(aux_data)),
         )  # fmt: skip
         return cls
 
