@@ -11,10 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
+import jax
 from jax._src import ad_checkpoint as _ad_checkpoint
+from jax._src import config as _config
+from jax._src import core as _core_of_jax
+from jax._src import sharding_impls as _sharding_impls
+from jax._src.custom_partitioning_sharding_rule import sdy_sharding_rule_to_mlir
 from jax._src.interpreters import mlir as _registry
 from jax._src.interpreters import remat as _remat
 from jax._src.interpreters.partial_eval import Recompute as Recompute
+from jax._src.lib import xla_client as _xla_client
 from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
 from jax.extend import core as _core
 from jax.extend.core import Primitive
@@ -143,3 +149,79 @@ def roofline_rule(primitive: Primitive) -> Callable[..., Any]:
     """The rule by which jax.experimental.roofline counts a primitive; its module needs absl-py."""
     module = importlib.import_module("jax.experimental.roofline.roofline")
     return module._rooflines[primitive]
+
+
+Partition = Callable[[Any, Any, Any, Any, bytes], tuple[bytes, Any, Any]]
+
+
+def register_partitioner(target: str, partition: Partition) -> None:
+    """Registers how XLA's partitioner replaces custom calls of a target by programs of one device's shards.
+
+    Shardy propagates shardings by the call's rule, so that the other callbacks, which do so without it, are not asked.
+    """
+
+    def replicated(*_: Any) -> Any:
+        return _xla_client.HloSharding.replicate()
+
+    _xla_client.register_custom_call_partitioner(
+        target, lambda sharding, *_: sharding, partition, replicated, can_side_effecting_have_replicated_sharding=True
+    )
+
+
+def is_shardy_used() -> bool:
+    """Whether Shardy propagates shardings, as by default."""
+    return _config.use_shardy_partitioner.value
+
+
+def partitioned_call(
+    ctx: mlir.LoweringRuleContext, target: str, operands: Sequence[mlir.ir.Value], name: str, rule: Any
+) -> list[mlir.ir.Value]:
+    """A custom call that XLA partitions.
+
+    Args:
+      ctx: whose `avals_out` are the results.
+      target: of `register_partitioner`.
+      operands: its operands.
+      name: what the partitioner is told.
+      rule: an SdyShardingRule, by which shardings are propagated.
+    """
+    types = [_registry.aval_to_ir_type(ctx.module_context, aval) for aval in ctx.avals_out]
+    op = _registry.custom_call(target, result_types=types, operands=[*operands], backend_config=name)
+    attribute = sdy_sharding_rule_to_mlir(rule, [x.type for x in operands], types)
+    op.attributes["sdy.sharding_rule"] = attribute
+    pairs = zip(op.results, ctx.avals_out, strict=True)
+    return [_registry.lower_with_sharding_in_types(ctx, x, aval) for x, aval in pairs]
+
+
+def spec_of(sharding: Any, mesh: Any) -> jax.sharding.PartitionSpec:
+    """What axes of a mesh an array is sharded by.
+
+    Args:
+      sharding: as XLA has it.
+      mesh: the whole mesh.
+
+    Raises:
+      ValueError, NotImplementedError: it is by no whole axes.
+    """
+    return _sharding_impls.parse_flatten_op_sharding(sharding, mesh)[0]
+
+
+def xla_sharding(sharding: jax.sharding.NamedSharding, ndim: int) -> Any:
+    """A sharding as XLA has it."""
+    return sharding._to_xla_hlo_sharding(ndim)
+
+
+def tuple_sharding(shape: Any, shardings: Sequence[Any]) -> Any:
+    """The sharding of several results."""
+    return _xla_client.HloSharding.tuple_sharding(shape, [*shardings]) if shape.is_tuple() else shardings[0]
+
+
+def shard_program(f: Callable[..., Any], avals: Sequence[Any], mesh: Any, backend: Any) -> bytes:
+    """The program that one device of a mesh runs, with collectives over all of its axes."""
+    closed = jax.make_jaxpr(f, axis_env=[*mesh.shape.items()])(*avals)
+    context = mlir.SPMDAxisContext(mesh, frozenset(mesh.axis_names))
+    with _core_of_jax.extend_axis_env_nd(mesh.shape.items()):
+        module = _registry.build_mlir_module_helper(
+            closed, name="shard", platforms=("cpu",), backend=backend, axis_context=context
+        )
+    return _registry.module_to_bytecode(module)

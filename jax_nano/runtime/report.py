@@ -27,6 +27,7 @@ class Report:
       kept: in an accelerated program, what comes before, on A, and is not fused.
       stopped: in an accelerated program, what comes next and is not fused.
       otherwise: what runs where there is no kernel.
+      devices: over how many XLA partitions it; then it becomes kernels of shards when XLA compiles the program.
     """
 
     equation: str
@@ -37,6 +38,7 @@ class Report:
     kept: str = ""
     stopped: str = ""
     otherwise: str = "lax.dot_general"
+    devices: int = 1
 
     @property
     def ran_as(self) -> str:

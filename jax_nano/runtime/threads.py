@@ -47,6 +47,11 @@ def threads(n: int) -> Iterator[None]:
         yield
 
 
+def inner_limit(n: int) -> contextlib.AbstractContextManager[None]:
+    """Has what is lowered in a block keep a limit that was found before; 0: none."""
+    return _of_programs(n)
+
+
 def checked(n: int) -> int:
     """A number of threads.
 
