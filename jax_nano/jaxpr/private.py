@@ -15,6 +15,7 @@ import jax
 from jax._src import ad_checkpoint as _ad_checkpoint
 from jax._src import config as _config
 from jax._src import core as _core_of_jax
+from jax._src import mesh as _mesh
 from jax._src import sharding_impls as _sharding_impls
 from jax._src.custom_partitioning_sharding_rule import sdy_sharding_rule_to_mlir
 from jax._src.interpreters import mlir as _registry
@@ -218,9 +219,10 @@ def tuple_sharding(shape: Any, shardings: Sequence[Any]) -> Any:
 
 def shard_program(f: Callable[..., Any], avals: Sequence[Any], mesh: Any, backend: Any) -> bytes:
     """The program that one device of a mesh runs, with collectives over all of its axes."""
-    closed = jax.make_jaxpr(f, axis_env=[*mesh.shape.items()])(*avals)
     context = mlir.SPMDAxisContext(mesh, frozenset(mesh.axis_names))
-    with _core_of_jax.extend_axis_env_nd(mesh.shape.items()):
+    apart = _mesh.use_abstract_mesh(_mesh.empty_abstract_mesh)  # from that of the whole program
+    with apart, _core_of_jax.extend_axis_env_nd(mesh.shape.items()):
+        closed = jax.make_jaxpr(f, axis_env=[*mesh.shape.items()])(*avals)
         module = _registry.build_mlir_module_helper(
             closed, name="shard", platforms=("cpu",), backend=backend, axis_context=context
         )

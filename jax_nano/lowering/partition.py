@@ -14,11 +14,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
 import jax
+import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.backend import get_backend
 from jax.interpreters import mlir
@@ -26,10 +27,11 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.jaxpr import private
-from jax_nano.lowering.sharding import Axes, ShardingRule, assign, spec_by
+from jax_nano.lowering.sharding import GROUPED, Axes, Factors, ShardingRule, assign, fitting, sharded, spec_by
 from jax_nano.runtime import keys
 from jax_nano.runtime.kernel import FORMAT
 from jax_nano.runtime.kernels import Place
+from jax_nano.runtime.report import reports, tell
 from jax_nano.runtime.threads import inner_limit, program_limit
 from jax_nano.runtime.toolchain import toolchain
 
@@ -138,6 +140,10 @@ def _partition(shapes: Any, shardings: Any, result: Any, result_sharding: Any, n
     wanted = result_sharding.tuple_elements() if result.is_tuple() else [result_sharding]
     mesh, specs = mesh_of(call.devices, [*shardings, *wanted])
     assigned = assign(rule, specs[: len(shardings)], specs[len(shardings) :])
+    for grouped in {name for dims in rule.operands for name in dims if GROUPED in name}:
+        name = sharded(grouped)
+        whole = sizes_of(rule, shapes, name)
+        assigned[name] = fitting(assigned.get(name, ()), mesh.shape, whole)
     given, made = (
         [private.xla_sharding(NamedSharding(mesh, spec_by(factors, assigned)), len(factors)) for factors in arrays]
         for arrays in (rule.operands, rule.results)
@@ -145,9 +151,37 @@ def _partition(shapes: Any, shardings: Any, result: Any, result_sharding: Any, n
     shards = [x.tile(shape) for x, shape in zip(given, shapes, strict=True)]
     avals = [ShapedArray(shard.dimensions(), shard.numpy_dtype()) for shard in shards]
     sums = {factor: assigned[factor] for factor in rule.sums if factor in assigned}
-    with call.settings():
-        program = private.shard_program(lambda *arrays: call.body(*arrays, sums=sums), avals, mesh, get_backend("cpu"))
-    return program, given, private.tuple_sharding(result, made)
+    sizes = {name: min(sizes_of(rule, shapes, name)) for name in sums}
+
+    def program(*arrays: jax.Array) -> Sequence[jax.Array]:
+        whole = [without_padding(x, dims, sums, sizes) for x, dims in zip(arrays, rule.operands, strict=True)]
+        return call.body(*whole, sums=sums)
+
+    with call.settings(), reports(alone=True) as told:
+        code = private.shard_program(program, avals, mesh, get_backend("cpu"))
+    for report in told:
+        tell(replace(report, devices=call.devices))
+    return code, given, private.tuple_sharding(result, made)
+
+
+def sizes_of(rule: ShardingRule, shapes: Sequence[Any], factor: str) -> list[int]:
+    """The sizes of dimensions of operands that are sharded by a factor."""
+    return [
+        size
+        for dims, shape in zip(rule.operands, shapes, strict=True)
+        for name, size in zip(dims, shape.dimensions(), strict=True)
+        if sharded(name) == factor
+    ]
+
+
+def without_padding(x: jax.Array, dims: Factors, sums: dict[str, Axes], sizes: dict[str, int]) -> jax.Array:
+    """A shard with zeros where devices share a sum that they do not divide, and it ends beyond the whole array."""
+    for place, name in enumerate(dims):
+        length = x.shape[place]
+        if name in sums and sizes[name] % length:
+            there = jax.lax.axis_index(sums[name]) * length + jax.lax.broadcasted_iota(jnp.int32, x.shape, place)
+            x = jnp.where(there < sizes[name], x, jnp.zeros((), x.dtype))
+    return x
 
 
 def mesh_of(devices: int, shardings: Sequence[Any]) -> tuple[AbstractMesh, list[PartitionSpec]]:

@@ -7,14 +7,16 @@ other collectives come of it than those, this does as XLA does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule
+from jax.experimental.custom_partitioning import ArrayMapping, CompoundFactor, SdyShardingRule
 from jax.sharding import PartitionSpec
 
 Axes = tuple[str, ...]
 Factors = tuple[str, ...]  # of an array, one a dimension
+GROUPED = "*"  # "k*g": a dimension in which each index of k has as many neighbours as g; sharded by k alone
 
 
 @dataclass(frozen=True)
@@ -26,19 +28,31 @@ class ShardingRule:
       results: of each result.
       sums: those that are summed over; they are in no result, and each is in two operands or more.
       fixed: those whose dimensions no axis may take: devices get all of them.
+      sizes: of factors that stand in no dimension by themselves.
     """
 
     operands: tuple[Factors, ...]
     results: tuple[Factors, ...]
     sums: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
+    sizes: tuple[tuple[str, int], ...] = ()
 
     def for_shardy(self) -> SdyShardingRule:
         """The rule as Shardy knows it."""
-        operands, results = ([ArrayMapping(*dims) for dims in arrays] for arrays in (self.operands, self.results))
+
+        def known(dims: Factors) -> ArrayMapping:
+            return ArrayMapping(*(CompoundFactor(*x.split(GROUPED)) if GROUPED in x else x for x in dims))
+
         return SdyShardingRule(
-            tuple(operands), tuple(results), reduction_factors=self.sums, need_replication_factors=self.fixed
-        )
+            tuple(map(known, self.operands)), tuple(map(known, self.results)),
+            reduction_factors=self._in_order(self.sums), need_replication_factors=self._in_order(self.fixed),
+            **dict(self.sizes),
+        )  # fmt: skip
+
+    def _in_order(self, factors: Factors) -> Factors:
+        """Some factors, as they first appear: Shardy wants them so."""
+        dims = (part for array in (*self.operands, *self.results) for name in array for part in name.split(GROUPED))
+        return tuple(name for name in dict.fromkeys(dims) if name in factors)
 
 
 def axes_of(spec: PartitionSpec, ndim: int) -> tuple[Axes, ...]:
@@ -69,7 +83,7 @@ def assign(rule: ShardingRule, operands: Sequence[PartitionSpec], results: Seque
 def _in(arrays: Sequence[Factors], specs: Sequence[PartitionSpec]) -> list[tuple[str, str]]:
     """The axes of some arrays, each with the factor that has it."""
     return [
-        (axis, factor)
+        (axis, sharded(factor))
         for factors, spec in zip(arrays, specs, strict=True)
         for factor, axes in zip(factors, axes_of(spec, len(factors)), strict=True)
         for axis in axes
@@ -89,4 +103,16 @@ def _in_sums(rule: ShardingRule, operands: Sequence[PartitionSpec]) -> list[tupl
 
 def spec_by(factors: Factors, assigned: Mapping[str, Axes]) -> PartitionSpec:
     """How an array is sharded where its factors are computed by these axes."""
-    return PartitionSpec(*(assigned.get(factor) or None for factor in factors))
+    return PartitionSpec(*(assigned.get(sharded(factor)) or None for factor in factors))
+
+
+def sharded(factor: str) -> str:
+    """The factor by which a dimension is sharded."""
+    return factor.split(GROUPED)[0]
+
+
+def fitting(axes: Axes, axis_sizes: Mapping[str, int], sizes: Sequence[int]) -> Axes:
+    """The first of some axes, as many as divide all of these sizes together."""
+    while axes and any(size % math.prod(axis_sizes[axis] for axis in axes) for size in sizes):
+        axes = axes[:-1]
+    return axes
