@@ -6,8 +6,10 @@ Each use has a test in tests/jaxpr/test_private.py, which says what broke where 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -21,7 +23,7 @@ from jax._src.custom_partitioning_sharding_rule import sdy_sharding_rule_to_mlir
 from jax._src.interpreters import mlir as _registry
 from jax._src.interpreters import remat as _remat
 from jax._src.interpreters.partial_eval import Recompute as Recompute
-from jax._src.lib import xla_client as _xla_client
+from jax._src.lib import xla_client as _xla_client  # pyright: ignore[reportPrivateImportUsage]
 from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
 from jax.extend import core as _core
 from jax.extend.core import Primitive
@@ -59,12 +61,10 @@ class ReplacedLowering:
         """
         self._primitive = primitive
         self._cacheable = primitive not in _registry._uncacheable_primitives
-        self._default = _registry._lowerings[primitive]
-        platforms = _registry._platform_specific_lowerings
-        self._kept = {name: kept.pop(primitive) for name, kept in platforms.items() if primitive in kept}
-        rules = {name: kept.rule for name, kept in self._kept.items()}
-        rules["cpu"] = replacement(rules.get("cpu", self._default.rule))
-        mlir.register_lowering(primitive, by_platform(rules, self._default.rule), cacheable=False)
+        rules, default = _rules_of(primitive)
+        self._original = _registry._lowerings[primitive]
+        ours = replacement(rules.get("cpu", default))
+        mlir.register_lowering(primitive, by_platform(rules | {"cpu": ours}, default), cacheable=False)
         self._replaced.append(primitive)
 
     @classmethod
@@ -75,11 +75,26 @@ class ReplacedLowering:
     def restore(self) -> None:
         """Gives the primitive back what it had."""
         self._replaced.remove(self._primitive)
-        _registry._lowerings[self._primitive] = self._default
-        for name, kept in self._kept.items():
-            _registry._platform_specific_lowerings[name][self._primitive] = kept
+        _registry._lowerings[self._primitive] = self._original
         if self._cacheable:
             _registry._uncacheable_primitives.discard(self._primitive)
+
+
+@functools.cache
+def _rules_of(primitive: Primitive) -> tuple[dict[str, LoweringRule], LoweringRule]:
+    """The rules of a primitive on some platforms, and on all others.
+
+    One rule that chooses among them takes their place, for good: it can be replaced while other threads lower programs.
+    """
+    tables = _registry._platform_specific_lowerings.values()
+    found = {
+        name: kept[primitive].rule for name, kept in _registry._platform_specific_lowerings.items() if primitive in kept
+    }
+    original = _registry._lowerings[primitive]
+    _registry._lowerings[primitive] = replace(original, rule=by_platform(found, original.rule))
+    for kept in [*tables]:
+        kept.pop(primitive, None)
+    return found, original.rule
 
 
 def wrap_lowering(primitive: Primitive, wrapper: Callable[[LoweringRule], LoweringRule]) -> None:

@@ -183,7 +183,8 @@ def _lower_partitioned(
     def body(*arrays: Array, sums: dict[str, Axes]) -> list[Array]:  # noqa: ARG001
         return nano_attention_p.bind(*arrays, spec=spec)
 
-    rule = sharding_rule(spec, [aval.shape for aval in ctx.avals_in])
+    avals: Any = ctx.avals_in
+    rule = sharding_rule(spec, [aval.shape for aval in avals])
     return partitioned_call(ctx, operands, rule, body, f"attention {spec}")
 
 
@@ -192,7 +193,7 @@ def sharding_rule(spec: AttentionSpec, shapes: Sequence[tuple[int, ...]]) -> Sha
     heads, kv_heads = shapes[0][2], shapes[1][2]
     n = "n" if heads == kv_heads else f"n{GROUPED}g"
     by_place = spec.causal or spec.window is not None or spec.query_lengths
-    arrays = [("b", "t", n, "h"), ("b", "s", "n", "h"), ("b", "s", "n", "v")]
+    arrays: list[tuple[str, ...]] = [("b", "t", n, "h"), ("b", "s", "n", "h"), ("b", "s", "n", "v")]
     ones: list[str] = []
     for shape in shapes[3:]:
         names = ("b", n, "t", "s") if len(shape) == 4 else ("b",)

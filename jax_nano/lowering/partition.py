@@ -64,7 +64,7 @@ class Partitioned:
             yield
 
 
-_partitioned: WeakValueDictionary[bytes, Partitioned] = WeakValueDictionary()  # by digest; programs keep them
+_partitioned: WeakValueDictionary[str, Partitioned] = WeakValueDictionary()  # by digest; programs keep them
 
 
 def devices_to_partition(ctx: mlir.LoweringRuleContext) -> int:
@@ -122,28 +122,28 @@ def partitioned_call(
     call = _partitioned.get(digest) or Partitioned(rule, body, devices, program_limit(), jax.config.jax_enable_x64)
     _partitioned[digest] = call
     ctx.module_context.add_keepalive(call)
-    return private.partitioned_call(ctx, PARTITIONED, arrays, digest.decode(), rule.for_shardy())
+    return private.partitioned_call(ctx, PARTITIONED, arrays, digest, rule.for_shardy())
 
 
-def _digest(text: str, rule: ShardingRule, arrays: Sequence[mlir.ir.Value], devices: int) -> bytes:
+def _digest(text: str, rule: ShardingRule, arrays: Sequence[mlir.ir.Value], devices: int) -> str:
     """Names a call, by all that its kernels depend on."""
     place = Place.of()
     values = (rule, [str(array.type) for array in arrays], devices, program_limit(), FORMAT)
     here = (place.facts, place.isa.name, toolchain().digest, str(jax.config.jax_enable_x64))
-    return keys.digest(text, repr(values), *here).encode()
+    return keys.digest(text, repr(values), *here)
 
 
 def _partition(shapes: Any, shardings: Any, result: Any, result_sharding: Any, name: bytes) -> tuple[bytes, Any, Any]:
     """Gives XLA the program of one device, and the shardings that it has operands and results in."""
-    call = _partitioned[name]
+    call = _partitioned[name.decode()]
     rule = call.rule
     wanted = result_sharding.tuple_elements() if result.is_tuple() else [result_sharding]
     mesh, specs = mesh_of(call.devices, [*shardings, *wanted])
     assigned = assign(rule, specs[: len(shardings)], specs[len(shardings) :])
     for grouped in {name for dims in rule.operands for name in dims if GROUPED in name}:
-        name = sharded(grouped)
-        whole = sizes_of(rule, shapes, name)
-        assigned[name] = fitting(assigned.get(name, ()), mesh.shape, whole)
+        factor = sharded(grouped)
+        whole = sizes_of(rule, shapes, factor)
+        assigned[factor] = fitting(assigned.get(factor, ()), mesh.shape, whole)
     given, made = (
         [private.xla_sharding(NamedSharding(mesh, spec_by(factors, assigned)), len(factors)) for factors in arrays]
         for arrays in (rule.operands, rule.results)
@@ -151,7 +151,7 @@ def _partition(shapes: Any, shardings: Any, result: Any, result_sharding: Any, n
     shards = [x.tile(shape) for x, shape in zip(given, shapes, strict=True)]
     avals = [ShapedArray(shard.dimensions(), shard.numpy_dtype()) for shard in shards]
     sums = {factor: assigned[factor] for factor in rule.sums if factor in assigned}
-    sizes = {name: min(sizes_of(rule, shapes, name)) for name in sums}
+    sizes = {factor: min(sizes_of(rule, shapes, factor)) for factor in sums}
 
     def program(*arrays: jax.Array) -> Sequence[jax.Array]:
         whole = [without_padding(x, dims, sums, sizes) for x, dims in zip(arrays, rule.operands, strict=True)]
@@ -190,11 +190,13 @@ def mesh_of(devices: int, shardings: Sequence[Any]) -> tuple[AbstractMesh, list[
     Its axes have prime numbers of devices. Where shardings divide the devices in ways that do not go together, arrays
     count as replicated, and are gathered.
     """
-    for sizes in orders(prime_factors(devices)):
-        mesh = AbstractMesh(sizes, tuple(f"axis{i}" for i in range(len(sizes))))
+    factors = prime_factors(devices)
+    names = tuple(f"axis{i}" for i in range(len(factors)))
+    for sizes in orders(factors):
+        mesh = AbstractMesh(sizes, names)
         with contextlib.suppress(ValueError, NotImplementedError, StopIteration):
             return mesh, [private.spec_of(x, mesh) for x in shardings]
-    return mesh, [PartitionSpec()] * len(shardings)
+    return AbstractMesh(tuple(factors), names), [PartitionSpec()] * len(shardings)
 
 
 def prime_factors(n: int) -> list[int]:

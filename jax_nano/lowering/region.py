@@ -132,7 +132,7 @@ def _lower(
         compiled = kernel_for(dot)
     except UnsupportedDot as reason:
         return _lower_without_kernel(ctx, arrays, region, reason)
-    ends = {"kept": limits.prologue, "stopped": limits.epilogue}
+    ends: Any = {"kept": limits.prologue, "stopped": limits.epilogue}
     tell(Report(equation=equation, problem=dot, kernel=compiled, fused=region.fused, **ends))
     operands = ctx.replace(avals_in=[ctx.avals_in[i] for i in kernel.sources])
     return custom_call(operands, compiled, [arrays[i] for i in kernel.sources])

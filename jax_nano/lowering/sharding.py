@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from jax.experimental.custom_partitioning import ArrayMapping, CompoundFactor, SdyShardingRule
 from jax.sharding import PartitionSpec
@@ -46,7 +47,7 @@ class ShardingRule:
         return SdyShardingRule(
             tuple(map(known, self.operands)), tuple(map(known, self.results)),
             reduction_factors=self._in_order(self.sums), need_replication_factors=self._in_order(self.fixed),
-            **dict(self.sizes),
+            **cast(dict[str, Any], dict(self.sizes)),
         )  # fmt: skip
 
     def _in_order(self, factors: Factors) -> Factors:

@@ -13,9 +13,16 @@ from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.machine import kin, x86
 from jax_nano.machine.calibration import calibrated
 from jax_nano.machine.isa import Isa, Machine
-from jax_nano.machine.thread_limit import thread_limit
+from jax_nano.machine.thread_limit import ThreadLimit
 from jax_nano.machine.topology import ROOT, Topology
 from jax_nano.machine.topology import read as read_topology
+
+
+def _limit_threads(threads: int) -> None:
+    _native.limit_threads(threads)
+
+
+thread_limit = ThreadLimit(_limit_threads)
 
 
 def machine_for(name: str | None = None) -> Machine:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections.abc import Callable
 
-from jax_nano import _native, config
+from jax_nano import config
 from jax_nano.machine import control_groups
 from jax_nano.machine.topology import ROOT
 
@@ -14,7 +15,9 @@ from jax_nano.machine.topology import ROOT
 class ThreadLimit:
     """The least of three numbers: of cores, of what was asked for, and of what the environment says."""
 
-    def __init__(self):
+    def __init__(self, limit_threads: Callable[[int], None]):
+        """Limits threads by the native module's function, which machines elsewhere do without."""
+        self._limit_threads = limit_threads
         self._lock = threading.Lock()
         self._asked = 0
         self._cores = 0
@@ -31,13 +34,10 @@ class ThreadLimit:
             self._asked = self._asked if asked is None else asked
             self._cores = cores or self._cores or processors()
             wanted = self._asked or config.number("JAX_NANO_THREADS") or self._cores
-            _native.limit_threads(min(wanted, self._cores))
+            self._limit_threads(min(wanted, self._cores))
 
 
 def processors() -> int:
     """How many processors this process may use, hyperthreads among them: a first answer, found in no time."""
     allowed = len(os.sched_getaffinity(0))
     return max(1, math.ceil(min(allowed, control_groups.quota(ROOT))))
-
-
-thread_limit = ThreadLimit()

@@ -22,8 +22,8 @@ from jax_nano import _native
 from jax_nano.codegen.module import build_module, kernel_name, phase_symbols
 from jax_nano.ir.attention import Problem
 from jax_nano.ir.dtypes import FFI_TYPES
+from jax_nano.machine.host import thread_limit
 from jax_nano.machine.isa import Machine
-from jax_nano.machine.thread_limit import thread_limit
 from jax_nano.schedule.attention import AnyPlan
 
 TARGET_NAME = "jax_nano"  # of the custom call

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from jax_nano.machine.thread_limit import thread_limit
+from jax_nano.machine.host import thread_limit
 
 ANY = 0  # threads: as many as there are
 _of_programs = jax.make_user_context(default_value=ANY)  # part of the keys of JAX's caches

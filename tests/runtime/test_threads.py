@@ -86,36 +86,28 @@ def test_the_block_is_that_of_a_thread():
     assert found == {"there": {0}, "here": {1}}
 
 
-class Native:
-    """What the native module is told."""
-
-    def __init__(self, monkeypatch):
-        self.limits = []
-        monkeypatch.setattr(thread_limit._native, "limit_threads", self.limits.append)
-
-
 @pytest.mark.parametrize(("environment", "asked", "expected"), [
     ("", None, 4), ("3", None, 3), ("9", None, 4), ("3", 2, 2), ("2", 3, 3), ("", 9, 4), ("2", 0, 2),
 ])  # fmt: skip
 def test_the_limit_is_what_was_asked_for_last_or_the_environments_and_no_more_than_cores(
     monkeypatch, environment, asked, expected
 ):
-    native = Native(monkeypatch)
+    limits = []
     monkeypatch.setenv("JAX_NANO_THREADS", environment)
-    limit = thread_limit.ThreadLimit()
+    limit = thread_limit.ThreadLimit(limits.append)
     limit.apply(cores=4)
     limit.apply(asked=asked)
-    assert native.limits[-1] == expected
+    assert limits[-1] == expected
     limit.apply(cores=1)  # as when the machine is looked at later
-    assert native.limits[-1] == 1
+    assert limits[-1] == 1
 
 
 def test_before_the_cores_are_known_the_quota_and_all_processors_count(monkeypatch):
-    native = Native(monkeypatch)
+    limits = []
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
     monkeypatch.setattr(thread_limit.control_groups, "quota", lambda _: 2.5)
-    thread_limit.ThreadLimit().apply()
-    assert native.limits == [3]
+    thread_limit.ThreadLimit(limits.append).apply()
+    assert limits == [3]
 
 
 def in_process(code, **environment):
