@@ -57,11 +57,19 @@ class Partitioned:
     threads: int
     x64: bool
 
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        """A compiled program that is written to disk asks no more, and takes nothing of this along."""
+        return _nothing, ()
+
     @contextlib.contextmanager
     def settings(self):
         """Those that the call was lowered under."""
         with jax.enable_x64(self.x64), inner_limit(self.threads):
             yield
+
+
+def _nothing() -> None:
+    """Stands for what a program from disk does without."""
 
 
 _partitioned: WeakValueDictionary[str, Partitioned] = WeakValueDictionary()  # by digest; programs keep them
