@@ -113,7 +113,8 @@ NB_MODULE(_native, m) {
   m.def("instantiate_handler", [] { return Capsule(InstantiateHandler()); }, "PyCapsule of the instantiate stage.");
   m.def("execute_handler", [] { return Capsule(ExecuteHandler()); }, "PyCapsule of the execute stage.");
   m.def("limit_threads", &LimitThreads, "threads"_a,
-        "Has no kernel run on more than `threads` threads from now on, though XLA's pool has more. Below 1: no limit.");
+        "Has no more than `threads` threads of this process compute from now on, though XLA has more. Below 1: no "
+        "limit.");
   m.def("executed_kernels", &ExecutedKernels, "How many times a kernel has run in this process.");
   m.def("count_times", &CountTimes, "wanted"_a,
         "Begins to count how often and how long kernels run, from zero, or ends it; what was counted stays.");

@@ -42,8 +42,12 @@ if TYPE_CHECKING:
     from jax_nano.api.products import matmul as matmul
     from jax_nano.api.products import tensordot as tensordot
     from jax_nano.api.products import vecdot as vecdot
+    from jax_nano.lowering.export import export_checks as export_checks
+    from jax_nano.lowering.export import exporting_kernels as exporting_kernels
     from jax_nano.runtime.report import Report as Report
     from jax_nano.runtime.report import Reports as Reports
+    from jax_nano.runtime.threads import set_threads as set_threads
+    from jax_nano.runtime.threads import threads as threads
     from jax_nano.runtime.tuning import Tuned as Tuned
     from jax_nano.runtime.tuning import Tunings as Tunings
     from jax_nano.weights.packed import PackedWeight as PackedWeight
@@ -100,7 +104,9 @@ _HOME = {
     "api.install": ("install", "installed", "uninstall"),
     "api.malloc": ("release_memory", "retain_memory"),
     "api.products": ("dot", "dot_general", "einsum", "inner", "matmul", "tensordot", "vecdot"),
+    "lowering.export": ("export_checks", "exporting_kernels"),
     "runtime.report": ("Report", "Reports"),
+    "runtime.threads": ("set_threads", "threads"),
     "runtime.tuning": ("Tuned", "Tunings"),
     "weights.packed": ("PackedWeight", "pack"),
     "weights.quantized": ("QuantizedWeight", "quantization_error", "quantize"),
@@ -130,6 +136,8 @@ __all__ = [
     "dot_product_attention",
     "einsum",
     "executed_kernels",
+    "export_checks",
+    "exporting_kernels",
     "fused_matmul",
     "inner",
     "inspect",
@@ -143,7 +151,9 @@ __all__ = [
     "quantize",
     "release_memory",
     "retain_memory",
+    "set_threads",
     "tensordot",
+    "threads",
     "uninstall",
     "vecdot",
 ]

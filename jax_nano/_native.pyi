@@ -33,7 +33,7 @@ def execute_handler() -> CapsuleType:
     """PyCapsule of the execute stage."""
 
 def limit_threads(threads: int) -> None:
-    """Has no kernel run on more than `threads` threads from now on, though XLA's pool has more. Below 1: no limit."""
+    """Lets no more than `threads` threads of this process compute, though XLA has more. Below 1: no limit."""
 
 def executed_kernels() -> int:
     """How many times a kernel has run in this process."""

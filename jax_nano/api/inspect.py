@@ -18,7 +18,8 @@ def inspect(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Reports:
 
     The program is lowered as `install()` would have it: each lax.dot_general in it, and each product of jax_nano, at
     any depth of jit, scan, cond, remat, custom derivatives, shard_map and the like. A function that the program calls
-    several times through one jit is compiled once and reported once.
+    several times through one jit is compiled once and reported once. Where XLA partitions the program over devices, it
+    is compiled, and products are reported as one device has them.
 
     Args:
       f: a function, jitted or not; also jax.grad of one, or a single product such as `jax_nano.matmul`.
@@ -35,5 +36,10 @@ def inspect(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Reports:
         return nano(f)(*args, **kwargs)
 
     with reports() as collected:
-        jax.jit(of_arrays).trace(*arrays(leaves)).lower(lowering_platforms=("cpu",))
-    return Reports(collected)
+        lowered = jax.jit(of_arrays).trace(*arrays(leaves)).lower(lowering_platforms=("cpu",))
+    if not any(report.is_of_shards for report in collected):
+        return Reports(collected)
+    with reports() as of_shards:
+        lowered.compile()
+    known = [report for report in collected if not (report.is_of_shards and of_shards)]
+    return Reports([*known, *of_shards])

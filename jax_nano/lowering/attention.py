@@ -23,8 +23,11 @@ from jax_nano.jaxpr.attention_backward import Backward
 from jax_nano.jaxpr.attention_program import accumulator, definition, tangents
 from jax_nano.jaxpr.primitives import nano_attention_p, nano_attention_tangent_p
 from jax_nano.lowering.custom_call import custom_call
-from jax_nano.lowering.dot_general import check_partitioning, nano, source_of
+from jax_nano.lowering.dot_general import nano, source_of
+from jax_nano.lowering.export import register_lowering
+from jax_nano.lowering.partition import devices_to_partition, partitioned_call
 from jax_nano.lowering.region import accelerated
+from jax_nano.lowering.sharding import GROUPED, Axes, ShardingRule
 from jax_nano.lowering.small_loops import check_attention_inline
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
 from jax_nano.runtime.report import Report, tell
@@ -155,17 +158,52 @@ def _lower(ctx: mlir.LoweringRuleContext, *operands: mlir.ir.Value, spec: Attent
     try:
         if not config.enabled():
             raise UnsupportedDot(TURNED_OFF)
-        check_partitioning(ctx)
+        devices = devices_to_partition(ctx)
         check_attention_inline()
         arrays, sources = zip(*map(source_of, operands, ctx.avals_in), strict=True)
         out = Operand.row_major(ctx.avals_out[0].shape, dtype_name(ctx.avals_out[0].dtype))
         problem = describe(spec, sources, out)
-        kernel = kernel_for(problem)
+        kernel = None if devices > 1 else kernel_for(problem)
     except UnsupportedDot as reason:
         tell(Report(equation=equation, problem=problem, reason=str(reason), otherwise="its equations"))
         return _lower_definition(ctx, *operands, spec=spec)
+    if devices > 1:
+        tell(Report(equation=equation, problem=problem, devices=devices))
+        return _lower_partitioned(ctx, operands, spec)
+    assert kernel
     tell(Report(equation=equation, problem=problem, kernel=kernel))
     return custom_call(ctx, kernel, arrays)
+
+
+def _lower_partitioned(
+    ctx: mlir.LoweringRuleContext, operands: Sequence[mlir.ir.Value], spec: AttentionSpec
+) -> Sequence[mlir.ir.Value]:
+    """Lowers attention that XLA partitions: along the batch, heads and queries, every device runs a kernel."""
+
+    def body(*arrays: Array, sums: dict[str, Axes]) -> list[Array]:  # noqa: ARG001
+        return nano_attention_p.bind(*arrays, spec=spec)
+
+    avals: Any = ctx.avals_in
+    rule = sharding_rule(spec, [aval.shape for aval in avals])
+    return partitioned_call(ctx, operands, rule, body, f"attention {spec}")
+
+
+def sharding_rule(spec: AttentionSpec, shapes: Sequence[tuple[int, ...]]) -> ShardingRule:
+    """How attention may be sharded. Queries are numbered where a mask goes by their number: devices get all of them."""
+    heads, kv_heads = shapes[0][2], shapes[1][2]
+    n = "n" if heads == kv_heads else f"n{GROUPED}g"
+    by_place = spec.causal or spec.window is not None or spec.query_lengths
+    arrays: list[tuple[str, ...]] = [("b", "t", n, "h"), ("b", "s", "n", "h"), ("b", "s", "n", "v")]
+    ones: list[str] = []
+    for shape in shapes[3:]:
+        names = ("b", n, "t", "s") if len(shape) == 4 else ("b",)
+        broadcast = [f"one{len(ones) + i}" for i in range(len(shape))]
+        arrays.append(tuple(x if size > 1 else one for x, size, one in zip(names, shape, broadcast, strict=True)))
+        ones += broadcast
+    results = (("b", "t", n, "v"), ("b", n, "t"))[: 1 + spec.residual]
+    fixed = ("s", "h", *(["t"] if by_place else []), *ones)
+    sizes = (("g", heads // kv_heads),) if heads != kv_heads else ()
+    return ShardingRule(operands=tuple(arrays), results=results, fixed=fixed, sizes=sizes)
 
 
 def _by_definition(*operands: Array, spec: AttentionSpec) -> list[Array]:
@@ -177,9 +215,5 @@ def _by_tangents(*operands: Array, spec: AttentionSpec) -> list[Array]:
 
 
 _lower_definition = mlir.lower_fun(nano(_by_definition), multiple_results=True)
-mlir.register_lowering(nano_attention_p, mlir.lower_fun(_by_definition, multiple_results=True), cacheable=False)
-mlir.register_lowering(nano_attention_p, _lower, platform="cpu", cacheable=False)
-mlir.register_lowering(nano_attention_tangent_p, mlir.lower_fun(_by_tangents, multiple_results=True))
-mlir.register_lowering(
-    nano_attention_tangent_p, mlir.lower_fun(nano(_by_tangents), multiple_results=True), platform="cpu"
-)
+register_lowering(nano_attention_p, _lower, mlir.lower_fun(_by_definition, multiple_results=True))
+mlir.register_lowering(nano_attention_tangent_p, mlir.lower_fun(nano(_by_tangents), multiple_results=True))

@@ -23,6 +23,7 @@ from jax_nano.lowering import convolution
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import check_partitioning, equation_of, nano, remat_rule
 from jax_nano.lowering.experimental import register_jet_rules, register_sparse_rules
+from jax_nano.lowering.export import register_lowering
 from jax_nano.lowering.pipeline import WHOLE_PASSES, run_passes
 from jax_nano.lowering.precision import with_precision
 from jax_nano.lowering.small_loops import check_inline
@@ -131,7 +132,7 @@ def _lower(
         compiled = kernel_for(dot)
     except UnsupportedDot as reason:
         return _lower_without_kernel(ctx, arrays, region, reason)
-    ends = {"kept": limits.prologue, "stopped": limits.epilogue}
+    ends: Any = {"kept": limits.prologue, "stopped": limits.epilogue}
     tell(Report(equation=equation, problem=dot, kernel=compiled, fused=region.fused, **ends))
     operands = ctx.replace(avals_in=[ctx.avals_in[i] for i in kernel.sources])
     return custom_call(operands, compiled, [arrays[i] for i in kernel.sources])
@@ -180,5 +181,4 @@ def _compute_equations(*arrays: Array, region: Region, **_: Any) -> Array:
 
 _lower_unpacked = mlir.lower_fun(_compute_unpacked, multiple_results=False)
 _lower_equations = mlir.lower_fun(nano(_compute_equations), multiple_results=False)
-mlir.register_lowering(nano_region_p, mlir.lower_fun(_compute_equations, multiple_results=False), cacheable=False)
-mlir.register_lowering(nano_region_p, _lower, platform="cpu", cacheable=False)
+register_lowering(nano_region_p, _lower, mlir.lower_fun(_compute_equations, multiple_results=False))

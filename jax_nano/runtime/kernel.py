@@ -22,16 +22,19 @@ from jax_nano import _native
 from jax_nano.codegen.module import build_module, kernel_name, phase_symbols
 from jax_nano.ir.attention import Problem
 from jax_nano.ir.dtypes import FFI_TYPES
+from jax_nano.machine.host import thread_limit
 from jax_nano.machine.isa import Machine
 from jax_nano.schedule.attention import AnyPlan
 
 TARGET_NAME = "jax_nano"  # of the custom call
+FORMAT = 1  # of its attributes: another number for each change of what they say; csrc/handler.cc has it too
 SIZE_BYTES = 4  # of the size of a description behind object code
 jax.ffi.register_ffi_target(
     TARGET_NAME,
     {"instantiate": _native.instantiate_handler(), "execute": _native.execute_handler()},
     platform="cpu",
 )
+thread_limit.apply()  # of kernels in programs from disk as well, for which no machine is looked at
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,7 @@ class Kernel:
     def _attributes(self) -> dict[str, object]:
         described, (operands, results) = self.description, self.arrays
         return {
+            "format": np.int64(FORMAT),
             "object": self.object,
             "features": described.features,
             "symbols": ",".join(described.symbols),
@@ -200,6 +204,7 @@ class Kernel:
             "result_types": np.array([FFI_TYPES[dtype] for dtype, _ in results], np.int64),
             "result_elements": np.array([elements for _, elements in results], np.int64),
             "key": np.int64(self.key),
+            "threads": np.int64(0),
         }
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from jax_nano import _native
 from jax_nano.ir.attention import Attention
+from jax_nano.ir.pipeline import Pipeline
 from jax_nano.machine.isa import Machine
 from jax_nano.runtime.report import Report, reports
 from jax_nano.runtime.trace import Trace, traced
@@ -122,4 +123,6 @@ def kind_of(report: Report) -> str:
     problem = report.problem
     if isinstance(problem, Attention):
         return "attention"
+    if isinstance(problem, Pipeline):
+        return "loops"
     return "convolutions" if problem and problem.window else "products"

@@ -29,6 +29,7 @@ class Report:
       kept: in an accelerated program, what comes before, on A, and is not fused.
       stopped: in an accelerated program, what comes next and is not fused.
       otherwise: what runs where there is no kernel.
+      devices: how many run it, each with shards of its own.
     """
 
     equation: str
@@ -39,11 +40,17 @@ class Report:
     kept: str = ""
     stopped: str = ""
     otherwise: str = "lax.dot_general"
+    devices: int = 1
 
     @property
     def ran_as(self) -> str:
         """Either "kernel" or what runs without one: "lax.dot_general" or "lax.conv_general_dilated" of a product."""
-        return "kernel" if self.kernel else self.otherwise
+        return "kernel" if self.kernel or self.is_of_shards else self.otherwise
+
+    @property
+    def is_of_shards(self) -> bool:
+        """Whether it becomes kernels only when XLA compiles the program, which is when shards are known."""
+        return self.devices > 1 and not self.kernel and not self.reason
 
     @property
     def plan(self) -> Any:
@@ -67,6 +74,10 @@ class Report:
 
     def __str__(self) -> str:
         lines = {"runs as": f"kernel {self.kernel.name}" if self.kernel else self.otherwise}
+        if self.is_of_shards:
+            lines["runs as"] = "kernels of shards, which XLA finds when it compiles"
+        if self.devices > 1:
+            lines["on"] = f"each of {self.devices} devices"
         if self.problem:
             lines["problem"] = describe(self.problem)
         if self.kept:
@@ -88,8 +99,8 @@ class Reports(tuple[Report, ...]):
     """The reports of a program's products, in the order of its lowering; prints as them all."""
 
     def __str__(self) -> str:
-        kernels = sum(report.kernel is not None for report in self)
-        names = dict.fromkeys(report.otherwise for report in self if not report.kernel) or ["lax.dot_general"]
+        kernels = sum(report.ran_as == "kernel" for report in self)
+        names = dict.fromkeys(report.otherwise for report in self if report.ran_as != "kernel") or ["lax.dot_general"]
         others = f"{len(self) - kernels} by {' and '.join(names)}"
         heading = f"{_count(len(self), 'product')}: {kernels} by kernels, {others}"
         return "\n\n".join([heading, *map(str, self)])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from jax_nano.ir.attention import Attention, Problem
+from jax_nano.ir.attention import Problem
+from jax_nano.ir.dot import Dot
 from jax_nano.machine.isa import Machine
 from jax_nano.schedule.attention import AnyPlan
 
@@ -48,6 +49,6 @@ def roof_of(plan: AnyPlan, machine: Machine) -> Roof:
 
 def flops_of(problem: Problem) -> float:
     """The additions and multiplications of a problem. Scores that masks rule out by place are not among them."""
-    if isinstance(problem, Attention):
-        return 2 * problem.multiplications
-    return 2.0 * math.prod(problem.sizes) * problem.terms
+    if isinstance(problem, Dot):
+        return 2.0 * math.prod(problem.sizes) * problem.terms
+    return 2.0 * problem.multiplications

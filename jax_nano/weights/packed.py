@@ -18,10 +18,10 @@ from jax_nano.jaxpr.primitives import nano_unpack_p
 from jax_nano.machine.host import machine_for, target
 from jax_nano.schedule.weight_panels import panels_for
 from jax_nano.weights.kernel_layout import KernelLayout, matrices_of
-from jax_nano.weights.weight import Weight
+from jax_nano.weights.weight import Weight, pytree
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("panels",), meta_fields=("k", "n", "target", "layout"))
+@pytree(data=("panels",), meta=("k", "n", "target", "layout"))
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackedWeight(Weight):
     """Matrices of K x N in panels, made by `pack`. A pytree of one array, to be handed to jitted functions.

@@ -22,7 +22,7 @@ from jax_nano.ir.dtypes import INT4_PER_WORD
 from jax_nano.ir.packed_weight import step_bit
 from jax_nano.jaxpr.primitives import nano_dequantize_p
 from jax_nano.weights.kernel_layout import KernelLayout, matrices_of
-from jax_nano.weights.weight import Weight
+from jax_nano.weights.weight import Weight, pytree
 
 FLOATS = tuple(map(jnp.dtype, (jnp.bfloat16, jnp.float16, jnp.float32)))
 GROUPS = (32, 64, 128)
@@ -35,11 +35,7 @@ no_derivative = (
 )
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("values", "scales", "zeros"),
-    meta_fields=("bits", "group", "rows", "floats", "activations", "layout"),
-)
+@pytree(data=("values", "scales", "zeros"), meta=("bits", "group", "rows", "floats", "activations", "layout"))
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuantizedWeight(Weight):
     """A matrix of few bits, or several: `quantize` makes it. A pytree of arrays, to be handed to jitted functions.
