@@ -47,12 +47,13 @@ class LoopNest:
     def _of_windows(cls, dot: Dot) -> LoopNest:
         """As many axes joined as have one stride in all arrays but the window's: packing knows where that is.
 
-        Where places are last in C, the operands are exchanged, and the window is B.
+        Where places are last in C, the operands are exchanged, and the window is B; not so where there is one output
+        channel, and places are no neighbours in the image.
 
         Raises:
           UnsupportedDot: C's last axis is neither of places nor of columns, or rows of extras are not contiguous.
         """
-        swapped = bool(dot.m) and dot.m[-1].out == 1 and not (dot.n and dot.n[-1].out == 1)
+        swapped = bool(dot.m) and dot.m[-1].out == 1 and (dot.n[-1].out != 1 if dot.n else dot.m[-1].lhs == 1)
         work = dot.swapped() if swapped else dot
         assert work.window
         once = Axis(size=1, extras=(0,) * len(dot.extras), window=(0,) * len(work.window.bounds))
