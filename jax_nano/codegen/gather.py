@@ -52,6 +52,7 @@ from jax_nano.codegen.window_ref import (
     outer_and_run,
     pieces_of_runs,
     registers_of,
+    registers_or_part,
 )
 from jax_nano.ir.axes import Axis
 from jax_nano.ir.convolution import LONGEST_STEP
@@ -209,21 +210,16 @@ class GatherPacker:
         self, steps: Steps, run: Axis, piece: Piece, within: tuple[Index, Index], panel: MatrixRef
     ) -> None:
         """Copies a run of steps of a piece, register by register, under masks that serve for all of the steps."""
-        lanes, vnni = self.packer.lanes, self.packer.vnni
-        with for_range(piece.begin, piece.end, lanes) as loop:
-            left = subtract(piece.end, loop.i)
-            live = self.lanes_of(piece, within, loop.i)
-            stored = first_lanes(mul(left, vnni), lanes * vnni)
+        lanes, vnni, base = self.packer.lanes, self.packer.vnni, self.source.base
+        for first, is_whole in registers_or_part(piece.begin, piece.end, lanes):
+            live = self.lanes_of(piece, within, first)
+            stored = None if is_whole else first_lanes(mul(subtract(piece.end, first), vnni), lanes * vnni)
             with for_range(steps.piece.begin, steps.piece.end, vnni) as k:
-                rows = [
-                    load_lanes(
-                        self.source.base, add(steps.at(add(k.i, step)), mul(loop.i, run.lhs)), run.lhs, lanes, live
-                    )
-                    for step in range(vnni)
-                ]
+                places = [add(steps.at(add(k.i, step)), mul(first, run.lhs)) for step in range(vnni)]
+                rows = [load_lanes(base, at, run.lhs, lanes, live) for at in places]
                 target = panel.block(add(steps.piece.to, subtract(k.i, steps.piece.begin)), 0)
                 value = interleave([self.value(row) for row in rows])
-                store_where(value, target.base, self.place(piece, loop.i, target), stored)
+                store_where(value, target.base, self.place(piece, first, target), stored)
 
     def lanes_of(self, piece: Piece, within: tuple[Index, Index], first: Index) -> tuple[Index, Index]:
         """The lanes [begin, end) of a register, from element `first` on, that are of a piece and within bounds."""
@@ -285,11 +281,11 @@ class GatherPacker:
     ) -> None:
         """Copies a piece of a step by registers, under masks of what is within bounds; zeros elsewhere."""
         lanes = self.packer.lanes
-        with for_range(piece.begin, piece.end, lanes) as loop:
-            there = first_lanes(subtract(piece.end, loop.i), lanes)
-            live, at = self.lanes_of(piece, within, loop.i), add(cursor.at, mul(loop.i, run.lhs))
+        for first, is_whole in registers_or_part(piece.begin, piece.end, lanes):
+            live, at = self.lanes_of(piece, within, first), add(cursor.at, mul(first, run.lhs))
             value = self.value(load_lanes(self.source.base, at, run.lhs, lanes, live))
-            store_where(value, panel.base, self.place(piece, loop.i, panel), there)
+            stored = None if is_whole else first_lanes(subtract(piece.end, first), lanes)
+            store_where(value, panel.base, self.place(piece, first, panel), stored)
 
     def copy_each(self, cursor: Cursor, run: Axis, piece: Piece, within: tuple[Index, Index], panel: MatrixRef) -> None:
         """Copies a piece of a step element by element; zeros where it is not within bounds."""
