@@ -17,6 +17,7 @@ from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.ir.window import Bound, Window
 
 PLACES_IN_LANES = 8  # in a run, at least: shorter ones leave most lanes to masks
+LONGEST_STEP = 4  # from place to place in a run: so many registers are loaded for one of places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +56,10 @@ class Convolution:
     @property
     def ends_with_places(self) -> bool:
         """Is true where the result's last dimension is one of places that can stand in lanes, as runs of the image."""
-        if self.groups * self.batch_groups > 1 or self.kernel.shape[-1] == 1:
+        if self.batch_groups > 1:
             return False
         return any(
-            (lhs * spatial.stride, out) == (1, 1) and places >= PLACES_IN_LANES
+            lhs == out == 1 and spatial.stride <= LONGEST_STEP and places >= PLACES_IN_LANES
             for spatial, places, lhs, out in zip(
                 self.spatial, self.result.shape[1:-1], self.image.strides[1:-1], self.result.strides[1:-1], strict=True
             )

@@ -159,7 +159,7 @@ class Dot:
             raise UnsupportedDot(f"sums in {dot.acc} are not scaled by groups")
         if dot.panels:
             check_panels(dot)
-        if dot.window and dot.ends_with_rows and (dot.panels or dot.scaling or dot.rhs in PACKED_INT4):
+        if dot.window and (dot.ends_with_rows or not dot.n) and (dot.panels or dot.scaling or dot.rhs in PACKED_INT4):
             raise UnsupportedDot(ONLY_WITH_COLUMNS_LAST)
         if dot.window and (dot.prologue or BITS[dot.lhs] < 8):
             raise UnsupportedDot(
@@ -169,8 +169,10 @@ class Dot:
 
     @property
     def ends_with_rows(self) -> bool:
-        """Is true where C's last axis is one of M."""
-        return bool(self.m) and self.m[-1].out == 1 and not (self.n and self.n[-1].out == 1)
+        """Is true where C's last axis is one of M; with one column, where places are neighbours in A as well."""
+        if not self.m or self.m[-1].out != 1:
+            return False
+        return self.n[-1].out != 1 if self.n else self.m[-1].lhs == 1
 
     @functools.cached_property
     def sizes(self) -> tuple[int, int, int, int]:

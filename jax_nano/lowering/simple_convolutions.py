@@ -45,10 +45,17 @@ def simpler(params: Params, convolution: Convolution) -> Convolve | None:
     """
     if has_dilated_input(params) or not has_kernel_order(convolution):
         return _by_residues(params) if convolution.result.strides[-1] == 1 else _with_channels_last(params)
-    strided = convolution.image.strides[-1] != 1 and any(spatial.stride > 1 for spatial in convolution.spatial)
-    if convolution.image.strides[-1] != 1 and convolution.kernel.shape[-2] > 1 and (convolution.groups > 1 or strided):
+    if has_scattered_image(convolution):
         return _with_image_in_order(params)
     return None if is_in_order(convolution) else _with_kernel_in_order(params, convolution)
+
+
+def has_scattered_image(convolution: Convolution) -> bool:
+    """Is true where neither channels nor places that follow one another in the image can be read as runs."""
+    image, kernel = convolution.image, convolution.kernel
+    if image.strides[-1] == 1 or kernel.shape[-2] == 1 or convolution.ends_with_places:
+        return False
+    return convolution.groups > 1 or any(spatial.stride > 1 for spatial in convolution.spatial)
 
 
 def simplify_convolutions(jaxpr: Jaxpr) -> Jaxpr:

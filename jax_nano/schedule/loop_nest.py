@@ -49,13 +49,14 @@ class LoopNest:
     def _of_windows(cls, dot: Dot) -> LoopNest:
         """As many axes joined as have one stride in all arrays but the window's: packing knows where that is.
 
-        Where places are last in C, the operands are exchanged, and the window is B.
+        Where places are last in C, the operands are exchanged, and the window is B; not so where there is one output
+        channel, and places are no neighbours in the image.
 
         Raises:
           UnsupportedDot: C's last axis is neither of places nor of columns, or rows of extras are not contiguous.
         """
         swapped = dot.ends_with_rows
-        if dot.panels and (swapped or dot.algorithm):
+        if dot.panels and (swapped or dot.algorithm or not dot.n):
             raise UnsupportedDot(ONLY_AS_THEY_ARE)
         work = dot.swapped() if swapped else dot
         assert work.window
