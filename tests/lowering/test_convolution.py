@@ -1,13 +1,16 @@
 """Convolutions under every transformation, against a direct sum in float64, and what the program says of them."""
 
+import contextlib
 import itertools
 from typing import Any
 
 import jax
 import jax.export
+import jax.scipy.signal
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.signal
 from convolutions import direct_sum
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -231,6 +234,57 @@ def test_work_before_one_tap_is_a_prologue():
     assert report.problem
     assert report.problem.prologue
     np.testing.assert_allclose(f(x, w, scale), conv(jax.nn.relu(x * scale + 1), w), rtol=1e-4, atol=1e-4)
+
+
+SIGNALS: dict[str, Any] = {
+    "jnp.convolve": (jnp.convolve, np.convolve, ("full", "same", "valid"), (400,), (25,)),
+    "jnp.correlate": (jnp.correlate, np.correlate, ("full", "same", "valid"), (400,), (25,)),
+    "jnp.convolve, the longer one last": (jnp.convolve, np.convolve, ("full",), (3,), (40,)),
+    "signal.convolve": (jax.scipy.signal.convolve, scipy.signal.convolve, ("full", "same", "valid"), (30, 20), (5, 3)),
+    "signal.convolve, 3-D": (jax.scipy.signal.convolve, scipy.signal.convolve, ("same",), (9, 8, 7), (3, 2, 3)),
+    "signal.correlate": (jax.scipy.signal.correlate, scipy.signal.correlate, ("full", "same"), (30, 20), (5, 3)),
+    "signal.convolve2d": (jax.scipy.signal.convolve2d, scipy.signal.convolve2d, ("full", "same"), (30, 20), (5, 3)),
+    "signal.correlate2d": (jax.scipy.signal.correlate2d, scipy.signal.correlate2d, ("valid",), (30, 20), (5, 3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("how", ["accelerate", "install"])
+def test_signals_are_convolved(name, how):
+    f, oracle, modes, *shapes = SIGNALS[name]
+    a, b = (normal(*shape, seed=i) for i, shape in enumerate(shapes))
+    for mode in modes:
+
+        def signal(a, b, mode=mode):
+            return f(a, b, mode=mode)
+
+        with jax_nano.installed() if how == "install" else contextlib.nullcontext(), kernels(1):
+            actual = jax.jit(jax_nano.accelerate(signal) if how == "accelerate" else signal)(a, b)
+        wanted, magnitude = oracle(*map(np.float64, (a, b)), mode=mode), oracle(*map(np.abs, (a, b)), mode=mode)
+        assert np.all(np.abs(actual - wanted) <= b.size * EPS * magnitude)
+
+
+AUDIO = {"NWC": ("NWC", "WIO", "NWC"), "NCW": ("NCW", "OIW", "NCW")}
+
+
+@pytest.mark.parametrize("layout", AUDIO)
+@pytest.mark.parametrize(("channels", "outputs"), [(1, 16), (1, 1), (16, 1), (3, 20)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_audio_of_25_taps(layout, channels, outputs, stride):
+    numbers = AUDIO[layout]
+    x, w = normal(2, 300, channels), normal(25, channels, outputs, seed=1)
+    f = jax_nano.accelerate(lambda x, w, b: jax.nn.relu(
+        jax.lax.conv_general_dilated(x, w, (stride,), "SAME", dimension_numbers=numbers) + b
+    ))  # fmt: skip
+    operands = x.transpose(["NWC".index(d) for d in numbers[0]]), w.transpose(["WIO".index(d) for d in numbers[1]])
+    with kernels(1):
+        actual = jax.jit(f)(*operands, np.float32(0.5))
+    places = -(-300 // stride)
+    spatial = [Spatial(stride=stride, padding=((places - 1) * stride + 25 - 300) // 2)]
+    shape = (2, places, outputs)
+    sums, magnitude = (direct_sum(a, b, shape, spatial) for a, b in ((x, w), (np.abs(x), np.abs(w))))
+    actual = np.transpose(actual, [numbers[2].index(d) for d in "NWC"])
+    assert np.all(np.abs(actual - np.maximum(sums + 0.5, 0)) <= (25 * channels + 2) * EPS * (magnitude + 0.5))
 
 
 def test_a_wider_type_is_read_as_it_is_kept():
