@@ -36,11 +36,14 @@ html_copy_source = False
 
 
 def setup(app):
-    """Docstrings are plain text: bars in them are those of absolute values."""
-    app.connect("autodoc-process-docstring", escape_bars)
+    """Docstrings are plain text: bars and asterisks in them are those of formulas."""
+    app.connect("autodoc-process-docstring", escape_formulas, priority=400)  # before napoleon reads sections
 
 
-def escape_bars(*event):
-    """Escapes what reStructuredText would take for a substitution."""
+def escape_formulas(*event):
+    """Escapes what reStructuredText would take for substitutions and emphasis, outside of code."""
     lines = event[-1]
-    lines[:] = [line.replace("|", r"\|") for line in lines]
+    for number, line in enumerate(lines):
+        parts = line.split("`")
+        parts[::2] = [part.replace("|", r"\|").replace("*", r"\*") for part in parts[::2]]
+        lines[number] = "`".join(parts)

@@ -16,7 +16,7 @@ import jax_nano
 ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-CODE = re.compile(r"^```python\n(.*?)^```", re.S | re.M)
+CODE = re.compile(r"(?<!-->\n)^```python\n(.*?)^```", re.S | re.M)  # a comment before it says why it is not run
 WITH_CODE = [page for page in PAGES if CODE.search(page.read_text())]
 
 
