@@ -1,6 +1,7 @@
 """Sphinx's settings: `make docs` builds the site into build/docs."""
 
 import importlib.metadata
+import re
 
 project = "jax_nano"
 author = "the authors of jax_nano"
@@ -45,5 +46,5 @@ def escape_formulas(*event):
     lines = event[-1]
     for number, line in enumerate(lines):
         parts = line.split("`")
-        parts[::2] = [part.replace("|", r"\|").replace("*", r"\*") for part in parts[::2]]
+        parts[::2] = [re.sub(r"[|*]|\b_\b|(?<=\w)_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
         lines[number] = "`".join(parts)
