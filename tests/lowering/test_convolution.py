@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 import jax.export
-import jax.scipy.signal
 import jax.numpy as jnp
+import jax.scipy.signal
 import numpy as np
 import pytest
 import scipy.signal

@@ -52,11 +52,11 @@ def of_nnx():
 
 
 def of_haiku():
-    def network(x):
+    def layers(x):
         x = jax.nn.relu(hk.Conv2D(16, 3)(x))
         return hk.Linear(10)(jax.nn.silu(hk.Conv2D(16, 3, stride=2)(x)).mean((1, 2)))
 
-    network = hk.without_apply_rng(hk.transform(network))
+    network = hk.without_apply_rng(hk.transform(layers))
     return network.apply, network.init(KEY, X), X
 
 
