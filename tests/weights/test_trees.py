@@ -95,6 +95,15 @@ def test_models_read_their_weights(library, f):
         assert {"packed weight", "nano_dequantize"} & set(report.fused)
 
 
+def test_a_matrix_of_outputs_and_inputs_is_packed_in_panels():
+    x, w = normal(8, 40), normal(72, 40, seed=1)
+    f = jax_nano.accelerate(lambda x, w: jax.vmap(lambda x: w @ x)(x))
+    (report,) = jax_nano.inspect(f, x, jax_nano.pack(w, kernel="OI"))
+    assert report.problem
+    assert report.problem.panels
+    np.testing.assert_allclose(f(x, jax_nano.pack(w, kernel="OI")), x @ w.T, atol=1e-4)
+
+
 SPECS = [
     ("params/Conv_0/kernel", (3, 3, 8, 16), "HWIO"),
     ("params/Dense_0/kernel", (8, 16), "IO"),
