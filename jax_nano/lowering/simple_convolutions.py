@@ -31,6 +31,7 @@ from jax_nano.jaxpr.weights import StridedWeight, strided_weights
 
 Params = dict[str, Any]
 Convolve = Callable[[Array, Array], Array]
+Work = Callable[[Array, Sequence[int]], Array]  # on a part of the result, whose dimension i is the result's order[i]
 
 
 def simpler(params: Params, convolution: Convolution) -> Convolve | None:
@@ -58,12 +59,48 @@ def has_scattered_image(convolution: Convolution) -> bool:
     return convolution.groups > 1 or any(spatial.stride > 1 for spatial in convolution.spatial)
 
 
+def parts_of(eqn: JaxprEqn, weights: Mapping[Atom, StridedWeight]) -> Callable[[Work], Convolve] | None:
+    """Computes a convolution by others whose results are put together, with work on each before that.
+
+    Gives None where no kernel computes it, or one does as it is.
+    """
+    described = _description(eqn, weights)
+    if not described or is_product(type_of(eqn.invars[1]), eqn.params):
+        return None
+    convolution, columns_last = described
+    if convolution.result.strides[-1] == 1:
+        is_spread = 1 < math.prod(eqn.params["lhs_dilation"]) <= MOST
+        return partial(_by_residues, eqn.params) if is_spread else None
+    is_moved = columns_last or has_dilated_input(eqn.params) or not has_kernel_order(convolution)
+    return partial(_with_channels_last, eqn.params) if is_moved else None
+
+
 def simplify_convolutions(jaxpr: Jaxpr) -> Jaxpr:
     """Puts others in the place of each convolution that kernels do not compute as it is."""
     return inline_calls(jaxpr, partial(_simpler_body, weights=strided_weights(jaxpr)))
 
 
 def _simpler_body(eqn: JaxprEqn, weights: Mapping[Atom, StridedWeight]) -> Jaxpr | None:
+    described = _description(eqn, weights)
+    if not described:
+        return None
+    convolution, columns_last = described
+    lhs, rhs = (type_of(x) for x in eqn.invars)
+    try:
+        if is_product(rhs, eqn.params):
+            others = _as_product(eqn.params)
+        elif columns_last and convolution.result.strides[-1] != 1:
+            others = _with_channels_last(eqn.params)
+        else:
+            others = simpler(eqn.params, convolution)
+    except UnsupportedDot:
+        return None
+    plain = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in (lhs, rhs)]
+    return others and jax.make_jaxpr(others)(*plain).jaxpr
+
+
+def _description(eqn: JaxprEqn, weights: Mapping[Atom, StridedWeight]) -> tuple[Convolution, bool] | None:
+    """A convolution that has a kernel, by itself or as others, and whether it reads a weight that only B can be."""
     if eqn.primitive not in CONVOLUTIONS or eqn.params.get("out_sharding") is not None:
         return None
     avals = [type_of(x) for x in (*eqn.invars, *eqn.outvars)]
@@ -75,18 +112,12 @@ def _simpler_body(eqn: JaxprEqn, weights: Mapping[Atom, StridedWeight]) -> Jaxpr
     try:
         convolution = convolution_of(image, kernel, out, eqn.params)
         convolution.dot()
-        kept = weight and convolution_of(image, weight.operand, out, eqn.params)
-        convolution = kept if kept and is_in_order(kept) else convolution
-        if is_product(rhs, eqn.params):
-            others = _as_product(eqn.params)
-        elif kept is convolution and weight and weight.columns_last and convolution.result.strides[-1] != 1:
-            others = _with_channels_last(eqn.params)
-        else:
-            others = simpler(eqn.params, convolution)
     except UnsupportedDot:
         return None
-    plain = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in (lhs, rhs)]
-    return others and jax.make_jaxpr(others)(*plain).jaxpr
+    kept = weight and convolution_of(image, weight.operand, out, eqn.params)
+    if weight and kept and is_in_order(kept):
+        return kept, weight.columns_last
+    return convolution, False
 
 
 def is_product(rhs: ShapedArray, params: Params) -> bool:
@@ -125,16 +156,21 @@ def _bind(lhs: Array, rhs: Array, params: Params, **changes: Any) -> Array:
     )  # fmt: skip
 
 
-def _with_channels_last(params: Params) -> Convolve:
+def _as_it_is(part: Array, order: Sequence[int]) -> Array:  # noqa: ARG001
+    return part
+
+
+def _with_channels_last(params: Params, work: Work = _as_it_is) -> Convolve:
     """The convolution into a result that ends with channels, which is transposed then."""
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
     rank = len(out_spec)
     last = (0, rank - 1, *range(1, rank - 1))
     numbers = lax.ConvDimensionNumbers(lhs_spec, rhs_spec, last)
     permutation = tuple(last[out_spec.index(d)] for d in range(rank))
+    order = [permutation.index(d) for d in range(rank)]
 
     def convolve(lhs: Array, rhs: Array) -> Array:
-        return lax.transpose(_bind(lhs, rhs, params, dimension_numbers=numbers), permutation)
+        return lax.transpose(work(_bind(lhs, rhs, params, dimension_numbers=numbers), order), permutation)
 
     return convolve
 
@@ -217,7 +253,7 @@ def residues(places: int, taps: int, size: int, dimension: dict[str, Any]) -> li
 MOST = 64  # convolutions in the place of one
 
 
-def _by_residues(params: Params) -> Convolve:
+def _by_residues(params: Params, work: Work = _as_it_is) -> Convolve:
     """The convolution as one for each class of places."""
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
     if math.prod(params["lhs_dilation"]) > MOST:
@@ -237,7 +273,8 @@ def _by_residues(params: Params) -> Convolve:
             )
             for d in range(len(places))
         ]  # fmt: skip
-        parts = {of: _class(lhs, rhs, params, of) for of in itertools.product(*classes)}
+        order = range(lhs.ndim)
+        parts = {of: work(_class(lhs, rhs, params, of), order) for of in itertools.product(*classes)}
         return _interleaved(parts, classes, [out_spec[2 + d] for d in range(len(places))], ())
 
     return convolve

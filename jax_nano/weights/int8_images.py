@@ -27,7 +27,8 @@ View = tuple[Primitive, Params]
 def quantize_images(jaxpr: Jaxpr) -> Jaxpr:
     """Rounds the image of every convolution whose kernel asks for it; derivatives are those of images as they are.
 
-    Where several images make one of the result, by batch groups, they stay as they are.
+    Where several images make one of the result, by batch groups, they stay as they are; and with feature groups, as
+    narrow ones are computed with channels in the lanes, which sums of integers are not.
     """
     asked = any(eqn.primitive is nano_dequantize_p and eqn.params["activations"] == "int8" for eqn in jaxpr.eqns)
     if not asked or not any(eqn.primitive in CONVOLUTIONS for eqn in jaxpr.eqns):
@@ -37,7 +38,7 @@ def quantize_images(jaxpr: Jaxpr) -> Jaxpr:
 
 
 def _with_rounded_image(eqn: JaxprEqn, made: Mapping[Atom, JaxprEqn]) -> JaxprEqn:
-    if eqn.primitive not in CONVOLUTIONS or eqn.params["batch_group_count"] > 1:
+    if eqn.primitive not in CONVOLUTIONS or eqn.params["batch_group_count"] * eqn.params["feature_group_count"] > 1:
         return eqn
     x, _ = eqn.invars
     weight, views = _weight_of(eqn, made)
@@ -81,8 +82,7 @@ def _call(
     def convolve(x: Array, w: Array, out: Any) -> Array:
         return lax.conv_general_dilated(
             x, w, given["window_strides"], given["padding"], given["lhs_dilation"], given["rhs_dilation"],
-            numbers, given["feature_group_count"], precision=given["precision"],
-            preferred_element_type=out,
+            numbers, precision=given["precision"], preferred_element_type=out,
         )  # fmt: skip
 
     rounding = Rounding(lambda x: images_of_steps(x, numbers), lambda total, steps: total * steps)

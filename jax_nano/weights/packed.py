@@ -104,7 +104,7 @@ def pack(w: ArrayLike, *, kernel: str | None = None) -> PackedWeight:
     matrices, layout = matrices_of(w, kernel)
     k, n = matrices.shape[-2:]
     isa = target(machine := machine_for())
-    if layout and layout.is_transposed:
+    if layout and layout.is_transposed and layout.taps:
         panels = Panels(matrices=1, rows=k, columns=n, width=n, vnni=k)
     else:
         panels = panels_for(dtype_name(w.dtype), k, n, machine, isa)

@@ -338,13 +338,13 @@ def test_padding_gives_no_nan():
 # Images as integers.
 
 
-def rounded(x, q, numbers=NHWC, **params):
+def rounded(x, q, numbers):
     """The convolution of images that are rounded as "int8" rounds them."""
     axes = [d for d in range(x.ndim) if d != numbers[0].index("N")]
     steps = np.abs(x).max(tuple(axes), keepdims=True) / 127
     integers = np.round(x / np.where(steps == 0, 1, steps))
     result = lax.conv_general_dilated(
-        jnp.asarray(integers, jnp.float32), q.dequantize(), (1, 1), "SAME", dimension_numbers=numbers, **params
+        jnp.asarray(integers, jnp.float32), q.dequantize(), (1, 1), "SAME", dimension_numbers=numbers
     )
     return np.asarray(result) * steps
 
@@ -369,18 +369,12 @@ def test_images_of_zeros_give_zeros():
     assert not np.any(conv(np.zeros_like(X), quantize(W, kernel="HWIO", activations="int8")))
 
 
-def test_groups_of_rounded_channels():
-    q = quantize(W[:, :, :12], kernel="HWIO", activations="int8")
-    wanted = rounded(X, q, feature_group_count=2)
-    np.testing.assert_allclose(conv(X, q, feature_group_count=2), wanted, rtol=1e-4, atol=1e-3)
-
-
-def test_images_of_batch_groups_stay_as_they_are():
-    q = quantize(W, kernel="HWIO", activations="int8")
-    wanted = lax.conv_general_dilated(
-        jnp.asarray(X), q.dequantize(), (1, 1), "SAME", dimension_numbers=NHWC, batch_group_count=2
-    )
-    np.testing.assert_allclose(conv(X, q, batch_group_count=2), wanted, atol=1e-3)
+@pytest.mark.parametrize(("kind", "channels"), [("batch_group_count", 24), ("feature_group_count", 12)])
+def test_images_of_groups_stay_as_they_are(kind, channels):
+    q = quantize(W[:, :, :channels], kernel="HWIO", activations="int8")
+    params: Any = {"dimension_numbers": NHWC, kind: 2}
+    wanted = lax.conv_general_dilated(jnp.asarray(X), q.dequantize(), (1, 1), "SAME", **params)
+    np.testing.assert_allclose(conv(X, q, **{kind: 2}), wanted, atol=1e-3)
 
 
 def test_the_derivative_is_that_of_images_that_are_not_rounded():

@@ -52,11 +52,11 @@ def of_nnx():
 
 
 def of_haiku():
-    def network(x):
+    def layers(x):
         x = jax.nn.relu(hk.Conv2D(16, 3)(x))
         return hk.Linear(10)(jax.nn.silu(hk.Conv2D(16, 3, stride=2)(x)).mean((1, 2)))
 
-    network = hk.without_apply_rng(hk.transform(network))
+    network = hk.without_apply_rng(hk.transform(layers))
     return network.apply, network.init(KEY, X), X
 
 
@@ -93,6 +93,15 @@ def test_models_read_their_weights(library, f):
         np.testing.assert_allclose(fast(kept, x), wanted, rtol=1e-3, atol=1e-4)
     for report in jax_nano.inspect(fast, kept, x):
         assert {"packed weight", "nano_dequantize"} & set(report.fused)
+
+
+def test_a_matrix_of_outputs_and_inputs_is_packed_in_panels():
+    x, w = normal(8, 40), normal(72, 40, seed=1)
+    f = jax_nano.accelerate(lambda x, w: jax.vmap(lambda x: w @ x)(x))
+    (report,) = jax_nano.inspect(f, x, jax_nano.pack(w, kernel="OI"))
+    assert report.problem
+    assert report.problem.panels
+    np.testing.assert_allclose(f(x, jax_nano.pack(w, kernel="OI")), x @ w.T, atol=1e-4)
 
 
 SPECS = [
