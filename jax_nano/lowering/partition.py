@@ -31,7 +31,7 @@ from jax_nano.lowering.sharding import GROUPED, Axes, Factors, ShardingRule, ass
 from jax_nano.runtime import keys
 from jax_nano.runtime.kernel import FORMAT
 from jax_nano.runtime.kernels import Place
-from jax_nano.runtime.report import reports, tell
+from jax_nano.runtime.report import Report, reports, tell
 from jax_nano.runtime.threads import inner_limit, program_limit
 from jax_nano.runtime.toolchain import toolchain
 
@@ -40,22 +40,37 @@ Body = Callable[..., Sequence[jax.Array]]
 
 
 @dataclass(frozen=True, eq=False)
-class Partitioned:
-    """What a call stands for.
+class Shards:
+    """What a call computes of shards.
 
     Attributes:
       rule: how it may be sharded.
       body: computes the results of one device's shards; `sums` are the axes that each sum is spread over.
-      devices: how many there are.
-      threads: of each kernel; 0: any.
-      x64: whether types of 64 bits are known.
+      text: tells the body from all others.
     """
 
     rule: ShardingRule
     body: Body
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Partitioned:
+    """What a call stands for.
+
+    Attributes:
+      shards: what it computes.
+      devices: how many there are.
+      threads: of each kernel; 0: any.
+      x64: whether types of 64 bits are known.
+      told: what became of it when XLA last compiled it.
+    """
+
+    shards: Shards
     devices: int
     threads: int
     x64: bool
+    told: list[Report]
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         """A compiled program that is written to disk asks no more, and takes nothing of this along."""
@@ -110,46 +125,42 @@ def _automatic_devices(context: Any) -> int:
 
 
 def partitioned_call(
-    ctx: mlir.LoweringRuleContext,
-    arrays: Sequence[mlir.ir.Value],
-    rule: ShardingRule,
-    body: Body,
-    text: str,
+    ctx: mlir.LoweringRuleContext, arrays: Sequence[mlir.ir.Value], shards: Shards, report: Report
 ) -> Sequence[mlir.ir.Value]:
     """Calls what XLA's partitioner is to replace; gives what lowering rules give.
 
     Args:
       ctx: whose `avals_out` are the results.
       arrays: the operands.
-      rule: how they may be sharded.
-      body: computes the results of shards; see Partitioned.
-      text: tells the body from all others.
+      shards: what it computes.
+      report: of the whole, before its shards are known.
     """
     devices = _automatic_devices(ctx.module_context.axis_context)
-    digest = _digest(text, rule, arrays, devices)
-    call = _partitioned.get(digest) or Partitioned(rule, body, devices, program_limit(), jax.config.jax_enable_x64)
+    digest = _digest(shards, arrays, devices)
+    call = _partitioned.get(digest) or Partitioned(shards, devices, program_limit(), jax.config.jax_enable_x64, [])
     _partitioned[digest] = call
     ctx.module_context.add_keepalive(call)
-    return private.partitioned_call(ctx, PARTITIONED, arrays, digest, rule.for_shardy())
+    tell(replace(report, devices=devices, shards=call.told))
+    return private.partitioned_call(ctx, PARTITIONED, arrays, digest, shards.rule.for_shardy())
 
 
-def _digest(text: str, rule: ShardingRule, arrays: Sequence[mlir.ir.Value], devices: int) -> str:
+def _digest(shards: Shards, arrays: Sequence[mlir.ir.Value], devices: int) -> str:
     """Names a call, by all that its kernels depend on."""
     place = Place.of()
-    values = (rule, [str(array.type) for array in arrays], devices, program_limit(), FORMAT)
+    values = (shards.rule, [str(array.type) for array in arrays], devices, program_limit(), FORMAT)
     here = (place.facts, place.isa.name, toolchain().digest, str(jax.config.jax_enable_x64))
-    return keys.digest(text, repr(values), *here)
+    return keys.digest(shards.text, repr(values), *here)
 
 
 def _partition(shapes: Any, shardings: Any, result: Any, result_sharding: Any, name: bytes) -> tuple[bytes, Any, Any]:
     """Gives XLA the program of one device, and the shardings that it has operands and results in."""
     call = _partitioned[name.decode()]
-    rule = call.rule
+    rule, body = call.shards.rule, call.shards.body
     wanted = result_sharding.tuple_elements() if result.is_tuple() else [result_sharding]
     mesh, specs = mesh_of(call.devices, [*shardings, *wanted])
     assigned = assign(rule, specs[: len(shardings)], specs[len(shardings) :])
-    for grouped in {name for dims in rule.operands for name in dims if GROUPED in name}:
-        factor = sharded(grouped)
+    grouped = {sharded(factor) for dims in rule.operands for factor in dims if GROUPED in factor}
+    for factor in (*grouped, *rule.even):
         whole = sizes_of(rule, shapes, factor)
         assigned[factor] = fitting(assigned.get(factor, ()), mesh.shape, whole)
     given, made = (
@@ -163,12 +174,11 @@ def _partition(shapes: Any, shardings: Any, result: Any, result_sharding: Any, n
 
     def program(*arrays: jax.Array) -> Sequence[jax.Array]:
         whole = [without_padding(x, dims, sums, sizes) for x, dims in zip(arrays, rule.operands, strict=True)]
-        return call.body(*whole, sums=sums)
+        return body(*whole, sums=sums)
 
     with call.settings(), reports(alone=True) as told:
         code = private.shard_program(program, avals, mesh, get_backend("cpu"))
-    for report in told:
-        tell(replace(report, devices=call.devices))
+    call.told[:] = [replace(report, devices=call.devices) for report in told]
     return code, given, private.tuple_sharding(result, made)
 
 
