@@ -25,12 +25,13 @@ from jax.extend.backend import get_backend
 from jax.interpreters import mlir
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
+from jax_nano import config
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.jaxpr import private
 from jax_nano.lowering.sharding import GROUPED, Axes, Factors, ShardingRule, assign, fitting, sharded, spec_by
 from jax_nano.runtime import keys
 from jax_nano.runtime.kernel import FORMAT
-from jax_nano.runtime.kernels import Place
+from jax_nano.runtime.kernels import TURNED_OFF, Place
 from jax_nano.runtime.report import Report, reports, tell
 from jax_nano.runtime.threads import inner_limit, program_limit
 from jax_nano.runtime.toolchain import toolchain
@@ -94,13 +95,32 @@ def devices_to_partition(ctx: mlir.LoweringRuleContext) -> int:
     """Over how many devices XLA partitions what stands here; 1 inside shard_map and on one device.
 
     Raises:
-      UnsupportedDot: it does so in a way that kernels cannot follow.
+      UnsupportedDot: it does so in a way that kernels cannot follow, or there are no kernels.
+      ValueError: no machine has the target asked for.
     """
     context = ctx.module_context.axis_context
     devices = _automatic_devices(context)
-    if devices > 1 and (problem := _unfit(ctx, context)):
+    if devices == 1:
+        return devices
+    if not config.enabled():
+        raise UnsupportedDot(TURNED_OFF)
+    if problem := _unfit(ctx, context):
         raise UnsupportedDot(f"XLA partitions this program over {devices} devices, and {problem}")
+    Place.of()  # shards are of no use where there is no target
     return devices
+
+
+def check_partitioning(ctx: mlir.LoweringRuleContext) -> None:
+    """Checks that XLA does not partition what stands here: for what has no rule of how it may be sharded.
+
+    Raises:
+      UnsupportedDot: it does.
+    """
+    if (devices := _automatic_devices(ctx.module_context.axis_context)) > 1:
+        raise UnsupportedDot(
+            f"XLA partitions this program over {devices} devices, and this has no rule of how it may be sharded; under "
+            "shard_map every device runs a kernel on its shard"
+        )
 
 
 def _unfit(ctx: mlir.LoweringRuleContext, context: Any) -> str:
@@ -169,7 +189,7 @@ def _partition(shapes: Any, shardings: Any, result: Any, result_sharding: Any, n
     )
     shards = [x.tile(shape) for x, shape in zip(given, shapes, strict=True)]
     avals = [ShapedArray(shard.dimensions(), shard.numpy_dtype()) for shard in shards]
-    sums = {factor: assigned[factor] for factor in rule.sums if factor in assigned}
+    sums = {factor: assigned[factor] for factor in rule.sums if assigned.get(factor)}
     sizes = {factor: min(sizes_of(rule, shapes, factor)) for factor in sums}
 
     def program(*arrays: jax.Array) -> Sequence[jax.Array]:

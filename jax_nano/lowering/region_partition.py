@@ -83,6 +83,6 @@ def rule_of(jaxpr: Jaxpr, factors: Factors) -> ShardingRule:
     }  # fmt: skip
     fixed = (fixed | ones) & known
     return ShardingRule(
-        operands=operands, results=results, sums=tuple(x for x in sums if x in known - fixed), fixed=tuple(sorted(fixed)),
-        sizes=tuple(sizes.items()), even=sums,
+        operands=operands, results=results, sums=tuple(x for x in sums if x in known - fixed),
+        fixed=tuple(sorted(fixed)), sizes=tuple(sizes.items()), even=sums,
     )  # fmt: skip

@@ -14,8 +14,11 @@ from jax.sharding import PartitionSpec as P
 from oracle import assert_close, kernels, normal
 
 import jax_nano
+from jax_nano.ir.dot import UnsupportedDot
+from jax_nano.jaxpr import private
 from jax_nano.lowering.partition import orders, prime_factors
 from jax_nano.lowering.sharding import ShardingRule, assign, fitting
+from jax_nano.machine import host
 
 DEVICES = 4
 A, B = normal(64, 32), normal(32, 48, seed=1)
@@ -294,3 +297,19 @@ def test_meshes_of_any_shape_are_products_of_primes():
     assert prime_factors(1) == []
     assert prime_factors(12) == [2, 2, 3]
     assert list(orders([2, 2, 3])) == [(2, 2, 3), (2, 3, 2), (3, 2, 2)]
+
+
+@pytest.mark.parametrize("problem", ["turned off", "no target", "no Shardy"])
+def test_where_there_are_no_kernels_products_are_xlas(monkeypatch, problem):
+    args = placed(mesh(), (P("x"), P()), A, B)
+    if problem == "turned off":
+        monkeypatch.setenv("JAX_NANO", "0")
+    elif problem == "no target":
+        monkeypatch.setattr(host, "machine", lambda: (_ for _ in ()).throw(UnsupportedDot("no target")))
+    else:
+        monkeypatch.setattr(private, "is_shardy_used", lambda: False)
+    jax.clear_caches()
+    for f in (jax_nano.matmul, jax_nano.accelerate(lambda a, b: jax.nn.relu(a @ b))):
+        with kernels(0):
+            result = jax.jit(lambda a, b, f=f: f(a, b))(*args)
+        assert result.shape == (64, 48)

@@ -28,7 +28,8 @@ if "fused" in what:
     expected = expected / (1 + np.exp(-expected))
 if "sharded" in what:
     mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-    args = tuple(jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip(args, (P("x"), P()) if "fused" in what else (P(None, "x"), P("x"))))
+    specs = (P("x"), P()) if "fused" in what else (P(None, "x"), P("x"))
+    args = tuple(jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip(args, specs))
 if "save" in what:
     kept = serialize_executable.serialize(jax.jit(f).lower(*args).compile())
     open(folder + "/program", "wb").write(__import__("pickle").dumps(kept))
