@@ -1,6 +1,10 @@
 """What XLA partitions: kernels of shards on every device, by the collectives of plain jit."""
 
 import itertools
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -144,6 +148,32 @@ def test_a_mesh_whose_devices_are_in_another_order():
     devices = np.array(jax.devices())[[2, 0, 3, 1]].reshape(2, 2)
     grid = jax.sharding.Mesh(devices, ("x", "y"))
     compare(jnp.matmul, jax_nano.matmul, placed(grid, (P("x", "y"), P("y")), A, B), kernels=DEVICES)
+
+
+MESHES = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+import jax, jax.numpy as jnp, numpy as np
+from collectives import compare
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+import jax_nano
+a, b = np.ones((48, 24), np.float32), np.ones((24, 96), np.float32)
+for shape in ((2, 4), (4, 2), (3, 2), (2, 3), (8, 1), (5, 1)):
+    devices = shape[0] * shape[1]
+    mesh = Mesh(np.array(jax.devices()[:devices]).reshape(shape), ("x", "y"))
+    for specs in ((P(None, "y"), P("y")), (P(None), P(None, "y"))) if shape[0] == 5 else (
+        (P("x"), P(None, "y")), (P("x", "y"), P("y")), (P(None, "y"), P("y", "x")), (P(("x", "y")), P()),
+    ):
+        args = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip((a, b), specs)]
+        compare(jnp.matmul, jax_nano.matmul, args, kernels=devices)
+"""
+
+
+def test_meshes_of_eight_devices_and_of_numbers_that_are_no_powers_of_two():
+    support = pathlib.Path(__file__).parents[1] / "support"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(support), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", MESHES], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_mesh_of_some_devices():
