@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,6 +38,7 @@ from jax_nano.runtime.threads import inner_limit, program_limit
 from jax_nano.runtime.toolchain import toolchain
 
 PARTITIONED = "jax_nano_partitioned"  # the target of the call
+THIS_PROCESS = secrets.token_hex()  # stands for sources that have changed since, which have no digest
 Body = Callable[..., Sequence[jax.Array]]
 
 
@@ -168,7 +170,7 @@ def _digest(shards: Shards, arrays: Sequence[mlir.ir.Value], devices: int) -> st
     """Names a call, by all that its kernels depend on."""
     place = Place.of()
     values = (shards.rule, [str(array.type) for array in arrays], devices, program_limit(), FORMAT)
-    here = (place.facts, place.isa.name, toolchain().digest, str(jax.config.jax_enable_x64))
+    here = (place.facts, place.isa.name, toolchain().digest or THIS_PROCESS, str(jax.config.jax_enable_x64))
     return keys.digest(shards.text, repr(values), *here)
 
 
