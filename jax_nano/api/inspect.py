@@ -37,9 +37,6 @@ def inspect(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Reports:
 
     with reports() as collected:
         lowered = jax.jit(of_arrays).trace(*arrays(leaves)).lower(lowering_platforms=("cpu",))
-    if not any(report.is_of_shards for report in collected):
-        return Reports(collected)
-    with reports() as of_shards:
+    if any(report.is_of_shards for report in collected):
         lowered.compile()
-    known = [report for report in collected if not (report.is_of_shards and of_shards)]
-    return Reports([*known, *of_shards])
+    return Reports(each for report in collected for each in (report.shards or [report]))

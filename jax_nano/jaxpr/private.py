@@ -217,9 +217,12 @@ def spec_of(sharding: Any, mesh: Any) -> jax.sharding.PartitionSpec:
       mesh: the whole mesh.
 
     Raises:
-      ValueError, NotImplementedError: it is by no whole axes.
+      ValueError: it is by no whole axes.
     """
-    return _sharding_impls.parse_flatten_op_sharding(sharding, mesh)[0]
+    try:
+        return _sharding_impls.parse_flatten_op_sharding(sharding, mesh)[0]
+    except (AssertionError, IndexError, NotImplementedError, StopIteration, ValueError) as reason:
+        raise ValueError(f"{sharding} is by no whole axes of {mesh}") from reason
 
 
 def xla_sharding(sharding: jax.sharding.NamedSharding, ndim: int) -> Any:

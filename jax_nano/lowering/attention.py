@@ -25,7 +25,7 @@ from jax_nano.jaxpr.primitives import nano_attention_p, nano_attention_tangent_p
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import nano, source_of
 from jax_nano.lowering.export import register_lowering
-from jax_nano.lowering.partition import devices_to_partition, partitioned_call
+from jax_nano.lowering.partition import Shards, devices_to_partition, partitioned_call
 from jax_nano.lowering.region import accelerated
 from jax_nano.lowering.sharding import GROUPED, Axes, ShardingRule
 from jax_nano.lowering.small_loops import check_attention_inline
@@ -168,15 +168,14 @@ def _lower(ctx: mlir.LoweringRuleContext, *operands: mlir.ir.Value, spec: Attent
         tell(Report(equation=equation, problem=problem, reason=str(reason), otherwise="its equations"))
         return _lower_definition(ctx, *operands, spec=spec)
     if devices > 1:
-        tell(Report(equation=equation, problem=problem, devices=devices))
-        return _lower_partitioned(ctx, operands, spec)
+        return _lower_partitioned(ctx, operands, spec, Report(equation=equation, problem=problem))
     assert kernel
     tell(Report(equation=equation, problem=problem, kernel=kernel))
     return custom_call(ctx, kernel, arrays)
 
 
 def _lower_partitioned(
-    ctx: mlir.LoweringRuleContext, operands: Sequence[mlir.ir.Value], spec: AttentionSpec
+    ctx: mlir.LoweringRuleContext, operands: Sequence[mlir.ir.Value], spec: AttentionSpec, report: Report
 ) -> Sequence[mlir.ir.Value]:
     """Lowers attention that XLA partitions: along the batch, heads and queries, every device runs a kernel."""
 
@@ -185,7 +184,7 @@ def _lower_partitioned(
 
     avals: Any = ctx.avals_in
     rule = sharding_rule(spec, [aval.shape for aval in avals])
-    return partitioned_call(ctx, operands, rule, body, f"attention {spec}")
+    return partitioned_call(ctx, operands, Shards(rule, body, f"attention {spec}"), report)
 
 
 def sharding_rule(spec: AttentionSpec, shapes: Sequence[tuple[int, ...]]) -> ShardingRule:

@@ -17,7 +17,7 @@ from jax_nano.jaxpr.primitives import nano_conv_general_dilated_p
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import nano, partial_sum_type, remat_rule, source_of, type_name
 from jax_nano.lowering.export import register_lowering
-from jax_nano.lowering.partition import devices_to_partition, partitioned_call, sum_over
+from jax_nano.lowering.partition import Shards, devices_to_partition, partitioned_call, sum_over
 from jax_nano.lowering.precision import with_precision
 from jax_nano.lowering.sharding import Axes, ShardingRule
 from jax_nano.lowering.simple_convolutions import simpler
@@ -58,8 +58,8 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
                 convolution = convolution_of(a, b, ctx.avals_out[0], params)
             dot = with_precision(params["precision"], convolution.dot())
             if devices > 1:
-                tell(Report(equation=equation, problem=dot, devices=devices, otherwise=NAMESAKE))
-                return _lower_partitioned(ctx, (lhs, rhs), params)
+                report = Report(equation=equation, problem=dot, otherwise=NAMESAKE)
+                return _lower_partitioned(ctx, (lhs, rhs), params, report)
             if others := simpler(params, convolution):
                 return mlir.lower_fun(nano(others), multiple_results=False)(ctx, lhs, rhs)
             kernel = kernel_for(dot)
@@ -73,7 +73,7 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
 
 
 def _lower_partitioned(
-    ctx: mlir.LoweringRuleContext, operands: Sequence[mlir.ir.Value], params: Params
+    ctx: mlir.LoweringRuleContext, operands: Sequence[mlir.ir.Value], params: Params, report: Report
 ) -> Sequence[mlir.ir.Value]:
     """Lowers a convolution that XLA partitions: along the batch and channels, every device runs a kernel."""
     (out,) = ctx.avals_out
@@ -85,7 +85,7 @@ def _lower_partitioned(
         return [sum_over(nano_conv_general_dilated_p.bind(lhs, rhs, **known), sums).astype(out.dtype)]
 
     text = f"convolution {sorted((name, str(value)) for name, value in params.items())} {out.dtype}"
-    return partitioned_call(ctx, operands, sharding_rule(params), body, text)
+    return partitioned_call(ctx, operands, Shards(sharding_rule(params), body, text), report)
 
 
 def sharding_rule(params: Params) -> ShardingRule:

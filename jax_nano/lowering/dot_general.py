@@ -21,7 +21,7 @@ from jax_nano.jaxpr.rewrite import PrimitiveRewrite
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.experimental import register_remat3_rules, register_sparse_rules
 from jax_nano.lowering.export import register_lowering
-from jax_nano.lowering.partition import devices_to_partition, partitioned_call, sum_over
+from jax_nano.lowering.partition import Shards, devices_to_partition, partitioned_call, sum_over
 from jax_nano.lowering.precision import with_precision
 from jax_nano.lowering.sharding import Axes, ShardingRule
 from jax_nano.lowering.small_loops import check_inline
@@ -79,8 +79,7 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
             tell(Report(equation=equation, problem=dot, reason=str(reason)))
             return default(ctx, lhs, rhs, **params)
         if devices > 1:
-            tell(Report(equation=equation, problem=dot, devices=devices))
-            return _lower_partitioned(ctx, (lhs, rhs), params)
+            return _lower_partitioned(ctx, (lhs, rhs), params, Report(equation=equation, problem=dot))
         assert kernel
         tell(Report(equation=equation, problem=dot, kernel=kernel))
         return custom_call(ctx, kernel, (lhs_array, rhs_array))
@@ -112,21 +111,8 @@ def _dot(ctx: mlir.LoweringRuleContext, lhs: Operand, rhs: Operand, dimension_nu
     return with_precision(precision, Dot.of(lhs, rhs, dimension_numbers, dtype_name(out.dtype)))
 
 
-def check_partitioning(ctx: mlir.LoweringRuleContext) -> None:
-    """Checks that a kernel may stand where the context is.
-
-    Raises:
-      UnsupportedDot: XLA would partition it.
-    """
-    if (devices := devices_to_partition(ctx)) > 1:
-        raise UnsupportedDot(
-            f"XLA partitions this program over {devices} devices; products alone become kernels on shards, and under "
-            "shard_map all that does on one device"
-        )
-
-
 def _lower_partitioned(
-    ctx: mlir.LoweringRuleContext, values: Sequence[mlir.ir.Value], params: dict[str, Any]
+    ctx: mlir.LoweringRuleContext, values: Sequence[mlir.ir.Value], params: dict[str, Any], report: Report
 ) -> Sequence[mlir.ir.Value]:
     """Lowers a product that XLA partitions: every device runs a kernel on its shards."""
     (lhs, left), (rhs, right) = map(untransposed, values)
@@ -149,7 +135,7 @@ def _lower_partitioned(
         return [sum_over(shards, sums).astype(out.dtype)]
 
     text = f"{known} {left} {right} {out.dtype}"
-    return partitioned_call(ctx, (lhs, rhs), rule, body, text)
+    return partitioned_call(ctx, (lhs, rhs), Shards(rule, body, text), report)
 
 
 def factors_of(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,18 +26,35 @@ from jax.extend.backend import get_backend
 from jax.interpreters import mlir
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
+from jax_nano import config
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.jaxpr import private
 from jax_nano.lowering.sharding import GROUPED, Axes, Factors, ShardingRule, assign, fitting, sharded, spec_by
 from jax_nano.runtime import keys
 from jax_nano.runtime.kernel import FORMAT
-from jax_nano.runtime.kernels import Place
-from jax_nano.runtime.report import reports, tell
+from jax_nano.runtime.kernels import TURNED_OFF, Place
+from jax_nano.runtime.report import Report, reports, tell
 from jax_nano.runtime.threads import inner_limit, program_limit
 from jax_nano.runtime.toolchain import toolchain
 
 PARTITIONED = "jax_nano_partitioned"  # the target of the call
+THIS_PROCESS = secrets.token_hex()  # stands for sources that have changed since, which have no digest
 Body = Callable[..., Sequence[jax.Array]]
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """What a call computes of shards.
+
+    Attributes:
+      rule: how it may be sharded.
+      body: computes the results of one device's shards; `sums` are the axes that each sum is spread over.
+      text: tells the body from all others.
+    """
+
+    rule: ShardingRule
+    body: Body
+    text: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,18 +62,18 @@ class Partitioned:
     """What a call stands for.
 
     Attributes:
-      rule: how it may be sharded.
-      body: computes the results of one device's shards; `sums` are the axes that each sum is spread over.
+      shards: what it computes.
       devices: how many there are.
       threads: of each kernel; 0: any.
       x64: whether types of 64 bits are known.
+      told: what became of it when XLA last compiled it.
     """
 
-    rule: ShardingRule
-    body: Body
+    shards: Shards
     devices: int
     threads: int
     x64: bool
+    told: list[Report]
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         """A compiled program that is written to disk asks no more, and takes nothing of this along."""
@@ -79,13 +97,32 @@ def devices_to_partition(ctx: mlir.LoweringRuleContext) -> int:
     """Over how many devices XLA partitions what stands here; 1 inside shard_map and on one device.
 
     Raises:
-      UnsupportedDot: it does so in a way that kernels cannot follow.
+      UnsupportedDot: it does so in a way that kernels cannot follow, or there are no kernels.
+      ValueError: no machine has the target asked for.
     """
     context = ctx.module_context.axis_context
     devices = _automatic_devices(context)
-    if devices > 1 and (problem := _unfit(ctx, context)):
+    if devices == 1:
+        return devices
+    if not config.enabled():
+        raise UnsupportedDot(TURNED_OFF)
+    if problem := _unfit(ctx, context):
         raise UnsupportedDot(f"XLA partitions this program over {devices} devices, and {problem}")
+    Place.of()  # shards are of no use where there is no target
     return devices
+
+
+def check_partitioning(ctx: mlir.LoweringRuleContext) -> None:
+    """Checks that XLA does not partition what stands here: for what has no rule of how it may be sharded.
+
+    Raises:
+      UnsupportedDot: it does.
+    """
+    if (devices := _automatic_devices(ctx.module_context.axis_context)) > 1:
+        raise UnsupportedDot(
+            f"XLA partitions this program over {devices} devices, and this has no rule of how it may be sharded; under "
+            "shard_map every device runs a kernel on its shard"
+        )
 
 
 def _unfit(ctx: mlir.LoweringRuleContext, context: Any) -> str:
@@ -110,46 +147,42 @@ def _automatic_devices(context: Any) -> int:
 
 
 def partitioned_call(
-    ctx: mlir.LoweringRuleContext,
-    arrays: Sequence[mlir.ir.Value],
-    rule: ShardingRule,
-    body: Body,
-    text: str,
+    ctx: mlir.LoweringRuleContext, arrays: Sequence[mlir.ir.Value], shards: Shards, report: Report
 ) -> Sequence[mlir.ir.Value]:
     """Calls what XLA's partitioner is to replace; gives what lowering rules give.
 
     Args:
       ctx: whose `avals_out` are the results.
       arrays: the operands.
-      rule: how they may be sharded.
-      body: computes the results of shards; see Partitioned.
-      text: tells the body from all others.
+      shards: what it computes.
+      report: of the whole, before its shards are known.
     """
     devices = _automatic_devices(ctx.module_context.axis_context)
-    digest = _digest(text, rule, arrays, devices)
-    call = _partitioned.get(digest) or Partitioned(rule, body, devices, program_limit(), jax.config.jax_enable_x64)
+    digest = _digest(shards, arrays, devices)
+    call = _partitioned.get(digest) or Partitioned(shards, devices, program_limit(), jax.config.jax_enable_x64, [])
     _partitioned[digest] = call
     ctx.module_context.add_keepalive(call)
-    return private.partitioned_call(ctx, PARTITIONED, arrays, digest, rule.for_shardy())
+    tell(replace(report, devices=devices, shards=call.told))
+    return private.partitioned_call(ctx, PARTITIONED, arrays, digest, shards.rule.for_shardy())
 
 
-def _digest(text: str, rule: ShardingRule, arrays: Sequence[mlir.ir.Value], devices: int) -> str:
+def _digest(shards: Shards, arrays: Sequence[mlir.ir.Value], devices: int) -> str:
     """Names a call, by all that its kernels depend on."""
     place = Place.of()
-    values = (rule, [str(array.type) for array in arrays], devices, program_limit(), FORMAT)
-    here = (place.facts, place.isa.name, toolchain().digest, str(jax.config.jax_enable_x64))
-    return keys.digest(text, repr(values), *here)
+    values = (shards.rule, [str(array.type) for array in arrays], devices, program_limit(), FORMAT)
+    here = (place.facts, place.isa.name, toolchain().digest or THIS_PROCESS, str(jax.config.jax_enable_x64))
+    return keys.digest(shards.text, repr(values), *here)
 
 
 def _partition(shapes: Any, shardings: Any, result: Any, result_sharding: Any, name: bytes) -> tuple[bytes, Any, Any]:
     """Gives XLA the program of one device, and the shardings that it has operands and results in."""
     call = _partitioned[name.decode()]
-    rule = call.rule
+    rule, body = call.shards.rule, call.shards.body
     wanted = result_sharding.tuple_elements() if result.is_tuple() else [result_sharding]
     mesh, specs = mesh_of(call.devices, [*shardings, *wanted])
     assigned = assign(rule, specs[: len(shardings)], specs[len(shardings) :])
-    for grouped in {name for dims in rule.operands for name in dims if GROUPED in name}:
-        factor = sharded(grouped)
+    grouped = {sharded(factor) for dims in rule.operands for factor in dims if GROUPED in factor}
+    for factor in (*grouped, *rule.even):
         whole = sizes_of(rule, shapes, factor)
         assigned[factor] = fitting(assigned.get(factor, ()), mesh.shape, whole)
     given, made = (
@@ -158,17 +191,16 @@ def _partition(shapes: Any, shardings: Any, result: Any, result_sharding: Any, n
     )
     shards = [x.tile(shape) for x, shape in zip(given, shapes, strict=True)]
     avals = [ShapedArray(shard.dimensions(), shard.numpy_dtype()) for shard in shards]
-    sums = {factor: assigned[factor] for factor in rule.sums if factor in assigned}
+    sums = {factor: assigned[factor] for factor in rule.sums if assigned.get(factor)}
     sizes = {factor: min(sizes_of(rule, shapes, factor)) for factor in sums}
 
     def program(*arrays: jax.Array) -> Sequence[jax.Array]:
         whole = [without_padding(x, dims, sums, sizes) for x, dims in zip(arrays, rule.operands, strict=True)]
-        return call.body(*whole, sums=sums)
+        return body(*whole, sums=sums)
 
     with call.settings(), reports(alone=True) as told:
         code = private.shard_program(program, avals, mesh, get_backend("cpu"))
-    for report in told:
-        tell(replace(report, devices=call.devices))
+    call.told[:] = [replace(report, devices=call.devices) for report in told]
     return code, given, private.tuple_sharding(result, made)
 
 
@@ -202,7 +234,7 @@ def mesh_of(devices: int, shardings: Sequence[Any]) -> tuple[AbstractMesh, list[
     names = tuple(f"axis{i}" for i in range(len(factors)))
     for sizes in orders(factors):
         mesh = AbstractMesh(sizes, names)
-        with contextlib.suppress(ValueError, NotImplementedError, StopIteration):
+        with contextlib.suppress(ValueError):
             return mesh, [private.spec_of(x, mesh) for x in shardings]
     return AbstractMesh(tuple(factors), names), [PartitionSpec()] * len(shardings)
 

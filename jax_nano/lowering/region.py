@@ -21,11 +21,13 @@ from jax_nano.jaxpr.region_growth import UNREADABLE
 from jax_nano.jaxpr.rewrite import PrimitiveRewrite
 from jax_nano.lowering import convolution
 from jax_nano.lowering.custom_call import custom_call
-from jax_nano.lowering.dot_general import check_partitioning, equation_of, nano, remat_rule
+from jax_nano.lowering.dot_general import equation_of, nano, remat_rule
 from jax_nano.lowering.experimental import register_jet_rules, register_sparse_rules
 from jax_nano.lowering.export import register_lowering
+from jax_nano.lowering.partition import devices_to_partition, partitioned_call
 from jax_nano.lowering.pipeline import WHOLE_PASSES, run_passes
 from jax_nano.lowering.precision import with_precision
+from jax_nano.lowering.region_partition import partition_region
 from jax_nano.lowering.small_loops import check_inline
 from jax_nano.runtime.kernels import kernel_for, prepare
 from jax_nano.runtime.report import Report, reports, tell
@@ -125,8 +127,12 @@ def _lower(
     product, kernel = region.product, region.kernel
     equation = _equation(product)
     try:
-        check_partitioning(ctx)
+        devices = devices_to_partition(ctx)
         check_inline({"region": region}, ())
+        if devices > 1:
+            dot = with_precision(kernel.precision, kernel.dot)
+            shards = partition_region(region, accelerated_whole)
+            return partitioned_call(ctx, arrays, shards, Report(equation=equation, problem=dot, fused=region.fused))
         prepare(_supported_dots(upcoming))
         dot = with_precision(kernel.precision, kernel.dot)
         compiled = kernel_for(dot)

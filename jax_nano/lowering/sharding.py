@@ -27,9 +27,11 @@ class ShardingRule:
     Attributes:
       operands: of each operand.
       results: of each result.
-      sums: those that are summed over; they are in no result, and each is in two operands or more.
+      sums: those that are summed over; they are in no result, and each is in two operands, or in more of which two
+        are multiplied.
       fixed: those whose dimensions no axis may take: devices get all of them.
       sizes: of factors that stand in no dimension by themselves.
+      even: sums that only axes take which divide them; where others do, shards end with zeros.
     """
 
     operands: tuple[Factors, ...]
@@ -37,6 +39,7 @@ class ShardingRule:
     sums: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
     sizes: tuple[tuple[str, int], ...] = ()
+    even: tuple[str, ...] = ()
 
     def for_shardy(self) -> SdyShardingRule:
         """The rule as Shardy knows it."""
@@ -92,13 +95,12 @@ def _in(arrays: Sequence[Factors], specs: Sequence[PartitionSpec]) -> list[tuple
 
 
 def _in_sums(rule: ShardingRule, operands: Sequence[PartitionSpec]) -> list[tuple[str, str]]:
-    """The axes that all operands with a factor have for it, of factors that are summed over."""
+    """The axes that both operands of a product have for a factor that is summed over."""
     pairs = [set(_in([factors], [spec])) for factors, spec in zip(rule.operands, operands, strict=True)]
     return [
         (axis, factor)
         for axis, factor in dict.fromkeys(_in(rule.operands, operands))
-        if factor in rule.sums
-        and all((axis, factor) in known for known, dims in zip(pairs, rule.operands, strict=True) if factor in dims)
+        if factor in rule.sums and sum((axis, factor) in known for known in pairs) > 1
     ]
 
 

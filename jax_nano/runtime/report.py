@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +30,7 @@ class Report:
       stopped: in an accelerated program, what comes next and is not fused.
       otherwise: what runs where there is no kernel.
       devices: how many run it, each with shards of its own.
+      shards: where XLA partitions it, what becomes of it on each device, once XLA has compiled the program.
     """
 
     equation: str
@@ -41,6 +42,7 @@ class Report:
     stopped: str = ""
     otherwise: str = "lax.dot_general"
     devices: int = 1
+    shards: Sequence[Report] = ()
 
     @property
     def ran_as(self) -> str:

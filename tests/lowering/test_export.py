@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from oracle import kernels, normal
 
 import jax_nano
@@ -106,6 +108,14 @@ def test_the_context_is_part_of_the_keys_of_jaxs_caches():
         with jax_nano.exporting_kernels():
             assert custom_calls(export.export(f, disabled_checks=jax_nano.export_checks())(X, W)) == 1
         assert custom_calls(export.export(f)(X, W)) == 0
+
+
+def test_a_program_that_is_partitioned_has_jaxs_operations_in_either_way():
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    args = [jax.device_put(x, NamedSharding(mesh, P(*spec))) for x, spec in ((X, ("x",)), (W, ()))]
+    for exported in (export.export(jax.jit(jax_nano.matmul))(*args), exported_with_kernels(jax_nano.matmul, *args)):
+        assert kernel.TARGET_NAME not in exported.mlir_module().replace(__file__, "").split("loc(")[0]
+        close(exported.call(*args), X @ W)
 
 
 def test_a_symbolic_size_is_jaxs_in_either_way():

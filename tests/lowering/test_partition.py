@@ -1,6 +1,10 @@
 """What XLA partitions: kernels of shards on every device, by the collectives of plain jit."""
 
 import itertools
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +18,11 @@ from jax.sharding import PartitionSpec as P
 from oracle import assert_close, kernels, normal
 
 import jax_nano
+from jax_nano.ir.dot import UnsupportedDot
+from jax_nano.jaxpr import private
 from jax_nano.lowering.partition import orders, prime_factors
 from jax_nano.lowering.sharding import ShardingRule, assign, fitting
+from jax_nano.machine import host
 
 DEVICES = 4
 A, B = normal(64, 32), normal(32, 48, seed=1)
@@ -141,6 +148,32 @@ def test_a_mesh_whose_devices_are_in_another_order():
     devices = np.array(jax.devices())[[2, 0, 3, 1]].reshape(2, 2)
     grid = jax.sharding.Mesh(devices, ("x", "y"))
     compare(jnp.matmul, jax_nano.matmul, placed(grid, (P("x", "y"), P("y")), A, B), kernels=DEVICES)
+
+
+MESHES = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+import jax, jax.numpy as jnp, numpy as np
+from collectives import compare
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+import jax_nano
+a, b = np.ones((48, 24), np.float32), np.ones((24, 96), np.float32)
+for shape in ((2, 4), (4, 2), (3, 2), (2, 3), (8, 1), (5, 1)):
+    devices = shape[0] * shape[1]
+    mesh = Mesh(np.array(jax.devices()[:devices]).reshape(shape), ("x", "y"))
+    for specs in ((P(None, "y"), P("y")), (P(None), P(None, "y"))) if shape[0] == 5 else (
+        (P("x"), P(None, "y")), (P("x", "y"), P("y")), (P(None, "y"), P("y", "x")), (P(("x", "y")), P()),
+    ):
+        args = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip((a, b), specs)]
+        compare(jnp.matmul, jax_nano.matmul, args, kernels=devices)
+"""
+
+
+def test_meshes_of_eight_devices_and_of_numbers_that_are_no_powers_of_two():
+    support = pathlib.Path(__file__).parents[1] / "support"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(support), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", MESHES], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_mesh_of_some_devices():
@@ -294,3 +327,19 @@ def test_meshes_of_any_shape_are_products_of_primes():
     assert prime_factors(1) == []
     assert prime_factors(12) == [2, 2, 3]
     assert list(orders([2, 2, 3])) == [(2, 2, 3), (2, 3, 2), (3, 2, 2)]
+
+
+@pytest.mark.parametrize("problem", ["turned off", "no target", "no Shardy"])
+def test_where_there_are_no_kernels_products_are_xlas(monkeypatch, problem):
+    args = placed(mesh(), (P("x"), P()), A, B)
+    if problem == "turned off":
+        monkeypatch.setenv("JAX_NANO", "0")
+    elif problem == "no target":
+        monkeypatch.setattr(host, "machine", lambda: (_ for _ in ()).throw(UnsupportedDot("no target")))
+    else:
+        monkeypatch.setattr(private, "is_shardy_used", lambda: False)
+    jax.clear_caches()
+    for f in (jax_nano.matmul, jax_nano.accelerate(lambda a, b: jax.nn.relu(a @ b))):
+        with kernels(0):
+            result = jax.jit(lambda a, b, f=f: f(a, b))(*args)
+        assert result.shape == (64, 48)

@@ -22,9 +22,14 @@ b = np.random.default_rng(1).standard_normal((96, 80)).astype(np.float32)
 def f(a, b):
     return jax_nano.matmul(a, b)
 args = a, b
+expected = a.astype(np.float64) @ b
+if "fused" in what:
+    f = jax_nano.accelerate(lambda a, b: jax.nn.silu(a @ b))
+    expected = expected / (1 + np.exp(-expected))
 if "sharded" in what:
     mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-    args = tuple(jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip(args, (P(None, "x"), P("x"))))
+    specs = (P("x"), P()) if "fused" in what else (P(None, "x"), P("x"))
+    args = tuple(jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip(args, specs))
 if "save" in what:
     kept = serialize_executable.serialize(jax.jit(f).lower(*args).compile())
     open(folder + "/program", "wb").write(__import__("pickle").dumps(kept))
@@ -42,7 +47,7 @@ else:
 before = jax_nano.executed_kernels()
 result = np.asarray(program(*args))
 ran = jax_nano.executed_kernels() - before
-error = float(np.abs(result - a.astype(np.float64) @ b).max())
+error = float(np.abs(result - expected).max())
 print(json.dumps({"hit": "cache_hits" in events, "kernels": ran, "error": error}))
 """
 
@@ -56,7 +61,7 @@ def run(what, folder, **environment):
     return found
 
 
-@pytest.mark.parametrize(("what", "kernels"), [("cache", 1), ("cache sharded", 4)])
+@pytest.mark.parametrize(("what", "kernels"), [("cache", 1), ("cache sharded", 4), ("cache sharded fused", 4)])
 def test_the_persistent_cache_holds_programs_with_kernels_apart_by_setting(tmp_path, what, kernels):
     assert run(what, tmp_path) == {"hit": False, "kernels": kernels}
     assert run(what, tmp_path) == {"hit": True, "kernels": kernels}
