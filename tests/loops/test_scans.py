@@ -99,7 +99,7 @@ def test_gradients_of_weights_are_products_behind_the_loop():
     loops = [report for report in found if report.equation.startswith("scan")]
     assert [report.ran_as for report in loops] == ["kernel", "kernel"]
     sums = [report for report in found if report.problem and getattr(report.problem, "sizes", (0,))[-1:] == (800,)]
-    assert len(sums) == 2
+    assert len(sums) == 3  # both weights' and the bias's
 
 
 def test_matrices_of_a_batch_stand_in_lanes():

@@ -40,7 +40,8 @@ def stage_cycles(stage: Map | Reduction | Contraction, plan: PipelinePlan, machi
         loaded = bytes_of(stage.dtype, math.prod(stage.summed) * stage.sizes[block.lane])
         passes = -(-(math.prod(stage.sizes) // stage.sizes[block.lane]) // rows)
         from_l2 = loaded * passes / machine.l2_bytes_per_cycle if loaded > machine.l1.bytes // 2 else 0.0
-        return STAGE_CYCLES + max(updates / core.dots_per_cycle, loads / core.loads_per_cycle, latency, from_l2)
+        after = stage_cycles(stage.epilogue, plan, machine) - STAGE_CYCLES if stage.epilogue else 0.0
+        return after + STAGE_CYCLES + max(updates / core.dots_per_cycle, loads / core.loads_per_cycle, latency, from_l2)
     widest = max(bytes_of(value.dtype) for value in stage.program.values)
     lanes = plan.register_bytes // widest
     sizes = stage.sizes if isinstance(stage, Map) else (*stage.sizes, *stage.reduced)
