@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from jax_nano.ir.pipeline import Access, Contraction, Loop, Map, Place, Source, Stage
+from jax_nano.ir.pipeline import Access, Contraction, Loop, Map, Place, Source, Stage, instructions_of
+from jax_nano.schedule.pipeline import Block
 from jax_nano.schedule.pipeline_hoist import sources_of
+
+MOST_INSTRUCTIONS = 128  # of an epilogue in all registers of a block: each is written out, and has to be compiled
 
 
 def reads(stages: Sequence[Stage]) -> Iterator[int]:
@@ -29,11 +32,14 @@ def values_of(source: Source) -> Iterator[int]:
         yield from values_of(place.index) if place.index else []
 
 
-def with_epilogues(stages: Sequence[Stage], counts: Counter[int], keep: set[int]) -> list[Stage]:
+def with_epilogues(
+    stages: Sequence[Stage], blocks: Mapping[Contraction, Block], counts: Counter[int], keep: set[int]
+) -> list[Stage]:
     """Stages with products and what follows them fused.
 
     Args:
       stages: in their order.
+      blocks: of the products.
       counts: how many places of the pipeline read each value.
       keep: values that are results.
     """
@@ -41,9 +47,13 @@ def with_epilogues(stages: Sequence[Stage], counts: Counter[int], keep: set[int]
     for stage in stages:
         last = found[-1] if found else None
         if isinstance(stage, Loop):
-            inner = tuple(with_epilogues(stage.stages, counts, keep))
+            inner = tuple(with_epilogues(stage.stages, blocks, counts, keep))
             found.append(replace(stage, stages=inner))
         elif isinstance(stage, Map) and isinstance(last, Contraction) and is_epilogue(stage, last, counts, keep):
+            block = blocks[replace(last, epilogue=None)]
+            if block.rows * block.registers * instructions_of(stage.program) > MOST_INSTRUCTIONS:
+                found.append(stage)
+                continue
             found[-1] = replace(last, epilogue=stage)
         else:
             found.append(stage)

@@ -107,7 +107,7 @@ class Planner:
             planned = self.stage(stage, before, changing)
             stages += [*before, *planned]
         blocks = dict(self.blocks)
-        stages = with_epilogues(stages, Counter(reads(stages)), set(self.pipeline.results))
+        stages = with_epilogues(stages, blocks, Counter(reads(stages)), set(self.pipeline.results))
         self.blocks = [
             (stage, blocks[replace(stage, epilogue=None)])
             for stage, _ in repeated(stages)
