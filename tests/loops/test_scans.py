@@ -302,3 +302,34 @@ def test_rows_are_divided_among_threads_with_the_same_bits():
                              for i, x in enumerate(map(jnp.asarray, arrays))))  # fmt: skip
     np.testing.assert_array_equal(one, several[:32])
     assert loop.kernel
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_floats_are_multiplied_in_f32_and_rounded_once(dtype):
+    w, xs = jnp.asarray(0.2 * normal(24, 24), dtype), jnp.asarray(normal(50, 3, 24), dtype)
+
+    def step(h, x):
+        return jnp.tanh(h @ w + x), h
+
+    with kernels(1):
+        final, states = nano(lambda xs: lax.scan(step, xs[0], xs), xs)
+    assert final.dtype == dtype
+    h = np.asarray(xs[0], np.float64)
+    for x, state in zip(np.asarray(xs, np.float64), np.asarray(states, np.float64), strict=True):
+        assert np.abs(state - h).max() <= 3 * float(jnp.finfo(dtype).eps)
+        h = np.tanh(state @ np.asarray(w, np.float64) + x)
+
+
+def test_diagonals_are_read_in_loops():
+    a = 0.3 * normal(6, 6)
+
+    def loop(a):
+        return lax.scan(lambda c, _: (jnp.tanh(a @ c), jnp.diagonal(c)), a, None, length=100)[1]
+
+    with kernels(1):
+        found = nano(loop, a)
+    c, exact = a.astype(np.float64), []
+    for _ in range(100):
+        exact.append(np.diagonal(c))
+        c = np.tanh(a.astype(np.float64) @ c)
+    assert_near(found, np.stack(exact))

@@ -13,6 +13,9 @@ from jax_nano.schedule.pipeline_hoist import outputs_of
 
 STAGE_CYCLES = 8  # from one stage to the next: what was stored is loaded again
 CALL_SECONDS = 1e-6
+# Of the peak, what blocks reach whose weights L2 holds, and others: sums are not made by blocks of k.
+BLOCK_SHARE, FAR_BLOCK_SHARE = 0.9, 0.7
+FAR_SHARE = 0.9  # of L2: what weights may fill and still be there in the next step
 TASK_SECONDS = 10e-6  # until another thread takes part
 
 
@@ -40,8 +43,20 @@ def stage_cycles(stage: Map | Reduction | Contraction, plan: PipelinePlan, machi
         loaded = bytes_of(stage.dtype, math.prod(stage.summed) * stage.sizes[block.lane])
         passes = -(-(math.prod(stage.sizes) // stage.sizes[block.lane]) // rows)
         from_l2 = loaded * passes / machine.l2_bytes_per_cycle if loaded > machine.l1.bytes // 2 else 0.0
+        is_far = loaded > FAR_SHARE * machine.l2.bytes
+        from_l3 = loaded * machine.ghz / machine.l3_gb_per_s if is_far else 0.0
         after = stage_cycles(stage.epilogue, plan, machine) - STAGE_CYCLES if stage.epilogue else 0.0
-        return after + STAGE_CYCLES + max(updates / core.dots_per_cycle, loads / core.loads_per_cycle, latency, from_l2)
+        return (
+            after
+            + STAGE_CYCLES
+            + max(
+                updates / core.dots_per_cycle / (FAR_BLOCK_SHARE if is_far else BLOCK_SHARE),
+                loads / core.loads_per_cycle,
+                latency,
+                from_l2,
+                from_l3,
+            )
+        )
     widest = max(bytes_of(value.dtype) for value in stage.program.values)
     lanes = plan.register_bytes // widest
     sizes = stage.sizes if isinstance(stage, Map) else (*stage.sizes, *stage.reduced)
