@@ -71,7 +71,7 @@ def train(params: Params, rows: np.ndarray, steps: int, wrap: Callable[..., Any]
 
     @jax.jit
     @wrap
-    def step(params: Params, state: Any, batch: Array) -> tuple[Params, Any, Array]:
+    def step(params: Params, state: Any, batch: Array) -> tuple[Any, Any, Array]:
         value, gradient = jax.value_and_grad(loss)(params, batch)
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, value
@@ -90,7 +90,7 @@ def torch_seconds(hidden: int, steps: int = 20) -> float | None:
     """The seconds that torch.nn.LSTM takes forwards and backwards for a batch; None where there is no PyTorch."""
     if importlib.util.find_spec("torch") is None:
         return None
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     lstm, x, seconds = torch.nn.LSTM(FEATURES, hidden), torch.randn(LENGTH, BATCH, FEATURES), []
     for _ in range(steps):

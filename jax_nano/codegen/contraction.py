@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, vector
 
+from jax_nano.codegen.elementwise import Input, Nest, get, is_whole, put, read
 from jax_nano.codegen.index import Index, Values, add, mul
 from jax_nano.codegen.load_store import load, load_scalar, store
 from jax_nano.codegen.loops import for_range
 from jax_nano.codegen.pipeline_memory import Memory, Reference
 from jax_nano.codegen.registers import broadcast, zeros
 from jax_nano.codegen.types import element_type
-from jax_nano.ir.pipeline import Contraction
+from jax_nano.codegen.vector.evaluate import evaluate
+from jax_nano.ir.pipeline import Contraction, Map
 from jax_nano.schedule.pipeline import Block, PipelinePlan
 
 UNROLLED_UPDATES = 48  # multiply-accumulates that are written out, in place of a loop
@@ -32,14 +34,63 @@ def emit_contraction(plan: PipelinePlan, stage: Contraction, memory: Memory) -> 
     """out[x] = sum over k of lhs[x, k] * rhs[x, k]."""
     rank = len(stage.sizes) + len(stage.summed)
     lhs, rhs = (memory.reference(access, rank) for access in (stage.lhs, stage.rhs))
+    epilogue = Epilogue.of(plan, stage, memory) if stage.epilogue else None
     ContractionKernel(
         stage=stage,
+        epilogue=epilogue,
         block=plan.block(stage),
         lanes=plan.lanes(stage.dtype),
         lhs=lhs,
         rhs=rhs,
         out=memory.reference(stage.output, rank),
     ).emit()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epilogue:
+    """Elementwise work on the sums of a product.
+
+    Attributes:
+      stage: what it is.
+      sums: which of its sources are the sums.
+      inputs: its sources; the sums stand for themselves.
+      outputs: where its results go.
+      whole: whether the padding of each may be written.
+    """
+
+    stage: Map
+    sums: int
+    inputs: list[Input]
+    outputs: list[Reference]
+    whole: list[bool]
+
+    @classmethod
+    def of(cls, plan: PipelinePlan, stage: Contraction, memory: Memory) -> Epilogue:
+        """The epilogue of a product."""
+        work = stage.epilogue
+        assert work
+        rank = len(stage.sizes)
+        outputs = [memory.reference(access, rank) for access in work.outputs]
+        whole = [
+            target.is_padded and is_whole(plan, access, work.sizes)
+            for target, access in zip(outputs, work.outputs, strict=True)
+        ]
+        inputs = [read(source, memory, rank) for source in work.sources]
+        return cls(stage=work, sums=work.sources.index(stage.output), inputs=inputs, outputs=outputs, whole=whole)
+
+    def emit(self, value: ir.Value, lane: int, at: list[Index], count: int) -> None:
+        """Emits the work on one register, which stands for `count` elements from indices on."""
+        nest = Nest(self.stage.sizes, (), lane, ir.VectorType(value.type).shape[0])
+        indices = dict[int | None, Index](enumerate(at[: len(self.stage.sizes)]))
+        values = [
+            value
+            if source.argument == self.sums
+            else get(self.inputs[source.argument], source.dtype, nest, indices, count)
+            for source in self.stage.program.inputs
+        ]
+        results = evaluate(self.stage.program, values)
+        for result, target, full in zip(results, self.outputs, self.whole, strict=True):
+            put(result, target, nest, indices, None if full else count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +103,7 @@ class ContractionKernel:
     lhs: Reference
     rhs: Reference
     out: Reference
+    epilogue: Epilogue | None = None
 
     @functools.cached_property
     def k_axes(self) -> list[int]:
@@ -104,6 +156,13 @@ class ContractionKernel:
         acc = self.sums(self.k_axes, at, acc, (rows, columns))
         for number, value in enumerate(acc):
             i, j = divmod(number, registers)
+            if self.epilogue:
+                inner = list(at)
+                if self.block.row is not None:
+                    inner[self.block.row] = add(at[self.block.row], i)
+                inner[self.block.lane] = add(at[self.block.lane], j * self.lanes)
+                self.epilogue.emit(value, self.block.lane, inner, min(self.lanes, columns - j * self.lanes))
+                continue
             count = None if self.out.is_padded else min(self.lanes, columns - j * self.lanes)
             store(value, self.out.base, self.place(self.out, at, i, j * self.lanes), count)
 

@@ -149,7 +149,10 @@ class Reduction:
 
 @dataclass(frozen=True, kw_only=True)
 class Contraction:
-    """A product; its axes are those of the result, and then those that are summed over."""
+    """A product; its axes are those of the result, and then those that are summed over.
+
+    Where there is an `epilogue`, sums are not stored: they are what it reads as `output`.
+    """
 
     sizes: tuple[int, ...]
     summed: tuple[int, ...]
@@ -157,6 +160,7 @@ class Contraction:
     lhs: Access
     rhs: Access
     output: Access
+    epilogue: Map | None = None
 
     @property
     def multiplications(self) -> int:

@@ -12,7 +12,16 @@ from jax_nano.ir.pipeline import Access, Kind, Loop, Pipeline, Place, Unsupporte
 from jax_nano.ir.program import NARROW_FLOATS, Constant, Operation, Unfusable
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.pipeline_inline import inlined
-from jax_nano.jaxpr.pipeline_rules import REDUCTIONS, RULES, SAME, VIEWS, dtype_name_of, read_product, shape_of
+from jax_nano.jaxpr.pipeline_rules import (
+    REDUCTIONS,
+    RULES,
+    SAME,
+    VIEWS,
+    converted,
+    dtype_name_of,
+    read_product,
+    shape_of,
+)
 from jax_nano.jaxpr.pipeline_views import Node, View, broadcast, check_size, constant_node, identity
 from jax_nano.jaxpr.pipeline_writer import MOST_INSTRUCTIONS, PipelineWriter
 from jax_nano.jaxpr.primitives import DOTS
@@ -110,6 +119,8 @@ class PipelineReader:
             return self.scan(Scan.of(eqn.params), operands)
         if name == "while":
             return self.while_loop(eqn.params, operands)
+        if name == "cond":
+            return self.branch(eqn, *operands)
         if eqn.primitive in DOTS:
             return [read_product(self.writer, eqn, *operands)]
         if name in SAME:
@@ -121,6 +132,14 @@ class PipelineReader:
         if name in REDUCTIONS:
             return [self.reduction(operands[0], eqn.params["axes"], REDUCTIONS[name])]
         return [self.elementwise(eqn, operands)]
+
+    def branch(self, eqn: JaxprEqn, choice: View, *operands: View) -> list[View]:
+        """lax.cond whose branch is known, as that of lax.platform_dependent is."""
+        if not isinstance(choice.node.leaf, Constant):
+            raise UnsupportedPipeline("cond is not elementwise, or has no vector code")
+        branches = eqn.params["branches"]
+        number = min(max(int(choice.node.leaf.number), 0), len(branches) - 1)
+        return self.run(branches[number].jaxpr, operands)
 
     def elementwise(self, eqn: JaxprEqn, operands: list[View]) -> View:
         """Work on each element."""
@@ -134,7 +153,7 @@ class PipelineReader:
             raise UnsupportedPipeline(str(reason)) from None
         operands = [x if x.shape == shape else broadcast(x, shape, range(len(x.shape))) for x in operands]
         if name == "pow" and operands[1].node.dtype != dtype:
-            operands[1] = self.converted(operands[1], dtype)
+            operands[1] = converted(operands[1], dtype)
         params = tuple((key, int(eqn.params[key])) for key in KEPT_PARAMS if key in eqn.params)
         operation = Operation(name=name, operands=tuple(range(len(operands))), dtype=dtype, params=params)
         node = Node(shape, dtype, operation=operation, operands=tuple(operands))
@@ -147,13 +166,7 @@ class PipelineReader:
         dtype = x.node.dtype
         if dtype not in NARROW_FLOATS:
             return self.writer.reduce(x, axes, kind)
-        return self.converted(self.writer.reduce(self.converted(x, "f32"), axes, kind), dtype)
-
-    @staticmethod
-    def converted(x: View, dtype: str) -> View:
-        """A view in another type."""
-        operation = Operation(name="convert", operands=(0,), dtype=dtype)
-        return View.of(Node(x.shape, dtype, operation=operation, operands=(x,)))
+        return converted(self.writer.reduce(converted(x, "f32"), axes, kind), dtype)
 
     # Loops.
 

@@ -10,11 +10,13 @@ from jax.lax import DotAlgorithm, DotAlgorithmPreset
 
 from jax_nano.ir.dtypes import NAMES
 from jax_nano.ir.pipeline import Access, Contraction, Kind, Place, UnsupportedPipeline
-from jax_nano.ir.program import Constant
+from jax_nano.ir.program import NARROW_FLOATS, Constant, Operation
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.pipeline_views import (
+    Node,
     View,
     broadcast,
+    constant_node,
     identity,
     index_node,
     reshaped,
@@ -135,10 +137,7 @@ def read_product(writer: PipelineWriter, eqn: JaxprEqn, lhs: View, rhs: View) ->
     """A product."""
     out = type_of(eqn.outvars[0])
     dtype = dtype_name_of(out)
-    if dtype not in ("f32", "f64") or {lhs.node.dtype, rhs.node.dtype} != {dtype}:
-        raise UnsupportedPipeline(
-            f"a product of {lhs.node.dtype} and {rhs.node.dtype} into {dtype}; loops multiply f32 or f64"
-        )
+    lhs, rhs, acc = operands_of(lhs, rhs, dtype)
     precision = eqn.params["precision"]
     if isinstance(precision, DotAlgorithm | DotAlgorithmPreset) and precision is not DotAlgorithmPreset.DEFAULT:
         raise UnsupportedPipeline(f"a product by the algorithm {precision}")
@@ -154,18 +153,49 @@ def read_product(writer: PipelineWriter, eqn: JaxprEqn, lhs: View, rhs: View) ->
         return [Place(0, ((places[i], 1),)) for i in range(ndim)]
 
     a, b = writer.force(lhs), writer.force(rhs)
-    output = writer.new_value("scratch", dtype, out.shape)
+    output = writer.new_value("scratch", acc, out.shape)
     writer.add(
         Contraction(
             sizes=tuple(out.shape),
             summed=tuple(lhs.shape[i] for i in lhs_k),
-            dtype=dtype,
+            dtype=acc,
             lhs=a.substituted(axes(lhs_b, lhs_free, lhs_k, len(lhs_b), len(lhs.shape))),
             rhs=b.substituted(axes(rhs_b, rhs_free, rhs_k, len(lhs_b) + len(lhs_free), len(rhs.shape))),
             output=Access(output, identity(rank)),
         )
     )
-    return writer.stored(output)
+    return converted(writer.stored(output), dtype)
+
+
+def operands_of(lhs: View, rhs: View, dtype: str) -> tuple[View, View, str]:
+    """The operands in the type in which they are multiplied, and that type: narrow floats in f32.
+
+    Raises:
+      UnsupportedPipeline: pipelines do not multiply such types.
+    """
+    types = {lhs.node.dtype, rhs.node.dtype, dtype}
+    if types == {"f64"}:
+        return lhs, rhs, "f64"
+    if not types <= {"f32", *NARROW_FLOATS}:
+        names = f"{lhs.node.dtype} and {rhs.node.dtype} into {dtype}"
+        raise UnsupportedPipeline(f"a product of {names}; loops multiply f64, or f32, bf16 and f16")
+    return converted(lhs, "f32"), converted(rhs, "f32"), "f32"
+
+
+def converted(x: View, dtype: str) -> View:
+    """A view in another type."""
+    if x.node.dtype == dtype:
+        return x
+    operation = Operation(name="convert", operands=(0,), dtype=dtype)
+    return View.of(Node(x.shape, dtype, operation=operation, operands=(x,)))
+
+
+def read_platform_index(_writer: PipelineWriter, eqn: JaxprEqn, _: list[View]) -> list[View]:
+    """The branch that lax.platform_dependent has for CPUs."""
+    found = [i for i, names in enumerate(eqn.params["platforms"]) if names is None or "cpu" in names]
+    if not found:
+        raise UnsupportedPipeline("lax.platform_dependent has no branch for CPUs")
+    return [constant_node(Constant.of(found[0], "s32"), ())]
 
 
 RULES: dict[str, Callable[[PipelineWriter, JaxprEqn, list[View]], list[View]]] = {
@@ -175,4 +205,5 @@ RULES: dict[str, Callable[[PipelineWriter, JaxprEqn, list[View]], list[View]]] =
     "concatenate": read_concatenate,
     "pad": read_pad,
     "dynamic_slice": read_dynamic_slice,
+    "platform_index": read_platform_index,
 }

@@ -49,8 +49,8 @@ def other_seconds(plan: PipelinePlan, whole: Pipeline, machine: Machine) -> floa
     scale = plan.task_count
     seconds = 0.0
     for stage, times in repeated(plan.program.stages):
-        if not isinstance(stage, Contraction):
-            cycles = scale * stage_cycles(stage, plan, machine) + FUNCTION_CYCLES
+        if work := stage.epilogue if isinstance(stage, Contraction) else stage:
+            cycles = scale * stage_cycles(work, plan, machine) + FUNCTION_CYCLES
             seconds += times * cycles / (machine.ghz * 1e9)
     for (stage, times), product in zip(whole.contractions, products, strict=True):
         seconds += times * product_seconds(stage, product, plan, machine)

@@ -14,7 +14,8 @@ def sources_of(stage: Stage) -> Sequence[Source]:
     if isinstance(stage, Map | Reduction):
         return stage.sources
     assert isinstance(stage, Contraction)
-    return stage.lhs, stage.rhs
+    more = [x for x in stage.epilogue.sources if x != stage.output] if stage.epilogue else []
+    return stage.lhs, stage.rhs, *more
 
 
 def outputs_of(stage: Stage) -> tuple[Access, ...]:
@@ -22,6 +23,8 @@ def outputs_of(stage: Stage) -> tuple[Access, ...]:
     if isinstance(stage, Map):
         return stage.outputs
     assert isinstance(stage, Reduction | Contraction)
+    if isinstance(stage, Contraction) and stage.epilogue:
+        return stage.epilogue.outputs
     return (stage.output,)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from jax_nano.ir.dtypes import bytes_of
@@ -24,6 +25,7 @@ from jax_nano.machine.isa import DotInstruction, Isa, Machine
 from jax_nano.schedule.cost.pipeline import pipeline_seconds
 from jax_nano.schedule.pipeline import Block, Layout, PipelinePlan, padded, placed, row_major
 from jax_nano.schedule.pipeline_batch import Batch, batches, divided
+from jax_nano.schedule.pipeline_fusion import reads, with_epilogues
 from jax_nano.schedule.pipeline_hoist import hoisted, identity_program, is_invariant, written
 
 FEW_ROWS_REGISTERS = 8  # of a row alone: as many sums as cover the latency of multiply-accumulates
@@ -104,6 +106,13 @@ class Planner:
             changing = set(written([stage]))
             planned = self.stage(stage, before, changing)
             stages += [*before, *planned]
+        blocks = dict(self.blocks)
+        stages = with_epilogues(stages, blocks, Counter(reads(stages)), set(self.pipeline.results))
+        self.blocks = [
+            (stage, blocks[replace(stage, epilogue=None)])
+            for stage, _ in repeated(stages)
+            if isinstance(stage, Contraction)
+        ]
         program = Pipeline(values=tuple(self.values), stages=tuple(stages), results=self.pipeline.results)
         layouts = placed([self.layout(number) for number in range(len(self.values))], program)
         return PipelinePlan(
@@ -214,7 +223,13 @@ class Planner:
         is_large = bytes_of(stage.dtype, stage.sizes[lane] * math.prod(stage.summed)) > self.l1_bytes // 2
         line = L2_CYCLES if is_large else 0.5
         found = [
-            (block_cost(stage.sizes[row], registers, (mr, nv), line), -mr * nv, mr, nv)
+            (
+                block_cost(stage.sizes[row], registers, (mr, nv), line),
+                raggedness(stage.sizes[row], mr),
+                -mr * nv,
+                mr,
+                nv,
+            )
             for nv in range(1, min(4, registers) + 1)
             for mr in range(1, min(12, stage.sizes[row]) + 1)
             if mr * nv + nv <= most
@@ -240,6 +255,11 @@ def block_cost(rows: int, registers: int, block: tuple[int, int], line: float) -
             if r and v:
                 total += times_r * times_v * max(r * v / 2, (r + v) / 2, line * v, 2)
     return total
+
+
+def raggedness(rows: int, mr: int) -> int:
+    """How many rows the last block has fewer than the others."""
+    return -rows % mr
 
 
 def even(size: int, most: int) -> int:

@@ -29,10 +29,10 @@ UNARY = {
     "largest": lambda x: x * x.max(0, keepdims=True),
     "softmax": lambda x: jax.nn.softmax(x, axis=-1),
     "reverse": lambda x: x[:, ::-1],
-    "swap halves": lambda x: jnp.concatenate([x[:, x.shape[1] // 2 :], x[:, : x.shape[1] // 2]], axis=1),
+    "swap parts": lambda x: jnp.concatenate([x[:, 1:], x[:, :1]], axis=1) if x.shape[1] > 1 else x,
     "reshape": lambda x: x.reshape(x.shape[::-1]).T,
     "flatten": lambda x: (x.reshape(-1) * 0.5).reshape(x.shape),
-    "shift": lambda x: jnp.pad(x[1:], ((0, 1), (0, 0))),
+    "shift": lambda x: jnp.pad(x[1:], ((0, 1), (0, 0))) if x.shape[0] > 1 else x,
     "count": lambda x: squash(x + jnp.arange(x.shape[1], dtype=x.dtype)),
     "norm": lambda x: x / (1 + jnp.sqrt((x * x).sum())),
 }

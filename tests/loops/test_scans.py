@@ -99,7 +99,7 @@ def test_gradients_of_weights_are_products_behind_the_loop():
     loops = [report for report in found if report.equation.startswith("scan")]
     assert [report.ran_as for report in loops] == ["kernel", "kernel"]
     sums = [report for report in found if report.problem and getattr(report.problem, "sizes", (0,))[-1:] == (800,)]
-    assert len(sums) == 2
+    assert len(sums) == 3  # both weights' and the bias's
 
 
 def test_matrices_of_a_batch_stand_in_lanes():
@@ -302,3 +302,33 @@ def test_rows_are_divided_among_threads_with_the_same_bits():
                              for i, x in enumerate(map(jnp.asarray, arrays))))  # fmt: skip
     np.testing.assert_array_equal(one, several[:32])
     assert loop.kernel
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_floats_are_multiplied_in_f32_and_rounded_once(dtype):
+    w, xs = jnp.asarray(0.2 * normal(24, 24), dtype), jnp.asarray(normal(50, 3, 24), dtype)
+
+    def step(h, x):
+        return jnp.tanh(h @ w + x), h
+
+    with kernels(1):
+        final, states = nano(lambda xs: lax.scan(step, xs[0], xs), xs)
+    assert final.dtype == dtype
+    h = np.asarray(xs[0], np.float64)
+    for x, state in zip(np.asarray(xs, np.float64), np.asarray(states, np.float64), strict=True):
+        assert np.abs(state - h).max() <= 3 * float(jnp.finfo(dtype).eps)
+        h = np.tanh(state @ np.asarray(w, np.float64) + x)
+
+
+def test_branches_by_platform_are_those_of_cpus():
+    a = 0.3 * normal(6, 6)
+
+    def double(x):
+        return lax.platform_dependent(x, tpu=lambda x: 3 * x, default=lambda x: 2 * x)
+
+    with kernels(1):
+        found = nano(lambda a: lax.scan(lambda c, _: (jnp.tanh(double(a @ c)), None), a, None, length=100)[0], a)
+    exact = a.astype(np.float64)
+    for _ in range(100):
+        exact = np.tanh(2 * (a.astype(np.float64) @ exact))
+    assert_near(found, exact, 1e-4)

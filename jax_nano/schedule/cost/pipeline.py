@@ -13,6 +13,9 @@ from jax_nano.schedule.pipeline_hoist import outputs_of
 
 STAGE_CYCLES = 8  # from one stage to the next: what was stored is loaded again
 CALL_SECONDS = 1e-6
+# Of the peak, what blocks reach whose weights L2 holds, and others: sums are not made by blocks of k.
+BLOCK_SHARE, FAR_BLOCK_SHARE = 0.9, 0.7
+FAR_SHARE = 1.25  # of L2: what weights may fill, and most of them be there in the next step
 TASK_SECONDS = 10e-6  # until another thread takes part
 
 
@@ -37,10 +40,23 @@ def stage_cycles(stage: Map | Reduction | Contraction, plan: PipelinePlan, machi
         loads = updates * (rows + width) / (rows * width)
         chains = rows * width * block.chains
         latency = updates / chains * core.dot_latency_cycles
-        loaded = bytes_of(stage.dtype, math.prod(stage.summed) * stage.sizes[block.lane])
-        passes = -(-(math.prod(stage.sizes) // stage.sizes[block.lane]) // rows)
+        loaded, passes = reading_of(stage, plan)
         from_l2 = loaded * passes / machine.l2_bytes_per_cycle if loaded > machine.l1.bytes // 2 else 0.0
-        return STAGE_CYCLES + max(updates / core.dots_per_cycle, loads / core.loads_per_cycle, latency, from_l2)
+        largest = max(operand_bytes(x, stage) for x in (stage.lhs, stage.rhs))
+        is_far = largest > FAR_SHARE * machine.l2.bytes
+        from_l3 = largest * machine.ghz / machine.l3_gb_per_s if is_far else 0.0
+        after = stage_cycles(stage.epilogue, plan, machine) - STAGE_CYCLES if stage.epilogue else 0.0
+        return (
+            after
+            + STAGE_CYCLES
+            + max(
+                updates / core.dots_per_cycle / (FAR_BLOCK_SHARE if is_far else BLOCK_SHARE),
+                loads / core.loads_per_cycle,
+                latency,
+                from_l2,
+                from_l3,
+            )
+        )
     widest = max(bytes_of(value.dtype) for value in stage.program.values)
     lanes = plan.register_bytes // widest
     sizes = stage.sizes if isinstance(stage, Map) else (*stage.sizes, *stage.reduced)
@@ -58,3 +74,23 @@ def access_instructions(stage: Map | Reduction, plan: PipelinePlan, lanes: int) 
         return len(stage.sources) + 1
     arrays = [x for x in (*stage.sources, *stage.outputs) if isinstance(x, Access)]
     return sum(1 if plan.layouts[x.value].stride(x, lane) in (0, 1) else 2 * lanes for x in arrays)
+
+
+def reading_of(stage: Contraction, plan: PipelinePlan) -> tuple[int, int]:
+    """Bytes of the operand that is read along lanes, and how many times all of it is read."""
+    block = plan.block(stage)
+    x = next(x for x in (stage.rhs, stage.lhs) if plan.layouts[x.value].stride(x, block.lane))
+    axes = axes_of(x)
+    others = math.prod(size for axis, size in enumerate(sizes_of(stage)) if axis not in axes)
+    return operand_bytes(x, stage), -(-others // block.rows)
+
+
+def axes_of(x: Access) -> set[int]:
+    """The axes along which an operand moves."""
+    return {axis for place in x.places for axis, _ in place.terms if axis >= 0}
+
+
+def operand_bytes(x: Access, stage: Contraction) -> int:
+    """The bytes of an operand that a product reads."""
+    sizes = sizes_of(stage)
+    return bytes_of(stage.dtype, math.prod(sizes[axis] for axis in axes_of(x)))
