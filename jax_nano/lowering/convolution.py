@@ -17,6 +17,7 @@ from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import check_partitioning, nano, remat_rule, source_of, type_name
 from jax_nano.lowering.precision import with_precision
 from jax_nano.lowering.simple_convolutions import simpler
+from jax_nano.lowering.xla_convolution import check_convolution
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
 from jax_nano.runtime.report import Report, tell
 
@@ -56,6 +57,7 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
             if others := simpler(params, convolution):
                 return mlir.lower_fun(nano(others), multiple_results=False)(ctx, lhs, rhs)
             kernel = kernel_for(dot)
+            check_convolution(dot, kernel, params)
         except UnsupportedDot as reason:
             tell(Report(equation=equation, problem=dot, reason=str(reason), otherwise=NAMESAKE))
             return default(ctx, lhs, rhs, **params)
