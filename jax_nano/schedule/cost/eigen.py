@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from jax_nano.machine.isa import Machine
 
-# Of one core. On Zen 5 with 2 cores and JAX 0.12, both together took 146 cycles for a place of 800 products, 118 for
+# Of one core. On Zen 5 with JAX 0.12, a core took 146 cycles for a place of 800 products, 118 for
 # one of 576 and 88 for one of 144; this gives 150, 122 and 68.
-PRODUCTS_PER_CYCLE = 4.0
-PLACE_CYCLES = 100.0
+PRODUCTS_PER_CYCLE = 8.0
+PLACE_CYCLES = 50.0
 
 
 def one_channel_seconds(places: int, steps: int, machine: Machine) -> float:
