@@ -53,6 +53,7 @@ from jax_nano.codegen.window_ref import (
     pieces_of_runs,
     registers_of,
     registers_or_part,
+    unrolled_or_registers,
 )
 from jax_nano.ir.axes import Axis
 from jax_nano.ir.convolution import LONGEST_STEP
@@ -137,7 +138,7 @@ class GatherPacker:
 
     def copy_elements(self, cursor: Cursor, begin: Index, end: Index, target: MatrixRef) -> None:
         """Copies elements [begin, end) of a run."""
-        for k, count in registers_of(begin, end, self.packer.register):
+        for k, count in unrolled_or_registers(begin, end, self.packer.register):
             lanes = 1 if count == 1 else self.packer.register
             value = self.value(load(self.source.base, add(cursor.at, k), lanes, count))
             store(value, target.base, target.offset(0, k), count)

@@ -31,6 +31,7 @@ from jax_nano.codegen.registers import zeros
 from jax_nano.ir.axes import Axis
 from jax_nano.ir.window import Window
 
+UNROLLED = 16  # registers of a run that are copied one after the other
 FAR = 1 << 40  # elements: more than any array has
 
 
@@ -192,6 +193,15 @@ def registers_of(begin: Index, end: Index, register: int) -> Iterator[tuple[Inde
     if not isinstance(length, int):
         with when(less(length, register)), for_range(begin, end) as loop:
             yield loop.i, 1
+
+
+def unrolled_or_registers(begin: Index, end: Index, register: int) -> Iterator[tuple[Index, int]]:
+    """Elements [begin, end) as registers_of has them; a few whole registers without a loop, and its misprediction."""
+    if not (isinstance(begin, int) and isinstance(end, int) and register <= end - begin <= UNROLLED * register):
+        yield from registers_of(begin, end, register)
+        return
+    for first in range(begin, end, register):
+        yield min(first, end - register), register
 
 
 def whole_registers(begin: Index, end: Index, register: int) -> Iterator[Index]:
