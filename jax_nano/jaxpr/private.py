@@ -15,6 +15,7 @@ from jax._src import ad_checkpoint as _ad_checkpoint
 from jax._src.interpreters import mlir as _registry
 from jax._src.interpreters import remat as _remat
 from jax._src.interpreters.partial_eval import Recompute as Recompute
+from jax._src.lax.lax import ragged_dot_general_p as ragged_dot_general_p
 from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
 from jax.extend import core as _core
 from jax.extend.core import Primitive
@@ -124,7 +125,7 @@ def register_remat3_rule(primitive: Primitive, asked: Asked) -> None:
     _remat.rules[primitive] = rule_of_policy if dots_saveable else rule
 
 
-def roofline_rule(primitive: Primitive) -> Callable[..., Any]:
-    """The rule by which jax.experimental.roofline counts a primitive; its module needs absl-py."""
+def roofline_rule(primitive: Primitive) -> Callable[..., Any] | None:
+    """The rule by which jax.experimental.roofline counts a primitive, if it does; its module needs absl-py."""
     module = importlib.import_module("jax.experimental.roofline.roofline")
-    return module._rooflines[primitive]
+    return module._rooflines.get(primitive)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_nano.ir.attention import Attention, Problem
+from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import FLOAT8, NUMPY_TYPES
 from jax_nano.machine.isa import Isa, Machine
@@ -44,7 +45,7 @@ class Tuned:
 
     def __str__(self) -> str:
         plan, _ = self.seconds[0]
-        if isinstance(self.problem, Attention):
+        if isinstance(self.problem, Attention | Grouped):
             sizes = self.problem.label
         else:
             b, m, n, k = self.problem.sizes
@@ -100,7 +101,7 @@ class Tunings(tuple[Tuned, ...]):
 
 def name_of(problem: Problem) -> str:
     """What tells a product from the others of a program, in words."""
-    if isinstance(problem, Attention):
+    if isinstance(problem, Attention | Grouped):
         return describe(problem)
     fused = {"a prologue": problem.prologue, "an epilogue": problem.epilogue}
     names = " and ".join(name for name, work in fused.items() if work)
