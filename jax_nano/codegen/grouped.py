@@ -263,14 +263,16 @@ class SumOverGroup(PlacedBlock):
         """See TaskBlock.k_blocks. Without any step there is one block, of no step, whose sums are zeros."""
         plan, operands = self.plan, self.operands
         any_rest = 2 * plan.step - 1  # no multiple of anything: loops over steps and their rests are all written
+        a, b = operands.lhs(self.at), operands.rhs(self.at)
+        assert isinstance(a, MatrixRef)
+        assert isinstance(b, MatrixRef)
+        if plan.k_blocks == 1:
+            yield KBlock(0, Depth(self.steps, any_rest), True, True), a, b  # noqa: FBT003
+            return
         with section("k blocks (KC)"), for_range(0, maximum(self.steps, 1), plan.kc) as block:
             left = subtract(self.steps, block.i)
             depth = Depth(minimum(plan.kc, left), any_rest)
-            last = negation(less(plan.kc, left))
-            a, b = operands.lhs(self.at), operands.rhs(self.at)
-            assert isinstance(a, MatrixRef)
-            assert isinstance(b, MatrixRef)
-            yield KBlock(block.i, depth, equal(block.i, 0), last), a, b
+            yield KBlock(block.i, depth, equal(block.i, 0), negation(less(plan.kc, left))), a, b
 
 
 def columns_of(plan: Plan, n_task: Index) -> Span:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.ir.dtypes import bytes_of
@@ -30,7 +31,7 @@ def grouped_plans(problem: Grouped, machine: Machine, isa: Isa) -> list[GroupedP
     """
     if problem.ragged == "k":
         rows = min(problem.rows, max(SUM_ROWS[0], min(SUM_ROWS[1], 2 * problem.expected_rows)))
-        many = best_plan(problem, rows, machine, isa)
+        many = for_all_rows(best_plan(problem, rows, machine, isa), problem)
         return [with_reason(GroupedPlan(problem=problem, few=None, many=many, few_rows=0), machine)]
     few_rows = min(FEW_ROWS, problem.rows)
     few = best_plan(problem, few_rows, machine, isa)
@@ -88,6 +89,14 @@ def sums_any_rows(plan: Plan) -> bool:
     """Packing and products end at any step of k."""
     by_steps = plan.lhs == "unpacked" or (plan.lhs == "columns" and plan.m.lhs == 1)
     return by_steps and plan.n.rhs == 1 and not plan.inner_product and plan.instruction.vnni <= 2
+
+
+def for_all_rows(plan: Plan, problem: Grouped) -> Plan:
+    """The plan of sums over up to all rows, in blocks of as many as it was made for."""
+    kc = plan.kc
+    if kc < problem.rows:
+        kc = max(plan.k_multiple, kc // plan.k_multiple * plan.k_multiple)
+    return plan.replace(k=replace(plan.k, size=problem.rows), kc=min(kc, problem.rows))
 
 
 def divided(plan: Plan, problem: Grouped, rows: int, machine: Machine) -> Plan:
