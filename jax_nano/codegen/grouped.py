@@ -38,7 +38,7 @@ from jax_nano.codegen.macrokernel import CacheBlock, Macrokernel, TaskBlock
 from jax_nano.codegen.matrix_ref import MatrixRef, scratch
 from jax_nano.codegen.microkernel import KBlock, StepHook
 from jax_nano.codegen.nanokernel import Block
-from jax_nano.codegen.operands import Area, Arguments, Offsets, Operands
+from jax_nano.codegen.operands import Area, Arguments, Offsets, Operands, offsets
 from jax_nano.codegen.registers import broadcast, zeros
 from jax_nano.codegen.types import element_type
 from jax_nano.ir.axes import Axis
@@ -117,12 +117,15 @@ class GroupedKernel:
     def write_starts(self, operands: GroupedOperands) -> None:
         """Writes where each group begins, and how many rows it has."""
         problem = self.plan.problem
-        with section("batch"), for_range(0, problem.batch.size) as batch:
-            with section("groups"), for_range(0, problem.groups, carry=[index(0)]) as group:
-                (first,) = group.carry
-                rows = minimum(operands.size(batch.i, group.i), subtract(problem.rows, first))
-                operands.write(mul(add(mul(batch.i, problem.groups), group.i), 2), first, rows)
-                group.next = [index(add(first, rows))]
+        with (
+            section("batch"),
+            for_range(0, problem.batch.size) as batch,
+            for_range(0, problem.groups, carry=[index(0)]) as group,
+        ):
+            (first,) = group.carry
+            rows = minimum(operands.size(batch.i, group.i), subtract(problem.rows, first))
+            operands.write(mul(add(mul(batch.i, problem.groups), group.i), 2), first, rows)
+            group.next = [index(add(first, rows))]
 
     def write_blocks(self, operands: GroupedOperands) -> None:
         """Writes the blocks of rows of groups of many rows, then those of few, and the rows of no group."""
@@ -173,8 +176,10 @@ class GroupedKernel:
         """One task: a block of rows of a group, or a block of a group's result, and a block of columns."""
         plan = self.plan
         number, n_task = divmod_(operands.task, plan.n_tasks)
+        number, element = divmod_(number, plan.outer_elements)
+        outer = offsets(plan.plans[0], plan.plans[0].outer, element)
         if plan.problem.ragged == "k":
-            self.sum_rows(operands, number, n_task)
+            self.sum_rows(operands, number, n_task, outer)
             return
         with when(less(number, operands.read(0))):
             at = add(mul(number, ENTRY_FIELDS), 1)
@@ -182,23 +187,23 @@ class GroupedKernel:
             for kind, group_plan in ((FEW, plan.few), (MANY, plan.many)):
                 if group_plan:
                     with when(both(equal(entry.kind, kind), n_task_is_there(group_plan, n_task))):
-                        self.multiply_rows(operands, group_plan, entry, n_task)
+                        self.multiply_rows(operands, group_plan, entry, n_task, outer)
             with when(equal(entry.kind, NO_GROUP)):
-                self.clear_rows(operands, entry, n_task)
+                self.clear_rows(operands, entry, n_task, outer)
 
-    def multiply_rows(self, operands: GroupedOperands, plan: Plan, entry: Entry, n_task: Index) -> None:
+    def multiply_rows(self, operands: GroupedOperands, plan: Plan, entry: Entry, n_task: Index, outer: Offsets) -> None:
         """A block of rows of a group."""
         problem = self.plan.problem
         at = place(problem.batch, entry.batch), place(problem.group, entry.group), place(problem.row, entry.first)
         columns = columns_of(plan, n_task)
         rows = Span(0, entry.rows, None)
         arguments = Operands(plan, operands.arguments())
-        RowsOfGroup(Macrokernel(plan), arguments, Area(rows, columns), together(*at)).emit()
+        RowsOfGroup(Macrokernel(plan), arguments, Area(rows, columns), together(outer, *at)).emit()
 
-    def clear_rows(self, operands: GroupedOperands, entry: Entry, n_task: Index) -> None:
+    def clear_rows(self, operands: GroupedOperands, entry: Entry, n_task: Index, outer: Offsets) -> None:
         """Zeros in rows of no group."""
         problem, plan = self.plan.problem, self.plan.plans[0]
-        at = together(place(problem.batch, entry.batch), place(problem.row, entry.first))
+        at = together(outer, place(problem.batch, entry.batch), place(problem.row, entry.first))
         out = Operands(plan, operands.arguments()).out(at)
         lanes = plan.instruction.shape[1]
         nothing = zeros(lanes, element_type(out.dtype))
@@ -206,7 +211,7 @@ class GroupedKernel:
             for j, count in panels(columns_of(plan, n_task), lanes, "registers of columns"):
                 store(nothing, out.base, out.offset(row.i, j), count)
 
-    def sum_rows(self, operands: GroupedOperands, number: Index, n_task: Index) -> None:
+    def sum_rows(self, operands: GroupedOperands, number: Index, n_task: Index, outer: Offsets) -> None:
         """A block of a group's result: its sum over the group's rows."""
         problem, plan = self.plan.problem, self.plan.plans[0]
         number, m_task = divmod_(number, plan.m_tasks)
@@ -215,7 +220,7 @@ class GroupedKernel:
         at = place(problem.batch, batch), place(problem.group, group), place(problem.row, first)
         area = Macrokernel(plan).area(0, m_task, n_task)
         arguments = Operands(plan, operands.arguments())
-        SumOverGroup(Macrokernel(plan), arguments, area, together(*at), rows).emit()
+        SumOverGroup(Macrokernel(plan), arguments, area, together(outer, *at), rows).emit()
 
 
 class PlacedBlock(TaskBlock):
@@ -254,7 +259,7 @@ class RowsOfGroup(PlacedBlock):
 class SumOverGroup(PlacedBlock):
     """A block of a group's result, whose sum has any number of steps."""
 
-    def __init__(self, kernel: Macrokernel, operands: Operands, area: Area, at: Offsets, steps: Index):  # noqa: PLR0913
+    def __init__(self, kernel: Macrokernel, operands: Operands, area: Area, at: Offsets, steps: Index):
         """Takes where each array begins, and how many steps there are."""
         self.steps = steps
         super().__init__(kernel, operands, area, at)

@@ -54,9 +54,8 @@ class Grouped:
             raise UnsupportedDot("there is no group: there is nothing to multiply")
         if ELEMENT_TYPES[self.sizes].kind not in ("signed", "unsigned") or ELEMENT_TYPES[self.sizes].bits < 8:
             raise UnsupportedDot(f"no kernel reads group sizes of {self.sizes}; convert them to s32")
-        for name, axes in (("M", self.dot.m), ("N", self.dot.n), ("K", self.dot.k)):
-            if len(axes) > 1:
-                raise UnsupportedDot(f"{name} goes through memory in {len(axes)} loops; grouped products have one")
+        if len(getattr(self.dot, self.ragged)) > 1:
+            raise UnsupportedDot("what groups share out is more than one loop")
         if self.dot.b:
             raise UnsupportedDot("a group's product has no batch of its own")
 

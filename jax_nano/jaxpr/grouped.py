@@ -61,6 +61,15 @@ class GroupedDimensions:
         return self.lhs_free[: self.lhs_free.index(self.ragged)]
 
     @property
+    def sizes_dimensions(self) -> tuple[int, ...]:
+        """The dimensions of A for each of whose elements groups may have sizes of their own."""
+        if self.mode == "m":
+            return (*self.lhs_batch, *self.rows_before)
+        if self.mode == "k":
+            return (*self.lhs_batch, *self.lhs_contract[: self.lhs_contract.index(self.ragged)])
+        return self.lhs_batch[: self.lhs_batch.index(self.ragged)]
+
+    @property
     def rows_behind(self) -> tuple[int, ...]:
         """Rows of A within the ragged dimension."""
         return self.lhs_free[self.lhs_free.index(self.ragged) + 1 :]
@@ -71,9 +80,7 @@ def others(rank: int, *taken: Sequence[int]) -> tuple[int, ...]:
     return tuple(d for d in range(rank) if not any(d in dimensions for dimensions in taken))
 
 
-def grouped_of(
-    numbers: Any, lhs: Operand, rhs: Operand, sizes: Operand, out: Operand
-) -> Grouped:
+def grouped_of(numbers: Any, lhs: Operand, rhs: Operand, sizes: Operand, out: Operand) -> Grouped:
     """Describes a lax.ragged_dot_general of operands as they lie in memory.
 
     Raises:

@@ -142,7 +142,10 @@ class Kernel:
 
     @property
     def plan(self) -> Any:
-        """How it computes, a Plan, an AttentionPlan or a GroupedPlan. Of a kernel found on disk, it is made when first asked for."""
+        """How it computes, a plan of the problem's kind.
+
+        Of a kernel found on disk, it is made when first asked for.
+        """
         return self._planned[0]
 
     @property

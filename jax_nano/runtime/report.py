@@ -23,7 +23,7 @@ class Report:
 
     Attributes:
       equation: the product as the program has it: operands, result, dimension numbers.
-      problem: the product as jax_nano sees it, a Dot, an Attention or a Grouped; None where it has no kernel for such a one.
+      problem: the product as jax_nano sees it, a Dot, an Attention or a Grouped; None where it is none of these.
       kernel: what runs; None for lax.dot_general, or what else it is in JAX.
       reason: why it runs as that; empty for a kernel.
       fused: what the kernel does beside the product, in the order of the program.
@@ -175,9 +175,9 @@ def summary_of_grouped(plan: GroupedPlan) -> dict[str, str]:
     """The plan in words, by topic."""
     lines = {"target": f"{plan.isa}, {plan.instruction.name}"}
     if plan.few:
-        lines[f"up to {plan.few_rows}"] = f"rows: {blocks_of(plan.few)}"
+        lines["few rows"] = f"up to {plan.few_rows}: {blocks_of(plan.few)}"
     if plan.many:
-        lines["more" if plan.few else "groups"] = f"rows: {blocks_of(plan.many)}" if plan.few else blocks_of(plan.many)
+        lines["many rows" if plan.few else "groups"] = blocks_of(plan.many)
     return lines | {"phases": _phases(plan), "chosen": plan.why}
 
 

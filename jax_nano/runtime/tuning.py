@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from jax_nano.ir.attention import Attention, Problem
-from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import FLOAT8, NUMPY_TYPES
+from jax_nano.ir.grouped import Grouped
 from jax_nano.machine.isa import Isa, Machine
 from jax_nano.runtime.compiler import CompilationFailed, compile_plan
 from jax_nano.runtime.kernel import TARGET_NAME, Kernel, processor_for

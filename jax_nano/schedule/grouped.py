@@ -129,7 +129,12 @@ class GroupedPlan:
     def tasks(self) -> dict[str, int]:
         """Phases in order, and how many tasks each has."""
         blocks = self.plans[0].m_tasks if self.problem.ragged == "k" else 1
-        return {"group": 1, "compute": self.entries * blocks * self.n_tasks}
+        return {"group": 1, "compute": self.entries * blocks * self.outer_elements * self.n_tasks}
+
+    @property
+    def outer_elements(self) -> int:
+        """Elements of the loops around a group's product, each a task of its own."""
+        return self.plans[0].outer_elements
 
     # Scratch.
 

@@ -37,8 +37,9 @@ def grouped_plans(problem: Grouped, machine: Machine, isa: Isa) -> list[GroupedP
     few = best_plan(problem, few_rows, machine, isa)
     many = None
     if problem.rows > FEW_ROWS:
-        wanted = max(MANY_ROWS[0], min(MANY_ROWS[1], 2 * problem.expected_rows))
-        many = best_plan(problem, min(problem.rows, wanted), machine, isa)
+        # Whole tiles of rows: all code of a kernel then has tiles of one shape.
+        wanted = max(MANY_ROWS[0], min(MANY_ROWS[1], -(-2 * problem.expected_rows // MANY_ROWS[0]) * MANY_ROWS[0]))
+        many = best_plan(problem, wanted, machine, isa)
     plan = GroupedPlan(problem=problem, few=few, many=many, few_rows=few_rows)
     return [with_reason(plan, machine)]
 
@@ -71,7 +72,7 @@ def best_plan(problem: Grouped, rows: int, machine: Machine, isa: Isa) -> Plan:
 def candidates(dot: Dot, machine: Machine, isa: Isa, ragged: str) -> Iterator[Plan]:
     """The plans of a product that do with any number of rows, each as one task."""
     for plan in kernel_plans(dot, machine, isa):
-        if plan.swapped or plan.outer or plan.k_outer or plan.channelwise or plan.overlap_packing:
+        if plan.swapped or plan.channelwise or plan.overlap_packing or (plan.k_outer and ragged == "k"):
             continue
         if plan.instruction.tiles and (plan.lhs == "unpacked" or ragged == "k"):
             continue  # tiles would read rows beyond the last one
@@ -79,10 +80,10 @@ def candidates(dot: Dot, machine: Machine, isa: Isa, ragged: str) -> Iterator[Pl
             continue
         if ragged == "k" and not sums_any_rows(plan):
             continue
-        plan = plan.replace(split_k=1, prefetch_lhs=False)
-        yield plan
-        if pieces := piece_columns(plan, machine, plan.nt):
-            yield plan.replace(nb=pieces, nt=-(-plan.nt // pieces) * pieces, mc=plan.mt)
+        whole = plan.replace(split_k=1, prefetch_lhs=False, outer_per_task=1)
+        yield whole
+        if pieces := piece_columns(whole, machine, whole.nt):
+            yield whole.replace(nb=pieces, nt=-(-whole.nt // pieces) * pieces, mc=whole.mt)
 
 
 def sums_any_rows(plan: Plan) -> bool:
