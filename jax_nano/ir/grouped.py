@@ -81,6 +81,13 @@ class Grouped:
         return -(-self.rows // min(self.groups, self.rows))
 
     @property
+    def even_sizes(self) -> list[int]:
+        """Sizes that share out all rows as evenly as that goes, for each element of the batch that has its own."""
+        share, rest = divmod(self.rows, self.groups)
+        one = [share + (i < rest) for i in range(self.groups)]
+        return one * (self.batch.size if self.sizes_stride else 1)
+
+    @property
     def arrays(self) -> tuple[GroupedArray, ...]:
         """The arrays in the order in which kernels take them."""
         around = (self.batch, self.group)

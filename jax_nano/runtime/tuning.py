@@ -192,9 +192,12 @@ def make_runnable(kernel: Kernel) -> Callable[[], Any]:
 
 
 def zeros(kernel: Kernel) -> list[jax.Array]:
-    """Operands of a kernel. They are flat: kernels know the shapes."""
+    """Operands of a kernel. They are flat: kernels know the shapes. Groups have sizes that share out all rows."""
     with jax.enable_x64(new_val=True):
-        return [jnp.zeros(elements, DTYPES[dtype]) for dtype, elements in kernel.arrays[0]]
+        arrays = [jnp.zeros(elements, DTYPES[dtype]) for dtype, elements in kernel.arrays[0]]
+        if isinstance(kernel.problem, Grouped):
+            arrays[2] = jnp.asarray(kernel.problem.even_sizes, arrays[2].dtype)
+        return arrays
 
 
 def program(kernel: Kernel, operands: Sequence[jax.Array]) -> Callable[..., list[jax.Array]]:

@@ -20,6 +20,7 @@ MANY_ROWS = (64, 256)  # of a task of the others: enough to pack B for, few enou
 SUM_ROWS = (64, 512)  # that a plan of sums over the rows of groups is made for
 TASKS_PER_THREAD = 4  # that there should be
 RUN_BYTES = 1 << 10  # of a row of B, that a task reads at least: shorter runs come from memory at a lower rate
+ALTERNATIVES = 3  # of each plan, that are worth measuring
 SETUP_SECONDS = 5e-6
 
 
@@ -31,17 +32,19 @@ def grouped_plans(problem: Grouped, machine: Machine, isa: Isa) -> list[GroupedP
     """
     if problem.ragged == "k":
         rows = min(problem.rows, max(SUM_ROWS[0], min(SUM_ROWS[1], 2 * problem.expected_rows)))
-        many = for_all_rows(best_plan(problem, rows, machine, isa), problem)
-        return [with_reason(GroupedPlan(problem=problem, few=None, many=many, few_rows=0), machine)]
-    few_rows = min(FEW_ROWS, problem.rows)
-    few = best_plan(problem, few_rows, machine, isa)
-    many = None
-    if problem.rows > FEW_ROWS:
+        plans = [for_all_rows(plan, problem) for plan in best_plans(problem, rows, machine, isa)]
+        pairs: list[tuple[Plan | None, Plan | None]] = [(None, plan) for plan in plans]
+        few_rows = 0
+    else:
+        few_rows = min(FEW_ROWS, problem.rows)
+        few = best_plans(problem, few_rows, machine, isa)
         # Whole tiles of rows: all code of a kernel then has tiles of one shape.
         wanted = max(MANY_ROWS[0], min(MANY_ROWS[1], -(-2 * problem.expected_rows // MANY_ROWS[0]) * MANY_ROWS[0]))
-        many = best_plan(problem, wanted, machine, isa)
-    plan = GroupedPlan(problem=problem, few=few, many=many, few_rows=few_rows)
-    return [with_reason(plan, machine)]
+        many = best_plans(problem, wanted, machine, isa) if problem.rows > FEW_ROWS else [None]
+        pairs = [(few[0], plan) for plan in many] + [(plan, many[0]) for plan in few[1:]]
+    return [
+        with_reason(GroupedPlan(problem=problem, few=few, many=many, few_rows=few_rows), machine) for few, many in pairs
+    ]
 
 
 def choose_grouped(problem: Grouped, machine: Machine, isa: Isa) -> GroupedPlan:
@@ -53,20 +56,17 @@ def choose_grouped(problem: Grouped, machine: Machine, isa: Isa) -> GroupedPlan:
     return grouped_plans(problem, machine, isa)[0]
 
 
-def best_plan(problem: Grouped, rows: int, machine: Machine, isa: Isa) -> Plan:
-    """The cheapest plan of a group of so many rows, divided into tasks.
+def best_plans(problem: Grouped, rows: int, machine: Machine, isa: Isa) -> list[Plan]:
+    """The cheapest plans of a group of so many rows, of different kernels and divided into tasks, the best one first.
 
     Raises:
       UnsupportedDot: there is none.
     """
-    found = [
-        (KernelCost(plan, machine).seconds(plan, 1).total, number, plan)
-        for number, plan in enumerate(candidates(problem.with_rows(rows), machine, isa, problem.ragged))
-    ]
-    if not found:
+    plans = list(candidates(problem.with_rows(rows), machine, isa, problem.ragged))
+    if not plans:
         raise UnsupportedDot("no kernel reads operands of groups as they lie")
-    _, _, plan = min(found)
-    return divided(plan, problem, rows, machine)
+    plans.sort(key=lambda plan: KernelCost(plan, machine).seconds(plan, 1).total)
+    return [divided(plan, problem, rows, machine) for plan in plans[:ALTERNATIVES]]
 
 
 def candidates(dot: Dot, machine: Machine, isa: Isa, ragged: str) -> Iterator[Plan]:
