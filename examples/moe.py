@@ -38,9 +38,11 @@ VOCABULARY = 1024
 HEAD = 128  # elements of a head
 QUERIES_PER_KEY = 8  # heads of queries that share one of keys and values
 
-Params = dict[str, Array]
-Cache = tuple[Array, Array]  # of all layers the keys and values so far, (layers, tokens, heads, HEAD)
-Experts = Callable[[Params, Array, Array, Array], Array]  # (weights of a layer, x, which experts, their weights)
+Layer = dict[str, Array]
+Params = list[Layer]  # the table of tokens, then the layers
+Memory = tuple[Array, Array]  # of a layer the keys and values so far, (tokens, heads, HEAD)
+Cache = list[Memory]
+Experts = Callable[[Layer, Array, Array, Array], Array]  # (weights, x, which experts, how much they count)
 
 
 # The model
@@ -58,7 +60,7 @@ def gated(x: Array) -> Array:
     return jax.nn.silu(gate) * up
 
 
-def grouped_experts(layer: Params, x: Array, chosen: Array, weights: Array) -> Array:
+def grouped_experts(layer: Layer, x: Array, chosen: Array, weights: Array) -> Array:
     """The chosen experts' sum for each row of x (T, D): rows sorted by expert, multiplied, and put back.
 
     Args:
@@ -75,20 +77,20 @@ def grouped_experts(layer: Params, x: Array, chosen: Array, weights: Array) -> A
     return jnp.einsum("tcd,tc->td", rows.reshape(*chosen.shape, -1), weights)
 
 
-def dense_experts(layer: Params, x: Array, chosen: Array, weights: Array) -> Array:
+def dense_experts(layer: Layer, x: Array, chosen: Array, weights: Array) -> Array:
     """What grouped_experts computes, of every row by every expert."""
     share = jnp.zeros((len(x), len(layer["expert_in"])), x.dtype).at[jnp.arange(len(x))[:, None], chosen].add(weights)
     hidden = gated(jnp.einsum("td,edh->teh", x, layer["expert_in"]))
     return jnp.einsum("teh,ehd,te->td", hidden, layer["expert_out"], share)
 
 
-def attention(layer: Params, x: Array, cache: Cache, position: Array) -> tuple[Array, Cache]:
+def attention(layer: Layer, x: Array, memory: Memory, position: Array) -> tuple[Array, Memory]:
     """Mixes x with all tokens up to each row's own; gives the keys and values with its own among them."""
     heads = layer["query"].shape[1] // HEAD
     query = (x @ layer["query"]).reshape(1, len(x), heads, HEAD)
     key, value = (
         lax.dynamic_update_slice_in_dim(old, (x @ layer[name]).reshape(len(x), -1, HEAD), position, 0)
-        for name, old in zip(("key", "value"), cache, strict=True)
+        for name, old in zip(("key", "value"), memory, strict=True)
     )
     seen = jnp.arange(len(key)) <= position + jnp.arange(len(x))[:, None]
     mixed = jax.nn.dot_product_attention(query, key[None], value[None], mask=seen[None, None])
@@ -104,23 +106,19 @@ class Model(NamedTuple):
 
 def step(model: Model, params: Params, cache: Cache, tokens: Array, position: Array) -> tuple[Array, Cache]:
     """Reads tokens that stand at `position` and after, and says which is the likeliest to follow."""
-    table = params["table"]
-    layers = {name: x for name, x in params.items() if name != "table"}
-
-    def one_layer(x: Array, of_layer: tuple[Params, Cache]) -> tuple[Array, Cache]:
-        layer, memory = of_layer
-        mixed, memory = attention(layer, norm(x), memory, position)
+    x, filled = params[0]["table"][tokens], []
+    for layer, memory in zip(params[1:], cache, strict=True):
+        mixed, longer = attention(layer, norm(x), memory, position)
         x = x + mixed
         y = norm(x)
         scores, chosen = lax.top_k((y @ layer["router"]).astype(jnp.float32), model.choices)
-        return x + model.experts(layer, y, chosen, jax.nn.softmax(scores).astype(x.dtype)), memory
-
-    x, cache = lax.scan(one_layer, table[tokens], (layers, cache))
-    return jnp.argmax(norm(x[-1:]) @ table.T), cache
+        x = x + model.experts(layer, y, chosen, jax.nn.softmax(scores).astype(x.dtype))
+        filled.append(longer)
+    return jnp.argmax(norm(x[-1:]) @ params[0]["table"].T), filled
 
 
 def random_params(args: argparse.Namespace, dtype: Any) -> Params:
-    """Weights that keep the size of what goes through them; each layer's behind the others'."""
+    """Weights that keep the size of what goes through them."""
     heads = max(QUERIES_PER_KEY, args.width // 64) // QUERIES_PER_KEY * QUERIES_PER_KEY
     d, kv = args.width, heads // QUERIES_PER_KEY
     shapes = {
@@ -133,9 +131,9 @@ def random_params(args: argparse.Namespace, dtype: Any) -> Params:
     def normal(key: Array, shape: tuple[int, ...]) -> Array:
         return (jax.random.normal(key, shape) * np.sqrt(1 / shape[-2])).astype(dtype)
 
-    keys = iter(jax.random.split(jax.random.key(0), len(shapes) + 1))
-    params = {name: normal(next(keys), (args.layers, *shape)) for name, shape in shapes.items()}
-    return params | {"table": normal(next(keys), (VOCABULARY, d))}
+    keys = iter(jax.random.split(jax.random.key(0), 1 + args.layers * len(shapes)))
+    layers = [{name: normal(next(keys), shape) for name, shape in shapes.items()} for _ in range(args.layers)]
+    return jax.block_until_ready([{"table": normal(next(keys), (VOCABULARY, d))}, *layers])
 
 
 # Speed
@@ -157,8 +155,9 @@ def peak_gb() -> float:
 
 def generate(f: Callable[..., Any], params: Params, prompt: Array, count: int, advance: Callable[[], None]) -> Run:
     """Reads a prompt, twice as the first time compiles, and writes `count` tokens after it."""
-    layers, _, width = params["key"].shape
-    cache: Cache = (jnp.zeros((layers, len(prompt) + count, width // HEAD, HEAD), params["key"].dtype),) * 2
+    width = params[1]["key"].shape[1]
+    empty = jnp.zeros((len(prompt) + count, width // HEAD, HEAD), params[1]["key"].dtype)
+    cache: Cache = [(empty, empty) for _ in params[1:]]
     before, fast = peak_gb(), jax.jit(f)
     jax.block_until_ready(fast(params, cache, prompt, jnp.int32(0)))
     advance()
@@ -209,7 +208,8 @@ def draw(runs: dict[tuple[str, str], Run], path: pathlib.Path) -> None:
     """Draws two bar charts: tokens per second when reading the prompt, and when writing."""
     types = list(dict.fromkeys(name for name, _ in runs))
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    for axes, what in zip(figure.subplots(1, 2), ("reading", "writing"), strict=True):
+    both = figure.subplots(1, 2)
+    for axes, what in zip(both, ("reading", "writing"), strict=True):
         for shift, (way, color) in enumerate(COLORS.items()):
             speeds = [getattr(runs[name, way], what) for name in types]
             bars = axes.bar(np.arange(len(types)) + 0.27 * shift, speeds, 0.25, color=color, label=way)
@@ -218,7 +218,7 @@ def draw(runs: dict[tuple[str, str], Run], path: pathlib.Path) -> None:
         axes.set_xticks(np.arange(len(types)) + 0.27, types)
         axes.margins(y=0.12)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False)
+    figure.legend(*both[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
 
 

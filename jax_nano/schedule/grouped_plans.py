@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from jax_nano.ir.dot import Dot, UnsupportedDot
@@ -33,7 +33,7 @@ def grouped_plans(problem: Grouped, machine: Machine, isa: Isa) -> list[GroupedP
     if problem.ragged == "k":
         rows = min(problem.rows, max(SUM_ROWS[0], min(SUM_ROWS[1], 2 * problem.expected_rows)))
         plans = [for_all_rows(plan, problem) for plan in best_plans(problem, rows, machine, isa)]
-        pairs: list[tuple[Plan | None, Plan | None]] = [(None, plan) for plan in plans]
+        pairs: Sequence[tuple[Plan | None, Plan | None]] = [(None, plan) for plan in plans]
         few_rows = 0
     else:
         few_rows = min(FEW_ROWS, problem.rows)

@@ -70,7 +70,7 @@ def test_dimension_numbers(case):
     sizes = jnp.asarray(np.random.default_rng(0).integers(0, 12, sizes_shape), jnp.int32)
     expected = lax.ragged_dot_general(x, y, sizes, dims)
     np.testing.assert_allclose(jax_nano.ragged_dot_general(x, y, sizes, dims), expected, rtol=1e-4, atol=1e-4)
-    found = ran_as(lambda *args: jax_nano.ragged_dot_general(*args, dims), x, y, sizes)
+    found = ran_as(lambda x, y, g: jax_nano.ragged_dot_general(x, y, g, dims), x, y, sizes)
     assert found == ["kernel"]
 
 
@@ -121,10 +121,11 @@ def test_vmap_over_any_operands(dims, axes):
     mapped = jax.vmap(lambda x, y, g: jax_nano.ragged_dot_general(x, y, g, dims), axes)
     result = mapped(x, y, jnp.asarray(sizes, jnp.int32))
     for i in range(3):
-        each = [
-            v if axis is None else np.take(np.asarray(v), i, axis) for v, axis in zip((x, y, sizes), axes, strict=True)
-        ]
-        np.testing.assert_allclose(result[i], lax.ragged_dot_general(*each, dims), rtol=1e-4, atol=1e-4)
+        a, b, g = (
+            jnp.asarray(v if axis is None else np.take(np.asarray(v), i, axis))
+            for v, axis in zip((x, y, sizes), axes, strict=True)
+        )
+        np.testing.assert_allclose(result[i], lax.ragged_dot_general(a, b, g, dims), rtol=1e-4, atol=1e-4)
     assert ran_as(mapped, x, y, jnp.asarray(sizes, jnp.int32)) == ["kernel"]
 
 

@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from grouped import ROWS, TRANSPOSED, GroupedRunner, assert_grouped, described
+from grouped import ROWS, SUMS, TRANSPOSED, GroupedRunner, assert_grouped, described
 from tile_kernels import AMX, MACHINE, needs_tile_vectors
 
 from jax_nano.schedule.grouped_plans import choose_grouped
@@ -25,14 +25,13 @@ def test_edges_of_tiles(out, sizes, numbers):
     lhs, rhs = (rng.standard_normal(s).astype(ml_dtypes.bfloat16) for s in ((130, 70), shape))
     sizes = np.array(sizes, np.int32)
     plan = choose_grouped(described(lhs, rhs, sizes, numbers, out), MACHINE, AMX)
+    assert plan.many
     assert plan.many.instruction.tiles
     result = GroupedRunner(plan, MACHINE)(lhs, rhs, sizes, before=True)
     assert_grouped(result.reshape(130, 45), lhs, rhs, sizes, numbers)
 
 
 def test_sums_over_groups_go_by_vectors():
-    from grouped import SUMS
-
     rng = np.random.default_rng(0)
     lhs, rhs = (rng.standard_normal(s).astype(ml_dtypes.bfloat16) for s in ((70, 40), (70, 33)))
     plan = choose_grouped(described(lhs, rhs, np.zeros(3, np.int32), SUMS), MACHINE, AMX)

@@ -60,15 +60,15 @@ def result_type(lhs, rhs, sizes, numbers, out=None):
     """The shape and type of the result, also of 64 bits."""
     with jax.enable_x64(new_val=True):
         return jax.eval_shape(
-            lambda *x: jax.lax.ragged_dot_general(*x, numbers, preferred_element_type=out), lhs, rhs, sizes
+            lambda a, b, g: jax.lax.ragged_dot_general(a, b, g, numbers, preferred_element_type=out), lhs, rhs, sizes
         )
 
 
 def described(lhs, rhs, sizes, numbers=ROWS, out=None):
     """The problem of arrays, row by row in memory."""
-    operands = [Operand.row_major(x.shape, dtype_name(x.dtype)) for x in (lhs, rhs, sizes)]
+    a, b, g = (Operand.row_major(x.shape, dtype_name(x.dtype)) for x in (lhs, rhs, sizes))
     result = result_type(lhs, rhs, sizes, numbers, out)
-    return grouped_of(numbers, *operands, Operand.row_major(result.shape, dtype_name(result.dtype)))
+    return grouped_of(numbers, a, b, g, Operand.row_major(result.shape, dtype_name(result.dtype)))
 
 
 class GroupedRunner:
