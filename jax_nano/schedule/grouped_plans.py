@@ -106,7 +106,7 @@ def divided(plan: Plan, problem: Grouped, rows: int, machine: Machine) -> Plan:
     if problem.ragged == "k":
         expected = problem.groups * problem.batch.size
     wanted = max(machine.threads, -(-TASKS_PER_THREAD * machine.threads // expected))
-    run = max(plan.nr, RUN_BYTES * 8 // (8 * bytes_of(plan.dot.rhs)))
+    run = max(plan.nr, RUN_BYTES // bytes_of(plan.dot.rhs))
     parts = max(1, min(wanted, plan.n.size // run))
     return fitting(in_columns(plan, -(-plan.n.size // parts)), machine)
 

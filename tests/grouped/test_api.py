@@ -181,3 +181,23 @@ def test_autotune_measures_them():
     x, w, sizes = operands()
     tuned = jax_nano.autotune(lax.ragged_dot, x, w, sizes)
     assert "4 groups that share out M" in str(tuned)
+
+
+def test_shard_map_gives_each_device_a_kernel():
+    x, w, sizes = operands()
+    spec = jax.sharding.PartitionSpec
+    mesh = jax.make_mesh((1,), ("experts",))
+    sharded = jax.shard_map(
+        jax_nano.ragged_dot, mesh=mesh, in_specs=(spec(), spec("experts"), spec("experts")), out_specs=spec("experts")
+    )
+    np.testing.assert_allclose(sharded(x, w, sizes), lax.ragged_dot(x, w, sizes), rtol=1e-4, atol=1e-4)
+    assert ran_as(sharded, x, w, sizes) == ["kernel"]
+
+
+def test_packed_and_quantized_experts_are_the_arrays_they_stand_for():
+    x, w, sizes = operands(k=16, n=32)
+    expected = lax.ragged_dot(x, w, sizes)
+    np.testing.assert_allclose(jax_nano.ragged_dot(x, jax_nano.pack(w), sizes), expected, rtol=1e-4, atol=1e-4)
+    small = jax_nano.quantize(w)
+    expected = lax.ragged_dot(x, small.dequantize(), sizes)
+    np.testing.assert_allclose(jax_nano.ragged_dot(x, small, sizes), expected, rtol=1e-4, atol=1e-4)
