@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from jax_nano.api.convolutions import conv_transpose as conv_transpose
     from jax_nano.api.convolutions import conv_with_general_padding as conv_with_general_padding
     from jax_nano.api.fused_matmul import fused_matmul as fused_matmul
+    from jax_nano.api.grouped import ragged_dot as ragged_dot
+    from jax_nano.api.grouped import ragged_dot_general as ragged_dot_general
     from jax_nano.api.inspect import inspect as inspect
     from jax_nano.api.install import install as install
     from jax_nano.api.install import installed as installed
@@ -100,6 +102,7 @@ _HOME = {
         "conv_with_general_padding",
     ),
     "api.fused_matmul": ("fused_matmul",),
+    "api.grouped": ("ragged_dot", "ragged_dot_general"),
     "api.inspect": ("inspect",),
     "api.install": ("install", "installed", "uninstall"),
     "api.malloc": ("release_memory", "retain_memory"),
@@ -149,6 +152,8 @@ __all__ = [
     "pack",
     "quantization_error",
     "quantize",
+    "ragged_dot",
+    "ragged_dot_general",
     "release_memory",
     "retain_memory",
     "set_threads",

@@ -11,8 +11,8 @@ import jax
 from jax.extend.core.primitives import conv_general_dilated_p, dot_general_p
 
 from jax_nano import config
-from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering
-from jax_nano.lowering import convolution, dot_general
+from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering, ragged_dot_general_p
+from jax_nano.lowering import convolution, dot_general, grouped
 from jax_nano.lowering import loops as loops  # whose lowering this module switches on
 from jax_nano.lowering.export import unless_exported
 
@@ -20,7 +20,7 @@ from jax_nano.lowering.export import unless_exported
 def install() -> None:
     """Makes every product on CPUs jax_nano's: those of jnp, flax, equinox, optax and all that is built on JAX.
 
-    Products are lax.dot_general and lax.conv_general_dilated.
+    Products are lax.dot_general, lax.ragged_dot_general and lax.conv_general_dilated.
 
     Programs compiled before are forgotten (jax.clear_caches) and compiled anew when next called, except those that the
     caller holds from `.lower().compile()`. Calling it again changes nothing. What jax_nano has no kernel for runs as
@@ -78,7 +78,11 @@ class _Switch:
             ]
 
 
-LOWERINGS = {dot_general_p: dot_general.lowering, conv_general_dilated_p: convolution.lowering}
+LOWERINGS = {
+    dot_general_p: dot_general.lowering,
+    conv_general_dilated_p: convolution.lowering,
+    ragged_dot_general_p: grouped.lowering,
+}
 
 
 def _for_kernels(original: LoweringRule, lowering: Callable[[LoweringRule], LoweringRule]) -> LoweringRule:

@@ -10,6 +10,7 @@ from jax.interpreters.mlir import make_ir_context
 
 from jax_nano.codegen.attention import AttentionKernel
 from jax_nano.codegen.attention_operands import AttentionOperands
+from jax_nano.codegen.grouped import GroupedKernel, GroupedOperands
 from jax_nano.codegen.location import section
 from jax_nano.codegen.macrokernel import Macrokernel
 from jax_nano.codegen.operands import Arguments
@@ -17,13 +18,14 @@ from jax_nano.codegen.pipeline import PipelineKernel
 from jax_nano.codegen.types import element_type
 from jax_nano.ir.dot import Axis, extent
 from jax_nano.schedule.attention import AnyPlan, AttentionPlan
+from jax_nano.schedule.grouped import GroupedPlan
 from jax_nano.schedule.pipeline import PipelinePlan
 from jax_nano.schedule.plan import Plan
 
 
 def kernel_name(plan: AnyPlan) -> str:
     """The kernel's symbol, which says what it is."""
-    if isinstance(plan, AttentionPlan):
+    if isinstance(plan, AttentionPlan | GroupedPlan):
         return f"nano_{plan.problem.label}_{plan.isa}_{plan.mr}x{plan.nr}"
     if isinstance(plan, PipelinePlan):
         return f"nano_{plan.problem.label}_{plan.isa}"
@@ -61,12 +63,14 @@ def build_module(plan: AnyPlan) -> str:
 
 
 def write_phase(plan: AnyPlan, phase: str, values: Sequence[ir.Value]) -> None:
-    """Writes a phase of a plan of either kind."""
+    """Writes a phase of a plan of any kind."""
     if isinstance(plan, AttentionPlan):
         attention_phase(plan, phase, values)
     elif isinstance(plan, PipelinePlan):
         _, task, _, local, *arrays = values
         PipelineKernel(plan).compute_phase(0 if plan.task_count == 1 else task, local, arrays)
+    elif isinstance(plan, GroupedPlan):
+        grouped_phase(plan, phase, values)
     else:
         product_phase(plan, phase, values)
 
@@ -86,6 +90,14 @@ def attention_phase(plan: AttentionPlan, phase: str, values: Sequence[ir.Value])
     phases[phase](AttentionOperands(plan, 0 if plan.tasks[phase] == 1 else task, shared, local, arrays))
 
 
+def grouped_phase(plan: GroupedPlan, phase: str, values: Sequence[ir.Value]) -> None:
+    """Writes a phase of a grouped product."""
+    kernel = GroupedKernel(plan)
+    phases = {"group": kernel.group_phase, "compute": kernel.compute_phase}
+    _, task, shared, local, *arrays = values
+    phases[phase](GroupedOperands(plan, task, shared, local, arrays))
+
+
 def entry_arguments(plan: Plan, phase: str, values: Sequence[ir.Value]) -> Arguments:
     """A phase's arguments, with the operands in the plan's order; where there is one round or task, its number is 0."""
     round_, task, shared, local, lhs, rhs, *extras, out = values
@@ -98,7 +110,7 @@ def entry_arguments(plan: Plan, phase: str, values: Sequence[ir.Value]) -> Argum
 
 def argument_types(plan: AnyPlan) -> list[ir.Type]:
     """(round, task, shared, local, the arrays in the caller's order)."""
-    if isinstance(plan, AttentionPlan | PipelinePlan):
+    if isinstance(plan, AttentionPlan | GroupedPlan | PipelinePlan):
         sizes = [(array.elements, array.dtype) for array in plan.problem.arrays]
     else:
         sizes = array_spans(plan)

@@ -15,6 +15,7 @@ import numpy as np
 
 from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.ir.dtypes import bytes_of
+from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.pipeline import Pipeline
 
 Role = Literal["query", "key", "value", "bias", "mask", "query_lengths", "key_lengths", "out"]
@@ -164,5 +165,5 @@ class Attention:
         return "_".join(["attention", self.dtype, sizes, *(name for name, is_set in flags.items() if is_set)])
 
 
-Problem = Dot | Attention | Pipeline
+Problem = Dot | Attention | Grouped | Pipeline
 """What a kernel computes."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from jax.extend.core import Primitive
 from jax.extend.core.primitives import conv_general_dilated_p, dot_general_p
 
+from jax_nano.jaxpr.private import ragged_dot_general_p
+
 nano_dot_general_p = Primitive("nano_dot_general")
 """lax.dot_general_p's double: the same parameters, types, errors and derivatives."""
 
@@ -13,7 +15,15 @@ nano_conv_general_dilated_p = Primitive("nano_conv_general_dilated")
 """lax.conv_general_dilated_p's double, likewise."""
 
 
-DOUBLES = {dot_general_p: nano_dot_general_p, conv_general_dilated_p: nano_conv_general_dilated_p}
+nano_ragged_dot_general_p = Primitive("nano_ragged_dot_general")
+"""lax.ragged_dot_general_p's double, likewise."""
+
+
+DOUBLES = {
+    dot_general_p: nano_dot_general_p,
+    conv_general_dilated_p: nano_conv_general_dilated_p,
+    ragged_dot_general_p: nano_ragged_dot_general_p,
+}
 """What stands in the place of JAX's primitives in programs whose products are jax_nano's."""
 
 

@@ -23,6 +23,7 @@ from jax._src.custom_partitioning_sharding_rule import sdy_sharding_rule_to_mlir
 from jax._src.interpreters import mlir as _registry
 from jax._src.interpreters import remat as _remat
 from jax._src.interpreters.partial_eval import Recompute as Recompute
+from jax._src.lax.lax import ragged_dot_general_p as ragged_dot_general_p
 from jax._src.lib import xla_client as _xla_client  # pyright: ignore[reportPrivateImportUsage]
 from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
 from jax.extend import core as _core
@@ -161,10 +162,10 @@ def register_remat3_rule(primitive: Primitive, asked: Asked) -> None:
     _remat.rules[primitive] = rule_of_policy if dots_saveable else rule
 
 
-def roofline_rule(primitive: Primitive) -> Callable[..., Any]:
-    """The rule by which jax.experimental.roofline counts a primitive; its module needs absl-py."""
+def roofline_rule(primitive: Primitive) -> Callable[..., Any] | None:
+    """The rule by which jax.experimental.roofline counts a primitive, if it does; its module needs absl-py."""
     module = importlib.import_module("jax.experimental.roofline.roofline")
-    return module._rooflines[primitive]
+    return module._rooflines.get(primitive)
 
 
 Partition = Callable[[Any, Any, Any, Any, bytes], tuple[bytes, Any, Any]]

@@ -20,6 +20,7 @@ from jax_nano.jaxpr.region import Limits, Region
 from jax_nano.jaxpr.region_growth import UNREADABLE
 from jax_nano.jaxpr.rewrite import PrimitiveRewrite
 from jax_nano.lowering import convolution
+from jax_nano.lowering import grouped as grouped  # the rules of what grouped products become
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import equation_of, nano, remat_rule
 from jax_nano.lowering.experimental import register_jet_rules, register_sparse_rules

@@ -25,6 +25,7 @@ from jax_nano.ir.dtypes import FFI_TYPES
 from jax_nano.machine.host import thread_limit
 from jax_nano.machine.isa import Machine
 from jax_nano.schedule.attention import AnyPlan
+from jax_nano.schedule.grouped import GroupedPlan
 
 TARGET_NAME = "jax_nano"  # of the custom call
 FORMAT = 1  # of its attributes: another number for each change of what they say; csrc/handler.cc has it too
@@ -104,7 +105,7 @@ Arrays = tuple[tuple[str, int], ...]  # types, and elements in memory
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Kernel:
-    """One compiled product or attention."""
+    """One compiled product, attention or grouped product."""
 
     problem: Problem
     object: bytes
@@ -144,7 +145,10 @@ class Kernel:
 
     @property
     def plan(self) -> Any:
-        """How it computes, a Plan or an AttentionPlan. Of a kernel found on disk, it is made when first asked for."""
+        """How it computes, a plan of the problem's kind.
+
+        Of a kernel found on disk, it is made when first asked for.
+        """
         return self._planned[0]
 
     @property
@@ -213,5 +217,6 @@ def processor_for(plan: AnyPlan, machine: Machine) -> Processor:
     isa = machine.isa(plan.isa)
     dtypes = {array.dtype for array in plan.problem.arrays}
     conversions = isa.conversions if "f16" in dtypes else ()
-    extra = ",".join(f"+{feature}" for feature in (*isa.features, *conversions, *plan.instruction.features))
+    own = plan.features if isinstance(plan, GroupedPlan) else plan.instruction.features
+    extra = ",".join(f"+{feature}" for feature in (*isa.features, *conversions, *own))
     return Processor(isa.cpu, extra, machine.tune or machine.name)

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from jax_nano.ir.attention import Attention, Problem
+from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.pipeline import Pipeline, repeated
 from jax_nano.runtime.kernel import Kernel
 from jax_nano.runtime.log import logger
 from jax_nano.schedule.attention import AnyPlan, AttentionPlan
+from jax_nano.schedule.grouped import GroupedPlan
 from jax_nano.schedule.pipeline import PipelinePlan
+from jax_nano.schedule.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -22,7 +25,7 @@ class Report:
 
     Attributes:
       equation: the product as the program has it: operands, result, dimension numbers.
-      problem: the product as jax_nano sees it, a Dot or an Attention; None where it has no kernel for such a one.
+      problem: the product as jax_nano sees it, a Dot, an Attention or a Grouped; None where it is none of these.
       kernel: what runs; None for lax.dot_general, or what else it is in JAX.
       reason: why it runs as that; empty for a kernel.
       fused: what the kernel does beside the product, in the order of the program.
@@ -151,6 +154,8 @@ def describe(problem: Problem) -> str:
         return describe_attention(problem)
     if isinstance(problem, Pipeline):
         return describe_pipeline(problem)
+    if isinstance(problem, Grouped):
+        return describe_grouped(problem)
     b, m, n, k = problem.sizes
     sizes = f"M {m}, N {n}, K {k}" if b == 1 else f"B {b}, M {m}, N {n}, K {k}"
     text = f"{sizes}; {problem.lhs} x {problem.rhs} -> {problem.out}, summed in {problem.acc}"
@@ -198,6 +203,30 @@ def summary_of_pipeline(plan: PipelinePlan) -> dict[str, str]:
     }
 
 
+def describe_grouped(problem: Grouped) -> str:
+    """One line: groups, whose rows or steps they share out, and a group's product."""
+    batch = f"B {problem.batch.size}, " if problem.batch.size > 1 else ""
+    return f"{batch}{_count(problem.groups, 'group')} that share out {problem.ragged.upper()}; {describe(problem.dot)}"
+
+
+def summary_of_grouped(plan: GroupedPlan) -> dict[str, str]:
+    """The plan in words, by topic."""
+    lines = {"target": f"{plan.isa}, {plan.instruction.name}"}
+    if plan.few:
+        lines["few rows"] = f"up to {plan.few_rows}: {blocks_of(plan.few)}"
+    if plan.many:
+        lines["many rows" if plan.few else "groups"] = blocks_of(plan.many)
+    return lines | {"phases": _phases(plan), "chosen": plan.why}
+
+
+def blocks_of(plan: Plan) -> str:
+    """The blocks of a group's product, in words."""
+    return (
+        f"{plan.mr} x {plan.nr} accumulators, {plan.instruction.name}; {plan.mt} x {plan.nt} in a task, KC {plan.kc}; "
+        f"A {LHS[plan.lhs]}, B {RHS[plan.rhs]}"
+    )
+
+
 def summary_of_attention(plan: AttentionPlan) -> dict[str, str]:
     """The plan in words, by topic."""
     problem = plan.problem
@@ -227,6 +256,8 @@ def summary(plan: AnyPlan) -> dict[str, str]:
         return summary_of_attention(plan)
     if isinstance(plan, PipelinePlan):
         return summary_of_pipeline(plan)
+    if isinstance(plan, GroupedPlan):
+        return summary_of_grouped(plan)
     stationary = "A" if plan.lhs_stationary else "B"
     return {
         "target": f"{plan.isa}, {plan.instruction.name}" + (", operands exchanged" if plan.swapped else ""),

@@ -23,6 +23,7 @@ from typing import Any
 from jax_nano.ir.attention import Attention
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.machine.isa import DotInstruction
+from jax_nano.schedule.grouped import GroupedPlan
 from jax_nano.schedule.pipeline import PipelinePlan
 from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.scratch import apart, whole_lines
@@ -215,7 +216,7 @@ class AttentionPlan:
         return bytes_of(self.instruction.acc, self.splits * self.elements * self.sum_elements)
 
 
-AnyPlan = Plan | AttentionPlan | PipelinePlan
+AnyPlan = Plan | AttentionPlan | GroupedPlan | PipelinePlan
 
 
 def rounded_up(size: int, multiple: int) -> int:
