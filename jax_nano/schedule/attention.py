@@ -65,6 +65,7 @@ class AttentionPlan:
         for name, value, step in (
             ("nr", self.nr, self.lanes), ("query_block", self.query_block, self.nr),
             ("key_block", self.key_block, self.mr), ("key_block", self.key_block, self.instruction.shape[2]),
+            ("key_block", self.key_block, keys_copied_at_once(self.problem, self.instruction)),
         ):  # fmt: skip
             if value % step:
                 raise ValueError(f"{name} = {value} is not a multiple of {step}: panels would overlap")
@@ -215,6 +216,15 @@ class AttentionPlan:
 
 
 AnyPlan = Plan | AttentionPlan
+
+
+def keys_copied_at_once(problem: Attention, instruction: DotInstruction) -> int:
+    """Keys that a block has a multiple of: where packing transposes what lies along keys, registers of them."""
+    _, lanes, _ = instruction.shape
+    if problem.value[2] == 1 != problem.value[3]:
+        return lanes * instruction.vnni
+    scores = [x.strides for x in (problem.bias, problem.mask) if x]
+    return lanes if any(key == 1 and (query or member) for *_, member, query, key in scores) else 1
 
 
 def rounded_up(size: int, multiple: int) -> int:
