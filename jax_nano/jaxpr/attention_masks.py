@@ -44,7 +44,7 @@ class MaskReader:
 
     def leaves(self, mask: Mask) -> Iterator[Mask]:
         """The masks that all have to hold."""
-        x, inverted = self.equations.moved(mask.value), mask.inverted
+        x, inverted = self.equations.unconverted(mask.value), mask.inverted
         eqn = self.equations.maker(x.atom)
         name = eqn.primitive.name if eqn else ""
         operands = self.equations.operands(eqn, x.labels) if eqn else []

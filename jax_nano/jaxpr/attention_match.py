@@ -169,7 +169,7 @@ class Matcher:
         """What an equation on the way may be: a mask, a bias, a scale."""
         operands = self.equations.operands(eqn, labels)
         match eqn.primitive.name:
-            case "select_n" if len(operands) == 3 and scores.scale == 1 and not scores.bias:
+            case "select_n" if is_where(eqn) and scores.scale == 1 and not scores.bias:
                 which, otherwise, then = operands
                 for hidden, rest, inverted in ((otherwise, then, False), (then, otherwise, True)):
                     if self.hides(hidden):
@@ -191,7 +191,7 @@ class Matcher:
         """What is added to scores as a mask, where it is 0 or hides them."""
         x = self.equations.moved(x)
         eqn = self.equations.maker(x.atom)
-        if not eqn or eqn.primitive.name != "select_n" or len(eqn.invars) != 3:
+        if not eqn or not is_where(eqn):
             return None
         which, otherwise, then = self.equations.operands(eqn, x.labels)
         for hidden, rest, inverted in ((otherwise, then, False), (then, otherwise, True)):
@@ -275,6 +275,11 @@ class Matcher:
                 if others and not self.equations.is_constant(out):
                     names = sorted({user.primitive.name if user else "the caller" for user in others})
                     raise NoAttention(f"what {eqn.primitive} makes is used by {' and '.join(names)} as well")
+
+
+def is_where(eqn: JaxprEqn) -> bool:
+    """Is true for a choice between two values by truth values."""
+    return eqn.primitive.name == "select_n" and len(eqn.invars) == 3 and type_of(eqn.invars[0]).dtype == np.bool_
 
 
 def first_operands(

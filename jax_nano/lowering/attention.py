@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.core import ShapedArray
 from jax.interpreters import ad, batching, mlir, xla
@@ -29,9 +30,14 @@ from jax_nano.lowering.small_loops import check_attention_inline
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
 from jax_nano.runtime.report import Report, tell
 
+TYPES = {"mask": np.bool_, "query_lengths": np.int32, "key_lengths": np.int32}
+
 
 def _abstract(*operands: Any, spec: AttentionSpec) -> list[ShapedArray]:
-    query, _, value, *_ = operands
+    query, _, value, *extras = operands
+    for name, x in zip(spec.extras, extras, strict=True):
+        if (wanted := TYPES.get(name)) and x.dtype != wanted:
+            raise TypeError(f"{name} of an attention is {x.dtype}, and has to be {np.dtype(wanted)}")
     b, t, n, _ = query.shape
     results = [ShapedArray((b, t, n, value.shape[3]), value.dtype)]
     return [*results, ShapedArray((b, n, t), accumulator(query.dtype))] if spec.residual else results

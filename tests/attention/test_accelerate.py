@@ -138,6 +138,54 @@ def test_the_last_visible_key_as_a_decoder_has_it():
     np.testing.assert_allclose(jax_nano.accelerate(f)(q, k, v, 40), f(q, k, v, 40), rtol=1e-5, atol=1e-5)
 
 
+NUMBERS = jax.random.randint(KEYS[4], (2, 1, 70, 90), 0, 3)
+CONVERTED = {
+    "integers": (NUMBERS, lambda m: m.astype(bool)),
+    "floats": (NUMBERS / 2, lambda m: m.astype(bool)),
+    "inverted": (NUMBERS, lambda m: ~m.astype(bool)),
+}
+
+
+@pytest.mark.parametrize(("mask", "converted"), CONVERTED.values(), ids=CONVERTED)
+def test_masks_that_are_converted_to_truth_values(mask, converted):
+    operands = arrays(kv=4)
+
+    def f(q, k, v, mask):
+        scores = jnp.where(converted(mask), jnp.einsum("btnh,bsnh->bnts", q, k), -1e9)
+        return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores), v)
+
+    assert one_attention(f, *operands, mask).problem.mask
+    np.testing.assert_allclose(jax_nano.accelerate(f)(*operands, mask), f(*operands, mask), rtol=1e-4, atol=1e-5)
+
+
+def through(dtype, x):
+    return x.astype(dtype).astype(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.float8_e5m2, bool], ids=["s8", "f8", "pred"])
+@pytest.mark.parametrize("place", ["scores", "probabilities", "gradient"])
+def test_conversions_that_change_numbers_stay(place, dtype):
+    operands = arrays(kv=4)
+
+    @jax.custom_vjp
+    def same(x):
+        return x
+
+    same.defvjp(lambda x: (x, None), lambda _, ct: (through(dtype, ct),))
+
+    def attention(q, k, v):
+        scores = jnp.einsum("btnh,bsnh->bnts", q, k)
+        scores = through(dtype, scores) if place == "scores" else same(scores) if place == "gradient" else scores
+        p = jax.nn.softmax(scores)
+        return jnp.einsum("bnts,bsnh->btnh", through(dtype, 9 * p) if place == "probabilities" else p, v)
+
+    f = gradient_of(attention) if place == "gradient" else attention
+    assert not any("attention" in str(report.kernel) for report in jax_nano.inspect(jax_nano.accelerate(f), *operands))
+    found, right = (jax.tree.leaves(g(*operands)) for g in (jax_nano.accelerate(f), f))
+    for a, b in zip(found, right, strict=True):
+        np.testing.assert_allclose(a, b, atol=0.05 * np.abs(b).max(), rtol=0)
+
+
 def dropout(q, k, v):
     p = jax.nn.softmax(jnp.einsum("btnh,bsnh->bnts", q, k))
     return jnp.einsum("bnts,bsnh->btnh", jnp.where(jax.random.bernoulli(KEYS[0], 0.5, p.shape), p, 0), v)
