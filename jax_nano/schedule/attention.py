@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jax_nano.ir.attention import Attention
+from jax_nano.ir.attention_spec import hides_rows
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.machine.isa import DotInstruction
 from jax_nano.schedule.plan import Plan
@@ -133,9 +134,9 @@ class AttentionPlan:
         """
         problem = self.problem
         skips = problem.causal or problem.window or problem.key_lengths
-        beyond = problem.window and problem.queries - 1 - problem.window[0] >= problem.keys
+        hidden = hides_rows(problem.causal, problem.window, problem.queries, problem.keys)
         lengths = problem.key_lengths and (problem.causal or problem.window)
-        return not (beyond or lengths or (problem.mask and skips))
+        return not (hidden or lengths or (problem.mask and skips))
 
     # Layouts in scratch.
 

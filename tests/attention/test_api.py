@@ -179,6 +179,15 @@ def test_gradients_over_several_blocks(name, monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.parametrize("window", [(4, -1), (-1, 3), (-3, -3), (5, 2)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients_of_windows_that_leave_queries_without_keys(causal, window, monkeypatch):
+    monkeypatch.setattr("jax_nano.jaxpr.attention_blocks.BLOCK", 32)
+    jax.clear_caches()
+    assert_gradients(jnp.float32, {"local_window_size": window, "is_causal": causal}, 1e-5, arrays())
+    jax.clear_caches()
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1, 90), (2, 4, 70, 90), (2, 1, 70, 90)])
 def test_the_gradient_of_a_bias_has_its_shape(shape):
     assert_gradients(jnp.float32, {"bias": jax.random.normal(KEYS[3], shape)}, 1e-5, arrays())

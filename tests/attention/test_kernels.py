@@ -73,7 +73,7 @@ def test_query_heads_share_keys(queries, dtype):
 
 
 @pytest.mark.parametrize(("t", "s"), [(70, 70), (20, 90), (150, 40)])
-@pytest.mark.parametrize("window", [(0, 0), (3, 2), (16, 0), (0, 5), (200, 200)])
+@pytest.mark.parametrize("window", [(0, 0), (3, 2), (16, 0), (0, 5), (200, 200), (1, -1), (-1, 3), (-3, -3), (9, -40)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_windows(causal, window, t, s):
     check(arrays(1, t, s, 2, 1, 8), causal=causal, window=window)
