@@ -259,7 +259,9 @@ class Call:
                 named["mask"] = named["mask"] & mask
         if match.key_lengths:
             x, labeled = left.pop(0)
-            lengths = aligned(x, labeled.labels, match.roles.batch) + match.one_more
+            lengths = aligned(x, labeled.labels, match.roles.batch)
+            if match.one_more:  # of the greatest number, one more would be the least
+                lengths = jnp.minimum(lengths, self.extent(match.roles.key) - 1) + 1
             sizes = [self.sizes[label] for label in match.roles.batch]
             named["key_lengths"] = jnp.broadcast_to(lengths, sizes).reshape(-1)
         return named
