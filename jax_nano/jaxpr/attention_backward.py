@@ -40,6 +40,9 @@ class Backward:
         spec = self.spec
         query, key, value, *extras = operands
         named = dict(zip(spec.extras, extras, strict=True))
+        if 0 in (*query.shape[:3], key.shape[1]):
+            given = zip(operands, self.wanted, strict=False)
+            return [jnp.zeros_like(x) if wanted else None for x, wanted in given]
         out_ct, lse_ct = cotangents
         acc, heads = lse_ct.dtype, key.shape[2]
         if spec.query_lengths:
