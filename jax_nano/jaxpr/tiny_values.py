@@ -84,6 +84,9 @@ class TinyValues:
             return Tiny(operands[0].array ** float(eqn.params["y"]), operands[0].labels)
         if name in REDUCTIONS:
             axes = tuple(int(axis) for axis in eqn.params["axes"])
+            real = type_of(eqn.invars[0]).shape
+            if any(real[axis] > 1 and operands[0].labels[axis] is None for axis in axes):
+                raise Unreadable  # its one element stands for several
             kept = tuple(label for axis, label in enumerate(operands[0].labels) if axis not in axes)
             return Tiny(REDUCTIONS[name](operands[0].array, axis=axes), kept)
         if eqn.primitive is convert_element_type_p:
