@@ -11,7 +11,6 @@ from attention import assert_attention
 from oracle import kernels
 
 import jax_nano
-from jax_nano.ir.attention import Attention
 
 NN: Any = jax.nn.dot_product_attention
 KEYS = jax.random.split(jax.random.key(0), 5)
@@ -138,94 +137,6 @@ def test_the_last_visible_key_as_a_decoder_has_it():
     assert report.problem.mask is None
     for place in (40, 2**31 - 1, -1):
         np.testing.assert_allclose(jax_nano.accelerate(f)(q, k, v, place), f(q, k, v, place), rtol=1e-5, atol=1e-5)
-
-
-NUMBERS = jax.random.randint(KEYS[4], (2, 1, 70, 90), 0, 3)
-CONVERTED = {
-    "integers": (NUMBERS, lambda m: m.astype(bool)),
-    "floats": (NUMBERS / 2, lambda m: m.astype(bool)),
-    "inverted": (NUMBERS, lambda m: ~m.astype(bool)),
-}
-
-
-@pytest.mark.parametrize(("mask", "converted"), CONVERTED.values(), ids=CONVERTED)
-def test_masks_that_are_converted_to_truth_values(mask, converted):
-    operands = arrays(kv=4)
-
-    def f(q, k, v, mask):
-        scores = jnp.where(converted(mask), jnp.einsum("btnh,bsnh->bnts", q, k), -1e9)
-        return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores), v)
-
-    assert one_attention(f, *operands, mask).problem.mask
-    np.testing.assert_allclose(jax_nano.accelerate(f)(*operands, mask), f(*operands, mask), rtol=1e-4, atol=1e-5)
-
-
-def through(dtype, x):
-    return x.astype(dtype).astype(x.dtype)
-
-
-@pytest.mark.parametrize("dtype", [jnp.int8, jnp.float8_e5m2, bool], ids=["s8", "f8", "pred"])
-@pytest.mark.parametrize("place", ["scores", "probabilities", "gradient"])
-def test_conversions_that_change_numbers_stay(place, dtype):
-    operands = arrays(kv=4)
-
-    @jax.custom_vjp
-    def same(x):
-        return x
-
-    same.defvjp(lambda x: (x, None), lambda _, ct: (through(dtype, ct),))
-
-    def attention(q, k, v):
-        scores = jnp.einsum("btnh,bsnh->bnts", q, k)
-        scores = through(dtype, scores) if place == "scores" else same(scores) if place == "gradient" else scores
-        p = jax.nn.softmax(scores)
-        return jnp.einsum("bnts,bsnh->btnh", through(dtype, 9 * p) if place == "probabilities" else p, v)
-
-    f = gradient_of(attention) if place == "gradient" else attention
-    assert not any("attention" in str(report.kernel) for report in jax_nano.inspect(jax_nano.accelerate(f), *operands))
-    found, right = (jax.tree.leaves(g(*operands)) for g in (jax_nano.accelerate(f), f))
-    for a, b in zip(found, right, strict=True):
-        np.testing.assert_allclose(a, b, atol=0.05 * np.abs(b).max(), rtol=0)
-
-
-def filled(fill, added=False):
-    def hide(scores, mask):
-        return scores + jnp.where(mask, 0.0, fill) if added else jnp.where(mask, scores, fill)
-
-    return hide
-
-
-def causal():
-    return jnp.arange(70)[:, None] >= jnp.arange(90)
-
-
-NOTHING = jnp.zeros((2, 1, 1, 90), bool)
-HIDDEN = {
-    "equal": (lambda s, m: filled(-1e9)(filled(-1e9)(s, m), causal()), ["causal", "mask"]),
-    "greater behind": (lambda s, m: filled(-1e10)(filled(-1e9)(s, m), causal()), None),
-    "less behind": (lambda s, m: filled(-1e9)(filled(-1e10)(s, m), causal()), None),
-    "added twice": (lambda s, m: filled(-1e30, added=True)(filled(-1e30)(s, m), causal()), None),
-    "added and hidden": (lambda s, m: filled(-1e30)(filled(-1e30, added=True)(s, m), causal()), ["causal", "mask"]),
-    "swallowed": (lambda s, m: filled(-1e30, added=True)(30 * s, m), ["mask"]),
-    "a bias": (lambda s, m: filled(-1e8, added=True)(30 * s, m), ["bias"]),
-    "of small scores": (filled(-1e9, added=True), ["bias"]),
-    "by place": (lambda s, _: filled(-1e9, added=True)(s, causal()), ["causal"]),
-}
-
-
-@pytest.mark.parametrize(("hide", "parts"), HIDDEN.values(), ids=HIDDEN)
-@pytest.mark.parametrize("mask", [NOTHING, MASK], ids=["nothing", "some"])
-def test_rows_whose_keys_are_all_hidden(mask, hide, parts):
-    operands = arrays(kv=4)
-
-    def f(q, k, v, mask):
-        p = jax.nn.softmax(hide(jnp.einsum("btnh,bsnh->bnts", q, k), mask))
-        return jnp.einsum("bnts,bsnh->btnh", p, v)
-
-    problems = [report.problem for report in jax_nano.inspect(jax_nano.accelerate(f), *operands, mask) if report.kernel]
-    found = [x for x in problems if isinstance(x, Attention)]
-    assert [[n for n in ("causal", "mask", "bias") if getattr(x, n)] for x in found] == ([parts] if parts else [])
-    np.testing.assert_allclose(jax_nano.accelerate(f)(*operands, mask), f(*operands, mask), rtol=1e-4, atol=1e-4)
 
 
 def dropout(q, k, v):

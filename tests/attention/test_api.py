@@ -160,7 +160,8 @@ def test_options_as_the_namesake_takes_them(given, meant):
 
 def test_nested_lists():
     q, k, v = (x[:, :3] for x in arrays())
-    out = jax_nano.dot_product_attention(q.tolist(), k.tolist(), v.tolist())
+    lists: list[Any] = [x.tolist() for x in (q, k, v)]
+    out = jax_nano.dot_product_attention(*lists)
     np.testing.assert_allclose(out, NN(q, k, v), rtol=1e-5, atol=1e-5)
 
 
@@ -307,51 +308,6 @@ def test_shard_map_runs_a_kernel_on_each_shard():
     with kernels(2):
         out = sharded(q, k, v)
     np.testing.assert_allclose(out, NN(q, k, v), rtol=1e-5, atol=1e-5)
-
-
-SHARDED = {
-    "batch": ({}, ("x", "x", "x")),
-    "causal": ({"is_causal": True}, ("x", "x", "x")),
-    "bias": ({"bias": OPTIONS["bias"]["bias"]}, ("x", "x", "x")),
-    "mask": ({"mask": OPTIONS["mask"]["mask"][:1]}, ("x", "x", "x")),
-    "queries": ({}, ((None, "x"), (), ())),
-}
-
-
-@pytest.mark.parametrize("accelerated", [False, True], ids=["namesake", "accelerate"])
-@pytest.mark.parametrize(("options", "axes"), SHARDED.values(), ids=SHARDED)
-def test_gradients_under_shard_map(options, axes, accelerated):
-    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-    specs = tuple(jax.sharding.PartitionSpec(*axis) for axis in axes)
-    attention = jax_nano.accelerate(NN) if accelerated else jax_nano.dot_product_attention
-
-    def loss(f):
-        return lambda *x: (f(*x) ** 2).sum()
-
-    def of(*x):
-        return attention(*x, **options)
-
-    sharded = jax.shard_map(of, mesh=mesh, in_specs=specs, out_specs=specs[0])
-    operands = arrays()
-    for transform in (lambda f: f, jax.jit):
-        found = transform(jax.grad(loss(sharded), (0, 1, 2)))(*operands)
-        right = jax.grad(loss(lambda *x: NN(*x, **options)), (0, 1, 2))(*operands)
-        for a, b in zip(found, right, strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
-
-
-def test_tangents_under_shard_map():
-    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-    q, k, v = arrays()
-    rows, whole = jax.sharding.PartitionSpec(None, "x"), jax.sharding.PartitionSpec()
-
-    def sharded(f):
-        return jax.shard_map(f, mesh=mesh, in_specs=(rows, whole, whole), out_specs=rows)
-
-    found, right = (
-        jax.jvp(lambda q: f(q, k, v), (q,), (q + 1,))[1] for f in (sharded(jax_nano.dot_product_attention), NN)
-    )
-    np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-5)
 
 
 def test_it_is_one_equation():

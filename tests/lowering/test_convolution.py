@@ -257,7 +257,8 @@ def test_errors_are_those_of_lax():
         convolve(jax_nano.conv_general_dilated, X, W, feature_group_count=3)
 
 
-LISTS = jax.lax.ConvDimensionNumbers([0, 3, 1, 2], [3, 2, 0, 1], [0, 3, 1, 2])  # pyright: ignore
+ORDERS: Any = [0, 3, 1, 2], [3, 2, 0, 1], [0, 3, 1, 2]
+LISTS = jax.lax.ConvDimensionNumbers(*ORDERS)
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero")
