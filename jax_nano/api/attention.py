@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jax_nano import config
+from jax_nano.api.products import hashable
 from jax_nano.ir.attention_spec import AttentionSpec
 from jax_nano.lowering.attention import attend
 from jax_nano.lowering.dot_general import nano
@@ -63,15 +64,20 @@ def dot_product_attention(  # noqa: PLR0913  its namesake's
       ValueError: shapes or types do not go together.
     """
     arrays = (query, key, value, bias, mask, query_seq_lengths, key_value_seq_lengths)
-    params: dict[str, Any] = dict(
-        zip(STATIC, (scale, is_causal, local_window_size, implementation, return_residual), strict=True)
-    )
-    if isinstance(local_window_size, list):
-        params["local_window_size"] = tuple(local_window_size)
+    arrays = tuple(jnp.asarray(x) if isinstance(x, (list, tuple)) else x for x in arrays)
+    options = (scale, is_causal, local_window_size, implementation, return_residual)
+    params = {name: _static(value) for name, value in zip(STATIC, options, strict=True)}
     is_traced = any(isinstance(x, Tracer) for x in (*arrays, scale))
     if is_traced or isinstance(scale, jax.Array) or not config.enabled():
         return _attend(*arrays, **params)
     return _compiled(*arrays, **params)
+
+
+def _static(x: Any) -> Any:
+    """An option that JIT can remember programs by: numbers that are known, and tuples of them."""
+    if isinstance(x, (np.ndarray, np.generic)) or (isinstance(x, Array) and x.dtype == bool):
+        return x if isinstance(x, Tracer) else hashable(np.asarray(x).tolist())
+    return hashable(x)
 
 
 def _attend(*arrays: Any, **params: Any) -> Any:
@@ -82,7 +88,7 @@ def _attend(*arrays: Any, **params: Any) -> Any:
     result = jax.eval_shape(namesake, query, key, value, bias, mask)  # raises what it raises
     if not config.enabled():
         return namesake(query, key, value, bias, mask)
-    if reason := _why_not(query, params):
+    if reason := _why_not(query, params) or _why_not_broadcast((query, key), {"bias": bias, "mask": mask}):
         equation = "attention of " + ", ".join(str(jax.typeof(x)) for x in (query, key, value))
         tell(Report(equation=equation, reason=reason, otherwise="its equations"))
         return nano(namesake)(query, key, value, bias, mask)
@@ -94,7 +100,7 @@ def _attend(*arrays: Any, **params: Any) -> Any:
     spec = AttentionSpec(
         scale=_scale(params["scale"], query.shape[-1]),
         causal=params["is_causal"],
-        window=_window(params["local_window_size"]),
+        window=_window(params["local_window_size"], query.shape[1] + key.shape[1]),
         residual=params["return_residual"],
         **dict.fromkeys(extras, True),
     )
@@ -119,6 +125,17 @@ def _why_not(query: Any, params: dict[str, Any]) -> str:
     return ""
 
 
+def _why_not_broadcast(arrays: tuple[Any, Any], scores: dict[str, Any]) -> str:
+    """Says which of the arrays that are beside the scores is larger than those: jax.nn repeats keys for it."""
+    (batch, queries, heads, _), (_, keys, _, _) = ((1,) * (4 - jnp.ndim(x)) + jnp.shape(x) for x in arrays)
+    sizes = batch, heads, queries, keys
+    for name, x in scores.items():
+        shape = (1,) * (4 - jnp.ndim(x)) + jnp.shape(x) if x is not None else ()
+        if any(size not in (1, whole) for size, whole in zip(shape, sizes, strict=False)):
+            return f"its {name} of {list(shape)} does not broadcast to scores of {list(sizes)}"
+    return ""
+
+
 def _in_batches(x: ArrayLike) -> Array:
     """An array of four dimensions, with leading ones where there are fewer."""
     x = jnp.asarray(x)
@@ -130,8 +147,9 @@ def _scale(scale: float | None, depth: int) -> float:
     return float(1.0 / np.sqrt(depth)) if scale is None else float(scale)
 
 
-def _window(window: int | tuple[int, int] | None) -> tuple[int, int] | None:
+def _window(window: int | tuple[int, int] | None, most: int) -> tuple[int, int] | None:
+    """The sides of a window, none of which is beyond all places: kernels add them to those in 32 bits."""
     if window is None:
         return None
     left, right = (window, window) if isinstance(window, int) else window
-    return int(left), int(right)
+    return max(-most, min(int(left), most)), max(-most, min(int(right), most))

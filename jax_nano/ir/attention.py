@@ -102,6 +102,8 @@ class Attention:
             raise UnsupportedAttention(f"no kernel adds a bias of {self.bias.dtype} to scores; convert it to f32")
         if self.bias and self.bias.dtype == "f64" != self.dtype:
             raise UnsupportedAttention(f"a bias of f64 would be rounded to scores of {self.acc}; convert it before")
+        if self.mask and self.mask.dtype != "pred":
+            raise UnsupportedAttention(f"a mask of {self.mask.dtype} has no truth values; compare it with 0")
         if self.out[-1] != 1:
             raise UnsupportedAttention("rows of the result are not contiguous")
         if not math.isfinite(self.scale):

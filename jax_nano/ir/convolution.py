@@ -28,6 +28,10 @@ class Spatial:
     dilation: int = 1  # of the kernel
     padding: int = 0  # before the first place; behind the last there is what the result's size asks for
 
+    def __post_init__(self):
+        if min(self.stride, self.dilation) < 1:
+            raise UnsupportedDot(f"stride {self.stride} and dilation {self.dilation} have to be at least 1")
+
     def reach(self, places: int, taps: int) -> tuple[int, int]:
         """The first and the last place of the image that are read."""
         return -self.padding, (places - 1) * self.stride + (taps - 1) * self.dilation - self.padding
@@ -72,13 +76,17 @@ class Convolution:
           UnsupportedDot: there is nothing to compute, or no kernel for these types.
         """
         image, kernel, result = self.image, self.kernel, self.result
-        if any(0 in operand.shape for operand in (image, kernel, result)):
-            raise UnsupportedDot("a dimension is 0: there is nothing to multiply")
         loops, window = self.as_product()
         return Dot.over(loops, (image.dtype, kernel.dtype, result.dtype), window=window)
 
     def as_product(self) -> tuple[Loops, Window | None]:
-        """Its loops, and how A lies in memory where they go over elements more than once, or beyond them."""
+        """Its loops, and how A lies in memory where they go over elements more than once, or beyond them.
+
+        Raises:
+          UnsupportedDot: there is nothing to compute.
+        """
+        if any(0 in operand.shape for operand in (self.image, self.kernel, self.result)):
+            raise UnsupportedDot("a dimension is 0: there is nothing to multiply")
         loops, window = self.loops(), self.window()
         return (without_windows(loops), None) if is_plain(loops, window) else (loops, window)
 

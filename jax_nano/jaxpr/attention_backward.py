@@ -12,6 +12,7 @@ from jax import Array, lax
 from jax_nano.ir.attention import MASKED
 from jax_nano.ir.attention_spec import AttentionSpec
 from jax_nano.jaxpr.attention_blocks import Blocks
+from jax_nano.jaxpr.varying import varying_alike
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class Backward:
         spec = self.spec
         query, key, value, *extras = operands
         named = dict(zip(spec.extras, extras, strict=True))
+        if 0 in (*query.shape[:3], key.shape[1]):
+            given = zip(operands, self.wanted, strict=False)
+            return [jnp.zeros_like(x) if wanted else None for x, wanted in given]
         out_ct, lse_ct = cotangents
         acc, heads = lse_ct.dtype, key.shape[2]
         if spec.query_lengths:
@@ -51,7 +55,8 @@ class Backward:
         step = BackwardStep(spec, blocks, named, (*rows, *stats), (blocks.keys(key), blocks.keys(value)))
         sums = [jnp.zeros(x.shape, acc) for x in (rows[0], *step.keys)]
         sums += [blocks.score_zeros(named["bias"].shape, acc)] if spec.bias else []
-        start = [x if wanted else None for x, wanted in zip(sums, self.wanted, strict=True)]
+        sums = varying_alike([*sums, delta])
+        start = [x if wanted else None for x, wanted in zip(sums, self.wanted, strict=False)]
         found, _ = lax.scan(lambda sums, pair: (step(sums, *pair), None), start, blocks.pairs(spec))
         back = [blocks.queries_back, blocks.keys_back, blocks.keys_back, blocks.scores_back]
         pairs = zip(back, found, (query, key, value, *extras), strict=False)

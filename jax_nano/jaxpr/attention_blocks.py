@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jax_nano.ir.attention_spec import AttentionSpec
+from jax_nano.ir.attention_spec import AttentionSpec, hides_rows
 from jax_nano.jaxpr.attention_program import visible
 
 BLOCK = 512  # queries and keys whose scores are there at a time, at most; half of that where masks skip blocks
@@ -32,8 +32,8 @@ class Blocks:
 
     def has_blind_rows(self, spec: AttentionSpec) -> bool:
         """Whether rows may be without keys, and average all values."""
-        beyond = spec.window is not None and self.query_count - 1 - spec.window[0] >= self.key_count
-        return spec.mask or spec.key_lengths or beyond
+        hidden = hides_rows(spec.causal, spec.window, self.query_count, self.key_count)
+        return spec.mask or spec.key_lengths or hidden
 
     def pairs(self, spec: AttentionSpec) -> tuple[Array, Array]:
         """The pairs of blocks that are visited, in order: the numbers of their queries' blocks, and of their keys'.

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.core import ShapedArray
 from jax.interpreters import ad, batching, mlir, xla
@@ -22,6 +23,7 @@ from jax_nano.ir.dtypes import dtype_name
 from jax_nano.jaxpr.attention_backward import Backward
 from jax_nano.jaxpr.attention_program import accumulator, definition, tangents
 from jax_nano.jaxpr.primitives import nano_attention_p, nano_attention_tangent_p
+from jax_nano.jaxpr.varying import like, varying_alike
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import nano, source_of
 from jax_nano.lowering.export import register_lowering
@@ -32,12 +34,17 @@ from jax_nano.lowering.small_loops import check_attention_inline
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
 from jax_nano.runtime.report import Report, tell
 
+TYPES = {"mask": np.bool_, "query_lengths": np.int32, "key_lengths": np.int32}
+
 
 def _abstract(*operands: Any, spec: AttentionSpec) -> list[ShapedArray]:
-    query, _, value, *_ = operands
+    query, _, value, *extras = operands
+    for name, x in zip(spec.extras, extras, strict=True):
+        if (wanted := TYPES.get(name)) and x.dtype != wanted:
+            raise TypeError(f"{name} of an attention is {x.dtype}, and has to be {np.dtype(wanted)}")
     b, t, n, _ = query.shape
-    results = [ShapedArray((b, t, n, value.shape[3]), value.dtype)]
-    return [*results, ShapedArray((b, n, t), accumulator(query.dtype))] if spec.residual else results
+    results = [like(query, (b, t, n, value.shape[3]), value.dtype)]
+    return [*results, like(query, (b, n, t), accumulator(query.dtype))] if spec.residual else results
 
 
 def _abstract_tangent(*operands: Any, spec: AttentionSpec) -> list[ShapedArray]:
@@ -52,7 +59,7 @@ def _jvp(primals: Sequence[Array], moving: Sequence[Any], *, spec: AttentionSpec
         jnp.zeros(primal.shape, primal.dtype) if type(tangent) is ad.Zero else tangent
         for primal, tangent in zip(primals[: spec.differentiable], moving, strict=False)
     ]
-    moved = nano_attention_tangent_p.bind(*primals, *results, *known, spec=full)
+    moved = nano_attention_tangent_p.bind(*varying_alike([*primals, *results, *known]), spec=full)
     count = 1 + spec.residual
     return results[:count], moved[:count]
 
@@ -114,7 +121,7 @@ ad.primitive_transposes[nano_attention_tangent_p] = _transpose
 
 def attend(*operands: Array, spec: AttentionSpec) -> list[Array]:
     """The results of nano_attention."""
-    return nano_attention_p.bind(*operands, spec=spec)
+    return nano_attention_p.bind(*varying_alike(operands), spec=spec)
 
 
 def describe(spec: AttentionSpec, sources: Sequence[Operand], out: Operand) -> Attention:

@@ -250,14 +250,16 @@ def residues(places: int, taps: int, size: int, dimension: dict[str, Any]) -> li
     return found
 
 
-MOST = 64  # convolutions in the place of one
+MOST_CONVOLUTIONS = 64  # convolutions in the place of one
 
 
 def _by_residues(params: Params, work: Work = _as_it_is) -> Convolve:
     """The convolution as one for each class of places."""
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
-    if math.prod(params["lhs_dilation"]) > MOST:
-        raise UnsupportedDot(f"input dilation of {params['lhs_dilation']} makes more than {MOST} convolutions of one")
+    if math.prod(params["lhs_dilation"]) > MOST_CONVOLUTIONS:
+        raise UnsupportedDot(
+            f"input dilation of {params['lhs_dilation']} makes more than {MOST_CONVOLUTIONS} convolutions of one"
+        )
 
     def convolve(lhs: Array, rhs: Array) -> Array:
         places = conv_places(lhs.shape, rhs.shape, params)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jax_nano.ir.attention import Attention
+from jax_nano.ir.attention_spec import hides_rows
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.machine.isa import DotInstruction
 from jax_nano.schedule.grouped import GroupedPlan
@@ -67,6 +68,7 @@ class AttentionPlan:
         for name, value, step in (
             ("nr", self.nr, self.lanes), ("query_block", self.query_block, self.nr),
             ("key_block", self.key_block, self.mr), ("key_block", self.key_block, self.instruction.shape[2]),
+            ("key_block", self.key_block, keys_copied_at_once(self.problem, self.instruction)),
         ):  # fmt: skip
             if value % step:
                 raise ValueError(f"{name} = {value} is not a multiple of {step}: panels would overlap")
@@ -134,9 +136,9 @@ class AttentionPlan:
         """
         problem = self.problem
         skips = problem.causal or problem.window or problem.key_lengths
-        beyond = problem.window and problem.queries - 1 - problem.window[0] >= problem.keys
+        hidden = hides_rows(problem.causal, problem.window, problem.queries, problem.keys)
         lengths = problem.key_lengths and (problem.causal or problem.window)
-        return not (beyond or lengths or (problem.mask and skips))
+        return not (hidden or lengths or (problem.mask and skips))
 
     # Layouts in scratch.
 
@@ -217,6 +219,15 @@ class AttentionPlan:
 
 
 AnyPlan = Plan | AttentionPlan | GroupedPlan | PipelinePlan
+
+
+def keys_copied_at_once(problem: Attention, instruction: DotInstruction) -> int:
+    """Keys that a block has a multiple of: where packing transposes what lies along keys, registers of them."""
+    _, lanes, _ = instruction.shape
+    if problem.value[2] == 1 != problem.value[3]:
+        return lanes * instruction.vnni
+    scores = [x.strides for x in (problem.bias, problem.mask) if x]
+    return lanes if any(key == 1 and (query or member) for *_, member, query, key in scores) else 1
 
 
 def rounded_up(size: int, multiple: int) -> int:

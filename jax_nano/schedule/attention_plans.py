@@ -9,7 +9,7 @@ from dataclasses import replace
 from jax_nano.ir.attention import Attention, UnsupportedAttention
 from jax_nano.ir.dtypes import WIDENS
 from jax_nano.machine.isa import DotInstruction, Isa, Machine
-from jax_nano.schedule.attention import AttentionPlan, rounded_up
+from jax_nano.schedule.attention import AttentionPlan, keys_copied_at_once, rounded_up
 
 FEW_QUERIES = 8  # of them tiles would be as good as empty, and K and V are as good as read once
 TASKS = 16  # keys are split until there are so many, whatever the number of threads
@@ -77,7 +77,7 @@ def plan_by(problem: Attention, machine: Machine, isa: Isa, instruction: DotInst
     """The plan around an instruction."""
     columns = problem.group if problem.queries == 1 else problem.queries
     mr, nr = tile_block(instruction, columns) if instruction.tiles else vector_block(problem, isa, instruction, columns)
-    steps = math.lcm(mr, instruction.shape[2], UNROLL * instruction.vnni)
+    steps = math.lcm(mr, instruction.shape[2], UNROLL * instruction.vnni, keys_copied_at_once(problem, instruction))
     key_block = rounded_up(min(KEYS_PER_BLOCK, problem.keys), steps)
     in_place = problem.dtype == instruction.lhs and columns <= FEW_QUERIES and not instruction.tiles
     plan = AttentionPlan(

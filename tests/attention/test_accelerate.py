@@ -135,7 +135,8 @@ def test_the_last_visible_key_as_a_decoder_has_it():
     report = one_attention(f, q, k, v, jnp.int32(40))
     assert report.problem.key_lengths
     assert report.problem.mask is None
-    np.testing.assert_allclose(jax_nano.accelerate(f)(q, k, v, 40), f(q, k, v, 40), rtol=1e-5, atol=1e-5)
+    for place in (40, 2**31 - 1, -1):
+        np.testing.assert_allclose(jax_nano.accelerate(f)(q, k, v, place), f(q, k, v, place), rtol=1e-5, atol=1e-5)
 
 
 def dropout(q, k, v):

@@ -343,6 +343,33 @@ def test_errors_are_those_of_lax():
         convolve(jax_nano.conv_general_dilated, X, W, feature_group_count=3)
 
 
+ORDERS: Any = [0, 3, 1, 2], [3, 2, 0, 1], [0, 3, 1, 2]
+LISTS = jax.lax.ConvDimensionNumbers(*ORDERS)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize("wrong", [{"strides": (0, 1)}, {"padding": None}, {"dimension_numbers": LISTS}])
+def test_errors_of_parameters_are_those_of_lax(wrong):
+    with pytest.raises((TypeError, ValueError)) as theirs:
+        convolve(jax.lax.conv_general_dilated, X, W, **wrong)
+    with pytest.raises(type(theirs.value)) as ours:
+        convolve(jax_nano.conv_general_dilated, X, W, **wrong)
+    assert str(ours.value)[:60] == str(theirs.value)[:60]
+
+
+EMPTY = [((2, 31, 1, 8), (3, 2, 8, 33)), ((2, 9, 9, 0), (3, 3, 0, 4)), ((0, 8, 8, 3), (3, 3, 3, 4)),
+         ((2, 8, 8, 3), (3, 3, 3, 0))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("image", "kernel"), EMPTY)
+def test_accelerate_leaves_convolutions_of_nothing_alone(image, kernel):
+    def f(x, w):
+        return convolve(jax.lax.conv_general_dilated, x, w, (3, 4), "VALID", rhs_dilation=(5, 5)) + 1
+
+    x, w = jnp.ones(image), jnp.ones(kernel)
+    np.testing.assert_array_equal(jax_nano.accelerate(f)(x, w), f(x, w))
+
+
 def test_no_product_with_an_inserted_zero_is_computed():
     f = lambda x, w: convolve(jax_nano.conv_general_dilated, x, w, padding=[(2, 2), (2, 2)], lhs_dilation=(2, 2))  # noqa: E731
     reports = jax_nano.inspect(f, normal(1, 8, 8, 4), normal(4, 4, 4, 6))
