@@ -23,8 +23,9 @@ from jax_nano.jaxpr.grouped import GroupedDimensions, grouped_of
 from jax_nano.jaxpr.primitives import nano_ragged_dot_general_p
 from jax_nano.jaxpr.private import ragged_dot_general_p
 from jax_nano.lowering.custom_call import custom_call
-from jax_nano.lowering.dot_general import check_partitioning, nano, remat_rule, source_of, type_name
+from jax_nano.lowering.dot_general import nano, remat_rule, source_of, type_name
 from jax_nano.lowering.grouped_rules import Params, batch_rule, product, transpose_sums
+from jax_nano.lowering.partition import check_partitioning
 from jax_nano.lowering.precision import with_precision
 from jax_nano.runtime.kernel import Kernel
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for

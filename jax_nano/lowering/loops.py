@@ -31,8 +31,9 @@ from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering, wrap_lowering
 from jax_nano.jaxpr.scans import Scan
 from jax_nano.lowering import small_loops as small_loops  # whose lowering of while loops is wrapped here
 from jax_nano.lowering.custom_call import custom_call
-from jax_nano.lowering.dot_general import check_partitioning, nano
+from jax_nano.lowering.dot_general import nano
 from jax_nano.lowering.loop_cost import check_is_faster
+from jax_nano.lowering.partition import check_partitioning
 from jax_nano.machine.host import machine_for, target
 from jax_nano.runtime.kernel import Kernel
 from jax_nano.runtime.kernels import kernel_for

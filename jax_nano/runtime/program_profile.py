@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from jax_nano import _native
 from jax_nano.ir.attention import Attention
+from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.pipeline import Pipeline
 from jax_nano.machine.isa import Machine
 from jax_nano.runtime.report import Report, reports
@@ -125,4 +126,6 @@ def kind_of(report: Report) -> str:
         return "attention"
     if isinstance(problem, Pipeline):
         return "loops"
+    if isinstance(problem, Grouped):
+        return "grouped products"
     return "convolutions" if problem and problem.window else "products"
