@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jax_nano.codegen.attention_operands import AttentionOperands, Head, Sums
-from jax_nano.codegen.index import Index, add, minimum, mul, subtract
+from jax_nano.codegen.index import Index, add, divmod_, minimum, mul, subtract
 from jax_nano.codegen.load_store import prefetch
 from jax_nano.codegen.location import section
 from jax_nano.codegen.loops import Depth, Span, for_range, panels, when
 from jax_nano.codegen.matrix_ref import MatrixRef
-from jax_nano.codegen.microkernel import KBlock, Microkernel, Result
+from jax_nano.codegen.microkernel import KBlock, Microkernel, Result, StepHook
 from jax_nano.codegen.nanokernel import Block, Nanokernel, PanelProduct, TileNanokernel
 from jax_nano.codegen.operand_loader import OperandLoader
-from jax_nano.codegen.pack import Destination, Packer
+from jax_nano.codegen.pack import ROWS_AHEAD, Destination, Packer
 from jax_nano.codegen.softmax import Softmax, Visible, finite_or_zero, grew, update
 from jax_nano.codegen.tile_microkernel import TileMicrokernel
 from jax_nano.codegen.vector import arithmetic as v
@@ -42,12 +43,14 @@ class PanelAttention:
     Attributes:
       operands: where everything lies.
       head: whose queries they are.
+      number: the how-manieth of the task's heads that is.
       begin: the first of the task's queries.
       sums: what the task adds up.
     """
 
     operands: AttentionOperands
     head: Head
+    number: Index
     begin: Index
     sums: Sums
 
@@ -63,7 +66,7 @@ class PanelAttention:
 
     def queries(self, j: Index) -> MatrixRef:
         """The packed panel of Q^T at column j of the task's block."""
-        return self.operands.packed_queries().advance(mul(j, self.plan.depth))
+        return self.operands.packed_queries(self.number).advance(mul(j, self.plan.depth))
 
     def key_block(self, key: Index, depth: Depth) -> KeyBlock:
         """Packs a block of keys and values where the plan says so."""
@@ -92,7 +95,8 @@ class PanelAttention:
             return source.transposed
         target = self.operands.packed_values()
         width = plan.instruction.shape[0] if plan.instruction.tiles else rows
-        packer = Packer(OperandLoader(plan.instruction, "lhs"), width)
+        ahead = 0 if plan.streams else ROWS_AHEAD
+        packer = Packer(OperandLoader(plan.instruction, "lhs"), width, ahead)
         with section("pack V"):
             if plan.instruction.tiles:
                 to = Destination(Span(0, rows, rows), width, lambda i: target.block(i, 0))
@@ -156,20 +160,35 @@ class PanelAttention:
         with section("scores"):
             for i, rows in panels(Span(key, add(key, depth.steps), size), plan.mr, "panels of keys"):
                 row = subtract(i, key)
-                if not plan.packs_keys:
-                    self.prefetch_rows(i, rows)
                 product = PanelProduct(block.keys.block(row, 0), queries, Block(rows, plan.nr, plan.lanes))
-                micro.emit(product, k, self.result(self.operands.scores().block(row, 0)))
+                hooks = self.prefetch_hooks(self.operands.key, block, mul(row, problem.depth), problem.depth)
+                micro.emit(product, k, self.result(self.operands.scores().block(row, 0)), hooks)
 
-    def prefetch_rows(self, i: Index, rows: int) -> None:
-        """Prefetches the rows of K and V that stand a block of keys behind those from i on, as these are multiplied."""
-        problem = self.problem
-        keys, values = self.operands.key(self.head), self.operands.value(self.head)
-        for source, depth in ((keys, problem.depth), (values, problem.value_depth)):
-            line = LINE_BYTES // bytes_of(source.dtype)
-            for row in range(rows):
-                for column in range(0, depth, line):
-                    prefetch(source.base, source.offset(add(i, self.plan.key_block + row), column))
+    def prefetch_hooks(
+        self, array: Callable[[Head], MatrixRef], block: KeyBlock, begin: Index, depth: int
+    ) -> list[StepHook]:
+        """Prefetches the next block of K or V, as many elements as are multiplied meanwhile, in their order in memory.
+
+        Heads of a task have a part of the block each, of all of its heads.
+
+        Args:
+          array: K or V.
+          block: the block that is multiplied.
+          begin: how many elements of it were multiplied before.
+          depth: of a row of one head.
+        """
+        plan, source = self.plan, array(self.head._replace(head=subtract(self.head.head, self.number)))
+        if not plan.streams or source.strides[1] != 1:
+            return []
+        line, row = LINE_BYTES // bytes_of(source.dtype), depth * plan.heads_per_task
+        first = add(mul(self.number, plan.key_block * depth), begin)
+
+        def hook(k: Index, steps: int) -> None:
+            for element in range(0, plan.mr * steps, line):
+                i, column = divmod_(add(first, mul(k, plan.mr), element), row)
+                prefetch(source.base, source.offset(add(block.key, plan.key_block, i), column))
+
+        return [hook]
 
     def prefetch_scores(self, source: MatrixRef, key: Index) -> None:
         """Prefetches a panel's part of the bias or the mask for the next block of keys: rows are far apart."""
@@ -180,15 +199,16 @@ class PanelAttention:
 
     def add_values(self, block: KeyBlock, out: MatrixRef) -> None:
         """O^T += V^T @ P^T."""
-        plan = self.plan
+        plan, problem = self.plan, self.problem
         micro = self.microkernel(lhs_is_packed=plan.packs_values)
-        size = plan.value_rows if plan.instruction.tiles else self.problem.value_depth
+        size = plan.value_rows if plan.instruction.tiles else problem.value_depth
         k = KBlock(0, block.depth, first=False, last=True)
         exponentials = self.operands.exponentials()
         with section("values"):
             for i, rows in panels(Span(0, size, size), plan.mr, "panels of values"):
                 product = PanelProduct(block.values.block(i, 0), exponentials, Block(rows, plan.nr, plan.lanes))
-                micro.emit(product, k, self.result(out.block(i, 0)))
+                hooks = self.prefetch_hooks(self.operands.value, block, mul(i, plan.key_block), problem.value_depth)
+                micro.emit(product, k, self.result(out.block(i, 0)), hooks)
 
     def result(self, out: MatrixRef) -> Result:
         """Where a register block goes."""

@@ -7,19 +7,22 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from jax_nano.ir.attention import Attention, UnsupportedAttention
-from jax_nano.ir.dtypes import WIDENS
+from jax_nano.ir.dtypes import WIDENS, bytes_of
 from jax_nano.machine.isa import DotInstruction, Isa, Machine
-from jax_nano.schedule.attention import AttentionPlan, rounded_up
+from jax_nano.schedule.attention import AttentionPlan, folded, rounded_up
 
 FEW_QUERIES = 8  # of them tiles would be as good as empty, and K and V are as good as read once
-TASKS = 16  # keys are split until there are so many, whatever the number of threads
-SPLIT_KEYS = 512  # in a split, at least
+TASKS = 32  # keys are split until there are so many, whatever the number of threads
+SPLIT_KEYS = 256  # in a split, at least
 SOFTMAX_INSTRUCTIONS = 24  # of a register of scores: scaled, compared, exponentiated, added up, rounded
 SETUP_SECONDS = 5e-6
 # Queries of a task: K and V are copied once for so many, and their sums stay in L2. Keys of a block: a panel of scores
 # stays in L1 beside the blocks of K and V.
 QUERIES_PER_TASK, KEYS_PER_BLOCK = 256, 64
 UNROLL = 4
+FOLDED_REGISTERS = 2  # of queries of all heads that share keys, which are then one panel
+PAGE_BYTES = 4096  # K and V are read so many bytes at a time where the rows of heads are neighbours
+STREAMED_BYTES = 65536  # of K in a block that is read once: so much of K and of V is prefetched into L2 meanwhile
 # Rows and registers of blocks, and the time they take where nothing is empty: measured on Zen 5 for five shapes, where
 # blocks of 4 to 14 rows and 2 to 6 registers are within 8 % of each other. Those for 16 registers fill them as much.
 BLOCKS = {32: ((8, 2, 1.0), (24, 1, 1.06), (4, 4, 1.0)), 16: ((4, 2, 1.0), (8, 1, 1.06))}
@@ -60,7 +63,7 @@ def instruction_for(problem: Attention, isa: Isa) -> tuple[Isa, DotInstruction]:
     Raises:
       UnsupportedAttention: there is none.
     """
-    few = max(problem.queries, problem.group if problem.queries == 1 else 1) <= FEW_QUERIES
+    few = columns_of(problem, isa.dots[0].shape[1]) <= FEW_QUERIES
     found = [
         (level, i)
         for level in (isa, isa.vectors)
@@ -75,11 +78,14 @@ def instruction_for(problem: Attention, isa: Isa) -> tuple[Isa, DotInstruction]:
 
 def plan_by(problem: Attention, machine: Machine, isa: Isa, instruction: DotInstruction) -> AttentionPlan:
     """The plan around an instruction."""
-    columns = problem.group if problem.queries == 1 else problem.queries
+    columns = columns_of(problem, instruction.shape[1])
     mr, nr = tile_block(instruction, columns) if instruction.tiles else vector_block(problem, isa, instruction, columns)
     steps = math.lcm(mr, instruction.shape[2], UNROLL * instruction.vnni)
-    key_block = rounded_up(min(KEYS_PER_BLOCK, problem.keys), steps)
-    in_place = problem.dtype == instruction.lhs and columns <= FEW_QUERIES and not instruction.tiles
+    streams = columns <= nr and not instruction.tiles
+    heads = neighbours(problem) if streams else 1
+    keys = STREAMED_BYTES // bytes_of(problem.dtype, heads * problem.depth) if streams else KEYS_PER_BLOCK
+    key_block = rounded_up(max(1, min(keys, KEYS_PER_BLOCK, problem.keys)), steps)
+    in_place = problem.dtype == instruction.lhs and columns <= FEW_QUERIES and not instruction.tiles and heads == 1
     plan = AttentionPlan(
         problem=problem,
         isa=isa.name,
@@ -89,10 +95,27 @@ def plan_by(problem: Attention, machine: Machine, isa: Isa, instruction: DotInst
         unroll=UNROLL,
         key_block=key_block,
         query_block=query_block(problem, machine, columns, nr),
+        heads_per_task=heads,
         packs_keys=not (in_place and problem.key[-1] == 1),
         packs_values=not (in_place and instruction.vnni == 1 and problem.value[-1] == 1),
     )
     return replace(plan, splits=splits_of(plan))
+
+
+def columns_of(problem: Attention, lanes: int) -> int:
+    """What stands along the lanes: see AttentionPlan.columns."""
+    return problem.queries * (problem.group if folded(problem, FOLDED_REGISTERS * lanes) else 1)
+
+
+def neighbours(problem: Attention) -> int:
+    """Heads of keys of a task, whose rows are one piece of memory: as many as a page holds."""
+    apart = problem.key[1] != problem.depth or problem.value[1] != problem.value_depth
+    if apart or {problem.key[-1], problem.value[-1]} != {1} or problem.bias or problem.mask:
+        return 1
+    if problem.causal or problem.window:
+        return 1
+    most = PAGE_BYTES // bytes_of(problem.dtype, max(problem.depth, problem.value_depth))
+    return max(n for n in range(1, problem.heads + 1) if problem.heads % n == 0 and n <= max(1, most))
 
 
 def tile_block(instruction: DotInstruction, columns: int) -> tuple[int, int]:
@@ -104,8 +127,10 @@ def tile_block(instruction: DotInstruction, columns: int) -> tuple[int, int]:
 def vector_block(problem: Attention, isa: Isa, instruction: DotInstruction, columns: int) -> tuple[int, int]:
     """The register block that goes over queries and elements of values with the fewest empty lanes and rows."""
     lanes = instruction.shape[1]
-    if columns <= FEW_QUERIES:
+    if columns <= FEW_QUERIES or (folded(problem, FOLDED_REGISTERS * lanes) and columns <= lanes):
         return FEW_COLUMNS_ROWS[isa.register_count], lanes
+    if problem.queries > 1 and folded(problem, FOLDED_REGISTERS * lanes):
+        return FEW_COLUMNS_ROWS[isa.register_count] // 2, 2 * lanes
 
     def cost(block: tuple[int, int, float]) -> float:
         mr, registers, share = block
@@ -119,7 +144,7 @@ def vector_block(problem: Attention, isa: Isa, instruction: DotInstruction, colu
 
 def query_block(problem: Attention, machine: Machine, columns: int, nr: int) -> int:
     """Queries of a task: enough to copy K and V for, few enough for each thread to have several tasks."""
-    heads = problem.batch * problem.heads * (problem.group if problem.queries > 1 else 1)
+    heads = problem.batch * problem.heads * (problem.group if columns == problem.queries else 1)
     most = rounded_up(min(columns, QUERIES_PER_TASK), nr)
     while most > nr and heads * -(-columns // most) < 4 * machine.threads:
         most = rounded_up(most // 2, nr)
