@@ -50,3 +50,11 @@ nano_attention_tangent_p = Primitive("nano_attention_tangent")
 Its operands are those of nano_attention, both results of that, and the tangents of those that have any.
 """
 nano_attention_tangent_p.multiple_results = True
+
+nano_attention_gradient_p = Primitive("nano_attention_gradient")
+"""Gradients of an attention without bias, mask and lengths, with parameters `spec` and `of`; see ir.attention_gradient.
+
+Its operands are queries, keys, values, cotangents [B, T, N, Hv], and logarithms of sums of exponentials and deltas
+[B, N, T]; its results the gradients of queries, or of keys and of values.
+"""
+nano_attention_gradient_p.multiple_results = True

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 from jax_nano.ir.attention import Attention, UnsupportedAttention
+from jax_nano.ir.attention_gradient import AttentionGradient
 from jax_nano.ir.dtypes import WIDENS, bytes_of
 from jax_nano.machine.isa import DotInstruction, Isa, Machine
 from jax_nano.schedule.attention import AttentionPlan, folded, rounded_up
+from jax_nano.schedule.attention_gradient import GradientPlan
 
 FEW_QUERIES = 8  # of them tiles would be as good as empty, and K and V are as good as read once
 TASKS = 32  # keys are split until there are so many, whatever the number of threads
@@ -37,6 +40,8 @@ def attention_plans(problem: Attention, machine: Machine, isa: Isa) -> list[Atte
     Raises:
       UnsupportedAttention: the target has no instruction for this type.
     """
+    if isinstance(problem, AttentionGradient):
+        return [gradient_plan(problem, machine, isa)]
     level, instruction = instruction_for(problem, isa)
     first = plan_by(problem, machine, level, instruction)
     others = [replace(first, isa=isa.name, **changes) for changes in variations(first)]
@@ -116,6 +121,31 @@ def neighbours(problem: Attention) -> int:
         return 1
     most = PAGE_BYTES // bytes_of(problem.dtype, max(problem.depth, problem.value_depth))
     return max(n for n in range(1, problem.heads + 1) if problem.heads % n == 0 and n <= max(1, most))
+
+
+def gradient_plan(problem: AttentionGradient, machine: Machine, isa: Isa) -> GradientPlan:
+    """The plan of gradients.
+
+    Raises:
+      UnsupportedAttention: the target has no instruction for this type.
+    """
+    level, instruction = instruction_for(problem, isa)
+    columns, rows = problem.queries, problem.keys
+    if problem.of == "keys":
+        columns, rows = rows, columns
+    vectors = functools.partial(vector_block, problem, level)
+    mr, nr = (tile_block if instruction.tiles else vectors)(instruction, columns)
+    steps = math.lcm(mr, instruction.shape[2], UNROLL * instruction.vnni)
+    return GradientPlan(
+        problem=problem,
+        isa=isa.name,
+        instruction=instruction,
+        mr=mr,
+        nr=nr,
+        unroll=UNROLL,
+        key_block=rounded_up(min(KEYS_PER_BLOCK, rows), steps),
+        query_block=query_block(problem, machine, columns, nr),
+    )
 
 
 def tile_block(instruction: DotInstruction, columns: int) -> tuple[int, int]:
