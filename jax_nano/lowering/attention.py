@@ -20,7 +20,8 @@ from jax_nano.ir.axes import Operand
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
 from jax_nano.jaxpr.attention_backward import Backward
-from jax_nano.jaxpr.attention_program import accumulator, definition, tangents
+from jax_nano.jaxpr.attention_program import accumulator, definition
+from jax_nano.jaxpr.attention_tangents import tangents
 from jax_nano.jaxpr.primitives import nano_attention_p, nano_attention_tangent_p
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import check_partitioning, nano, source_of
