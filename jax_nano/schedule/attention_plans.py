@@ -1,8 +1,7 @@
-"""The choice of a plan of attention: by rules, and what is worth measuring beside it."""
+"""The choice of a plan of attention: a register block by cost, all else by rules, and what is worth measuring."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,12 +12,12 @@ from jax_nano.ir.dtypes import WIDENS, bytes_of
 from jax_nano.machine.isa import DotInstruction, Isa, Machine
 from jax_nano.schedule.attention import AttentionPlan, folded, rounded_up
 from jax_nano.schedule.attention_gradient import GradientPlan
+from jax_nano.schedule.cost.attention import attention_seconds, panel_cycles
 
 FEW_QUERIES = 8  # of them tiles would be as good as empty, and K and V are as good as read once
-TASKS = 32  # keys are split until there are so many, whatever the number of threads
-SPLIT_KEYS = 256  # in a split, at least
-SOFTMAX_INSTRUCTIONS = 24  # of a register of scores: scaled, compared, exponentiated, added up, rounded
-SETUP_SECONDS = 5e-6
+# Keys are split until there are so many tasks, whatever the number of threads, of so many keys at least: where K and V
+# are read once, a split is a matter of reading; elsewhere its sums are combined for many queries.
+SPLITS = {False: (16, 512), True: (32, 256)}
 # Queries of a task: K and V are copied once for so many, and their sums stay in L2. Keys of a block: a panel of scores
 # stays in L1 beside the blocks of K and V.
 QUERIES_PER_TASK, KEYS_PER_BLOCK = 256, 64
@@ -26,9 +25,8 @@ UNROLL = 4
 FOLDED_REGISTERS = 2  # of queries of all heads that share keys, which are then one panel
 PAGE_BYTES = 4096  # K and V are read so many bytes at a time where the rows of heads are neighbours
 STREAMED_BYTES = 65536  # of K in a block that is read once: so much of K and of V is prefetched into L2 meanwhile
-# Rows and registers of blocks, and the time they take where nothing is empty: measured on Zen 5 for five shapes, where
-# blocks of 4 to 14 rows and 2 to 6 registers are within 8 % of each other. Those for 16 registers fill them as much.
-BLOCKS = {32: ((8, 2, 1.0), (24, 1, 1.06), (4, 4, 1.0)), 16: ((4, 2, 1.0), (8, 1, 1.06))}
+# Rows and registers of blocks that fill the registers of accumulators, of which the cost model chooses.
+BLOCKS = {32: ((8, 2), (12, 2), (24, 1), (4, 4)), 16: ((4, 2), (6, 2), (8, 1))}
 # Of few columns, whose keys and values are read in place, rows of values go by whole lines: 16 f32 take half the time
 # of 24, and as much as 8 or 12 (Zen 5, 8 sequences of 2048 keys, 8 heads of 128).
 FEW_COLUMNS_ROWS = {32: 16, 16: 8}
@@ -55,8 +53,8 @@ def choose_attention(problem: Attention, machine: Machine, isa: Isa) -> Attentio
       UnsupportedAttention: the target has no instruction for this type.
     """
     plan = attention_plans(problem, machine, isa)[0]
-    seconds = predicted_seconds(plan, machine)
-    why = f"by rule: {1e6 * seconds:.1f} us expected on {machine.threads} threads"
+    seconds = attention_seconds(plan, machine)
+    why = f"cheapest block: {1e6 * seconds:.1f} us expected on {machine.threads} threads"
     return replace(plan, why=why, predicted_seconds=seconds)
 
 
@@ -84,7 +82,7 @@ def instruction_for(problem: Attention, isa: Isa) -> tuple[Isa, DotInstruction]:
 def plan_by(problem: Attention, machine: Machine, isa: Isa, instruction: DotInstruction) -> AttentionPlan:
     """The plan around an instruction."""
     columns = columns_of(problem, instruction.shape[1])
-    mr, nr = tile_block(instruction, columns) if instruction.tiles else vector_block(problem, isa, instruction, columns)
+    mr, nr = register_block(problem, machine, isa, instruction, columns)
     steps = math.lcm(mr, instruction.shape[2], UNROLL * instruction.vnni)
     streams = columns <= nr and not instruction.tiles
     heads = neighbours(problem) if streams else 1
@@ -133,8 +131,7 @@ def gradient_plan(problem: AttentionGradient, machine: Machine, isa: Isa) -> Gra
     columns, rows = problem.queries, problem.keys
     if problem.of == "keys":
         columns, rows = rows, columns
-    vectors = functools.partial(vector_block, problem, level)
-    mr, nr = (tile_block if instruction.tiles else vectors)(instruction, columns)
+    mr, nr = register_block(problem, machine, level, instruction, columns)
     steps = math.lcm(mr, instruction.shape[2], UNROLL * instruction.vnni)
     return GradientPlan(
         problem=problem,
@@ -148,27 +145,40 @@ def gradient_plan(problem: AttentionGradient, machine: Machine, isa: Isa) -> Gra
     )
 
 
+def register_block(
+    problem: Attention, machine: Machine, isa: Isa, instruction: DotInstruction, columns: int
+) -> tuple[int, int]:
+    """Rows and columns of a register block."""
+    if instruction.tiles:
+        return tile_block(instruction, columns)
+    return vector_block(problem, machine, isa, instruction, columns)
+
+
 def tile_block(instruction: DotInstruction, columns: int) -> tuple[int, int]:
     """Two tiles by two, or fewer columns."""
     rows, lanes, _ = instruction.shape
     return 2 * rows, min(2, -(-columns // lanes)) * lanes
 
 
-def vector_block(problem: Attention, isa: Isa, instruction: DotInstruction, columns: int) -> tuple[int, int]:
-    """The register block that goes over queries and elements of values with the fewest empty lanes and rows."""
+def vector_block(
+    problem: Attention, machine: Machine, isa: Isa, instruction: DotInstruction, columns: int
+) -> tuple[int, int]:
+    """The register block that takes the fewest cycles on all columns: of those that read once, a line of values."""
     lanes = instruction.shape[1]
     if columns <= FEW_QUERIES or (folded(problem, FOLDED_REGISTERS * lanes) and columns <= lanes):
         return FEW_COLUMNS_ROWS[isa.register_count], lanes
     if problem.queries > 1 and folded(problem, FOLDED_REGISTERS * lanes):
         return FEW_COLUMNS_ROWS[isa.register_count] // 2, 2 * lanes
 
-    def cost(block: tuple[int, int, float]) -> float:
-        mr, registers, share = block
-        filled = rounded_up(columns, registers * lanes) / columns
-        rows = rounded_up(problem.value_depth, mr) / problem.value_depth
-        return share * filled * (1 + rows) / 2
+    def cycles(block: tuple[int, int]) -> float:
+        mr, nr = block[0], block[1] * lanes
+        keys = rounded_up(KEYS_PER_BLOCK, math.lcm(mr, instruction.shape[2]))
+        plan = AttentionPlan(
+            problem=problem, isa=isa.name, instruction=instruction, mr=mr, nr=nr, key_block=keys, query_block=nr
+        )
+        return -(-columns // nr) * panel_cycles(plan, machine) / min(keys, problem.keys)
 
-    mr, registers, _ = min(BLOCKS[isa.register_count], key=cost)
+    mr, registers = min(BLOCKS[isa.register_count], key=cycles)
     return mr, registers * lanes
 
 
@@ -191,7 +201,9 @@ def splits_of(plan: AttentionPlan) -> int:
     problem = plan.problem
     if problem.causal or problem.window or ((problem.bias or problem.mask) and problem.key_lengths):
         return 1
-    wanted = min(-(-TASKS // plan.elements), problem.keys // SPLIT_KEYS)
+    tasks = math.prod(plan.outer) * -(-plan.columns // QUERIES_PER_TASK)  # whatever blocks threads want
+    wanted, keys = SPLITS[plan.streams]
+    wanted = min(-(-wanted // tasks), problem.keys // keys)
     while wanted > 1:
         per_split = replace(plan, splits=1).key_block * -(-problem.keys // (wanted * plan.key_block))
         if wanted * per_split - problem.keys < per_split:
@@ -205,18 +217,3 @@ def variations(plan: AttentionPlan) -> Iterator[dict[str, int]]:
     for queries in (plan.query_block // 2, 2 * plan.query_block):
         if queries and queries % plan.nr == 0 and queries < 2 * plan.columns and plan.splits == 1:
             yield {"query_block": queries}
-
-
-def predicted_seconds(plan: AttentionPlan, machine: Machine) -> float:
-    """The time of both products, of the exponentials, and of what is read, whichever is longer."""
-    problem, instruction, core = plan.problem, plan.instruction, machine.vector_core(plan.isa)
-    m, n, k = instruction.shape
-    lanes = rounded_up(plan.columns, plan.nr) / plan.columns
-    rate, _ = machine.cores[plan.isa].rate(instruction.name)
-    products = problem.multiplications * lanes / (m * n * k) / rate
-    scores = problem.multiplications / (problem.depth + problem.value_depth) * lanes / n
-    cycles = products + scores * SOFTMAX_INSTRUCTIONS / core.vector_per_cycle * 2
-    threads = min(machine.threads, plan.tasks["compute"])
-    compute = cycles / (machine.ghz * 1e9) / threads
-    memory = problem.bytes / (machine.memory_gb_per_s[threads > 1] * 1e9)
-    return max(compute, memory) + SETUP_SECONDS
