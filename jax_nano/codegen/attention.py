@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from jax_nano.codegen import attention_rows
 from jax_nano.codegen.attention_operands import AttentionOperands, Head, Sums
 from jax_nano.codegen.attention_panel import PanelAttention
 from jax_nano.codegen.attention_result import AttentionResult
@@ -130,6 +131,11 @@ class AttentionTask:
     def pack_queries(self, head: PanelAttention) -> None:
         """Copies Q^T in panels; of folded heads, query by query, each over the zeros behind the one before."""
         plan, source = self.plan, self.operands.query(head.head).transposed
+        if plan.by_rows:
+            count, stride = (self.problem.queries, self.problem.query[3]) if plan.folds_heads else (1, 0)
+            sources = [source.transposed.advance(t * stride) for t in range(count)]
+            attention_rows.pack_queries(plan, sources, head.queries(0))
+            return
         if not plan.folds_heads or self.problem.queries == 1:
             span = Span(self.begin, self.end, plan.columns)
             self.pack_columns(Destination(span, plan.nr, lambda j: head.queries(subtract(j, self.begin))), source)
@@ -202,6 +208,9 @@ class AttentionTask:
         for i in registers:
             store(v.like(zero, -INFINITY), maxima.base, maxima.offset(0, i))
             store(zero, totals.base, totals.offset(0, i))
+        if plan.by_rows:
+            attention_rows.clear(plan, out, self.operands.scores())
+            return
         with for_range(0, plan.value_rows) as row:
             for i in registers:
                 store(zero, out.base, out.offset(row.i, i))
@@ -249,6 +258,9 @@ class AttentionTask:
             softmax.store_row(after, sums.maxima(j))
             softmax.store_row(total, sums.totals(j))
             out, more = sums.out(j), other.out(j)
+            if plan.by_rows:
+                attention_rows.combine(plan, out, more, factors, weights)
+                continue
             with for_range(0, self.problem.value_depth) as row:
                 mine = [v.mul(x, f) for x, f in zip(softmax.row(out, row.i), factors, strict=True)]
                 theirs = zip(softmax.row(more, row.i), weights, mine, strict=True)

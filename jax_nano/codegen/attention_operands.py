@@ -117,6 +117,8 @@ class AttentionOperands:
         """Q^T of one of the task's heads, the first panel of it: (d, columns)."""
         plan, i = self.plan, self.plan.instruction
         base = self._local("query", plan.heads_per_task * plan.query_elements, i.rhs)
+        if plan.by_rows:
+            return MatrixRef(base, mul(number, plan.query_elements), (1, plan.query_stride), i.rhs)
         return MatrixRef(base, mul(number, plan.query_elements), (plan.nr, i.vnni), i.rhs, vnni=i.vnni)
 
     def packed_keys(self) -> MatrixRef:
@@ -180,12 +182,14 @@ class Sums:
     def out(self, j: Index) -> MatrixRef:
         """The panel of O^T at column j of the block: (d, columns)."""
         plan = self.plan
+        if plan.by_rows:
+            return MatrixRef(self.base, self.at, (1, plan.out_stride), plan.instruction.acc)
         return MatrixRef(self.base, add(self.at, mul(j, plan.value_rows)), (plan.nr, 1), plan.instruction.acc)
 
     def maxima(self, j: Index) -> MatrixRef:
         """The largest scores from column j of the block on, a row."""
         plan = self.plan
-        return MatrixRef(self.base, add(self.at, plan.query_block * plan.value_rows, j), (0, 1), plan.instruction.acc)
+        return MatrixRef(self.base, add(self.at, plan.out_elements, j), (0, 1), plan.instruction.acc)
 
     def totals(self, j: Index) -> MatrixRef:
         """The sums of exponentials from column j of the block on, a row."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from jax_nano.codegen import attention_rows
 from jax_nano.codegen.attention_operands import AttentionOperands, Head, Sums
 from jax_nano.codegen.index import Index, add, divmod_, minimum, mul, subtract
 from jax_nano.codegen.load_store import prefetch
@@ -108,10 +109,11 @@ class PanelAttention:
 
     def attend(self, j: Index, block: KeyBlock, visible: Visible) -> None:
         """Emits the products of a panel of queries, and the softmax between them."""
+        plan = self.plan
         self.multiply_keys(block, self.queries(j))
         bias = self.score_array("bias", self.operands.bias(self.head), j, block)
         mask = self.score_array("mask", self.operands.mask(self.head), j, block)
-        softmax = Softmax(self.plan, self.operands.scores(), self.operands.exponentials(), bias, mask)
+        softmax = Softmax(plan, self.operands.scores(), self.operands.exponentials(), bias, mask)
         out, maxima, totals = self.sums.out(j), self.sums.maxima(j), self.sums.totals(j)
         before = softmax.row(maxima)
         after = softmax.maxima(block.depth, visible, block.key, before)
@@ -119,6 +121,11 @@ class PanelAttention:
         factors, total = update(before, after, softmax.row(totals), sums)
         softmax.store_row(after, maxima)
         softmax.store_row(total, totals)
+        if plan.by_rows:
+            with section("rescale"), when(grew(before, after)):
+                attention_rows.rescale(plan, out, factors)
+            self.add_values(block, out)
+            return
         with section("rescale"), when(grew(before, after)), for_range(0, self.problem.value_depth) as row:
             rescaled = [v.mul(x, factor) for x, factor in zip(softmax.row(out, row.i), factors, strict=True)]
             softmax.store_row(rescaled, out, row.i)
@@ -154,6 +161,14 @@ class PanelAttention:
     def multiply_keys(self, block: KeyBlock, queries: MatrixRef) -> None:
         """S^T = K @ Q^T: packed keys by whole register blocks, whose last rows may be any numbers."""
         plan, problem, key, depth = self.plan, self.problem, block.key, block.depth
+        if plan.by_rows:
+            span = Span(key, add(key, depth.steps), depth.size)
+            scores = self.operands.scores()
+            for i, emit in attention_rows.key_products(plan, block.keys, queries, scores, span):
+                row = subtract(i, key)
+                begin = mul(row, problem.depth)
+                emit(row, self.prefetch_hooks(self.operands.key, block, begin, (problem.depth, plan.mr)))
+            return
         k = KBlock(0, Depth(problem.depth, problem.depth), first=True, last=True)
         micro = self.microkernel(lhs_is_packed=plan.packs_keys)
         size = -(-depth.size // plan.mr) * plan.mr if plan.packs_keys else depth.size
@@ -161,11 +176,11 @@ class PanelAttention:
             for i, rows in panels(Span(key, add(key, depth.steps), size), plan.mr, "panels of keys"):
                 row = subtract(i, key)
                 product = PanelProduct(block.keys.block(row, 0), queries, Block(rows, plan.nr, plan.lanes))
-                hooks = self.prefetch_hooks(self.operands.key, block, mul(row, problem.depth), problem.depth)
+                hooks = self.prefetch_hooks(self.operands.key, block, mul(row, problem.depth), (problem.depth, plan.mr))
                 micro.emit(product, k, self.result(self.operands.scores().block(row, 0)), hooks)
 
     def prefetch_hooks(
-        self, array: Callable[[Head], MatrixRef], block: KeyBlock, begin: Index, depth: int
+        self, array: Callable[[Head], MatrixRef], block: KeyBlock, begin: Index, sizes: tuple[int, int]
     ) -> list[StepHook]:
         """Prefetches the next block of K or V, as many elements as are multiplied meanwhile, in their order in memory.
 
@@ -175,8 +190,9 @@ class PanelAttention:
           array: K or V.
           block: the block that is multiplied.
           begin: how many elements of it were multiplied before.
-          depth: of a row of one head.
+          sizes: the depth of a row of one head, and how many elements a step of the product goes through.
         """
+        depth, width = sizes
         plan, source = self.plan, array(self.head._replace(head=subtract(self.head.head, self.number)))
         if not plan.streams or source.strides[1] != 1:
             return []
@@ -184,8 +200,8 @@ class PanelAttention:
         first = add(mul(self.number, plan.key_block * depth), begin)
 
         def hook(k: Index, steps: int) -> None:
-            for element in range(0, plan.mr * steps, line):
-                i, column = divmod_(add(first, mul(k, plan.mr), element), row)
+            for element in range(0, width * steps, line):
+                i, column = divmod_(add(first, mul(k, width), element), row)
                 prefetch(source.base, source.offset(add(block.key, plan.key_block, i), column))
 
         return [hook]
@@ -200,14 +216,23 @@ class PanelAttention:
     def add_values(self, block: KeyBlock, out: MatrixRef) -> None:
         """O^T += V^T @ P^T."""
         plan, problem = self.plan, self.problem
+        if plan.by_rows:
+
+            def hooks_of(j: Index, columns: int) -> list[StepHook]:
+                sizes = problem.value_depth, columns
+                return self.prefetch_hooks(self.operands.value, block, mul(j, plan.key_block), sizes)
+
+            values = block.values.transposed
+            attention_rows.add_values(plan, (self.operands.exponentials(), values), out, block.depth, hooks_of)
+            return
         micro = self.microkernel(lhs_is_packed=plan.packs_values)
         size = plan.value_rows if plan.instruction.tiles else problem.value_depth
-        k = KBlock(0, block.depth, first=False, last=True)
+        k, sizes = KBlock(0, block.depth, first=False, last=True), (problem.value_depth, plan.mr)
         exponentials = self.operands.exponentials()
         with section("values"):
             for i, rows in panels(Span(0, size, size), plan.mr, "panels of values"):
                 product = PanelProduct(block.values.block(i, 0), exponentials, Block(rows, plan.nr, plan.lanes))
-                hooks = self.prefetch_hooks(self.operands.value, block, mul(i, plan.key_block), problem.value_depth)
+                hooks = self.prefetch_hooks(self.operands.value, block, mul(i, plan.key_block), sizes)
                 micro.emit(product, k, self.result(out.block(i, 0)), hooks)
 
     def result(self, out: MatrixRef) -> Result:

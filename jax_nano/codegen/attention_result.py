@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, memref, vector
 
+from jax_nano.codegen import attention_rows
 from jax_nano.codegen.attention_operands import AttentionOperands, Head, Sums
 from jax_nano.codegen.index import Index, add, index
 from jax_nano.codegen.load_store import load, store
@@ -72,7 +73,11 @@ class AttentionResult:
                 total=load(totals.base, totals.at, lanes),
                 is_query=self.is_query(column, first),
             )
-            self.store_rows(rows)
+            if plan.by_rows:
+                base = self.operands.out(self.head).base
+                attention_rows.store_results(plan, rows.sums, rows.total, (base, rows.places))
+            else:
+                self.store_rows(rows)
             if residual:
                 places = self.rows(residual, 1, column, range(first, first + count))
                 self.store_residual(residual, places, sums.maxima(place), rows)

@@ -25,9 +25,10 @@ def tangents(spec: AttentionSpec, *operands: Array) -> list[Array]:
     named = dict(zip(spec.extras, extras, strict=True))
     heads, acc = key.shape[2], lse.dtype
     blocks = Blocks.of(spec, query, key)
+    stats = blocks.rows(lse, heads)
     known = BackwardStep(
         spec, blocks, named,
-        (blocks.queries(query, heads), blocks.queries(moving[0], heads), *[blocks.rows(lse, heads)] * 2),
+        (blocks.queries(query, heads), blocks.queries(moving[0], heads), stats, stats),
         (blocks.keys(key), blocks.keys(value)),
     )  # fmt: skip
     step = TangentStep(known, (blocks.keys(moving[1]), blocks.keys(moving[2])), moving[3:])

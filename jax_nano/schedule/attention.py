@@ -29,6 +29,8 @@ from jax_nano.machine.isa import DotInstruction
 from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.scratch import apart, whole_lines
 
+FEW_COLUMNS = 8  # of them, as rows of a product
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionPlan:
@@ -73,6 +75,8 @@ class AttentionPlan:
         ):  # fmt: skip
             if value % step:
                 raise ValueError(f"{name} = {value} is not a multiple of {step}: panels would overlap")
+        if self.problem.keys > self.key_block and self.key_block % (self.lanes * self.instruction.vnni):
+            raise ValueError(f"key_block = {self.key_block} is not a multiple of registers, which packing transposes")
         if self.problem.heads % self.heads_per_task:
             raise ValueError(f"{self.heads_per_task} heads a task do not divide {self.problem.heads}")
         if self.heads_per_task > 1 and not self.always_visits:
@@ -188,7 +192,7 @@ class AttentionPlan:
     @property
     def sum_elements(self) -> int:
         """Elements of a task's sums: O^T by panels, then maxima and sums of exponentials."""
-        return self.query_block * (self.value_rows + 2)
+        return self.out_elements + 2 * self.query_block
 
     @property
     def streams(self) -> bool:
@@ -196,9 +200,34 @@ class AttentionPlan:
         return self.columns <= self.nr and not self.instruction.tiles
 
     @property
+    def by_rows(self) -> bool:
+        """The columns are few enough to stand along rows instead: scores are inner products, sums are P @ V.
+
+        K and V are then read in place, each line once, by whole registers.
+        """
+        problem = self.problem
+        in_place = problem.key[-1] == problem.value[-1] == 1 and not problem.query_lengths
+        return self.streams and self.columns <= FEW_COLUMNS and in_place
+
+    @property
+    def out_stride(self) -> int:
+        """Elements of a row of sums that stand by rows."""
+        return rounded_up(self.problem.value_depth, self.lanes)
+
+    @property
     def query_elements(self) -> int:
         """Elements of a head's packed queries."""
-        return self.query_block * self.depth
+        return self.query_block * (self.query_stride if self.by_rows else self.depth)
+
+    @property
+    def query_stride(self) -> int:
+        """Elements from query to query where they stand by rows, which packing writes in whole registers."""
+        return rounded_up(self.problem.depth, self.lanes * self.instruction.vnni)
+
+    @property
+    def out_elements(self) -> int:
+        """Elements of O^T, or of O by rows."""
+        return self.query_block * (self.out_stride if self.by_rows else self.value_rows)
 
     @functools.cached_property
     def places(self) -> dict[str, int]:

@@ -46,6 +46,11 @@ class GradientPlan(AttentionPlan):
         return False
 
     @property
+    def by_rows(self) -> bool:
+        """Columns stand along lanes."""
+        return False
+
+    @property
     def columns(self) -> int:
         """Queries, or keys."""
         return self.problem.keys if self.of_keys else self.problem.queries

@@ -10,11 +10,11 @@ from jax_nano.ir.attention import Attention, UnsupportedAttention
 from jax_nano.ir.attention_gradient import AttentionGradient
 from jax_nano.ir.dtypes import WIDENS, bytes_of
 from jax_nano.machine.isa import DotInstruction, Isa, Machine
-from jax_nano.schedule.attention import AttentionPlan, folded, rounded_up
+from jax_nano.schedule.attention import FEW_COLUMNS, AttentionPlan, folded, rounded_up
 from jax_nano.schedule.attention_gradient import GradientPlan
 from jax_nano.schedule.cost.attention import attention_seconds, panel_cycles
 
-FEW_QUERIES = 8  # of them tiles would be as good as empty, and K and V are as good as read once
+FEW_QUERIES = FEW_COLUMNS  # of them tiles would be as good as empty, and K and V are as good as read once
 # Keys are split until there are so many tasks, whatever the number of threads, of so many keys at least: where K and V
 # are read once, a split is a matter of reading; elsewhere its sums are combined for many queries.
 SPLITS = {False: (16, 512), True: (32, 256)}
@@ -26,7 +26,7 @@ FOLDED_REGISTERS = 2  # of queries of all heads that share keys, which are then 
 PAGE_BYTES = 4096  # K and V are read so many bytes at a time where the rows of heads are neighbours
 STREAMED_BYTES = 65536  # of K in a block that is read once: so much of K and of V is prefetched into L2 meanwhile
 # Rows and registers of blocks that fill the registers of accumulators, of which the cost model chooses.
-BLOCKS = {32: ((8, 2), (12, 2), (24, 1), (4, 4)), 16: ((4, 2), (6, 2), (8, 1))}
+BLOCKS = {32: ((8, 2), (24, 1), (4, 4)), 16: ((4, 2), (8, 1))}
 # Of few columns, whose keys and values are read in place, rows of values go by whole lines: 16 f32 take half the time
 # of 24, and as much as 8 or 12 (Zen 5, 8 sequences of 2048 keys, 8 heads of 128).
 FEW_COLUMNS_ROWS = {32: 16, 16: 8}
@@ -83,7 +83,7 @@ def plan_by(problem: Attention, machine: Machine, isa: Isa, instruction: DotInst
     """The plan around an instruction."""
     columns = columns_of(problem, instruction.shape[1])
     mr, nr = register_block(problem, machine, isa, instruction, columns)
-    steps = math.lcm(mr, instruction.shape[2], UNROLL * instruction.vnni)
+    steps = block_steps(mr, instruction)
     streams = columns <= nr and not instruction.tiles
     heads = neighbours(problem) if streams else 1
     keys = STREAMED_BYTES // bytes_of(problem.dtype, heads * problem.depth) if streams else KEYS_PER_BLOCK
@@ -102,7 +102,14 @@ def plan_by(problem: Attention, machine: Machine, isa: Isa, instruction: DotInst
         packs_keys=not (in_place and problem.key[-1] == 1),
         packs_values=not (in_place and instruction.vnni == 1 and problem.value[-1] == 1),
     )
+    if plan.by_rows:
+        plan = replace(plan, packs_keys=False, packs_values=False)
     return replace(plan, splits=splits_of(plan))
+
+
+def block_steps(mr: int, instruction: DotInstruction) -> int:
+    """What a block of keys is a multiple of: register blocks, instructions, and registers that packing transposes."""
+    return math.lcm(mr, instruction.shape[2], UNROLL * instruction.vnni, instruction.shape[1] * instruction.vnni)
 
 
 def columns_of(problem: Attention, lanes: int) -> int:
@@ -132,7 +139,7 @@ def gradient_plan(problem: AttentionGradient, machine: Machine, isa: Isa) -> Gra
     if problem.of == "keys":
         columns, rows = rows, columns
     mr, nr = register_block(problem, machine, level, instruction, columns)
-    steps = math.lcm(mr, instruction.shape[2], UNROLL * instruction.vnni)
+    steps = block_steps(mr, instruction)
     return GradientPlan(
         problem=problem,
         isa=isa.name,
@@ -165,6 +172,8 @@ def vector_block(
 ) -> tuple[int, int]:
     """The register block that takes the fewest cycles on all columns: of those that read once, a line of values."""
     lanes = instruction.shape[1]
+    if columns <= min(FEW_COLUMNS, lanes) and problem.key[-1] == problem.value[-1] == 1 and not problem.query_lengths:
+        return min(8, 1 << (isa.register_count // 2 // columns).bit_length() - 1), lanes
     if columns <= FEW_QUERIES or (folded(problem, FOLDED_REGISTERS * lanes) and columns <= lanes):
         return FEW_COLUMNS_ROWS[isa.register_count], lanes
     if problem.queries > 1 and folded(problem, FOLDED_REGISTERS * lanes):
@@ -172,7 +181,7 @@ def vector_block(
 
     def cycles(block: tuple[int, int]) -> float:
         mr, nr = block[0], block[1] * lanes
-        keys = rounded_up(KEYS_PER_BLOCK, math.lcm(mr, instruction.shape[2]))
+        keys = rounded_up(KEYS_PER_BLOCK, block_steps(mr, instruction))
         plan = AttentionPlan(
             problem=problem, isa=isa.name, instruction=instruction, mr=mr, nr=nr, key_block=keys, query_block=nr
         )

@@ -20,8 +20,8 @@ def arrays(b, t, s, n, k, d, dv=None, dtype=np.float32):
     return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
 
 
-def check(qkv, **options):
-    assert_attention(run(*qkv, **options), *qkv, **options)
+def check(qkv, isa=None, **options):
+    assert_attention(run(*qkv, isa=isa, **options), *qkv, **options)
 
 
 def plan_of(qkv, **options):
@@ -60,6 +60,21 @@ def test_heads_whose_rows_are_neighbours_share_a_task(queries, keys, splits, dty
     assert (plan.heads_per_task, plan.splits) == (4, splits)
     check(qkv)
     check(qkv, key_lengths=np.array([0, keys - 3], np.int32))
+
+
+@pytest.mark.parametrize("isa", [isa.name for isa in host.machine().isas if not isa.vectors])
+@pytest.mark.parametrize("columns", [1, 2, 3, 4, 5, 7, 8])
+@each_type
+def test_few_columns_stand_by_rows(isa, columns, dtype):
+    qkv = arrays(2, 1, 70, columns, 1, 37, 70, dtype=dtype)
+    check(qkv, isa=isa)
+    check(qkv, isa=isa, key_lengths=np.array([1, 66], np.int32))
+
+
+def test_few_columns_have_biases_and_masks():
+    rng = np.random.default_rng(1)
+    mask, bias = rng.random((2, 4, 1, 700)) < 0.3, rng.standard_normal((2, 4, 1, 700)).astype(np.float32)
+    check(arrays(2, 1, 700, 4, 1, 37), mask=mask, bias=bias)
 
 
 def test_a_task_has_no_more_heads_than_a_page_holds_rows_of():
