@@ -118,14 +118,16 @@ def columns_of(problem: Attention, lanes: int) -> int:
 
 
 def neighbours(problem: Attention) -> int:
-    """Heads of keys of a task, whose rows are one piece of memory: as many as a page holds."""
+    """Heads of keys of a task, whose rows are one piece of memory: as many as a page holds, and leave enough tasks."""
     apart = problem.key[1] != problem.depth or problem.value[1] != problem.value_depth
     if apart or {problem.key[-1], problem.value[-1]} != {1} or problem.bias or problem.mask:
         return 1
     if problem.causal or problem.window:
         return 1
     most = PAGE_BYTES // bytes_of(problem.dtype, max(problem.depth, problem.value_depth))
-    return max(n for n in range(1, problem.heads + 1) if problem.heads % n == 0 and n <= max(1, most))
+    parts, (wanted, _) = problem.batch * max(1, problem.keys // SPLITS[True][1]), SPLITS[False]
+    fitting = (n for n in range(1, min(problem.heads, most) + 1) if problem.heads % n == 0)
+    return max((n for n in fitting if problem.heads // n * parts >= wanted), default=1)
 
 
 def gradient_plan(problem: AttentionGradient, machine: Machine, isa: Isa) -> GradientPlan:

@@ -52,14 +52,14 @@ def test_folded_heads_have_lengths_and_residuals():
 
 
 @pytest.mark.parametrize("queries", [1, 3])
-@pytest.mark.parametrize(("keys", "splits"), [(70, 1), (1300, 5)])
+@pytest.mark.parametrize(("keys", "splits"), [(70, 1), (600, 2)])
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["f32", "bf16"])
 def test_heads_whose_rows_are_neighbours_share_a_task(queries, keys, splits, dtype):
-    qkv = arrays(2, queries, keys, 8, 4, 32, dtype=dtype)
+    qkv = arrays(16, queries, keys, 8, 4, 32, dtype=dtype)
     plan = plan_of(qkv)
     assert (plan.heads_per_task, plan.splits) == (4, splits)
     check(qkv)
-    check(qkv, key_lengths=np.array([0, keys - 3], np.int32))
+    check(qkv, key_lengths=np.array([0, keys - 3] * 8, np.int32))
 
 
 @pytest.mark.parametrize("isa", [isa.name for isa in host.machine().isas if not isa.vectors])
@@ -78,8 +78,13 @@ def test_few_columns_have_biases_and_masks():
 
 
 def test_a_task_has_no_more_heads_than_a_page_holds_rows_of():
-    assert plan_of(arrays(1, 1, 70, 12, 12, 128)).heads_per_task == 6
-    assert plan_of(arrays(1, 1, 70, 3, 3, 2048)).heads_per_task == 1
+    assert plan_of(arrays(16, 1, 70, 12, 12, 128)).heads_per_task == 6
+    assert plan_of(arrays(16, 1, 70, 3, 3, 2048)).heads_per_task == 1
+
+
+def test_heads_have_tasks_to_themselves_where_these_are_few():
+    assert plan_of(arrays(1, 1, 70, 12, 12, 16)).heads_per_task == 1
+    assert plan_of(arrays(1, 1, 2048, 8, 8, 16)).heads_per_task == 4
 
 
 def test_splits_do_not_depend_on_threads():

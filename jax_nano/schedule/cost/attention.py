@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from jax_nano.ir.attention_gradient import AttentionGradient
@@ -45,6 +46,8 @@ def panel_cycles(plan: AttentionPlan, machine: Machine) -> float:
     unit = Unit(machine, isa if instruction.tiles else isa.vectors or isa, instruction)
     keys, height = min(plan.key_block, problem.keys), instruction.shape[0]
     registers = plan.nr // plan.lanes
+    if plan.by_rows:
+        return rows_cycles(plan, unit)
 
     def product(size: int, depth: int) -> float:
         blocks = panels(-(-size // height) * height, plan.mr)
@@ -58,6 +61,19 @@ def panel_cycles(plan: AttentionPlan, machine: Machine) -> float:
         cycles += more if problem.of == "queries" else more + product(problem.depth, keys)
     core = machine.vector_core(plan.isa)
     return cycles + keys * registers * SOFTMAX_INSTRUCTIONS / core.vector_per_cycle * SOFTMAX_WAITS
+
+
+def rows_cycles(plan: AttentionPlan, unit: Unit) -> float:
+    """Cycles of a block of keys where columns stand by rows: a register is loaded, and multiplied for each column.
+
+    The lanes of a sum are added up by as many shuffles and additions as halve them, of which neighbours share most.
+    """
+    problem, core, (rate, _) = plan.problem, unit.core, unit.core.rate(plan.instruction.name)
+    registers = (problem.depth + problem.value_depth) / (plan.lanes * plan.instruction.vnni)
+    of_key = registers * max(plan.columns / rate, 1 / core.loads_per_cycle)
+    sums = 3 * (plan.columns + math.log2(plan.lanes)) / core.vector_per_cycle
+    softmax = SOFTMAX_INSTRUCTIONS / core.vector_per_cycle * SOFTMAX_WAITS
+    return min(plan.key_block, problem.keys) * (of_key + sums + softmax)
 
 
 def packing_cycles(plan: AttentionPlan) -> float:
