@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from jax_nano.machine.isa import Machine
     from jax_nano.schedule.attention import AttentionPlan
 
-# Of a register of scores: scaled, compared, exponentiated, added up, rounded, as counted in the composed code; and how
-# many more cycles these take than the units for vectors do, as each score waits for the one before: 31 us for 16 heads
-# of 384 x 384 on Zen 5.
+# Guesses, of no fit: instructions for a register of scores, which is scaled, compared, exponentiated, added up and
+# rounded; how many more cycles these take than units for vectors do, as each waits for the one before; and cycles of a
+# line of K or V that is loaded, converted or interleaved, and stored.
 SOFTMAX_INSTRUCTIONS, SOFTMAX_WAITS = 24, 2.0
-PACKED_LINE_CYCLES = 3.0  # a line of K or V: loaded, converted or interleaved, stored
+PACKED_LINE_CYCLES = 3.0
 
 
 def attention_seconds(plan: AttentionPlan, machine: Machine, threads: int | None = None) -> float:
