@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from jax_nano import config
 from jax_nano.api.products import hashable
 from jax_nano.ir.attention_spec import AttentionSpec
+from jax_nano.lowering import attention_gradient as attention_gradient  # the rules of what derivatives become
 from jax_nano.lowering.attention import attend
 from jax_nano.lowering.dot_general import nano
 from jax_nano.runtime.report import Report, tell

@@ -145,11 +145,12 @@ class Depth:
 
 @contextlib.contextmanager
 def when(condition: Condition) -> Iterator[None]:
-    """Emits scf.if. A condition known here must be True."""
+    """Emits scf.if; nothing of the kind where the condition is known here to be true."""
     if condition is True:
         yield
         return
-    op = scf.IfOp(condition)
+    never = condition is False  # the body is written all the same, and LLVM drops it
+    op = scf.IfOp(arith.constant(ir.IntegerType.get_signless(1), 0) if never else condition)
     with ir.InsertionPoint(op.then_block):
         yield
         scf.yield_([])

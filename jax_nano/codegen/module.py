@@ -9,6 +9,7 @@ from jax.extend.mlir.dialects import func
 from jax.interpreters.mlir import make_ir_context
 
 from jax_nano.codegen.attention import AttentionKernel
+from jax_nano.codegen.attention_gradient import GradientTask
 from jax_nano.codegen.attention_operands import AttentionOperands
 from jax_nano.codegen.grouped import GroupedKernel, GroupedOperands
 from jax_nano.codegen.location import section
@@ -18,6 +19,7 @@ from jax_nano.codegen.pipeline import PipelineKernel
 from jax_nano.codegen.types import element_type
 from jax_nano.ir.dot import Axis, extent
 from jax_nano.schedule.attention import AnyPlan, AttentionPlan
+from jax_nano.schedule.attention_gradient import GradientPlan
 from jax_nano.schedule.grouped import GroupedPlan
 from jax_nano.schedule.pipeline import PipelinePlan
 from jax_nano.schedule.plan import Plan
@@ -84,10 +86,14 @@ def product_phase(plan: Plan, phase: str, values: Sequence[ir.Value]) -> None:
 
 def attention_phase(plan: AttentionPlan, phase: str, values: Sequence[ir.Value]) -> None:
     """Writes a phase of an attention."""
+    _, task, shared, local, *arrays = values
+    task = 0 if plan.tasks[phase] == 1 else task
+    if isinstance(plan, GradientPlan):
+        GradientTask(plan, task, local, arrays).emit()
+        return
     kernel = AttentionKernel(plan)
     phases = {"compute": kernel.compute_phase, "combine": kernel.combine_phase}
-    _, task, shared, local, *arrays = values
-    phases[phase](AttentionOperands(plan, 0 if plan.tasks[phase] == 1 else task, shared, local, arrays))
+    phases[phase](AttentionOperands(plan, task, shared, local, arrays))
 
 
 def grouped_phase(plan: GroupedPlan, phase: str, values: Sequence[ir.Value]) -> None:

@@ -18,7 +18,8 @@ from jax_nano.ir.dtypes import bytes_of
 from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.pipeline import Pipeline
 
-Role = Literal["query", "key", "value", "bias", "mask", "query_lengths", "key_lengths", "out"]
+Role = Literal["query", "key", "value", "bias", "mask", "query_lengths", "key_lengths", "out",
+               "cotangent", "logsumexp", "delta"]  # fmt: skip
 
 MASKED = float(-0.7 * np.finfo(np.float32).max)
 """The score of a masked pair, as jax.nn has it: finite, so that a row whose keys are all masked averages V."""

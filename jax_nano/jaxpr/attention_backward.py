@@ -1,17 +1,19 @@
-"""The gradients of attention, in JAX's own operations: a scan over blocks, without memory for all scores."""
+"""The gradients of attention: by kernels or, in JAX's own operations, by a scan over blocks; without all scores."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_nano.ir.attention import MASKED
+from jax_nano.ir.attention_gradient import has_gradient_kernels
 from jax_nano.ir.attention_spec import AttentionSpec
 from jax_nano.jaxpr.attention_blocks import Blocks
+from jax_nano.jaxpr.primitives import nano_attention_gradient_p
 from jax_nano.jaxpr.varying import varying_alike
 
 
@@ -44,14 +46,37 @@ class Backward:
             given = zip(operands, self.wanted, strict=False)
             return [jnp.zeros_like(x) if wanted else None for x, wanted in given]
         out_ct, lse_ct = cotangents
-        acc, heads = lse_ct.dtype, key.shape[2]
+        acc = lse_ct.dtype
         if spec.query_lengths:
             is_query = jnp.arange(query.shape[1])[None, :] < named["query_lengths"][:, None]
             out_ct = jnp.where(is_query[:, :, None, None], out_ct, jnp.zeros((), out_ct.dtype))
         delta = (out_ct.astype(acc) * results[0].astype(acc)).sum(-1).transpose(0, 2, 1) - lse_ct
+        if has_gradient_kernels(spec, query.shape[1], key.shape[1]):
+            return self.by_kernels(query, key, value, out_ct, results[1], delta)
+        return self.by_blocks(operands, (out_ct, results[1], delta))
+
+    def by_kernels(self, *arrays: Array) -> list[Array | None]:
+        """The gradients by the primitive that kernels compute."""
+        spec = replace(self.spec, residual=False)
+        bind = functools.partial(nano_attention_gradient_p.bind, *varying_alike(arrays), spec=spec)
+        of_query, *of_keys = self.wanted
+        found = bind(of="queries") if of_query else [None]
+        found += bind(of="keys") if any(of_keys) else [None, None]
+        return [x if wanted else None for x, wanted in zip(found, self.wanted, strict=True)]
+
+    def by_blocks(self, operands: Sequence[Array], of_queries: tuple[Array, Array, Array]) -> list[Array | None]:
+        """The gradients by a scan over blocks.
+
+        Args:
+          operands: those of nano_attention.
+          of_queries: cotangents of the result, logarithms of sums, and what is taken from dP.
+        """
+        spec, (query, key, value, *extras), (out_ct, lse, delta) = self.spec, operands, of_queries
+        named = dict(zip(spec.extras, extras, strict=True))
+        acc, heads = lse.dtype, key.shape[2]
         blocks = Blocks.of(spec, query, key)
         rows = blocks.queries(query, heads), blocks.queries(out_ct, heads)
-        stats = blocks.rows(results[1], heads), blocks.rows(delta, heads)
+        stats = blocks.rows(lse, heads), blocks.rows(delta, heads)
         step = BackwardStep(spec, blocks, named, (*rows, *stats), (blocks.keys(key), blocks.keys(value)))
         sums = [jnp.zeros(x.shape, acc) for x in (rows[0], *step.keys)]
         sums += [blocks.score_zeros(named["bias"].shape, acc)] if spec.bias else []

@@ -64,3 +64,11 @@ nano_attention_tangent_p.multiple_results = True
 nano_loop_p = Primitive("nano_loop")
 """A loop that is a kernel, its parameter `kernel`; only loops that are lowered become that."""
 nano_loop_p.multiple_results = True
+
+nano_attention_gradient_p = Primitive("nano_attention_gradient")
+"""Gradients of an attention without bias, mask and lengths, with parameters `spec` and `of`; see ir.attention_gradient.
+
+Its operands are queries, keys, values, cotangents [B, T, N, Hv], and logarithms of sums of exponentials and deltas
+[B, N, T]; its results the gradients of queries, or of keys and of values.
+"""
+nano_attention_gradient_p.multiple_results = True

@@ -21,7 +21,8 @@ from jax_nano.ir.axes import Operand
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
 from jax_nano.jaxpr.attention_backward import Backward
-from jax_nano.jaxpr.attention_program import accumulator, definition, tangents
+from jax_nano.jaxpr.attention_program import accumulator, definition
+from jax_nano.jaxpr.attention_tangents import tangents
 from jax_nano.jaxpr.primitives import nano_attention_p, nano_attention_tangent_p
 from jax_nano.jaxpr.varying import like, varying_alike
 from jax_nano.lowering.custom_call import custom_call
@@ -124,6 +125,18 @@ def attend(*operands: Array, spec: AttentionSpec) -> list[Array]:
     return nano_attention_p.bind(*varying_alike(operands), spec=spec)
 
 
+def by_query(x: Operand, group: int) -> tuple[int, int, int, int, int]:
+    """The strides of [B, T, N, H] over (b, h, g, t, d)."""
+    batch, row, head, column = x.strides
+    return batch, group * head, head, row, column
+
+
+def by_key(x: Operand) -> tuple[int, int, int, int]:
+    """The strides of [B, S, K, H] over (b, h, s, d)."""
+    batch, row, head, column = x.strides
+    return batch, head, row, column
+
+
 def describe(spec: AttentionSpec, sources: Sequence[Operand], out: Operand) -> Attention:
     """The attention of operands as they lie in memory, [B, T, N, H], [B, S, K, H] and so on.
 
@@ -135,14 +148,6 @@ def describe(spec: AttentionSpec, sources: Sequence[Operand], out: Operand) -> A
     s, heads, depth = value.shape[1:]
     group = n // max(heads, 1)
 
-    def of_queries(x: Operand) -> tuple[int, int, int, int, int]:
-        batch, row, head, column = x.strides
-        return batch, group * head, head, row, column
-
-    def of_keys(x: Operand) -> tuple[int, int, int, int]:
-        batch, row, head, column = x.strides
-        return batch, head, row, column
-
     def of_scores(x: Operand) -> ScoreArray:
         strides = (stride if size > 1 else 0 for size, stride in zip(x.shape, x.strides, strict=True))
         batch, head, row, column = strides
@@ -151,7 +156,7 @@ def describe(spec: AttentionSpec, sources: Sequence[Operand], out: Operand) -> A
     arrays = {name: of_scores(x) for name, x in zip(spec.extras, extras, strict=True) if name in ("bias", "mask")}
     return Attention(
         batch=b, heads=heads, group=group, queries=t, keys=s, depth=h, value_depth=depth, dtype=query.dtype,
-        query=of_queries(query), key=of_keys(key), value=of_keys(value), out=of_queries(out),
+        query=by_query(query, group), key=by_key(key), value=by_key(value), out=by_query(out, group),
         scale=float(spec.scale), causal=spec.causal, window=spec.window, bias=arrays.get("bias"),
         mask=arrays.get("mask"), query_lengths=spec.query_lengths, key_lengths=spec.key_lengths,
         residual=spec.residual,

@@ -69,7 +69,7 @@ def parts_of(eqn: JaxprEqn, weights: Mapping[Atom, StridedWeight]) -> Callable[[
         return None
     convolution, columns_last = described
     if convolution.result.strides[-1] == 1:
-        is_spread = 1 < math.prod(eqn.params["lhs_dilation"]) <= MOST
+        is_spread = 1 < math.prod(eqn.params["lhs_dilation"]) <= MOST_CONVOLUTIONS
         return partial(_by_residues, eqn.params) if is_spread else None
     is_moved = columns_last or has_dilated_input(eqn.params) or not has_kernel_order(convolution)
     return partial(_with_channels_last, eqn.params) if is_moved else None

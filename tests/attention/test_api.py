@@ -242,6 +242,37 @@ def test_gradients_keep_no_scores():
     assert "4096,4096" not in text
 
 
+@each_option
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_tangents(dtype, options):
+    operands = arrays(dtype)
+    moving = [jax.random.normal(key, x.shape).astype(dtype) for key, x in zip(KEYS[1:], operands, strict=False)]
+
+    def tangents(f):
+        return jax.jit(lambda *x: jax.jvp(lambda *x: f(*x, **options), operands, list(x))[1])(*moving)
+
+    ours, theirs = (np.asarray(tangents(f), np.float32) for f in (jax_nano.dot_product_attention, NN))
+    tolerance = 1e-5 if dtype == jnp.float32 else 3e-2
+    np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max(), rtol=0)
+
+
+def test_tangents_of_a_bias():
+    bias = jax.random.normal(KEYS[3], (1, 4, 70, 90))
+
+    def moved(f):
+        return jax.jvp(lambda bias: f(*arrays(), bias=bias), (bias,), (jnp.cos(bias),))[1]
+
+    np.testing.assert_allclose(moved(jax_nano.dot_product_attention), moved(NN), atol=1e-5, rtol=0)
+
+
+def test_tangents_keep_no_scores():
+    def moved(*x):
+        return jax.jvp(lambda *x: jax_nano.dot_product_attention(*x, is_causal=True), x, x)[1]
+
+    x = jnp.zeros((1, 4096, 1, 8))
+    assert "4096x4096" not in jax.jit(moved).lower(x, x, x).as_text()
+
+
 def test_jvp_and_second_derivatives():
     q, k, v = arrays()
 

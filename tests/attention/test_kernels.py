@@ -196,6 +196,11 @@ def test_plans_that_differ_in_tasks_give_the_same_bits():
         np.testing.assert_array_equal(results[0], result)
 
 
+@each_type
+def test_a_block_of_keys_that_a_mask_leaves_whole(dtype):
+    check(arrays(1, 40, 71, 1, 1, 8, dtype=dtype), causal=True)
+
+
 def test_what_has_no_kernel_says_why():
     q, k, v = arrays(1, 3, 4, 1, 1, 8)
     problem = described(q, k, v)
