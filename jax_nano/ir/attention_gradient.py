@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from jax_nano.ir.attention import Attention, AttentionArray, UnsupportedAttention, hides_rows
-from jax_nano.ir.attention_spec import AttentionSpec
+from jax_nano.ir.attention import Attention, AttentionArray, UnsupportedAttention
+from jax_nano.ir.attention_spec import AttentionSpec, hides_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,8 @@ from jax_nano.jaxpr.attention_blocks import Blocks
 from jax_nano.jaxpr.primitives import nano_attention_gradient_p
 from jax_nano.jaxpr.varying import varying_alike
 
+LARGE = 1e4  # of a logarithm of a sum: beside it, f32 holds those of numbers of keys to 5e-4
+
 
 @dataclass(frozen=True)
 class Backward:
@@ -81,6 +83,7 @@ class Backward:
         sums = [jnp.zeros(x.shape, acc) for x in (rows[0], *step.keys)]
         sums += [blocks.score_zeros(named["bias"].shape, acc)] if spec.bias else []
         sums = varying_alike([*sums, delta])
+        step = step.with_totals()
         start = [x if wanted else None for x, wanted in zip(sums, self.wanted, strict=False)]
         found, _ = lax.scan(lambda sums, pair: (step(sums, *pair), None), start, blocks.pairs(spec))
         back = [blocks.queries_back, blocks.keys_back, blocks.keys_back, blocks.scores_back]
@@ -98,6 +101,7 @@ class BackwardStep:
       named: bias, mask and lengths.
       rows: queries, cotangents of the result, logarithms of sums, and what is taken from dP; in blocks of queries.
       keys: keys and values, in blocks of keys.
+      totals: what exponentials less the logarithms of sums add up to, where that is not 1.
     """
 
     spec: AttentionSpec
@@ -105,6 +109,36 @@ class BackwardStep:
     named: dict[str, Array]
     rows: tuple[Array, Array, Array, Array]
     keys: tuple[Array, Array]
+    totals: Array | None = None
+
+    def with_totals(self) -> BackwardStep:
+        """The step that knows what exponentials add up to, in blocks of queries.
+
+        Beside a logarithm that a bias makes large, as in rows whose keys it all hides, that of their number is lost.
+        """
+        if not self.spec.bias:
+            return self
+        lse = self.rows[2]
+        zeros, ones, _ = varying_alike([jnp.zeros_like(lse), jnp.ones_like(lse), lse])
+
+        def add(totals: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+            i, j = pair
+            p, _ = self.probabilities(self.scores(i, j), self.blocks.query_block(lse, i), i, j)
+            return self.blocks.add_query(totals, p.sum(-1), i), None
+
+        def counted() -> Array:
+            totals, _ = lax.scan(add, zeros, self.blocks.pairs(self.spec))
+            return jnp.where(totals > 0, totals, ones)
+
+        return replace(self, totals=lax.cond((jnp.abs(lse) > LARGE).any(), counted, lambda: ones))
+
+    def scores(self, i: Array, j: Array) -> Array:
+        """The scaled products of a block of queries and one of keys."""
+        query, key = self.blocks.query_block(self.rows[0], i), self.blocks.key_block(self.keys[0], j)
+        dtype = self.rows[2].dtype
+        return jnp.einsum("bkgth,bksh->bkgts", query, key, preferred_element_type=dtype) * jnp.asarray(
+            self.spec.scale, dtype
+        )
 
     def __call__(self, sums: Sequence[Array | None], i: Array, j: Array) -> list[Array | None]:
         """Adds it to the sums."""
@@ -112,8 +146,9 @@ class BackwardStep:
         query, out_ct, lse, delta = (blocks.query_block(x, i) for x in self.rows)
         key, value = (blocks.key_block(x, j) for x in self.keys)
         product = functools.partial(jnp.einsum, preferred_element_type=lse.dtype)
-        scores = product("bkgth,bksh->bkgts", query, key) * jnp.asarray(spec.scale, lse.dtype)
-        p, seen = self.probabilities(scores, lse, i, j)
+        p, seen = self.probabilities(self.scores(i, j), lse, i, j)
+        if self.totals is not None:
+            p = p / blocks.query_block(self.totals, i)[..., None]
         ds = p * (product("bkgtv,bksv->bkgts", out_ct, value) - delta[..., None])
         if seen is not None and blocks.has_blind_rows(spec):
             ds = jnp.where(seen, ds, jnp.zeros((), ds.dtype))
@@ -140,6 +175,9 @@ class BackwardStep:
         zero = jnp.zeros((), p.dtype)
         if not blocks.has_blind_rows(spec):
             return jnp.where(seen, p, zero), seen
+        if spec.bias:  # hidden pairs may be all that is left beside a bias that is less than their score
+            p = jnp.exp(jnp.where(seen, scores, jnp.asarray(MASKED, p.dtype)) - lse[..., None])
+            return jnp.where(blocks.grouped(blocks.inside(i, j), heads), p, zero), seen
         average = jnp.where(
             blocks.grouped(blocks.inside(i, j), heads), jnp.asarray(1 / blocks.key_count, p.dtype), zero
         )

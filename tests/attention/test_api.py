@@ -228,6 +228,18 @@ def test_gradients_of_windows_that_leave_queries_without_keys(causal, window, mo
     jax.clear_caches()
 
 
+@pytest.mark.parametrize("lowest", [-1e9, np.finfo(np.float32).min])
+@pytest.mark.parametrize("name", ["nothing", "mask"])
+def test_gradients_of_rows_that_a_bias_hides(name, lowest, monkeypatch):
+    monkeypatch.setattr("jax_nano.jaxpr.attention_blocks.BLOCK", 32)
+    jax.clear_caches()
+    rows, columns = jnp.arange(70)[:, None], jnp.arange(90)
+    bias = jnp.where((rows % 3 > 0) & (columns % 5 > 0), 0.0, lowest)[None, None]
+    options = {"mask": OPTIONS["mask"]["mask"]} if name == "mask" else {}
+    assert_gradients(jnp.float32, options, 1e-5, [*arrays(), bias])
+    jax.clear_caches()
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1, 90), (2, 4, 70, 90), (2, 1, 70, 90)])
 def test_the_gradient_of_a_bias_has_its_shape(shape):
     assert_gradients(jnp.float32, {"bias": jax.random.normal(KEYS[3], shape)}, 1e-5, arrays())
