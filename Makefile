@@ -1,5 +1,5 @@
 # Each target sets up what it needs, once: system packages, a virtual environment in .venv, the build.
-.PHONY: demo test test-matrix sanitize wheel bench lint format clean
+.PHONY: demo test test-matrix sanitize wheel bench docs lint format clean
 .DELETE_ON_ERROR:
 
 VENV_PYTHON := .venv/bin/python
@@ -31,6 +31,10 @@ wheel: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(VENV_PYTHON) -m benchmarks
+
+# The site, in build/docs; index.html is where to begin
+docs: $(INSTALLED)
+	$(VENV_PYTHON) -m sphinx -W --keep-going -q docs build/docs
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check

@@ -26,11 +26,9 @@ DATA = pathlib.Path(__file__).with_name("data")
 PRODUCT = ("types", "kind", "m", "n", "k", "threads")
 TIMES = ("resident", "cold")
 # Of a plan, all that its product and instruction set do not say.
-PLAN = tuple(
-    field.name
-    for field in fields(Plan)
-    if field.name not in ("dot", "instruction", "why", "predicted_seconds", *(f.name for f in fields(LoopNest)))
-)
+ELSEWHERE = ("dot", "instruction", "why", "predicted_seconds", *(field.name for field in fields(LoopNest)))
+CONVOLUTIONS = ("channelwise",)  # what only they set
+PLAN = tuple(field.name for field in fields(Plan) if field.name not in ELSEWHERE + CONVOLUTIONS)
 
 
 @dataclass(frozen=True)

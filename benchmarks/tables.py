@@ -1,4 +1,4 @@
-"""Prints the tables of docs/performance.md and the figures of README.md that `make bench` does not.
+"""Prints the tables of docs/performance.md that `make bench` does not.
 
 What is compared takes turns in one run. Ratios are times as fast.
 """

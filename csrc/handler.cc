@@ -13,6 +13,7 @@
 #include "loader.h"
 #include "pages.h"
 #include "run.h"
+#include "times.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace jax_nano {
@@ -23,12 +24,24 @@ using Words = ffi::Span<const int64_t>;
 
 // The attributes of the custom call. runtime/kernel.py writes them.
 constexpr const char* kKey = "key";
+constexpr const char* kThreads = "threads";  // that may compute the kernel; 0: as many as XLA has
+
+// Of the attributes: programs that were exported, or are kept, may be of another jax_nano. runtime/kernel.py has it
+// too.
+constexpr int64_t kFormat = 1;
 
 // A last operand that no kernel reads. custom_call.py says what it is for, and makes it.
 constexpr Buffer kDispatchHint{.type = XLA_FFI_DataType_S32, .elements = 1024};
 
 ffi::Error Malformed(const std::string& what) {
   return ffi::Error::InvalidArgument("jax_nano: malformed custom call: " + what);
+}
+
+ffi::Error OtherFormat(int64_t format) {
+  return ffi::Error(ffi::ErrorCode::kFailedPrecondition,
+                    "jax_nano: this program's kernels are of format " + std::to_string(format) +
+                        ", and this jax_nano reads format " + std::to_string(kFormat) +
+                        "; export or compile the program anew, or run it with the jax_nano that made it");
 }
 
 // Reads attribute `name` into `value`; what goes wrong is added to `problem`.
@@ -54,14 +67,17 @@ std::vector<Buffer> Buffers(Words types, Words elements) {
 
 // What an instantiation is told.
 struct Attributes {
-  int64_t key = 0, rounds = 0, shared_bytes = 0, local_bytes = 0;
+  int64_t format = 0, key = 0, threads = 0, rounds = 0, shared_bytes = 0, local_bytes = 0;
   std::string_view object, features, symbols;
   Words tasks, operand_types, operand_elements, result_types, result_elements;
 };
 
 Attributes ReadAll(const ffi::Dictionary& dictionary, std::string& problem) {
   Attributes read;
+  Read(dictionary, "format", read.format, problem);
+  if (problem.empty() && read.format != kFormat) return read;  // what else there is, is of another jax_nano
   Read(dictionary, kKey, read.key, problem);
+  Read(dictionary, kThreads, read.threads, problem);
   Read(dictionary, "object", read.object, problem);
   Read(dictionary, "features", read.features, problem);
   Read(dictionary, "symbols", read.symbols, problem);
@@ -102,6 +118,7 @@ ffi::Error Instantiate(ffi::Dictionary dictionary) {
   std::string problem;
   Attributes attributes = ReadAll(dictionary, problem);
   if (!problem.empty()) return Malformed(problem);
+  if (attributes.format != kFormat) return OtherFormat(attributes.format);
   llvm::SmallVector<llvm::StringRef> names;
   llvm::StringRef(attributes.symbols).split(names, ',', /*MaxSplit=*/-1, /*KeepEmpty=*/false);
   problem = Problem(attributes, names);
@@ -131,6 +148,15 @@ bool HasDispatchHint(const ffi::RemainingArgs& operands, size_t count) {
   if (operands.size() != count + 1) return false;
   auto last = operands.get<ffi::AnyBuffer>(count);
   return last.has_value() && Fits(*last, kDispatchHint);
+}
+
+// How many threads may compute a kernel, the caller's among them.
+int64_t Threads(const Kernel& kernel, const ffi::Dictionary& attributes, const ffi::ThreadPool& pool) {
+  if (!kernel.parallel()) return 1;
+  int64_t threads = pool.num_threads();
+  if (!attributes.contains(kThreads)) return threads;
+  auto most = attributes.get<int64_t>(kThreads);
+  return most.has_value() && *most > 0 ? std::min(*most, threads) : threads;
 }
 
 ffi::Error Misfit(const char* which, size_t i) {
@@ -178,12 +204,13 @@ ffi::Error Execute(ffi::Dictionary attributes, ffi::ThreadPool pool, ffi::Remain
     buffers.push_back((*buffer)->untyped_data());
     PreferHugePages((*buffer)->untyped_data(), (*buffer)->size_bytes());
   }
-  int64_t threads = kernel->parallel() ? pool.num_threads() : 1;
+  int64_t threads = Threads(*kernel, attributes, pool);
   auto schedule = [&pool](std::function<void()> work) { pool.Schedule(std::move(work)); };
   if (operands.size() > count) {
     buffers.push_back(operands.get<ffi::AnyBuffer>(count)->untyped_data());
     AdviseAround({buffers.begin() + count, buffers.end()}, schedule);
   }
+  CountedRun counted(static_cast<uint64_t>(*key));
   if (Run(*kernel, buffers.data(), threads, schedule)) return ffi::Error::Success();
   return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jax_nano: no memory for the scratch of a kernel");
 }

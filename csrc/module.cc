@@ -20,6 +20,7 @@
 #include "processor.h"
 #include "run.h"
 #include "scratch.h"
+#include "times.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -112,8 +113,20 @@ NB_MODULE(_native, m) {
   m.def("instantiate_handler", [] { return Capsule(InstantiateHandler()); }, "PyCapsule of the instantiate stage.");
   m.def("execute_handler", [] { return Capsule(ExecuteHandler()); }, "PyCapsule of the execute stage.");
   m.def("limit_threads", &LimitThreads, "threads"_a,
-        "Has no kernel run on more than `threads` threads from now on, though XLA's pool has more. Below 1: no limit.");
+        "Has no more than `threads` threads of this process compute from now on, though XLA has more. Below 1: no "
+        "limit.");
   m.def("executed_kernels", &ExecutedKernels, "How many times a kernel has run in this process.");
+  m.def("count_times", &CountTimes, "wanted"_a,
+        "Begins to count how often and how long kernels run, from zero, or ends it; what was counted stays.");
+  m.def(
+      "counted_times",
+      [] {
+        nb::dict counted;  // keys as the attributes of calls have them, signed
+        for (const auto& [key, times] : CountedTimes())
+          counted[nb::int_(static_cast<int64_t>(key))] = std::pair(times.runs, 1e-9 * times.nanoseconds);
+        return counted;
+      },
+      "{key of a kernel: (runs, seconds of all of them)}.");
   m.def(
       "scratch",
       [] {

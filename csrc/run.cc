@@ -18,6 +18,43 @@ constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
 
 std::atomic<int64_t> executed{0};
 std::atomic<int64_t> most_threads{kUnlimited};
+std::atomic<int> computing{0};  // threads that compute now, of all executions
+
+// A seat among the threads that compute, held while it lives. Who holds one waits for no other, so each becomes free.
+class Seat {
+ public:
+  // Of an execution's own thread: waits until there is one.
+  struct Wait {};
+  explicit Seat(Wait) {
+    for (int now; !Take(now);) computing.wait(now, std::memory_order_relaxed);
+    held_ = true;
+  }
+  // Of a helper: `held` says whether there was one.
+  Seat() {
+    int now;
+    held_ = Take(now);
+  }
+  Seat(const Seat&) = delete;
+  Seat& operator=(const Seat&) = delete;
+  ~Seat() {
+    if (!held_) return;
+    computing.fetch_sub(1, std::memory_order_release);
+    computing.notify_one();
+  }
+
+  bool held() const { return held_; }
+
+ private:
+  // Takes one unless as many as there may be compute; `now` is how many did.
+  static bool Take(int& now) {
+    now = computing.load(std::memory_order_relaxed);
+    while (now < most_threads.load(std::memory_order_relaxed))
+      if (computing.compare_exchange_weak(now, now + 1, std::memory_order_acquire)) return true;
+    return false;
+  }
+
+  bool held_;
+};
 
 void RunAlone(const Kernel& kernel, void* const* buffers, void* shared, void* local) {
   const Description& description = kernel.description;
@@ -50,10 +87,12 @@ class Execution {
     }
   }
 
-  // Takes part with scratch of its own; without memory for it, leaves the tasks to the others. The caller may return at
-  // any time before a task is taken, so until then only members are read.
+  // Takes part with scratch of its own; without memory for it, or where threads enough compute, leaves the tasks to the
+  // others. The caller may return at any time before a task is taken, so until then only members are read.
   void Help() {
     if (next_.load(std::memory_order_relaxed) >= total_) return;
+    Seat seat;
+    if (!seat.held()) return;
     Scratch local(static_cast<size_t>(local_bytes_));
     if (local.ok()) Work(local.data());
   }
@@ -89,6 +128,7 @@ void LimitThreads(int64_t threads) {
 
 bool Run(const Kernel& kernel, void* const* buffers, int64_t threads, const Schedule& schedule) {
   const Description& description = kernel.description;
+  Seat seat(Seat::Wait{});
   Scratch shared(static_cast<size_t>(description.shared_bytes));
   Scratch local(static_cast<size_t>(description.local_bytes));
   if (!shared.ok() || !local.ok()) return false;

@@ -11,11 +11,13 @@ namespace jax_nano {
 // Hands a callable to another thread, some time.
 using Schedule = std::function<void(std::function<void()>)>;
 
-// Has no kernel run on more than `threads` threads from now on, however many Run is told: as many as this process has
-// cores for, where XLA's pool has more. Below 1: no limit.
+// Has no more than `threads` threads of this process compute from now on, those of all kernels that run at once taken
+// together, however many Run is told: as many as there are cores for, where XLA's pool has more, or where several
+// devices run kernels. Below 1: no limit.
 void LimitThreads(int64_t threads);
 
-// Runs `kernel` on at most `threads` threads, the caller's among them, and returns when all tasks are done.
+// Runs `kernel` on at most `threads` threads, the caller's among them, and returns when all tasks are done. Waits where
+// as many threads compute as may.
 // Returns false, with nothing run, where there is no memory for the kernel's scratch. Throws std::bad_alloc, with
 // nothing run, where there is none for anything else; that `schedule` throws it costs helpers only.
 bool Run(const Kernel& kernel, void* const* buffers, int64_t threads, const Schedule& schedule);

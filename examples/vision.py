@@ -1,13 +1,16 @@
 """Recognizes images with a ResNet-18, by jax_nano, by plain XLA, and by PyTorch where that is installed.
 
 The network has its true shape, in f32 and bf16; its weights are random, or those of a checkpoint in safetensors under
-torchvision's names. Prints how many images of 224 x 224 a second each reads. Then a small network learns scikit-learn's
-digits, and its first filters and what it takes some digits for are drawn into examples/vision.png.
+torchvision's names; jax_nano also takes them packed, and as integers of 8 bits. Prints how many images of 224 x 224 a
+second each way reads. Then a small network learns scikit-learn's digits, and its first filters and what it takes some
+digits for are drawn into examples/vision.png.
 
 usage: python examples/vision.py [--checkpoint resnet18.safetensors] [--batch 8] [--types f32 bf16]
+                                 [--weights arrays packed int8 "int8 images"]
 """
 
 import argparse
+import functools
 import importlib
 import importlib.util
 import pathlib
@@ -29,6 +32,11 @@ STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))  # of two blocks each: channels
 TURNS = 5
 DTYPES: dict[str, Any] = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 Params = dict[str, Array]  # by torchvision's names
+KEPT: dict[str, Callable[..., Any]] = {
+    "packed": jax_nano.pack,
+    "int8": jax_nano.quantize,
+    "int8 images": functools.partial(jax_nano.quantize, activations="int8"),
+}
 
 
 # ResNet-18
@@ -168,24 +176,36 @@ def seconds(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
     return best
 
 
-def compare(params: dict[str, np.ndarray], dtype: str, batch: int) -> None:
+def kept_as(weights: Params, name: str) -> dict[str, Any]:
+    """The weights as arrays, or in another form."""
+    if name == "arrays":
+        return weights
+    specs = {len("HWIO"): "HWIO", len("IO"): "IO"}
+    return jax_nano.map_kernels(KEPT[name], weights, lambda _, array: specs.get(array.ndim))
+
+
+def compare(params: dict[str, np.ndarray], dtype: str, batch: int, forms: list[str]) -> None:
     """Prints the images a second of each way to run the network."""
     images = np.random.default_rng(1).standard_normal((batch, 224, 224, 3)).astype(np.float32)
     weights = {name: jnp.asarray(array, DTYPES[dtype]) for name, array in params.items()}
     x = jnp.asarray(images, DTYPES[dtype])
-    xla, nano = jax.jit(resnet18), jax.jit(jax_nano.accelerate(resnet18))
+    xla = jax.jit(resnet18)
+    nano = jax.jit(jax_nano.accelerate(lambda weights, x: resnet18(jax_nano.as_arrays(weights), x)))
+    kept = {f"jax_nano, {form}": kept_as(weights, form) for form in forms}
     runs: dict[str, Callable[[], Any]] = {
-        "jax_nano": lambda: nano(weights, x).block_until_ready(),
-        "XLA": lambda: xla(weights, x).block_until_ready(),
+        name: functools.partial(lambda w: nano(w, x).block_until_ready(), w) for name, w in kept.items()
     }
+    runs["XLA"] = lambda: xla(weights, x).block_until_ready()
     if torch := torch_network(params, dtype):
         runs["PyTorch"] = lambda: torch(images)
     wide = {name: w.astype(jnp.float32) for name, w in weights.items()}
-    wanted, got = np.asarray(xla(wide, x.astype(jnp.float32))), np.asarray(nano(weights, x), np.float32)
-    error = np.abs(wanted - got).max() / np.abs(wanted).max()
+    wanted = np.asarray(xla(wide, x.astype(jnp.float32)))
     for name, taken in seconds(runs).items():
-        note = f"   within {error:.1e} of XLA in f32" if name == "jax_nano" else ""
-        print(f"{dtype:5s}{name:9s}{batch / taken:9.1f} images/s{note}")
+        note = ""
+        if name in kept:
+            error = np.abs(wanted - np.asarray(nano(kept[name], x), np.float32)).max() / np.abs(wanted).max()
+            note = f"   within {error:.1e} of XLA in f32"
+        print(f"{dtype:5s}{name:22s}{batch / taken:9.1f} images/s{note}")
 
 
 # Digits
@@ -221,18 +241,20 @@ def learn(train: Digits, held_out: Digits, epochs: int = 30, batch: int = 64) ->
 
     @jax.jit
     @jax_nano.accelerate
-    def step(params: list[Array], velocity: list[Array], x: Array, y: Array) -> tuple[list[Array], list[Array], Array]:
+    def step(
+        params: list[Array], velocity: list[Array], x: Array, y: Array, rate: float
+    ) -> tuple[list[Array], list[Array], Array]:
         value, gradient = jax.value_and_grad(loss)(params, x, y)
-        velocity = [0.9 * v + g for v, g in zip(velocity, gradient, strict=True)]
-        return [p - 0.03 * v for p, v in zip(params, velocity, strict=True)], velocity, value
+        velocity = [0.9 * v + g + 1e-3 * p for v, g, p in zip(velocity, gradient, params, strict=True)]
+        return [p - rate * v for p, v in zip(params, velocity, strict=True)], velocity, value
 
     velocity = [jnp.zeros_like(p) for p in params]
     for epoch in range(1, epochs + 1):
         order = rng.permutation(len(train.labels))
-        value = jnp.zeros(())
+        value, rate = jnp.zeros(()), 0.015 * (1 + np.cos(np.pi * (epoch - 1) / epochs))
         for i in range(0, len(order) - batch + 1, batch):
             chosen = order[i : i + batch]
-            params, velocity, value = step(params, velocity, train.images[chosen], train.labels[chosen])
+            params, velocity, value = step(params, velocity, train.images[chosen], train.labels[chosen], rate)
         show_progress(epoch, epochs, float(value))
     predict = jax.jit(jax_nano.accelerate(lambda params, x: small_network(params, x).argmax(-1)))
     return params, np.asarray(predict(params, held_out.images))
@@ -266,8 +288,9 @@ def draw(first: np.ndarray, predictions: np.ndarray, held_out: Digits, path: pat
     chosen = np.argsort(predictions == held_out.labels, kind="stable")[:24]
     for axes, i in zip(right.subplots(4, 6).flat, chosen, strict=True):
         axes.imshow(held_out.images[i, ..., 0], cmap="gray_r")
-        color = "#444444" if predictions[i] == held_out.labels[i] else "#c62828"
-        axes.set_title(str(predictions[i]), color=color, fontsize=10, pad=2)
+        is_right = predictions[i] == held_out.labels[i]
+        title = str(predictions[i]) if is_right else f"{predictions[i]}, not {held_out.labels[i]}"
+        axes.set_title(title, color="#444444" if is_right else "#c62828", fontsize=10, pad=2)
         axes.set_axis_off()
     figure.savefig(path, dpi=150)
 
@@ -278,10 +301,11 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="a ResNet-18 in safetensors, by torchvision's names")
     parser.add_argument("--batch", type=int, default=8, help="images at once (8)")
     parser.add_argument("--types", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--weights", nargs="+", choices=["arrays", *KEPT], default=["arrays", *KEPT])
     args = parser.parse_args()
     params = load_params(args.checkpoint) if args.checkpoint else random_params(np.random.default_rng(0))
     for dtype in args.types:
-        compare(params, dtype, args.batch)
+        compare(params, dtype, args.batch, args.weights)
 
     train, held_out = load()
     learned, predictions = learn(train, held_out)

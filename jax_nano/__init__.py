@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from jax_nano.api.convolutions import conv_transpose as conv_transpose
     from jax_nano.api.convolutions import conv_with_general_padding as conv_with_general_padding
     from jax_nano.api.fused_matmul import fused_matmul as fused_matmul
+    from jax_nano.api.grouped import ragged_dot as ragged_dot
+    from jax_nano.api.grouped import ragged_dot_general as ragged_dot_general
     from jax_nano.api.inspect import inspect as inspect
     from jax_nano.api.install import install as install
     from jax_nano.api.install import installed as installed
@@ -44,8 +46,12 @@ if TYPE_CHECKING:
     from jax_nano.api.products import tensordot as tensordot
     from jax_nano.api.products import vecdot as vecdot
     from jax_nano.jaxpr.block_masks import BlockMask as BlockMask
+    from jax_nano.lowering.export import export_checks as export_checks
+    from jax_nano.lowering.export import exporting_kernels as exporting_kernels
     from jax_nano.runtime.report import Report as Report
     from jax_nano.runtime.report import Reports as Reports
+    from jax_nano.runtime.threads import set_threads as set_threads
+    from jax_nano.runtime.threads import threads as threads
     from jax_nano.runtime.tuning import Tuned as Tuned
     from jax_nano.runtime.tuning import Tunings as Tunings
     from jax_nano.weights.cache import QuantizedCache as QuantizedCache
@@ -55,6 +61,9 @@ if TYPE_CHECKING:
     from jax_nano.weights.quantized import QuantizedWeight as QuantizedWeight
     from jax_nano.weights.quantized import quantization_error as quantization_error
     from jax_nano.weights.quantized import quantize as quantize
+    from jax_nano.weights.trees import as_arrays as as_arrays
+    from jax_nano.weights.trees import kernel_spec as kernel_spec
+    from jax_nano.weights.trees import map_kernels as map_kernels
 
 
 class _AfterJax:
@@ -98,16 +107,20 @@ _HOME = {
         "conv_with_general_padding",
     ),
     "api.fused_matmul": ("fused_matmul",),
+    "api.grouped": ("ragged_dot", "ragged_dot_general"),
     "api.inspect": ("inspect",),
     "api.install": ("install", "installed", "uninstall"),
     "api.malloc": ("release_memory", "retain_memory"),
     "api.products": ("dot", "dot_general", "einsum", "inner", "matmul", "tensordot", "vecdot"),
     "jaxpr.block_masks": ("BlockMask",),
+    "lowering.export": ("export_checks", "exporting_kernels"),
     "runtime.report": ("Report", "Reports"),
+    "runtime.threads": ("set_threads", "threads"),
     "runtime.tuning": ("Tuned", "Tunings"),
     "weights.cache": ("QuantizedCache", "quantize_cache"),
     "weights.packed": ("PackedWeight", "pack"),
     "weights.quantized": ("QuantizedWeight", "quantization_error", "quantize"),
+    "weights.trees": ("as_arrays", "kernel_spec", "map_kernels"),
 }
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
 
@@ -122,6 +135,7 @@ __all__ = [
     "Tunings",
     "__version__",
     "accelerate",
+    "as_arrays",
     "autotune",
     "block_mask",
     "conv",
@@ -135,19 +149,27 @@ __all__ = [
     "dot_product_attention",
     "einsum",
     "executed_kernels",
+    "export_checks",
+    "exporting_kernels",
     "fused_matmul",
     "inner",
     "inspect",
     "install",
     "installed",
+    "kernel_spec",
+    "map_kernels",
     "matmul",
     "pack",
     "quantization_error",
     "quantize",
     "quantize_cache",
+    "ragged_dot",
+    "ragged_dot_general",
     "release_memory",
     "retain_memory",
+    "set_threads",
     "tensordot",
+    "threads",
     "uninstall",
     "vecdot",
 ]

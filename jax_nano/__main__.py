@@ -1,4 +1,5 @@
-"""The command line: `python -m jax_nano info`, `inspect f32 512 512 512`, `calibrate`, `tune program.py` or `cache`.
+"""The command line: `python -m jax_nano` with `info`, `inspect f32 512 512 512`, `calibrate`, `cache`, or with
+`tune program.py` or `doctor program.py`.
 
 What imports JAX is imported where it is needed: `tune` leaves that to the program.
 """
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from jax_nano import _native, config
-from jax_nano.api import tune_command
+from jax_nano.api import doctor_command, tune_command
 from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
 from jax_nano.machine import host
 from jax_nano.machine.host import machine_for, target
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show.add_argument("--show", choices=SHOWN, default="plan", help="what to print (default: %(default)s)")
     calibrate_command.add_command(commands)
     tune_command.add_command(commands)
+    doctor_command.add_command(commands)
     cache_command.add_command(commands)
     options = parser.parse_args(arguments)
     try:
@@ -119,6 +121,7 @@ COMMANDS = {
     "cache": cache_command.command,
     "calibrate": calibrate_command.command,
     "tune": tune_command.command,
+    "doctor": doctor_command.command,
 }
 
 

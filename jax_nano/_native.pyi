@@ -33,10 +33,16 @@ def execute_handler() -> CapsuleType:
     """PyCapsule of the execute stage."""
 
 def limit_threads(threads: int) -> None:
-    """Has no kernel run on more than `threads` threads from now on, though XLA's pool has more. Below 1: no limit."""
+    """Lets no more than `threads` threads of this process compute, though XLA has more. Below 1: no limit."""
 
 def executed_kernels() -> int:
     """How many times a kernel has run in this process."""
+
+def count_times(wanted: bool) -> None:
+    """Begins to count how often and how long kernels run, from zero, or ends it; what was counted stays."""
+
+def counted_times() -> dict[int, tuple[int, float]]:
+    """{key of a kernel: (runs, seconds of all of them)}."""
 
 def scratch() -> tuple[int, int]:
     """(bytes of scratch held now, bytes that are kept between calls at most)."""

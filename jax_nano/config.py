@@ -39,6 +39,7 @@ _ALL = (
     ("JAX_NANO", _SWITCH, "1", "0 turns all of jax_nano off: XLA computes everything"),
     ("JAX_NANO_TARGET", _NAME, "", "the instruction set to use, such as avx2; else the best that the processor has"),
     ("JAX_NANO_AUTOTUNE", _SWITCH, "0", "1 measures the best plans for each product when it is first compiled"),
+    ("JAX_NANO_THREADS", _NUMBER, "0", "how many threads of a process compute products; 0: one for each core"),
     ("JAX_NANO_DUMP", _DIRECTORY, "", "where to write each kernel's plan, MLIR, LLVM IR, assembly and object code"),
     ("JAX_NANO_CACHE", _SWITCH, "1", "0 neither reads nor writes kernels on disk"),
     ("JAX_NANO_CACHE_DIR", _DIRECTORY, "", "where kernels and calibrations stand; else jax_nano within XDG_CACHE_HOME"),

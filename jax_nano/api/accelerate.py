@@ -8,6 +8,8 @@ from typing import Any, TypeVar, cast
 
 from jax_nano import config
 from jax_nano.lowering import attention as attention  # the rules of what attention becomes
+from jax_nano.lowering import attention_gradient as attention_gradient
+from jax_nano.lowering import loops as loops  # and of loops
 from jax_nano.lowering.region import accelerated
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jax_nano import config
+from jax_nano.api.products import hashable
 from jax_nano.ir.attention import MASKED
 from jax_nano.ir.attention_spec import AttentionSpec
 from jax_nano.ir.dtypes import dtype_name
@@ -24,6 +25,7 @@ from jax_nano.ir.score_function import ScoreFunction
 from jax_nano.jaxpr.attention_program import accumulator, definition
 from jax_nano.jaxpr.block_masks import BlockMask
 from jax_nano.jaxpr.score_reader import Score, mapped, read_score
+from jax_nano.lowering import attention_gradient as attention_gradient  # the rules of what derivatives become
 from jax_nano.lowering.attention import attend
 from jax_nano.lowering.dot_general import nano
 from jax_nano.runtime.report import Report, tell
@@ -82,17 +84,22 @@ def dot_product_attention(  # noqa: PLR0913  its namesake's
       TypeError: `score` is not elementwise.
     """
     arrays = (query, key, value, bias, mask, query_seq_lengths, key_value_seq_lengths)
-    params: dict[str, Any] = dict(
-        zip(STATIC, (scale, is_causal, local_window_size, implementation, return_residual), strict=True)
-    )
-    if isinstance(local_window_size, list):
-        params["local_window_size"] = tuple(local_window_size)
+    arrays = tuple(jnp.asarray(x) if isinstance(x, (list, tuple)) else x for x in arrays)
+    options = (scale, is_causal, local_window_size, implementation, return_residual)
+    params = {name: _static(value) for name, value in zip(STATIC, options, strict=True)}
     if score is not None or block_mask is not None:
         return _attend_scored(score, block_mask, *arrays, **params)
     is_traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((arrays, scale)))
     if is_traced or isinstance(scale, jax.Array) or not config.enabled():
         return _attend(*arrays, **params)
     return _compiled(*arrays, **params)
+
+
+def _static(x: Any) -> Any:
+    """An option that JIT can remember programs by: numbers that are known, and tuples of them."""
+    if isinstance(x, (np.ndarray, np.generic)) or (isinstance(x, Array) and x.dtype == bool):
+        return x if isinstance(x, Tracer) else hashable(np.asarray(x).tolist())
+    return hashable(x)
 
 
 def _attend(
@@ -105,7 +112,10 @@ def _attend(
     result = jax.eval_shape(namesake, query, *map(_type, (key, value)), bias, mask)  # raises what it raises
     if score is None and not config.enabled():
         return namesake(query, *map(jnp.asarray, (key, value)), bias, mask)
-    if score is None and (reason := _why_not(query, params)):
+    why_not_broadcast = _why_not_broadcast((query, key), {"bias": bias, "mask": mask})
+    if score is not None and why_not_broadcast:
+        raise ValueError(f"with a score function, {why_not_broadcast}; repeat queries, keys and values")
+    if reason := "" if score is not None else _why_not(query, params) or why_not_broadcast:
         _tell(reason, query, key, value)
         return nano(namesake)(query, *map(jnp.asarray, (key, value)), bias, mask)
     operands, spec = _operands(arrays[:7], params)
@@ -133,7 +143,7 @@ def _operands(arrays: Sequence[Any], params: dict[str, Any]) -> tuple[dict[str, 
     spec = AttentionSpec(
         scale=_scale(params["scale"], operands["query"].shape[-1]),
         causal=params["is_causal"],
-        window=_window(params["local_window_size"]),
+        window=_window(params["local_window_size"], operands["query"].shape[1] + operands["key"].shape[1]),
         residual=params["return_residual"],
         quantized=is_quantized,
     )
@@ -208,6 +218,17 @@ def _why_not(query: Any, params: dict[str, Any]) -> str:
     return ""
 
 
+def _why_not_broadcast(arrays: tuple[Any, Any], scores: dict[str, Any]) -> str:
+    """Says which of the arrays that are beside the scores is larger than those: jax.nn repeats keys for it."""
+    (batch, queries, heads, _), (_, keys, _, _) = ((1,) * (4 - jnp.ndim(x)) + jnp.shape(x) for x in arrays)
+    sizes = batch, heads, queries, keys
+    for name, x in scores.items():
+        shape = (1,) * (4 - jnp.ndim(x)) + jnp.shape(x) if x is not None else ()
+        if any(size not in (1, whole) for size, whole in zip(shape, sizes, strict=False)):
+            return f"its {name} of {list(shape)} does not broadcast to scores of {list(sizes)}"
+    return ""
+
+
 def _in_batches(x: ArrayLike, ndim: int = 4) -> Array:
     """An array of four dimensions, or so many, with leading ones where there are fewer."""
     x = jnp.asarray(x)
@@ -224,8 +245,9 @@ def _scale(scale: float | None, depth: int) -> float:
     return float(1.0 / np.sqrt(depth)) if scale is None else float(scale)
 
 
-def _window(window: int | tuple[int, int] | None) -> tuple[int, int] | None:
+def _window(window: int | tuple[int, int] | None, most: int) -> tuple[int, int] | None:
+    """The sides of a window, none of which is beyond all places: kernels add them to those in 32 bits."""
     if window is None:
         return None
     left, right = (window, window) if isinstance(window, int) else window
-    return int(left), int(right)
+    return max(-most, min(int(left), most)), max(-most, min(int(right), most))

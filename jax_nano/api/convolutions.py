@@ -19,6 +19,7 @@ Padding = str | Sequence[tuple[int, int]]
 
 OF_WINDOWS = ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers", "precision")
 GROUPS = ("feature_group_count", "batch_group_count", "preferred_element_type", "out_sharding")
+REQUIRED = ("window_strides", "strides", "padding", "filter_shape")  # None of which is an error of the namesake
 OF_TRANSPOSES = (
     "strides", "padding", "rhs_dilation", "dimension_numbers", "transpose_kernel", "precision",
     "preferred_element_type", "use_consistent_padding",
@@ -40,7 +41,9 @@ _conv_general_dilated_patches = compiled(lax.conv_general_dilated_patches, *OF_P
 
 def _given(**params: Any) -> dict[str, Any]:
     """Parameters that JIT can remember programs by; without those that are None, which older namesakes do not have."""
-    return {name: hashable(value) for name, value in params.items() if value is not None}
+    given = {name: hashable(value) for name, value in params.items() if value is not None or name in REQUIRED}
+    hash(tuple(given.values()))  # raises what the namesake does
+    return given
 
 
 def conv_general_dilated(  # noqa: PLR0913  its namesake's

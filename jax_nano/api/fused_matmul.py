@@ -19,6 +19,7 @@ from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.operands import VIEWS, apply_view
 from jax_nano.jaxpr.program_reader import SYNONYMS
 from jax_nano.jaxpr.strided_views import NoView, StridedView
+from jax_nano.lowering import loops as loops  # whose lowering loops of products have
 from jax_nano.lowering.region import accelerated_whole
 
 # Primitives that call a function, by name: JAX has no public objects for some of them.

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 
 from jax_nano.jaxpr.rewrite import arrays, merge_arrays
+from jax_nano.lowering import grouped as grouped  # the rules of what grouped products become
+from jax_nano.lowering import loops as loops  # whose lowering is among what is inspected
 from jax_nano.lowering.dot_general import nano
 from jax_nano.runtime.report import Reports, reports
 
@@ -17,7 +19,8 @@ def inspect(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Reports:
 
     The program is lowered as `install()` would have it: each lax.dot_general in it, and each product of jax_nano, at
     any depth of jit, scan, cond, remat, custom derivatives, shard_map and the like. A function that the program calls
-    several times through one jit is compiled once and reported once.
+    several times through one jit is compiled once and reported once. Where XLA partitions the program over devices, it
+    is compiled, and products are reported as one device has them.
 
     Args:
       f: a function, jitted or not; also jax.grad of one, or a single product such as `jax_nano.matmul`.
@@ -34,5 +37,7 @@ def inspect(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Reports:
         return nano(f)(*args, **kwargs)
 
     with reports() as collected:
-        jax.jit(of_arrays).trace(*arrays(leaves)).lower(lowering_platforms=("cpu",))
-    return Reports(collected)
+        lowered = jax.jit(of_arrays).trace(*arrays(leaves)).lower(lowering_platforms=("cpu",))
+    if any(report.is_of_shards for report in collected):
+        lowered.compile()
+    return Reports(each for report in collected for each in (report.shards or [report]))

@@ -9,21 +9,22 @@ from functools import partial
 
 import jax
 from jax.extend.core.primitives import conv_general_dilated_p, dot_general_p
-from jax.interpreters import mlir
 
 from jax_nano import config
-from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering
-from jax_nano.lowering import convolution, dot_general
+from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering, ragged_dot_general_p
+from jax_nano.lowering import convolution, dot_general, grouped
+from jax_nano.lowering import loops as loops  # whose lowering this module switches on
+from jax_nano.lowering.export import unless_exported
 
 
 def install() -> None:
     """Makes every product on CPUs jax_nano's: those of jnp, flax, equinox, optax and all that is built on JAX.
 
-    Products are lax.dot_general and lax.conv_general_dilated.
+    Products are lax.dot_general, lax.ragged_dot_general and lax.conv_general_dilated.
 
     Programs compiled before are forgotten (jax.clear_caches) and compiled anew when next called, except those that the
     caller holds from `.lower().compile()`. Calling it again changes nothing. What jax_nano has no kernel for runs as
-    before; `jax_nano.inspect` says why. So does what jax.export makes: a program for other machines than this one. Does
+    before; `jax_nano.inspect` says why. So does what jax.export makes, unless `exporting_kernels` asks for them. Does
     nothing where JAX_NANO=0 is in the environment.
     """
     _switch.turn(wanted=True)
@@ -72,22 +73,20 @@ class _Switch:
             self.replaced = []
         else:
             self.replaced = [
-                ReplacedLowering(primitive, partial(_unless_exported, lowering=lowering))
+                ReplacedLowering(primitive, partial(_for_kernels, lowering=lowering))
                 for primitive, lowering in LOWERINGS.items()
             ]
 
 
-LOWERINGS = {dot_general_p: dot_general.lowering, conv_general_dilated_p: convolution.lowering}
+LOWERINGS = {
+    dot_general_p: dot_general.lowering,
+    conv_general_dilated_p: convolution.lowering,
+    ragged_dot_general_p: grouped.lowering,
+}
 
 
-def _unless_exported(original: LoweringRule, lowering: Callable[[LoweringRule], LoweringRule]) -> LoweringRule:
-    kernel = lowering(original)
-
-    def lower(ctx: mlir.LoweringRuleContext, *operands, **params):
-        exported = ctx.module_context.lowering_parameters.for_export
-        return (original if exported else kernel)(ctx, *operands, **params)
-
-    return lower
+def _for_kernels(original: LoweringRule, lowering: Callable[[LoweringRule], LoweringRule]) -> LoweringRule:
+    return unless_exported(lowering(original), original)
 
 
 _switch = _Switch()

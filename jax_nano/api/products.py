@@ -21,6 +21,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.typing import ArrayLike, DTypeLike
 
 from jax_nano import config
+from jax_nano.lowering import loops as loops  # whose lowering loops of products have
 from jax_nano.lowering.dot_general import nano
 from jax_nano.lowering.experimental import register_sparse_rules
 from jax_nano.lowering.region import accelerated

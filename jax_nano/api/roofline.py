@@ -11,4 +11,5 @@ from jax_nano.jaxpr.primitives import DOUBLES
 from jax_nano.jaxpr.private import roofline_rule
 
 for original, double in DOUBLES.items():
-    register_roofline(double)(roofline_rule(original))
+    if rule := roofline_rule(original):
+        register_roofline(double)(rule)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from jax_nano.codegen import attention_rows
 from jax_nano.codegen.attention_operands import AttentionOperands, Head, Sums
 from jax_nano.codegen.attention_panel import PanelAttention
 from jax_nano.codegen.attention_result import AttentionResult
@@ -44,6 +45,7 @@ from jax_nano.codegen.index import (
 from jax_nano.codegen.load_store import load, store
 from jax_nano.codegen.location import section
 from jax_nano.codegen.loops import Depth, Span, for_range, panels, when
+from jax_nano.codegen.matrix_ref import MatrixRef
 from jax_nano.codegen.operand_loader import OperandLoader
 from jax_nano.codegen.pack import Destination, Packer
 from jax_nano.codegen.registers import any_lane
@@ -80,26 +82,32 @@ class AttentionKernel:
         block, number = divmod_(operands.task, heads) if heads > 1 else (operands.task, 0)
         block = 0 if plan.query_blocks == 1 else block
         first = AttentionTask(operands, number, block, operands.task, 0)
-        others = [operands.sums(operands.task, split) for split in range(1, plan.splits)]
-        with section("combine splits"), for_range(0, first.padded_columns, plan.nr) as panel:
-            first.combine(panel.i, others)
-        first.finish()
+        for head in first.heads():
+            others = [operands.sums(operands.task, split, head.number) for split in range(1, plan.splits)]
+            with section("combine splits"), for_range(0, first.padded_columns, plan.nr) as panel:
+                first.combine(panel.i, head.sums, others)
+            first.finish(head)
 
 
 class AttentionTask:
     """Writes one task: the loops of this file."""
 
     def __init__(self, operands: AttentionOperands, number: Index, block: Index, element: Index, split: Index):
-        """Finds the matrices of the head of a number, and of its block of queries."""
+        """Finds the first head of a number, and its block of queries."""
         self.operands, self.plan, self.problem = operands, operands.plan, operands.plan.problem
         self.head: Head = operands.head(number)
-        self.split = split
+        self.element, self.split = element, split
         self.begin = mul(block, self.plan.query_block)
         self.end = minimum(add(self.begin, self.plan.query_block), self.plan.columns)
-        self.sums: Sums = operands.sums(element, split)
         self.key_length = operands.length("key_lengths", self.head)
         self.query_length = operands.length("query_lengths", self.head)
-        self.panels = PanelAttention(operands, self.head, self.begin, self.sums)
+
+    def heads(self) -> Iterator[PanelAttention]:
+        """Emits a loop over the task's heads of keys."""
+        with section("heads"), for_range(0, self.plan.heads_per_task) as loop:
+            head = self.head._replace(head=add(self.head.head, loop.i))
+            sums = self.operands.sums(self.element, self.split, loop.i)
+            yield PanelAttention(self.operands, head, loop.i, self.begin, sums)
 
     @property
     def padded_columns(self) -> Index:
@@ -112,25 +120,40 @@ class AttentionTask:
 
     def emit(self) -> None:
         """Emits the task."""
-        with section("pack Q"):
-            self.pack_queries()
+        for head in self.heads():
+            with section("pack Q"):
+                self.pack_queries(head)
         for begin, end, everything in self.passes():
             with section("blocks of keys"), for_range(begin, end, self.plan.key_block) as block:
                 is_visited = any_of(everything, self.sees((self.begin, self.end), block.i))
                 with when(is_visited):
                     self.visit(block.i, everything)
         if self.plan.splits == 1:
-            self.finish()
+            for head in self.heads():
+                self.finish(head)
 
-    def pack_queries(self) -> None:
-        """Copies Q^T in panels."""
-        plan = self.plan
-        source = self.operands.query(self.head).transposed
-        span = Span(self.begin, self.end, plan.columns)
-        to = Destination(span, plan.nr, lambda j: self.panels.queries(subtract(j, self.begin)))
-        Packer(OperandLoader(plan.instruction, "rhs"), plan.nr).pack_panels(
-            to, source, Depth(self.problem.depth, self.problem.depth)
-        )
+    def pack_queries(self, head: PanelAttention) -> None:
+        """Copies Q^T in panels; of folded heads, query by query, each over the zeros behind the one before."""
+        plan, source = self.plan, self.operands.query(head.head).transposed
+        if plan.by_rows:
+            count, stride = (self.problem.queries, self.problem.query[3]) if plan.folds_heads else (1, 0)
+            sources = [source.transposed.advance(t * stride) for t in range(count)]
+            attention_rows.pack_queries(plan, sources, head.queries(0))
+            return
+        if not plan.folds_heads or self.problem.queries == 1:
+            span = Span(self.begin, self.end, plan.columns)
+            self.pack_columns(Destination(span, plan.nr, lambda j: head.queries(subtract(j, self.begin))), source)
+            return
+        group = self.problem.group
+        for t in range(self.problem.queries):
+            panel = head.queries(0).block(0, t * group)
+            to = Destination(Span(0, group, group), plan.nr - t * group, lambda _, panel=panel: panel)
+            self.pack_columns(to, source.advance(t * self.problem.query[3]))
+
+    def pack_columns(self, to: Destination, source: MatrixRef) -> None:
+        """Copies columns of Q^T."""
+        loader = OperandLoader(self.plan.instruction, "rhs")
+        Packer(loader, to.width).pack_panels(to, source, Depth(self.problem.depth, self.problem.depth))
 
     # Which keys.
 
@@ -156,7 +179,7 @@ class AttentionTask:
     def visited(self) -> tuple[Index, Index]:
         """The keys that the block's queries may see, from the beginning of a block on."""
         plan, problem = self.plan, self.problem
-        first, last = (0, 0) if plan.folds_heads else (self.begin, subtract(self.end, 1))
+        first, last = (0, problem.queries - 1) if plan.folds_heads else (self.begin, subtract(self.end, 1))
         begin: Index = 0
         end: Index = problem.keys
         if plan.splits > 1:
@@ -177,23 +200,32 @@ class AttentionTask:
 
     def clear(self) -> None:
         """Sets sums to zero, and maxima to minus infinity."""
+        for head in self.heads():
+            with section("clear"), for_range(0, self.padded_columns, self.plan.nr) as panel:
+                self.clear_panel(head.sums, panel.i)
+
+    def clear_panel(self, sums: Sums, j: Index) -> None:
+        """Does so for a panel."""
         plan, zero = self.plan, broadcast_zero(self.plan)
         registers = range(0, plan.nr, plan.lanes)
-        with section("clear"), for_range(0, self.padded_columns, plan.nr) as panel:
-            out, maxima, totals = self.sums.out(panel.i), self.sums.maxima(panel.i), self.sums.totals(panel.i)
-            for j in registers:
-                store(v.like(zero, -INFINITY), maxima.base, maxima.offset(0, j))
-                store(zero, totals.base, totals.offset(0, j))
-            with for_range(0, plan.value_rows) as row:
-                for j in registers:
-                    store(zero, out.base, out.offset(row.i, j))
+        out, maxima, totals = sums.out(j), sums.maxima(j), sums.totals(j)
+        for i in registers:
+            store(v.like(zero, -INFINITY), maxima.base, maxima.offset(0, i))
+            store(zero, totals.base, totals.offset(0, i))
+        if plan.by_rows:
+            attention_rows.clear(plan, out, self.operands.scores())
+            return
+        with for_range(0, plan.value_rows) as row:
+            for i in registers:
+                store(zero, out.base, out.offset(row.i, i))
 
     def has_blind_rows(self) -> Condition:
         """Whether some row has seen no key that is not masked."""
         plan = self.plan
+        sums = self.operands.sums(self.element, self.split, 0)
         blind: Condition = False
         for j in range(0, min(plan.query_block, plan.columns), plan.lanes):
-            maxima = self.sums.maxima(j)
+            maxima = sums.maxima(j)
             row = load(maxima.base, maxima.at, plan.lanes, subtract(subtract(self.end, self.begin), j))
             blind = any_of(blind, any_lane(v.less(row, MASKED / 2)))
         return blind
@@ -201,20 +233,20 @@ class AttentionTask:
     # A block of keys.
 
     def visit(self, key: Index, everything: Condition) -> None:
-        """Emits a block of keys with all panels of queries."""
+        """Emits a block of keys with all panels of queries of each head."""
         plan, problem = self.plan, self.problem
         steps: Index = min(plan.key_block, problem.keys)
         if problem.keys > plan.key_block and problem.keys % plan.key_block:
             steps = minimum(plan.key_block, subtract(problem.keys, key))
         depth = Depth(steps, problem.keys)
-        block = self.panels.key_block(key, depth)
-        with section("panels of queries"), for_range(0, self.padded_columns, plan.nr) as panel:
-            first = 0 if plan.folds_heads else add(self.begin, panel.i)
-            visible = Visible(plan, first, self.key_length)
-            column = add(self.begin, panel.i)
-            is_visited = both(visible.sees(key), self.sees((column, add(column, plan.nr)), key))
-            with when(any_of(everything, is_visited)):
-                self.panels.attend(panel.i, block, visible)
+        for head in self.heads():
+            block = head.key_block(key, depth)
+            with section("panels of queries"), for_range(0, self.padded_columns, plan.nr) as panel:
+                first = 0 if plan.folds_heads else add(self.begin, panel.i)
+                visible, column = Visible(plan, first, self.key_length), add(self.begin, panel.i)
+                is_visited = both(visible.sees(key), self.sees((column, add(column, plan.nr)), key))
+                with when(any_of(everything, is_visited)):
+                    head.attend(panel.i, block, visible)
 
     def sees(self, columns: tuple[Index, Index], key: Index) -> Condition:
         """Whether a block mask has these columns visit the block of keys from `key` on."""
@@ -222,27 +254,30 @@ class AttentionTask:
 
     # Results.
 
-    def combine(self, j: Index, others: Sequence[Sums]) -> None:
+    def combine(self, j: Index, sums: Sums, others: Sequence[Sums]) -> None:
         """Adds what further splits have of a panel to this split's."""
         plan = self.plan
         softmax = Softmax(plan, self.operands.scores(), self.operands.exponentials(), None, None)
         for other in others:
-            before, others_maxima = softmax.row(self.sums.maxima(j)), softmax.row(other.maxima(j))
+            before, others_maxima = softmax.row(sums.maxima(j)), softmax.row(other.maxima(j))
             after = [v.select(v.less(a, b), b, a) for a, b in zip(before, others_maxima, strict=True)]
             zero = [broadcast_zero(plan)] * len(before)
-            factors, total = update(before, after, softmax.row(self.sums.totals(j)), zero)
+            factors, total = update(before, after, softmax.row(sums.totals(j)), zero)
             weights, total = update(others_maxima, after, softmax.row(other.totals(j)), total)
-            softmax.store_row(after, self.sums.maxima(j))
-            softmax.store_row(total, self.sums.totals(j))
-            out, more = self.sums.out(j), other.out(j)
+            softmax.store_row(after, sums.maxima(j))
+            softmax.store_row(total, sums.totals(j))
+            out, more = sums.out(j), other.out(j)
+            if plan.by_rows:
+                attention_rows.combine(plan, out, more, factors, weights)
+                continue
             with for_range(0, self.problem.value_depth) as row:
                 mine = [v.mul(x, f) for x, f in zip(softmax.row(out, row.i), factors, strict=True)]
                 theirs = zip(softmax.row(more, row.i), weights, mine, strict=True)
                 softmax.store_row([v.fma(x, w, y) for x, w, y in theirs], out, row.i)
 
-    def finish(self) -> None:
+    def finish(self, head: PanelAttention) -> None:
         """Stores the block's rows of the result, and the logarithms of its sums."""
-        rows = AttentionResult(self.operands, self.head, self.query_length)
+        rows = AttentionResult(self.operands, head.head, self.query_length)
         with section("results"):
             for j, columns in panels(Span(self.begin, self.end, self.plan.columns), self.plan.nr, "panels of queries"):
-                rows.store(self.sums, j, subtract(j, self.begin), columns)
+                rows.store(head.sums, j, subtract(j, self.begin), columns)

@@ -36,11 +36,11 @@ class AttentionOperands:
     arrays: Sequence[ir.Value]
 
     def head(self, number: Index) -> Head:
-        """The head of a number: query heads of one head of keys follow one another."""
+        """The first head of a number: query heads of one head of keys follow one another."""
         _, heads, group = self.plan.outer
         rest, member = divmod_(number, group) if group > 1 else (number, 0)
         batch, head = divmod_(rest, heads) if heads > 1 else (rest, 0)
-        return Head(batch, head, member)
+        return Head(batch, mul(head, self.plan.heads_per_task), member)
 
     # Arrays.
 
@@ -52,7 +52,7 @@ class AttentionOperands:
         return found[number][1] if number < len(found) else None
 
     def _by_query(self, role: str, strides: Sequence[int], head: Head, dtype: str, number: int = 0) -> MatrixRef:
-        """An array with query heads, (columns, last dimension)."""
+        """An array with query heads, (columns, last dimension); of folded heads, the columns of the first query."""
         base = self._array(role, number)
         assert base is not None
         b, h, g, t, last = strides
@@ -114,12 +114,13 @@ class AttentionOperands:
         return self._by_query("value_scales", scales.strides, head, scales.dtype) if scales else None
 
     def residual(self, head: Head) -> MatrixRef | None:
-        """The logarithms of sums of exponentials: a row of columns."""
+        """The logarithms of sums of exponentials, as other arrays with query heads."""
         base, problem = self._array("out", 1), self.plan.problem
         if base is None:
             return None
         row = add(mul(head.batch, problem.heads * problem.group), mul(head.head, problem.group), head.member)
-        return MatrixRef(base, mul(row, problem.queries), (0, 1), problem.acc)
+        column = problem.queries if self.plan.folds_heads else 1
+        return MatrixRef(base, mul(row, problem.queries), (column, 1), problem.acc)
 
     def length(self, role: str, head: Head) -> Index | None:
         """How many queries or keys there are in an element of the batch."""
@@ -133,11 +134,13 @@ class AttentionOperands:
     def _local(self, name: str, elements: int, dtype: str) -> ir.Value:
         return scratch(self.local, self.plan.places[name], elements, dtype)
 
-    def packed_queries(self) -> MatrixRef:
-        """Q^T, the first panel of it: (d, columns)."""
+    def packed_queries(self, number: Index) -> MatrixRef:
+        """Q^T of one of the task's heads, the first panel of it: (d, columns)."""
         plan, i = self.plan, self.plan.instruction
-        base = self._local("query", plan.query_block * plan.depth, i.rhs)
-        return MatrixRef(base, 0, (plan.nr, i.vnni), i.rhs, vnni=i.vnni)
+        base = self._local("query", plan.heads_per_task * plan.query_elements, i.rhs)
+        if plan.by_rows:
+            return MatrixRef(base, mul(number, plan.query_elements), (1, plan.query_stride), i.rhs)
+        return MatrixRef(base, mul(number, plan.query_elements), (plan.nr, i.vnni), i.rhs, vnni=i.vnni)
 
     def packed_keys(self) -> MatrixRef:
         """A block of K, (keys, d)."""
@@ -184,13 +187,15 @@ class AttentionOperands:
             return None
         return MatrixRef(self._local("tiles", plan.mr * plan.nr, plan.instruction.acc), 0, (plan.nr, 1), "f32")
 
-    def sums(self, element: Index, split: Index) -> Sums:
-        """The sums of a block of queries: the thread's own or, where keys are split, the split's."""
+    def sums(self, element: Index, split: Index, number: Index) -> Sums:
+        """The sums of a block of queries of one of the task's heads: the thread's own or, of split keys, a split's."""
         plan, acc = self.plan, self.plan.instruction.acc
         if plan.splits == 1:
-            return Sums(plan, self._local("sums", plan.sum_elements, acc), 0)
+            base = self._local("sums", plan.heads_per_task * plan.sum_elements, acc)
+            return Sums(plan, base, mul(number, plan.sum_elements))
         base = scratch(self.shared, 0, self.plan.shared_bytes // bytes_of(acc), acc)
-        return Sums(plan, base, add(mul(split, plan.elements * plan.sum_elements), mul(element, plan.sum_elements)))
+        block = add(mul(split, plan.elements * plan.heads_per_task), mul(element, plan.heads_per_task), number)
+        return Sums(plan, base, mul(block, plan.sum_elements))
 
 
 @dataclass(frozen=True)
@@ -204,12 +209,14 @@ class Sums:
     def out(self, j: Index) -> MatrixRef:
         """The panel of O^T at column j of the block: (d, columns)."""
         plan = self.plan
+        if plan.by_rows:
+            return MatrixRef(self.base, self.at, (1, plan.out_stride), plan.instruction.acc)
         return MatrixRef(self.base, add(self.at, mul(j, plan.value_rows)), (plan.nr, 1), plan.instruction.acc)
 
     def maxima(self, j: Index) -> MatrixRef:
         """The largest scores from column j of the block on, a row."""
         plan = self.plan
-        return MatrixRef(self.base, add(self.at, plan.query_block * plan.value_rows, j), (0, 1), plan.instruction.acc)
+        return MatrixRef(self.base, add(self.at, plan.out_elements, j), (0, 1), plan.instruction.acc)
 
     def totals(self, j: Index) -> MatrixRef:
         """The sums of exponentials from column j of the block on, a row."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from jax_nano.codegen import attention_rows
 from jax_nano.codegen.attention_operands import AttentionOperands, Head, Sums
 from jax_nano.codegen.attention_score import PanelScore, ScoreArrays
-from jax_nano.codegen.index import Index, add, minimum, mul, subtract
+from jax_nano.codegen.index import Index, add, divmod_, minimum, mul, subtract
 from jax_nano.codegen.load_store import prefetch
 from jax_nano.codegen.location import section
 from jax_nano.codegen.loops import Depth, Span, for_range, panels, when
 from jax_nano.codegen.matrix_ref import MatrixRef
-from jax_nano.codegen.microkernel import KBlock, Microkernel, Result
+from jax_nano.codegen.microkernel import KBlock, Microkernel, Result, StepHook
 from jax_nano.codegen.nanokernel import Block, Nanokernel, PanelProduct, TileNanokernel
 from jax_nano.codegen.operand_loader import OperandLoader
-from jax_nano.codegen.pack import Destination, Packer
+from jax_nano.codegen.pack import ROWS_AHEAD, Destination, Packer
 from jax_nano.codegen.softmax import Softmax, Visible, finite_or_zero, grew, update
 from jax_nano.codegen.tile_microkernel import TileMicrokernel
 from jax_nano.codegen.vector import arithmetic as v
@@ -43,12 +45,14 @@ class PanelAttention:
     Attributes:
       operands: where everything lies.
       head: whose queries they are.
+      number: the how-manieth of the task's heads that is.
       begin: the first of the task's queries.
       sums: what the task adds up.
     """
 
     operands: AttentionOperands
     head: Head
+    number: Index
     begin: Index
     sums: Sums
 
@@ -64,7 +68,7 @@ class PanelAttention:
 
     def queries(self, j: Index) -> MatrixRef:
         """The packed panel of Q^T at column j of the task's block."""
-        return self.operands.packed_queries().advance(mul(j, self.plan.depth))
+        return self.operands.packed_queries(self.number).advance(mul(j, self.plan.depth))
 
     def key_block(self, key: Index, depth: Depth) -> KeyBlock:
         """Packs a block of keys and values where the plan says so."""
@@ -93,7 +97,8 @@ class PanelAttention:
             return source.transposed
         target = self.operands.packed_values()
         width = plan.instruction.shape[0] if plan.instruction.tiles else rows
-        packer = Packer(OperandLoader(plan.instruction, "lhs"), width)
+        ahead = 0 if plan.streams else ROWS_AHEAD
+        packer = Packer(OperandLoader(plan.instruction, "lhs"), width, ahead)
         with section("pack V"):
             if plan.instruction.tiles:
                 to = Destination(Span(0, rows, rows), width, lambda i: target.block(i, 0))
@@ -105,12 +110,13 @@ class PanelAttention:
 
     def attend(self, j: Index, block: KeyBlock, visible: Visible) -> None:
         """Emits the products of a panel of queries, and the softmax between them."""
+        plan = self.plan
         self.multiply_keys(block, self.queries(j))
         bias = self.score_array("bias", self.operands.bias(self.head), j, block)
         mask = self.score_array("mask", self.operands.mask(self.head), j, block)
         score = self.score_function(j, block, visible)
         softmax = Softmax(
-            self.plan, self.operands.scores(), self.operands.exponentials(), bias, mask, score,
+            plan, self.operands.scores(), self.operands.exponentials(), bias, mask, score,
             *(self.score_array("scales", scales, j, block) for scales in self.scales()),
         )  # fmt: skip
         out, maxima, totals = self.sums.out(j), self.sums.maxima(j), self.sums.totals(j)
@@ -120,6 +126,11 @@ class PanelAttention:
         factors, total = update(before, after, softmax.row(totals), sums)
         softmax.store_row(after, maxima)
         softmax.store_row(total, totals)
+        if plan.by_rows:
+            with section("rescale"), when(grew(before, after)):
+                attention_rows.rescale(plan, out, factors)
+            self.add_values(block, out)
+            return
         with section("rescale"), when(grew(before, after)), for_range(0, self.problem.value_depth) as row:
             rescaled = [v.mul(x, factor) for x, factor in zip(softmax.row(out, row.i), factors, strict=True)]
             softmax.store_row(rescaled, out, row.i)
@@ -173,26 +184,50 @@ class PanelAttention:
     def multiply_keys(self, block: KeyBlock, queries: MatrixRef) -> None:
         """S^T = K @ Q^T: packed keys by whole register blocks, whose last rows may be any numbers."""
         plan, problem, key, depth = self.plan, self.problem, block.key, block.depth
+        if plan.by_rows:
+            span = Span(key, add(key, depth.steps), depth.size)
+            scores = self.operands.scores()
+            for i, emit in attention_rows.key_products(plan, block.keys, queries, scores, span):
+                row = subtract(i, key)
+                begin = mul(row, problem.depth)
+                emit(row, self.prefetch_hooks(self.operands.key, block, begin, (problem.depth, plan.mr)))
+            return
         k = KBlock(0, Depth(problem.depth, problem.depth), first=True, last=True)
         micro = self.microkernel(lhs_is_packed=plan.packs_keys)
         size = -(-depth.size // plan.mr) * plan.mr if plan.packs_keys else depth.size
         with section("scores"):
             for i, rows in panels(Span(key, add(key, depth.steps), size), plan.mr, "panels of keys"):
                 row = subtract(i, key)
-                if not plan.packs_keys:
-                    self.prefetch_rows(i, rows)
                 product = PanelProduct(block.keys.block(row, 0), queries, Block(rows, plan.nr, plan.lanes))
-                micro.emit(product, k, self.result(self.operands.scores().block(row, 0)))
+                hooks = self.prefetch_hooks(self.operands.key, block, mul(row, problem.depth), (problem.depth, plan.mr))
+                micro.emit(product, k, self.result(self.operands.scores().block(row, 0)), hooks)
 
-    def prefetch_rows(self, i: Index, rows: int) -> None:
-        """Prefetches the rows of K and V that stand a block of keys behind those from i on, as these are multiplied."""
-        problem = self.problem
-        keys, values = self.operands.key(self.head), self.operands.value(self.head)
-        for source, depth in ((keys, problem.depth), (values, problem.value_depth)):
-            line = LINE_BYTES // bytes_of(source.dtype)
-            for row in range(rows):
-                for column in range(0, depth, line):
-                    prefetch(source.base, source.offset(add(i, self.plan.key_block + row), column))
+    def prefetch_hooks(
+        self, array: Callable[[Head], MatrixRef], block: KeyBlock, begin: Index, sizes: tuple[int, int]
+    ) -> list[StepHook]:
+        """Prefetches the next block of K or V, as many elements as are multiplied meanwhile, in their order in memory.
+
+        Heads of a task have a part of the block each, of all of its heads.
+
+        Args:
+          array: K or V.
+          block: the block that is multiplied.
+          begin: how many elements of it were multiplied before.
+          sizes: the depth of a row of one head, and how many elements a step of the product goes through.
+        """
+        depth, width = sizes
+        plan, source = self.plan, array(self.head._replace(head=subtract(self.head.head, self.number)))
+        if not plan.streams or source.strides[1] != 1:
+            return []
+        line, row = LINE_BYTES // bytes_of(source.dtype), depth * plan.heads_per_task
+        first = add(mul(self.number, plan.key_block * depth), begin)
+
+        def hook(k: Index, steps: int) -> None:
+            for element in range(0, width * steps, line):
+                i, column = divmod_(add(first, mul(k, width), element), row)
+                prefetch(source.base, source.offset(add(block.key, plan.key_block, i), column))
+
+        return [hook]
 
     def prefetch_scores(self, source: MatrixRef, key: Index) -> None:
         """Prefetches a panel's part of the bias or the mask for the next block of keys: rows are far apart."""
@@ -203,15 +238,25 @@ class PanelAttention:
 
     def add_values(self, block: KeyBlock, out: MatrixRef) -> None:
         """O^T += V^T @ P^T."""
-        plan = self.plan
+        plan, problem = self.plan, self.problem
+        if plan.by_rows:
+
+            def hooks_of(j: Index, columns: int) -> list[StepHook]:
+                sizes = problem.value_depth, columns
+                return self.prefetch_hooks(self.operands.value, block, mul(j, plan.key_block), sizes)
+
+            values = block.values.transposed
+            attention_rows.add_values(plan, (self.operands.exponentials(), values), out, block.depth, hooks_of)
+            return
         micro = self.microkernel(lhs_is_packed=plan.packs_values)
-        size = plan.value_rows if plan.instruction.tiles else self.problem.value_depth
-        k = KBlock(0, block.depth, first=False, last=True)
+        size = plan.value_rows if plan.instruction.tiles else problem.value_depth
+        k, sizes = KBlock(0, block.depth, first=False, last=True), (problem.value_depth, plan.mr)
         exponentials = self.operands.exponentials()
         with section("values"):
             for i, rows in panels(Span(0, size, size), plan.mr, "panels of values"):
                 product = PanelProduct(block.values.block(i, 0), exponentials, Block(rows, plan.nr, plan.lanes))
-                micro.emit(product, k, self.result(out.block(i, 0)))
+                hooks = self.prefetch_hooks(self.operands.value, block, mul(i, plan.key_block), sizes)
+                micro.emit(product, k, self.result(out.block(i, 0)), hooks)
 
     def result(self, out: MatrixRef) -> Result:
         """Where a register block goes."""

@@ -22,10 +22,10 @@ class DotProductMicrokernel(Microkernel):
     at most a register of columns.
     """
 
-    def emit(self, product: PanelProduct, k: KBlock, result: Result, hooks: Sequence[StepHook] = ()) -> None:  # noqa: ARG002
+    def emit(self, product: PanelProduct, k: KBlock, result: Result, hooks: Sequence[StepHook] = ()) -> None:
         """Emits one block of C."""
         rows, cols = product.block.rows, product.block.cols
-        acc = self.accumulate([self.nano.zero()] * (rows * cols), product, k.depth)
+        acc = self.accumulate([self.nano.zero()] * (rows * cols), product, k.depth, hooks)
         sums = [self.nano.sum_lanes(acc[i * cols : (i + 1) * cols]) for i in range(rows)]
         self.finish(sums, k, result, product.block)
 
@@ -34,7 +34,7 @@ class DotProductMicrokernel(Microkernel):
         acc: Values,
         product: PanelProduct,
         depth: Depth,
-        hooks: Sequence[StepHook] = (),  # noqa: ARG002
+        hooks: Sequence[StepHook] = (),
     ) -> Values:
         """The loop over K: unrolled, by single registers of steps, and a rest."""
         width = self.nano.lanes * self.nano.vnni
@@ -45,6 +45,8 @@ class DotProductMicrokernel(Microkernel):
                 with for_range(0, unrolled, step, carry=acc) as loop:
                     loop.next = loop.carry
                     for k in range(0, step, width):
+                        for hook in hooks:
+                            hook(add(loop.i, k), width)
                         loop.next = self.update(loop.next, product, add(loop.i, k), width)
                 acc = loop.results
             if depth.size % step >= width:

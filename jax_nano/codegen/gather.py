@@ -48,11 +48,15 @@ from jax_nano.codegen.window_ref import (
     WindowRef,
     at_most,
     lanes_within,
+    load_lanes,
     outer_and_run,
     pieces_of_runs,
     registers_of,
+    registers_or_part,
+    unrolled_or_registers,
 )
 from jax_nano.ir.axes import Axis
+from jax_nano.ir.convolution import LONGEST_STEP
 from jax_nano.ir.dtypes import BITS
 
 Inside = Sequence[tuple[Index, Index]]  # elements of runs that are within bounds
@@ -134,7 +138,7 @@ class GatherPacker:
 
     def copy_elements(self, cursor: Cursor, begin: Index, end: Index, target: MatrixRef) -> None:
         """Copies elements [begin, end) of a run."""
-        for k, count in registers_of(begin, end, self.packer.register):
+        for k, count in unrolled_or_registers(begin, end, self.packer.register):
             lanes = 1 if count == 1 else self.packer.register
             value = self.value(load(self.source.base, add(cursor.at, k), lanes, count))
             store(value, target.base, target.offset(0, k), count)
@@ -150,7 +154,7 @@ class GatherPacker:
     def pack_panels(self, to: Destination, depth: Depth) -> None:
         """Copies panels of rows in which steps follow one another."""
         source = self.source
-        outer, run = outer_and_run(source.places, source.window)
+        outer, run = outer_and_run(source.places, source.window, LONGEST_STEP)
         for i, count, panel in to:
             if count < self.packer.width:  # beyond the last place, registers are read as far as they go
                 self.clear(panel, depth)
@@ -181,7 +185,7 @@ class GatherPacker:
             first = cursor.within(source.steps[:-1], steps.run)
             inside = source.inside(first, run)
             if self.has_masks:
-                self.copy_by_registers(Steps(first, inner, steps), piece, inside, panel)
+                self.copy_by_registers(Steps(first, inner, steps), run, piece, inside, panel)
                 continue
 
             def copy(copy_group: CopyGroup, steps: Piece = steps, first: Cursor = first) -> None:
@@ -189,7 +193,7 @@ class GatherPacker:
                     cursors = [first.moved(inner, add(loop.i, step)) for step in range(vnni)]
                     copy_group(cursors, panel.block(add(steps.to, subtract(loop.i, steps.begin)), 0))
 
-            self.by_cases([inside], piece, copy)
+            self.by_cases([inside], run, piece, copy)
 
     @property
     def has_masks(self) -> bool:
@@ -203,28 +207,32 @@ class GatherPacker:
         is_wide = self.packer.lanes * BITS[instruction.acc] == WIDE_BITS
         return is_wide and (dtype in ("f16", "s8", "u8") or (dtype == "bf16" and rounds_to_bf16(instruction)))
 
-    def copy_by_registers(self, steps: Steps, piece: Piece, within: tuple[Index, Index], panel: MatrixRef) -> None:
+    def copy_by_registers(
+        self, steps: Steps, run: Axis, piece: Piece, within: tuple[Index, Index], panel: MatrixRef
+    ) -> None:
         """Copies a run of steps of a piece, register by register, under masks that serve for all of the steps."""
-        lanes, vnni = self.packer.lanes, self.packer.vnni
-        with for_range(piece.begin, piece.end, lanes) as loop:
-            left = subtract(piece.end, loop.i)
-            mask = arith.andi(first_lanes(left, lanes), lanes_within(loop.i, *within, lanes))
-            stored = first_lanes(mul(left, vnni), lanes * vnni)
+        lanes, vnni, base = self.packer.lanes, self.packer.vnni, self.source.base
+        for first, is_whole in registers_or_part(piece.begin, piece.end, lanes):
+            live = self.lanes_of(piece, within, first)
+            stored = None if is_whole else first_lanes(mul(subtract(piece.end, first), vnni), lanes * vnni)
             with for_range(steps.piece.begin, steps.piece.end, vnni) as k:
-                rows = [
-                    load_where(self.source.base, add(steps.at(add(k.i, step)), loop.i), lanes, mask)
-                    for step in range(vnni)
-                ]
+                places = [add(steps.at(add(k.i, step)), mul(first, run.lhs)) for step in range(vnni)]
+                rows = [load_lanes(base, at, run.lhs, lanes, live) for at in places]
                 target = panel.block(add(steps.piece.to, subtract(k.i, steps.piece.begin)), 0)
                 value = interleave([self.value(row) for row in rows])
-                store_where(value, target.base, self.place(piece, loop.i, target), stored)
+                store_where(value, target.base, self.place(piece, first, target), stored)
+
+    def lanes_of(self, piece: Piece, within: tuple[Index, Index], first: Index) -> tuple[Index, Index]:
+        """The lanes [begin, end) of a register, from element `first` on, that are of a piece and within bounds."""
+        begin, end = within
+        return subtract(begin, first), minimum(subtract(end, first), subtract(piece.end, first))
 
     def copy_steps(self, cursors: Sequence[Cursor], run: Axis, piece: Piece, panel: MatrixRef) -> None:
         """Copies a VNNI group of steps of a piece of a run to a panel."""
         inside = [self.source.inside(cursor, run) for cursor in cursors]
-        self.by_cases(inside, piece, lambda copy_group: copy_group(cursors, panel))
+        self.by_cases(inside, run, piece, lambda copy_group: copy_group(cursors, panel))
 
-    def by_cases(self, inside: Inside, piece: Piece, copy: Callable[[CopyGroup], None]) -> None:
+    def by_cases(self, inside: Inside, run: Axis, piece: Piece, copy: Callable[[CopyGroup], None]) -> None:
         """Copies steps whose elements `inside` are within bounds, by what copies a VNNI group of them.
 
         A whole panel goes by registers. Of a part, numbers are masked; where vectors have no masks, or steps have to be
@@ -236,15 +244,15 @@ class GatherPacker:
             is_whole = both(is_whole, both(at_most(begin, piece.begin), at_most(piece.end, end)))
 
         def whole_group(cursors: Sequence[Cursor], panel: MatrixRef) -> None:
-            self.copy_whole_steps(cursors, piece, panel, count)
+            self.copy_whole_steps(cursors, run, piece, panel, count)
 
         def part_of_group(cursors: Sequence[Cursor], panel: MatrixRef) -> None:
             copy_part = self.copy_masked if self.has_masks and vnni == 1 else self.copy_each
             bounds = inside if len(inside) == len(cursors) else [*inside] * len(cursors)
             for step, (cursor, within) in enumerate(zip(cursors, bounds, strict=True)):
-                copy_part(cursor, piece, within, panel.advance(step))
+                copy_part(cursor, run, piece, within, panel.advance(step))
             for step in range(len(cursors), vnni):
-                self.copy_each(cursors[0], piece, (0, 0), panel.advance(step))
+                self.copy_each(cursors[0], run, piece, (0, 0), panel.advance(step))
 
         if is_whole is not False:
             with when(is_whole):
@@ -253,35 +261,40 @@ class GatherPacker:
             with when(negation(is_whole)):
                 copy(part_of_group)
 
-    def copy_whole_steps(self, cursors: Sequence[Cursor], piece: Piece, panel: MatrixRef, count: Index) -> None:
+    def copy_whole_steps(
+        self, cursors: Sequence[Cursor], run: Axis, piece: Piece, panel: MatrixRef, count: Index
+    ) -> None:
         """Copies steps of `count` rows."""
         assert isinstance(count, int)
         lanes, vnni = self.packer.lanes, self.packer.vnni
         for first in range(0, count, lanes):
             live = min(lanes, count - first)
+            begin = mul(add(piece.begin, first), run.lhs)
             rows = [
-                self.value(load(self.source.base, add(cursor.at, piece.begin, first), lanes, live))
+                self.value(load_lanes(self.source.base, add(cursor.at, begin), run.lhs, lanes, (0, live)))
                 for cursor in cursors
             ]
             rows += [zeros(lanes, self.packer.load.element_type)] * (vnni - len(rows))
             store(interleave(rows), panel.base, panel.offset(0, add(piece.to, first)), live * vnni)
 
-    def copy_masked(self, cursor: Cursor, piece: Piece, within: tuple[Index, Index], panel: MatrixRef) -> None:
+    def copy_masked(
+        self, cursor: Cursor, run: Axis, piece: Piece, within: tuple[Index, Index], panel: MatrixRef
+    ) -> None:
         """Copies a piece of a step by registers, under masks of what is within bounds; zeros elsewhere."""
         lanes = self.packer.lanes
-        with for_range(piece.begin, piece.end, lanes) as loop:
-            there = first_lanes(subtract(piece.end, loop.i), lanes)
-            mask = arith.andi(there, lanes_within(loop.i, *within, lanes))
-            value = self.value(load_where(self.source.base, add(cursor.at, loop.i), lanes, mask))
-            store_where(value, panel.base, self.place(piece, loop.i, panel), there)
+        for first, is_whole in registers_or_part(piece.begin, piece.end, lanes):
+            live, at = self.lanes_of(piece, within, first), add(cursor.at, mul(first, run.lhs))
+            value = self.value(load_lanes(self.source.base, at, run.lhs, lanes, live))
+            stored = None if is_whole else first_lanes(subtract(piece.end, first), lanes)
+            store_where(value, panel.base, self.place(piece, first, panel), stored)
 
-    def copy_each(self, cursor: Cursor, piece: Piece, within: tuple[Index, Index], panel: MatrixRef) -> None:
+    def copy_each(self, cursor: Cursor, run: Axis, piece: Piece, within: tuple[Index, Index], panel: MatrixRef) -> None:
         """Copies a piece of a step element by element; zeros where it is not within bounds."""
         with for_range(piece.begin, piece.end) as loop:
             store(self.zeros(1), panel.base, self.place(piece, loop.i, panel))
         begin, end = maximum(within[0], piece.begin), minimum(within[1], piece.end)
         with for_range(begin, end) as loop:
-            value = self.value(load(self.source.base, add(cursor.at, loop.i), 1))
+            value = self.value(load(self.source.base, add(cursor.at, mul(loop.i, run.lhs)), 1))
             store(value, panel.base, self.place(piece, loop.i, panel))
 
     def place(self, piece: Piece, i: Index, panel: MatrixRef) -> Index:

@@ -9,7 +9,22 @@ from dataclasses import dataclass, field
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, scf
 
-from jax_nano.codegen.index import Condition, Index, Values, add, both, equal, index, less, minimum, unequal
+from jax_nano.codegen.index import (
+    Condition,
+    Index,
+    Values,
+    add,
+    both,
+    equal,
+    index,
+    less,
+    maximum,
+    minimum,
+    negation,
+    select,
+    subtract,
+    unequal,
+)
 from jax_nano.codegen.location import section
 
 
@@ -43,11 +58,12 @@ class Span:
     """Indices [begin, end) along an axis of `size`. Where `begin` is beyond `end`, there are none.
 
     Who goes through it by blocks of `step` has `begin` at a multiple of that, and `end` as well unless it is `size`.
+    Where there is no size, any number of indices may be left behind the last whole block.
     """
 
     begin: Index
     end: Index
-    size: int
+    size: int | None
 
 
 def blocks(span: Span, step: int, name: str) -> Iterator[Span]:
@@ -59,8 +75,12 @@ def blocks(span: Span, step: int, name: str) -> Iterator[Span]:
 def panels(span: Span, width: int, name: str) -> Iterator[tuple[Index, int]]:
     """Emits a loop over a span by panels: the body of a Python loop over this is written for whole ones, of `width`.
 
-    Where `width` does not divide the size, the body is written once more, for the narrower panel at the end.
+    Where `width` does not divide the size, the body is written once more, for the narrower panel at the end. Where any
+    number may be left, it is written for a few widths that are all numbers together.
     """
+    if span.size is None:
+        yield from panels_of_any_number(span, width, name)
+        return
     rest = span.size % width
     whole = minimum(span.end, span.size - rest)
     if not (isinstance(span.begin, int) and isinstance(whole, int) and span.begin >= whole):
@@ -71,6 +91,30 @@ def panels(span: Span, width: int, name: str) -> Iterator[tuple[Index, int]]:
         if is_there is not False:
             with section(f"{name}, the last one"), when(is_there):
                 yield span.size - rest, rest
+
+
+PARTS = (1, 2, 3, 4, 8, 16, 32)
+"""Widths of which a few are any number: rarely more than two."""
+
+
+def panels_of_any_number(span: Span, width: int, name: str, least: int = 1) -> Iterator[tuple[Index, int]]:
+    """Emits a loop over whole panels, then for each narrower width, from the widest on, one panel if there is room.
+
+    Panels of tiles have at least a tile's rows: where fewer are left, the last one has rows beyond the end.
+    """
+    at, end = span.begin, span.end
+    whole = subtract(end, arith.remui(index(subtract(end, at)), index(width))) if width > 1 else end
+    with section(name), for_range(at, whole, width) as loop:
+        yield loop.i, width
+    at = maximum(at, whole)
+    for part in reversed([part for part in PARTS if part < width and part % least == 0]):
+        fits = negation(less(subtract(end, at), part))
+        with section(f"{name}, {part} of those left"), when(fits):
+            yield at, part
+        at = select(fits, add(at, part), at)
+    if least > 1:
+        with section(f"{name}, the last one"), when(less(at, end)):
+            yield at, least
 
 
 @dataclass(frozen=True)
@@ -101,11 +145,12 @@ class Depth:
 
 @contextlib.contextmanager
 def when(condition: Condition) -> Iterator[None]:
-    """Emits scf.if. A condition known here must be True."""
+    """Emits scf.if; nothing of the kind where the condition is known here to be true."""
     if condition is True:
         yield
         return
-    op = scf.IfOp(condition)
+    never = condition is False  # the body is written all the same, and LLVM drops it
+    op = scf.IfOp(arith.constant(ir.IntegerType.get_signless(1), 0) if never else condition)
     with ir.InsertionPoint(op.then_block):
         yield
         scf.yield_([])

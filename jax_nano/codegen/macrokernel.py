@@ -33,7 +33,7 @@ from jax_nano.codegen.loops import Depth, Span, blocks, for_range, panels
 from jax_nano.codegen.matrix_ref import MatrixRef
 from jax_nano.codegen.microkernel import KBlock, Microkernel, Result, StepHook
 from jax_nano.codegen.nanokernel import Block, Nanokernel, PanelProduct, Place, TileNanokernel
-from jax_nano.codegen.operands import Area, Arguments, Operands, offsets
+from jax_nano.codegen.operands import Area, Arguments, Offsets, Operands, offsets
 from jax_nano.codegen.panels import LhsPacking, LhsPanels, RhsPacking, RhsPanel, RhsPanels
 from jax_nano.codegen.prefetch_targets import LhsPrefetch, RhsPrefetch, to_next_element
 from jax_nano.codegen.tile_microkernel import TileMicrokernel
@@ -134,7 +134,7 @@ class TaskBlock:
         """Finds the matrices of the element."""
         self.kernel, self.plan, self.nano = kernel, kernel.plan, kernel.micro.nano
         self.operands, self.area, self.split = operands, area, split
-        self.at = at = offsets(self.plan, self.plan.outer, outer)
+        self.at = at = self.place(outer)
         self.b = operands.rhs(at)
         self.sums = operands.sums(at, split)
         self.extras, self.scales = operands.epilogue_extras(at), operands.scales(at)
@@ -143,6 +143,14 @@ class TaskBlock:
         self.rhs_packing = RhsPacking(self.plan, self.nano, operands.arguments)
         self.lhs_prefetch = LhsPrefetch(self.plan, area, to_next_element(self.plan, outer))
         self.rhs_prefetch = RhsPrefetch(self.plan, area)
+
+    def place(self, outer: Index) -> Offsets:
+        """Where an element of the outer axes begins in each array."""
+        return offsets(self.plan, self.plan.outer, outer)
+
+    def block(self, rows: Span, i: Index, count: int, cols: int) -> Block:  # noqa: ARG002
+        """The register block of `count` of those rows, from i on."""
+        return Block(count, cols, self.nano.lanes)
 
     def emit(self) -> None:
         """Emits the loops over cache blocks, and packs them."""
@@ -170,7 +178,7 @@ class TaskBlock:
                     *packing,
                     *self.lhs_prefetch.hooks(next_a, block.rows.begin, i, j),
                 ]
-                product = PanelProduct(block.a_panels(i), b_panel.matrix, Block(rows, cols, self.nano.lanes))
+                product = PanelProduct(block.a_panels(i), b_panel.matrix, self.block(block.rows, i, rows, cols))
                 with section("microkernel"):
                     self.kernel.micro.emit(product, k, result, hooks)
 

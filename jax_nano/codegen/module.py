@@ -9,20 +9,28 @@ from jax.extend.mlir.dialects import func
 from jax.interpreters.mlir import make_ir_context
 
 from jax_nano.codegen.attention import AttentionKernel
+from jax_nano.codegen.attention_gradient import GradientTask
 from jax_nano.codegen.attention_operands import AttentionOperands
+from jax_nano.codegen.grouped import GroupedKernel, GroupedOperands
 from jax_nano.codegen.location import section
 from jax_nano.codegen.macrokernel import Macrokernel
 from jax_nano.codegen.operands import Arguments
+from jax_nano.codegen.pipeline import PipelineKernel
 from jax_nano.codegen.types import element_type
 from jax_nano.ir.dot import Axis, extent
 from jax_nano.schedule.attention import AnyPlan, AttentionPlan
+from jax_nano.schedule.attention_gradient import GradientPlan
+from jax_nano.schedule.grouped import GroupedPlan
+from jax_nano.schedule.pipeline import PipelinePlan
 from jax_nano.schedule.plan import Plan
 
 
 def kernel_name(plan: AnyPlan) -> str:
     """The kernel's symbol, which says what it is."""
-    if isinstance(plan, AttentionPlan):
+    if isinstance(plan, AttentionPlan | GroupedPlan):
         return f"nano_{plan.problem.label}_{plan.isa}_{plan.mr}x{plan.nr}"
+    if isinstance(plan, PipelinePlan):
+        return f"nano_{plan.problem.label}_{plan.isa}"
     dot = plan.dot
     types = dot.lhs if dot.lhs == dot.rhs == dot.out else f"{dot.lhs}{dot.rhs}_{dot.out}"
     if dot.algorithm:
@@ -57,9 +65,14 @@ def build_module(plan: AnyPlan) -> str:
 
 
 def write_phase(plan: AnyPlan, phase: str, values: Sequence[ir.Value]) -> None:
-    """Writes a phase of a plan of either kind."""
+    """Writes a phase of a plan of any kind."""
     if isinstance(plan, AttentionPlan):
         attention_phase(plan, phase, values)
+    elif isinstance(plan, PipelinePlan):
+        _, task, _, local, *arrays = values
+        PipelineKernel(plan).compute_phase(0 if plan.task_count == 1 else task, local, arrays)
+    elif isinstance(plan, GroupedPlan):
+        grouped_phase(plan, phase, values)
     else:
         product_phase(plan, phase, values)
 
@@ -73,10 +86,22 @@ def product_phase(plan: Plan, phase: str, values: Sequence[ir.Value]) -> None:
 
 def attention_phase(plan: AttentionPlan, phase: str, values: Sequence[ir.Value]) -> None:
     """Writes a phase of an attention."""
+    _, task, shared, local, *arrays = values
+    task = 0 if plan.tasks[phase] == 1 else task
+    if isinstance(plan, GradientPlan):
+        GradientTask(plan, task, local, arrays).emit()
+        return
     kernel = AttentionKernel(plan)
     phases = {"compute": kernel.compute_phase, "combine": kernel.combine_phase}
+    phases[phase](AttentionOperands(plan, task, shared, local, arrays))
+
+
+def grouped_phase(plan: GroupedPlan, phase: str, values: Sequence[ir.Value]) -> None:
+    """Writes a phase of a grouped product."""
+    kernel = GroupedKernel(plan)
+    phases = {"group": kernel.group_phase, "compute": kernel.compute_phase}
     _, task, shared, local, *arrays = values
-    phases[phase](AttentionOperands(plan, 0 if plan.tasks[phase] == 1 else task, shared, local, arrays))
+    phases[phase](GroupedOperands(plan, task, shared, local, arrays))
 
 
 def entry_arguments(plan: Plan, phase: str, values: Sequence[ir.Value]) -> Arguments:
@@ -91,7 +116,7 @@ def entry_arguments(plan: Plan, phase: str, values: Sequence[ir.Value]) -> Argum
 
 def argument_types(plan: AnyPlan) -> list[ir.Type]:
     """(round, task, shared, local, the arrays in the caller's order)."""
-    if isinstance(plan, AttentionPlan):
+    if isinstance(plan, AttentionPlan | GroupedPlan | PipelinePlan):
         sizes = [(array.elements, array.dtype) for array in plan.problem.arrays]
     else:
         sizes = array_spans(plan)

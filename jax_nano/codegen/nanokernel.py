@@ -34,11 +34,20 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """A register block of C: `rows` by `cols` elements, `lanes` of them in a register; the last may be partly used."""
+    """A register block of C: `rows` by `cols` elements, `lanes` of them in a register; the last may be partly used.
+
+    Where there are `live_rows`, found at run time, tiles compute all rows and store so many.
+    """
 
     rows: int
     cols: int
     lanes: int
+    live_rows: Index | None = None
+
+    @property
+    def stored_rows(self) -> Index:
+        """Rows that belong to C."""
+        return self.rows if self.live_rows is None else self.live_rows
 
     @property
     def counts(self) -> list[int]:

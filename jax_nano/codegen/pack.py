@@ -56,6 +56,7 @@ class Packer:
 
     load: OperandLoader
     width: int
+    rows_ahead: int = ROWS_AHEAD  # 0 where who packs prefetches otherwise
 
     @property
     def lanes(self) -> int:
@@ -126,9 +127,9 @@ class Packer:
         """Rows that are contiguous already: VNNI groups of them, read along the rows from panel to panel."""
         for k, live in depth.pieces(self.vnni):
             for first, cols, panel in to:
-                for step in range(self.vnni):
+                for step in range(self.vnni if self.rows_ahead else 0):
                     for j in range(0, cols, LINE_BYTES // bytes_of(source.dtype)):
-                        prefetch(source.base, source.offset(add(k, ROWS_AHEAD + step), add(first, j)))
+                        prefetch(source.base, source.offset(add(k, self.rows_ahead + step), add(first, j)))
                 self.copy_group(source.block(0, first), panel, k, cols, live)
 
     def copy_group(self, source: MatrixRef, panel: MatrixRef, k: Index, cols: Index, live: int) -> None:

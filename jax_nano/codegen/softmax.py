@@ -68,16 +68,12 @@ class Visible:
 
     @property
     def last_column(self) -> int:
-        """The last column's place behind the first one's: folded heads have the same query."""
-        return 0 if self.plan.folds_heads else self.plan.nr - 1
+        """The last column's query, counted from the first one's."""
+        return (self.plan.problem.queries if self.plan.folds_heads else self.plan.nr) - 1
 
     def queries(self) -> Values:
         """The numbers of the queries, register by register."""
-        word, lanes = ir.IntegerType.get_signless(32), self.plan.lanes
-        first = broadcast(arith.index_cast(word, index(self.query)), lanes)
-        if self.plan.folds_heads:
-            return [first] * (self.plan.nr // lanes)
-        return [v.add(first, v.add(count_up(lanes, word), j)) for j in range(0, self.plan.nr, lanes)]
+        return [query_numbers(self.plan, self.query, j) for j in range(0, self.plan.nr, self.plan.lanes)]
 
     def apply(self, scores: Values, queries: Values, key: Index) -> Values:
         """The scores of a key, those of masked pairs replaced."""
@@ -235,6 +231,17 @@ class Softmax:
             with when(unequal(whole, depth.steps)):
                 for i in missing:
                     self.store_group([[zero] * len(self.columns)] * vnni, add(whole, i))
+
+
+def query_numbers(plan: AttentionPlan, first: Index, j: int) -> ir.Value:
+    """The queries of a register at column j of a panel that begins with query `first`; of folded heads, their own."""
+    word, lanes, group = ir.IntegerType.get_signless(32), plan.lanes, plan.problem.group
+    if not plan.folds_heads:
+        return v.add(broadcast(arith.index_cast(word, index(first)), lanes), v.add(count_up(lanes, word), j))
+    last = plan.problem.queries - 1
+    numbers = [ir.IntegerAttr.get(word, min((j + lane) // group, last)) for lane in range(lanes)]
+    kind = ir.VectorType.get([lanes], word)
+    return arith.constant(kind, ir.DenseElementsAttr.get(numbers, kind))
 
 
 def broadcast_zero(plan: AttentionPlan) -> ir.Value:

@@ -57,7 +57,8 @@ class TileMicrokernel(Microkernel):
 
     def sums_stay(self, block: Block, result: Result) -> bool:
         """Whether tiles are stored where sums belong between k blocks: that takes whole tiles, unscaled."""
-        are_whole = block.rows % self.nano.instruction.shape[0] == 0 and block.cols % block.lanes == 0
+        whole_rows = block.live_rows is None and block.rows % self.nano.instruction.shape[0] == 0
+        are_whole = whole_rows and block.cols % block.lanes == 0
         are_final = result.epilogue is None and result.out.dtype == self.nano.instruction.acc
         return (result.padded or (are_whole and are_final)) and result.scales is None
 
@@ -94,7 +95,7 @@ class TileMicrokernel(Microkernel):
         sums, partial, lanes = result.tiles, result.partial, block.lanes
         assert sums
         columns = list(zip(range(0, block.cols, lanes), block.counts, strict=True))
-        with section("correction terms"), for_range(0, block.rows) as row:
+        with section("correction terms"), for_range(0, block.stored_rows) as row:
             terms = [self.nano.zero_unless_finite(load(sums.base, sums.offset(row.i, j), lanes)) for j, _ in columns]
 
             def with_partial(terms=terms, i=row.i) -> Values:
@@ -108,7 +109,7 @@ class TileMicrokernel(Microkernel):
 
     def copy_rows(self, source: MatrixRef, target: MatrixRef, block: Block) -> None:
         """Copies the block's sums, row by row, to where tiles can be loaded from."""
-        with section("partial sums to tiles"), for_range(0, block.rows) as row:
+        with section("partial sums to tiles"), for_range(0, block.stored_rows) as row:
             for j, count in zip(range(0, block.cols, block.lanes), block.counts, strict=True):
                 value = load(source.base, source.offset(row.i, j), block.lanes, count)
                 store(value, target.base, target.offset(row.i, j))
@@ -116,6 +117,6 @@ class TileMicrokernel(Microkernel):
     def finish_rows(self, source: MatrixRef, k: KBlock, result: Result, block: Block) -> None:
         """Finishes the block row by row."""
         lanes = block.lanes
-        with section("rows of the block"), for_range(0, block.rows) as row:
+        with section("rows of the block"), for_range(0, block.stored_rows) as row:
             acc = [load(source.base, source.offset(row.i, j), lanes) for j in range(0, block.cols, lanes)]
             self.finish(acc, k, result.row(row.i), Block(1, block.cols, lanes))

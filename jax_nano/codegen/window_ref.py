@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from jax.extend.mlir import ir
-from jax.extend.mlir.dialects import arith
+from jax.extend.mlir.dialects import arith, vector
 
 from jax_nano.codegen.index import (
     Condition,
@@ -24,12 +24,14 @@ from jax_nano.codegen.index import (
     subtract,
     unequal,
 )
-from jax_nano.codegen.load_store import first_lanes
+from jax_nano.codegen.load_store import first_lanes, load, load_where
 from jax_nano.codegen.loops import for_range, when
 from jax_nano.codegen.matrix_ref import Split
+from jax_nano.codegen.registers import zeros
 from jax_nano.ir.axes import Axis
 from jax_nano.ir.window import Window
 
+UNROLLED = 16  # registers of a run that are copied one after the other
 FAR = 1 << 40  # elements: more than any array has
 
 
@@ -95,9 +97,9 @@ def steps_until(distance: Index, step: int) -> Index:
     return subtract(divmod_(add(distance, step - 1 + FAR * step), step)[0], FAR)
 
 
-def outer_and_run(axes: tuple[Axis, ...], window: Window) -> tuple[tuple[Axis, ...], Axis]:
-    """The loops around a run of neighbours in memory, and the run: one element, where there are no neighbours."""
-    if axes and axes[-1].lhs == 1:
+def outer_and_run(axes: tuple[Axis, ...], window: Window, longest_step: int = 1) -> tuple[tuple[Axis, ...], Axis]:
+    """The loops around a run in memory, and the run: one element, where neighbours are more than a step apart."""
+    if axes and 1 <= axes[-1].lhs <= longest_step:
         return axes[:-1], axes[-1]
     return axes, Axis(size=1, lhs=1, window=(0,) * len(window.bounds))
 
@@ -148,6 +150,34 @@ def lanes_within(k: Index, begin: Index, end: Index, lanes: int) -> ir.Value:
     return arith.andi(below, arith.xori(before, ones))
 
 
+def load_lanes(base: ir.Value, at: Index, step: int, lanes: int, within: tuple[Index, Index]) -> ir.Value:
+    """Elements a step apart from `at` on, of the lanes [begin, end); what is read lies between the first and the last.
+
+    Registers of all elements in between are loaded, and every step-th one is taken out of them.
+    """
+    begin, end = within
+    if step == 1:
+        return load_between(base, at, lanes, begin, end)
+    first, last = mul(begin, step), add(mul(subtract(end, 1), step), 1)
+    value = None
+    for number in range(step):
+        skipped = number * lanes
+        loaded = load_between(base, add(at, skipped), lanes, subtract(first, skipped), subtract(last, skipped))
+        order = [lanes + i * step % lanes if i * step // lanes == number else i for i in range(lanes)]
+        value = vector.shuffle(value or loaded, loaded, order if value else [i % lanes for i in order])
+    assert value
+    return value
+
+
+def load_between(base: ir.Value, at: Index, lanes: int, begin: Index, end: Index) -> ir.Value:
+    """The lanes [begin, end) of `lanes` elements from `at` on; zeros elsewhere."""
+    if isinstance(end, int) and end <= 0:
+        return zeros(lanes, ir.MemRefType(base.type).element_type)
+    if isinstance(begin, int) and begin <= 0:
+        return load(base, at, lanes, end)
+    return load_where(base, at, lanes, lanes_within(0, begin, end, lanes))
+
+
 def registers_of(begin: Index, end: Index, register: int) -> Iterator[tuple[Index, int]]:
     """Emits loops over [begin, end) by registers: (first element, how many).
 
@@ -158,16 +188,46 @@ def registers_of(begin: Index, end: Index, register: int) -> Iterator[tuple[Inde
     if isinstance(length, int) and length < register:
         yield begin, length
         return
-    with when(at_most(register, length)):
-        rest = divmod_(length, register)[1]
-        with for_range(begin, subtract(end, rest), register) as loop:
-            yield loop.i, register
-        if rest != 0:
-            with when(unequal(rest, 0)):
-                yield subtract(end, register), register
+    for first in whole_registers(begin, end, register):
+        yield first, register
     if not isinstance(length, int):
         with when(less(length, register)), for_range(begin, end) as loop:
             yield loop.i, 1
+
+
+def unrolled_or_registers(begin: Index, end: Index, register: int) -> Iterator[tuple[Index, int]]:
+    """Elements [begin, end) as registers_of has them; a few whole registers without a loop, and its misprediction."""
+    if not (isinstance(begin, int) and isinstance(end, int) and register <= end - begin <= UNROLLED * register):
+        yield from registers_of(begin, end, register)
+        return
+    for first in range(begin, end, register):
+        yield min(first, end - register), register
+
+
+def whole_registers(begin: Index, end: Index, register: int) -> Iterator[Index]:
+    """Emits loops over [begin, end) by whole registers, the last of which overlaps the one before: of less, none."""
+    length = subtract(end, begin)
+    if (is_long := at_most(register, length)) is False:
+        return
+    with when(is_long):
+        rest = divmod_(length, register)[1]
+        with for_range(begin, subtract(end, rest), register) as loop:
+            yield loop.i
+        if rest != 0:
+            with when(unequal(rest, 0)):
+                yield subtract(end, register)
+
+
+def registers_or_part(begin: Index, end: Index, register: int) -> Iterator[tuple[Index, bool]]:
+    """Emits loops over [begin, end) by registers, and for less than one: (first element, is it whole).
+
+    Only the latter needs a mask: on Zen 5, stores under masks take several times as long.
+    """
+    for first in whole_registers(begin, end, register):
+        yield first, True
+    if (is_short := less(subtract(end, begin), register)) is not False:
+        with when(is_short):
+            yield begin, False
 
 
 def at_most(a: Index, b: Index) -> Condition:

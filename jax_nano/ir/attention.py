@@ -15,22 +15,12 @@ import numpy as np
 
 from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.ir.dtypes import bytes_of
+from jax_nano.ir.grouped import Grouped
+from jax_nano.ir.pipeline import Pipeline
 from jax_nano.ir.score_function import ScoreFunction
 
-Role = Literal[
-    "query",
-    "key",
-    "value",
-    "bias",
-    "score",
-    "mask",
-    "query_lengths",
-    "key_lengths",
-    "blocks",
-    "key_scales",
-    "value_scales",
-    "out",
-]
+Role = Literal["query", "key", "value", "bias", "score", "mask", "query_lengths", "key_lengths", "blocks",
+               "key_scales", "value_scales", "out", "cotangent", "logsumexp", "delta"]  # fmt: skip
 
 MASKED = float(-0.7 * np.finfo(np.float32).max)
 """The score of a masked pair, as jax.nn has it: finite, so that a row whose keys are all masked averages V."""
@@ -136,6 +126,8 @@ class Attention:
             raise UnsupportedAttention(f"no kernel adds a bias of {self.bias.dtype} to scores; convert it to f32")
         if self.bias and self.bias.dtype == "f64" != self.dtype:
             raise UnsupportedAttention(f"a bias of f64 would be rounded to scores of {self.acc}; convert it before")
+        if self.mask and self.mask.dtype != "pred":
+            raise UnsupportedAttention(f"a mask of {self.mask.dtype} has no truth values; compare it with 0")
         if self.out[-1] != 1:
             raise UnsupportedAttention("rows of the result are not contiguous")
         if not math.isfinite(self.scale):
@@ -246,5 +238,5 @@ class Attention:
         return "_".join(["attention", self.dtype, sizes, *(name for name, is_set in flags.items() if is_set)])
 
 
-Problem = Dot | Attention
+Problem = Dot | Attention | Grouped | Pipeline
 """What a kernel computes."""

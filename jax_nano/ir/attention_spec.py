@@ -10,6 +10,22 @@ from jax_nano.ir.score_function import ScoreFunction
 SCALES = "key_scales", "value_scales"
 
 
+def hides_rows(causal: bool, window: tuple[int, int] | None, queries: int, keys: int) -> bool:  # noqa: FBT001  as fields
+    """Is true where masks by place hide all keys from some query: it averages all values.
+
+    Args:
+      causal: keys behind the query's own place are masked.
+      window: how many keys before and behind that are not; negative where those next to it are, too.
+      queries: how many there are.
+      keys: how many there are, at least one.
+    """
+    if window is None:
+        return False
+    left, right = window
+    right = min(right, 0) if causal else right
+    return right < 0 or left + right < 0 or queries - 1 - left >= keys
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpec:
     """Scale, masks and results of an attention, and which operands it has.

@@ -17,6 +17,7 @@ from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.ir.window import Bound, Window
 
 PLACES_IN_LANES = 8  # in a run, at least: shorter ones leave most lanes to masks
+LONGEST_STEP = 4  # from place to place in a run: so many registers are loaded for one of places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,10 @@ class Spatial:
     stride: int = 1
     dilation: int = 1  # of the kernel
     padding: int = 0  # before the first place; behind the last there is what the result's size asks for
+
+    def __post_init__(self):
+        if min(self.stride, self.dilation) < 1:
+            raise UnsupportedDot(f"stride {self.stride} and dilation {self.dilation} have to be at least 1")
 
     def reach(self, places: int, taps: int) -> tuple[int, int]:
         """The first and the last place of the image that are read."""
@@ -55,10 +60,10 @@ class Convolution:
     @property
     def ends_with_places(self) -> bool:
         """Is true where the result's last dimension is one of places that can stand in lanes, as runs of the image."""
-        if self.groups * self.batch_groups > 1 or self.kernel.shape[-1] == 1:
+        if self.batch_groups > 1:
             return False
         return any(
-            (lhs * spatial.stride, out) == (1, 1) and places >= PLACES_IN_LANES
+            lhs == out == 1 and spatial.stride <= LONGEST_STEP and places >= PLACES_IN_LANES
             for spatial, places, lhs, out in zip(
                 self.spatial, self.result.shape[1:-1], self.image.strides[1:-1], self.result.strides[1:-1], strict=True
             )
@@ -71,13 +76,17 @@ class Convolution:
           UnsupportedDot: there is nothing to compute, or no kernel for these types.
         """
         image, kernel, result = self.image, self.kernel, self.result
-        if any(0 in operand.shape for operand in (image, kernel, result)):
-            raise UnsupportedDot("a dimension is 0: there is nothing to multiply")
         loops, window = self.as_product()
         return Dot.over(loops, (image.dtype, kernel.dtype, result.dtype), window=window)
 
     def as_product(self) -> tuple[Loops, Window | None]:
-        """Its loops, and how A lies in memory where they go over elements more than once, or beyond them."""
+        """Its loops, and how A lies in memory where they go over elements more than once, or beyond them.
+
+        Raises:
+          UnsupportedDot: there is nothing to compute.
+        """
+        if any(0 in operand.shape for operand in (self.image, self.kernel, self.result)):
+            raise UnsupportedDot("a dimension is 0: there is nothing to multiply")
         loops, window = self.loops(), self.window()
         return (without_windows(loops), None) if is_plain(loops, window) else (loops, window)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -158,11 +159,20 @@ class Dot:
             raise UnsupportedDot(f"sums in {dot.acc} are not scaled by groups")
         if dot.panels:
             check_panels(dot)
+        if dot.window and (dot.ends_with_rows or not dot.n) and (dot.panels or dot.scaling or dot.rhs in PACKED_INT4):
+            raise UnsupportedDot(ONLY_WITH_COLUMNS_LAST)
         if dot.window and (dot.prologue or BITS[dot.lhs] < 8):
             raise UnsupportedDot(
                 "windows are read as they are: without work on them, and of no elements that share bytes"
             )
         return dot
+
+    @property
+    def ends_with_rows(self) -> bool:
+        """Is true where C's last axis is one of M; with one column, where places are neighbours in A as well."""
+        if not self.m or self.m[-1].out != 1:
+            return False
+        return self.n[-1].out != 1 if self.n else self.m[-1].lhs == 1
 
     @functools.cached_property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -276,6 +286,7 @@ class Dot:
         )  # fmt: skip
 
 
+ONLY_WITH_COLUMNS_LAST = "weights are read as they are packed where output channels are the result's last dimension"
 ONLY_RHS_IN_PANELS = "panels are read as B alone: columns of the packed matrix have to be C's last dimension"
 
 
@@ -287,12 +298,21 @@ def check_panels(dot: Dot) -> None:
     """
     panels = dot.panels
     assert panels
-    if [axis.rhs for axis in dot.k] not in ([], [1]):
+    if not is_one_run(dot.k, 1) or (len(dot.k) > 1 and not dot.window):
         raise UnsupportedDot("panels are summed along the rows of the packed matrix, all in one run")
     whole = not any(axis.rhs % panels.matrix_elements for axis in dot.b)
     whole &= not any(axis.rhs % panels.panel_elements for axis in dot.n[:-1])
     if not whole or (dot.n and dot.n[-1].rhs != panels.rows):
         raise UnsupportedDot(f"columns of the packed matrix are not gone through by whole panels of {panels.width}")
+
+
+def is_one_run(axes: Sequence[Axis], stride: int) -> bool:
+    """Is true where B is gone through by steps of this stride, each axis where the one inside of it ends."""
+    for axis in reversed(axes):
+        if axis.rhs != stride:
+            return False
+        stride *= axis.size
+    return True
 
 
 def accumulator(lhs: str, rhs: str, out: str, terms: int) -> str:

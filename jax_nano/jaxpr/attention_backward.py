@@ -1,19 +1,24 @@
-"""The gradients of attention, in JAX's own operations: a scan over blocks, without memory for all scores."""
+"""The gradients of attention: by kernels or, in JAX's own operations, by a scan over blocks; without all scores."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_nano.ir.attention import MASKED
+from jax_nano.ir.attention_gradient import has_gradient_kernels
 from jax_nano.ir.attention_spec import AttentionSpec
 from jax_nano.jaxpr.attention_blocks import Blocks
 from jax_nano.jaxpr.attention_program import scored
+from jax_nano.jaxpr.primitives import nano_attention_gradient_p
+from jax_nano.jaxpr.varying import varying_alike
+
+LARGE = 1e4  # of a logarithm of a sum: beside it, f32 holds those of numbers of keys to 5e-4
 
 
 @dataclass(frozen=True)
@@ -41,19 +46,47 @@ class Backward:
         spec = self.spec
         query, key, value, *extras = operands
         named = dict(zip(spec.extras, extras, strict=True))
+        if 0 in (*query.shape[:3], key.shape[1]):
+            given = zip(operands, self.wanted, strict=False)
+            return [jnp.zeros_like(x) if wanted else None for x, wanted in given]
         out_ct, lse_ct = cotangents
-        acc, heads = lse_ct.dtype, key.shape[2]
+        acc = lse_ct.dtype
         if spec.query_lengths:
             is_query = jnp.arange(query.shape[1])[None, :] < named["query_lengths"][:, None]
             out_ct = jnp.where(is_query[:, :, None, None], out_ct, jnp.zeros((), out_ct.dtype))
         delta = (out_ct.astype(acc) * results[0].astype(acc)).sum(-1).transpose(0, 2, 1) - lse_ct
+        if has_gradient_kernels(spec, query.shape[1], key.shape[1]):
+            return self.by_kernels(query, key, value, out_ct, results[1], delta)
+        return self.by_blocks(operands, (out_ct, results[1], delta))
+
+    def by_kernels(self, *arrays: Array) -> list[Array | None]:
+        """The gradients by the primitive that kernels compute."""
+        spec = replace(self.spec, residual=False)
+        bind = functools.partial(nano_attention_gradient_p.bind, *varying_alike(arrays), spec=spec)
+        of_query, *of_keys = self.wanted
+        found = bind(of="queries") if of_query else [None]
+        found += bind(of="keys") if any(of_keys) else [None, None]
+        return [x if wanted else None for x, wanted in zip(found, self.wanted, strict=True)]
+
+    def by_blocks(self, operands: Sequence[Array], of_queries: tuple[Array, Array, Array]) -> list[Array | None]:
+        """The gradients by a scan over blocks.
+
+        Args:
+          operands: those of nano_attention.
+          of_queries: cotangents of the result, logarithms of sums, and what is taken from dP.
+        """
+        spec, (query, key, value, *extras), (out_ct, lse, delta) = self.spec, operands, of_queries
+        named = dict(zip(spec.extras, extras, strict=True))
+        acc, heads = lse.dtype, key.shape[2]
         blocks = Blocks.of(spec, query, key)
         rows = blocks.queries(query, heads), blocks.queries(out_ct, heads)
-        stats = blocks.rows(results[1], heads), blocks.rows(delta, heads)
+        stats = blocks.rows(lse, heads), blocks.rows(delta, heads)
         step = BackwardStep(spec, blocks, named, (*rows, *stats), (blocks.keys(key), blocks.keys(value)))
         sums = [jnp.zeros(x.shape, acc) for x in (rows[0], *step.keys)]
         sums += [blocks.score_zeros(x.shape, acc) for x in extras[: spec.differentiable - 3]]
-        start = [x if wanted else None for x, wanted in zip(sums, self.wanted, strict=True)]
+        sums = varying_alike([*sums, delta])
+        step = step.with_totals()
+        start = [x if wanted else None for x, wanted in zip(sums[:-1], self.wanted, strict=False)]
         found, _ = lax.scan(lambda sums, pair: (step(sums, *pair), None), start, blocks.pairs(spec))
         back = [blocks.queries_back, blocks.keys_back, blocks.keys_back, *[blocks.scores_back] * len(extras)]
         pairs = zip(back, found, (query, key, value, *extras), strict=False)
@@ -67,9 +100,10 @@ class BackwardStep:
     Attributes:
       spec: the attention.
       blocks: the blocks.
-      named: bias, mask and lengths.
+      named: bias, mask, lengths, and what belongs to a score function.
       rows: queries, cotangents of the result, logarithms of sums, and what is taken from dP; in blocks of queries.
       keys: keys and values, in blocks of keys.
+      totals: what exponentials less the logarithms of sums add up to, where that is not 1.
     """
 
     spec: AttentionSpec
@@ -77,6 +111,31 @@ class BackwardStep:
     named: dict[str, Array]
     rows: tuple[Array, Array, Array, Array]
     keys: tuple[Array, Array]
+    totals: Array | None = None
+
+    def with_totals(self) -> BackwardStep:
+        """The step that knows what exponentials add up to, in blocks of queries.
+
+        Beside a logarithm that a bias makes large, or a score function, as in rows whose keys these all hide, that of
+        their number is lost.
+        """
+        if not (self.spec.bias or self.spec.score):
+            return self
+        lse = self.rows[2]
+        zeros, ones, _ = varying_alike([jnp.zeros_like(lse), jnp.ones_like(lse), lse])
+
+        def add(totals: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+            i, j = pair
+            pairs = self.pairs(i, j)
+            scores = self.scores(self.products(i, j), *self.moving(pairs), pairs=pairs, i=i, j=j)
+            p, _ = self.probabilities(scores, self.blocks.query_block(lse, i), pairs, i, j)
+            return self.blocks.add_query(totals, p.sum(-1), i), None
+
+        def counted() -> Array:
+            totals, _ = lax.scan(add, zeros, self.blocks.pairs(self.spec))
+            return jnp.where(totals > 0, totals, ones)
+
+        return replace(self, totals=lax.cond((jnp.abs(lse) > LARGE).any(), counted, lambda: ones))
 
     def __call__(self, sums: Sequence[Array | None], i: Array, j: Array) -> list[Array | None]:
         """Adds it to the sums, unless a block mask hides it."""
@@ -92,10 +151,9 @@ class BackwardStep:
         query, out_ct, lse, delta = (blocks.query_block(x, i) for x in self.rows)
         key, value = (blocks.key_block(x, j) for x in self.keys)
         product = functools.partial(jnp.einsum, preferred_element_type=lse.dtype)
-        products = product("bkgth,bksh->bkgts", query, key) * jnp.asarray(spec.scale, lse.dtype)
-        pairs = {name: blocks.score_block(x, i, j) for name, x in self.named.items() if spec.is_of_pairs(name)}
-        moving = [pairs[name].astype(lse.dtype) for name in spec.extras[: spec.differentiable - 3]]
-        scores, pull = jax.vjp(lambda *x: self.scores(*x, pairs=pairs, i=i, j=j), products, *moving)
+        pairs = self.pairs(i, j)
+        of_products = functools.partial(self.scores, pairs=pairs, i=i, j=j)
+        scores, pull = jax.vjp(of_products, self.products(i, j), *self.moving(pairs))
         p, seen = self.probabilities(scores, lse, pairs, i, j)
         ds = p * (product("bkgtv,bksv->bkgts", out_ct, value) - delta[..., None])
         if seen is not None and blocks.has_blind_rows(spec):
@@ -110,6 +168,23 @@ class BackwardStep:
         ]
         return [None if x is None else update(x) for x, update in zip(sums, updates, strict=False)]
 
+    def products(self, i: Array, j: Array) -> Array:
+        """The scaled products of a block of queries and one of keys."""
+        query, key = self.blocks.query_block(self.rows[0], i), self.blocks.key_block(self.keys[0], j)
+        dtype = self.rows[2].dtype
+        return jnp.einsum("bkgth,bksh->bkgts", query, key, preferred_element_type=dtype) * jnp.asarray(
+            self.spec.scale, dtype
+        )
+
+    def pairs(self, i: Array, j: Array) -> dict[str, Array]:
+        """The parts of the operands that broadcast to the scores."""
+        return {name: self.blocks.score_block(x, i, j) for name, x in self.named.items() if self.spec.is_of_pairs(name)}
+
+    def moving(self, pairs: dict[str, Array]) -> list[Array]:
+        """Those of them that have derivatives, in the type of scores."""
+        names = self.spec.extras[: self.spec.differentiable - 3]
+        return [pairs[name].astype(self.rows[2].dtype) for name in names]
+
     def scores(self, products: Array, *moving: Array, pairs: dict[str, Array], i: Array, j: Array) -> Array:
         """The scores of a block: of its scaled products, and of the parts of other operands that have derivatives."""
         spec, heads = self.spec, products.shape[1]
@@ -123,18 +198,23 @@ class BackwardStep:
         self, scores: Array, lse: Array, pairs: dict[str, Array], i: Array, j: Array
     ) -> tuple[Array, Array | None]:
         """The probabilities of a block, and which of its pairs are not masked."""
-        spec, blocks, named, heads = self.spec, self.blocks, self.named, scores.shape[1]
-        p = jnp.exp(scores - lse[..., None])
-        seen = blocks.visible(spec, named | pairs, i, j)
-        if seen is None and blocks.has_blind_rows(spec):
-            seen = blocks.inside(i, j)
+        spec, blocks, heads = self.spec, self.blocks, scores.shape[1]
+        p = self.exponentials(scores, lse, i)
+        seen = blocks.visible(spec, self.named | pairs, i, j)
         if seen is None:
             return p, None
         seen = blocks.grouped(seen, heads)
         zero = jnp.zeros((), p.dtype)
         if not blocks.has_blind_rows(spec):
             return jnp.where(seen, p, zero), seen
-        average = jnp.where(
-            blocks.grouped(blocks.inside(i, j), heads), jnp.asarray(1 / blocks.key_count, p.dtype), zero
-        )
+        inside = blocks.grouped(blocks.inside(i, j), heads)
+        if spec.bias or spec.score:  # hidden pairs may be all that is left beside scores less than theirs
+            p = self.exponentials(jnp.where(seen, scores, jnp.asarray(MASKED, p.dtype)), lse, i)
+            return jnp.where(inside, p, zero), seen
+        average = jnp.where(inside, jnp.asarray(1 / blocks.key_count, p.dtype), zero)
         return jnp.where(lse[..., None] < MASKED / 2, average, jnp.where(seen, p, zero)), seen
+
+    def exponentials(self, scores: Array, lse: Array, i: Array) -> Array:
+        """Those of scores less the logarithms of sums, by what they add up to."""
+        p = jnp.exp(scores - lse[..., None])
+        return p if self.totals is None else p / self.blocks.query_block(self.totals, i)[..., None]

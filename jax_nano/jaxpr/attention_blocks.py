@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_nano.ir.attention import MASKED
-from jax_nano.ir.attention_spec import AttentionSpec
+from jax_nano.ir.attention_spec import AttentionSpec, hides_rows
 from jax_nano.jaxpr.attention_program import visible
 
 BLOCK = 512  # queries and keys whose scores are there at a time, at most; half of that where masks skip blocks
@@ -33,9 +33,9 @@ class Blocks:
 
     def has_blind_rows(self, spec: AttentionSpec) -> bool:
         """Whether rows may be without keys, and average all values."""
-        beyond = spec.window is not None and self.query_count - 1 - spec.window[0] >= self.key_count
+        hidden = hides_rows(spec.causal, spec.window, self.query_count, self.key_count)
         hides = spec.score is not None and spec.score.may_hide(MASKED)
-        return spec.mask or spec.key_lengths or beyond or hides
+        return spec.mask or spec.key_lengths or hidden or hides
 
     def pairs(self, spec: AttentionSpec) -> tuple[Array, Array]:
         """The pairs of blocks that are visited, in order: the numbers of their queries' blocks, and of their keys'.

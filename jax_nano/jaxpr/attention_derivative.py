@@ -21,7 +21,7 @@ from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.primitives import PRODUCTS
 from jax_nano.jaxpr.tiny_values import Tiny, TinyValues, Unreadable
 
-MOST = 80  # equations of a derivative
+MOST_EQUATIONS = 80  # equations of a derivative
 SEED = 0
 
 
@@ -85,7 +85,7 @@ class _Finder:
         ends: list[JaxprEqn] = []
         while left:
             for user in self.equations.users.get(left.pop(), []):
-                if user is None or len(work) > MOST:
+                if user is None or len(work) > MOST_EQUATIONS:
                     raise Unreadable
                 if id(user) in known:
                     continue

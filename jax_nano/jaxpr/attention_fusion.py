@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 from jax.extend.core.primitives import custom_jvp_call_p
 
@@ -25,6 +24,7 @@ from jax_nano.jaxpr.fusion import has_known_sizes
 from jax_nano.jaxpr.inline import Atom, body_of, inline_calls, type_of, without_unused
 from jax_nano.jaxpr.legality import inlinable, is_plain_jit
 from jax_nano.jaxpr.primitives import PRODUCTS, nano_attention_p
+from jax_nano.jaxpr.varying import like, varying_alike
 
 # Multiplications. What has fewer takes less time than a call, and in a loop may be XLA's own code.
 WORTH_A_CALL = 1 << 13
@@ -170,7 +170,7 @@ class Call:
         """The logarithms of sums of exponentials, for the gradients."""
         roles, query = self.match.roles, type_of(self.match.query.atom)
         shape = (self.extent(*roles.batch), self.extent(roles.head, roles.member), self.extent(roles.query))
-        return Var(ShapedArray(shape, accumulator(query.dtype)))
+        return Var(like(type_of(self.match.product.outvars[0]), shape, accumulator(query.dtype)))
 
     def forward(self) -> Iterator[JaxprEqn]:
         """The equations of the result."""
@@ -208,7 +208,7 @@ class Call:
         """The result of the second product, and the logarithms of sums if there are gradients."""
         roles = self.match.roles
         operands, spec = self.operands(arrays)
-        out, *sums = nano_attention_p.bind(*operands, spec=spec)
+        out, *sums = nano_attention_p.bind(*varying_alike(operands), spec=spec)
         out = out.reshape(*(self.sizes[label] for label in roles.rows), out.shape[-1])
         places = (*roles.rows, None)
         return [moved(out, [places.index(label) for label in self.match.out]), *sums]
@@ -250,7 +250,9 @@ class Call:
                 named["mask"] = named["mask"] & mask
         if match.key_lengths:
             x, labeled = left.pop(0)
-            lengths = aligned(x, labeled.labels, match.roles.batch) + match.one_more
+            lengths = aligned(x, labeled.labels, match.roles.batch)
+            if match.one_more:  # of the greatest number, one more would be the least
+                lengths = jnp.minimum(lengths, self.extent(match.roles.key) - 1) + 1
             sizes = [self.sizes[label] for label in match.roles.batch]
             named["key_lengths"] = jnp.broadcast_to(lengths, sizes).reshape(-1)
         for number, (x, labeled) in enumerate(left):

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jax_nano.jaxpr.attention_parts import Mask, Match, Roles
-from jax_nano.jaxpr.axis_labels import COMPARISONS, Equations, Labeled
+from jax_nano.ir.attention_spec import hides_rows
+from jax_nano.jaxpr.attention_parts import Mask, Match, NoAttention, Roles
+from jax_nano.jaxpr.axis_labels import COMPARISONS, Equations, Label, Labeled
 from jax_nano.jaxpr.inline import type_of
 
 NEGATIONS = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
@@ -40,11 +41,36 @@ class MaskReader:
         left, right = (int(min(bound, size)) for bound in bounds.values())
         causal = right == 0
         window = (left, right) if left < size or 0 < right < size else None
+        self.check_fills(match, causal, window)
         return replace(match, causal=causal, window=window)
+
+    def check_fills(self, match: Match, causal: bool, window: tuple[int, int] | None) -> None:  # noqa: FBT001
+        """Checks that rows whose keys are all hidden, if there may be any, average all values.
+
+        They do where one constant stands for all hidden scores.
+
+        Raises:
+          NoAttention: they do not.
+        """
+        queries, keys = (self.size(x, label) for x, label in
+                         ((match.query, match.roles.query), (match.key, match.roles.key)))  # fmt: skip
+        is_by_place = not match.masks and not match.key_lengths
+        if is_by_place and not hides_rows(causal, window, queries, keys):
+            return
+        masks = match.scores.masks
+        if len({mask.fill for mask in masks}) > 1 or any(mask.added for mask in masks[:-1]):
+            fills = " and ".join(f"{mask.fill:g}" for mask in masks)
+            raise NoAttention(f"masks hide pairs by {fills}, one after the other; combine them into one")
+        if any(mask.keeps for mask in masks):
+            raise NoAttention(f"scores are left beside {masks[-1].fill:g} where all keys are hidden; use where")
+
+    def size(self, x: Labeled, label: Label) -> int:
+        """The elements of an array along an axis."""
+        return type_of(x.atom).shape[x.labels.index(label)]
 
     def leaves(self, mask: Mask) -> Iterator[Mask]:
         """The masks that all have to hold."""
-        x, inverted = self.equations.moved(mask.value), mask.inverted
+        x, inverted = self.equations.unconverted(mask.value), mask.inverted
         eqn = self.equations.maker(x.atom)
         name = eqn.primitive.name if eqn else ""
         operands = self.equations.operands(eqn, x.labels) if eqn else []

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn, Literal, Var
 from jax.lax import DotAlgorithmPreset, Precision
@@ -25,6 +26,7 @@ from jax_nano.jaxpr.primitives import PRODUCTS
 
 FLOATS = ("float64", "float32", "bfloat16", "float16")
 HIDES = -1e8  # a constant score of at most this hides a pair; of f16, the least number does
+SWALLOWED = 1 << 16  # scores of which nothing is left where a constant that hides them is added to them
 PRECISIONS = {
     "bfloat16": (DotAlgorithmPreset.BF16_BF16_F32,),
     "float16": (DotAlgorithmPreset.F16_F16_F32,),
@@ -185,16 +187,17 @@ class Matcher:
         """What an equation on the way may be: a mask, a bias, a scale."""
         operands = self.equations.operands(eqn, labels)
         match eqn.primitive.name:
-            case "select_n" if len(operands) == 3 and scores.scale == 1 and not scores.bias:
+            case "select_n" if is_where(eqn) and scores.scale == 1 and not scores.bias:
                 which, otherwise, then = operands
                 for hidden, rest, inverted in ((otherwise, then, False), (then, otherwise, True)):
-                    if self.hides(hidden):
-                        yield rest, replace(scores, masks=(*scores.masks, Mask(which, inverted)))
+                    if (fill := self.fill(hidden)) is not None:
+                        yield rest, replace(scores, masks=(*scores.masks, Mask(which, inverted, fill)))
             case "add" if scores.scale == 1 and not scores.bias:
                 for bias, rest in (operands[::-1], operands):
-                    mask = self.additive_mask(bias)
-                    masked = replace(scores, masks=(*scores.masks, mask)) if mask else replace(scores, bias=bias)
-                    yield rest, masked
+                    if mask := self.additive_mask(bias):
+                        yield rest, replace(scores, masks=(*scores.masks, mask))
+                    if not mask or mask.keeps:
+                        yield rest, replace(scores, bias=bias)
             case "mul":
                 for factor, rest in (operands[::-1], operands):
                     if number := self.equations.number(factor):
@@ -205,22 +208,25 @@ class Matcher:
 
     def additive_mask(self, x: Labeled) -> Mask | None:
         """What is added to scores as a mask, where it is 0 or hides them."""
-        x = self.equations.moved(x)
+        dtype, x = type_of(x.atom).dtype, self.equations.moved(x)
         eqn = self.equations.maker(x.atom)
-        if not eqn or eqn.primitive.name != "select_n" or len(eqn.invars) != 3:
+        if not eqn or not is_where(eqn):
             return None
         which, otherwise, then = self.equations.operands(eqn, x.labels)
         for hidden, rest, inverted in ((otherwise, then, False), (then, otherwise, True)):
-            if self.hides(hidden) and self.equations.number(rest) == 0:
-                return Mask(which, inverted)
+            if (fill := self.fill(hidden)) is not None and self.equations.number(rest) == 0:
+                is_least = dtype == np.float16
+                keeps = not is_least and -fill * float(jnp.finfo(dtype).eps) < 4 * SWALLOWED
+                return Mask(which, inverted, fill, keeps, added=True)
         return None
 
-    def hides(self, x: Labeled) -> bool:
-        """Whether a constant score hides a pair: finite, as rows of such scores average all values."""
+    def fill(self, x: Labeled) -> float | None:
+        """A constant score that hides a pair: finite, as rows of such scores average all values. None of others."""
         number, dtype = self.equations.number(x), type_of(x.atom).dtype
         if number is None or not np.isfinite(number):
-            return False
-        return number <= HIDES or (dtype == np.float16 and number <= float(np.finfo(np.float16).min))
+            return None
+        is_least = dtype == np.float16 and number <= float(np.finfo(np.float16).min)
+        return number if number <= HIDES or is_least else None
 
     def of_products(
         self, last: tuple[JaxprEqn, int], first: tuple[JaxprEqn, Labels], key: int, scores: Scores
@@ -291,6 +297,11 @@ class Matcher:
                 if others and not self.equations.is_constant(out):
                     names = sorted({user.primitive.name if user else "the caller" for user in others})
                     raise NoAttention(f"what {eqn.primitive} makes is used by {' and '.join(names)} as well")
+
+
+def is_where(eqn: JaxprEqn) -> bool:
+    """Is true for a choice between two values by truth values."""
+    return eqn.primitive.name == "select_n" and len(eqn.invars) == 3 and type_of(eqn.invars[0]).dtype == np.bool_
 
 
 def first_operands(

@@ -16,10 +16,21 @@ class NoAttention(Exception):
 
 @dataclass(frozen=True)
 class Mask:
-    """Truth values, broadcast to the scores; where they hold, or where they do not if `inverted`, pairs are visible."""
+    """Truth values, broadcast to the scores; where they hold, or where they do not if `inverted`, pairs are visible.
+
+    Attributes:
+      value: they.
+      inverted: pairs are visible where they do not hold.
+      fill: the score of the other pairs.
+      keeps: that is added to scores, of which something is left: rows whose keys are all hidden differ.
+      added: it is added to scores.
+    """
 
     value: Labeled
     inverted: bool = False
+    fill: float = 0.0
+    keeps: bool = False
+    added: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Attention in JAX's own operations: the definition of the primitive, and its derivative."""
+"""Attention in JAX's own operations: the definition of the primitive."""
 
 from __future__ import annotations
 
@@ -104,15 +104,3 @@ def definition(
         is_query = jnp.arange(t)[None, :] < named["query_lengths"][:, None]
         out = jnp.where(is_query[:, :, None, None], out, jnp.zeros((), out.dtype))
     return [out, jax.nn.logsumexp(scores, axis=-1)] if spec.residual else [out]
-
-
-def tangents(spec: AttentionSpec, *operands: Array) -> list[Array]:
-    """The results of nano_attention_tangent."""
-    count = 3 + len(spec.extras)
-    given, moving = operands[:count], operands[count + 2 :]
-    rest = given[spec.differentiable :]
-
-    def of(*values: Array) -> list[Array]:
-        return definition(spec, *values, *rest)
-
-    return jax.jvp(of, given[: spec.differentiable], moving)[1]

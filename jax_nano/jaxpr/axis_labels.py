@@ -16,11 +16,13 @@ from jax.extend.core.primitives import (
     transpose_p,
 )
 
+from jax_nano.ir.dtypes import WIDENS, dtype_name
 from jax_nano.jaxpr.inline import Atom, type_of
 
 Label = int | None  # of an axis; None of one of size 1, or one along which nothing changes
 Labels = tuple[Label, ...]
 COMPARISONS = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}  # and what they are with operands exchanged
+ROUNDED = {"f64", "f32", "bf16", "f16"}  # types between which a program may round where a kernel does not
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,15 @@ class Equations:
         return None if labels is None else Labeled(before, labels)
 
     def moved(self, x: Labeled, also: Sequence[str] = ()) -> Labeled:
-        """What a value was before all that: types may differ. `also` names primitives that leave values alone."""
+        """What a value was before all that, but for conversions that change numbers by more than rounding of floats.
+
+        `also` names primitives that leave values alone.
+        """
         while True:
             before = self.step(x)
             eqn = self.maker(x.atom)
+            if before is not None and not keeps_numbers(before.atom, x.atom):
+                return x
             if before is None and eqn is not None and eqn.primitive.name in also:
                 before = Labeled(eqn.invars[0], x.labels)
             if before is None:
@@ -154,6 +161,12 @@ def known(numbers: np.ndarray, labels: Labels) -> Vector | None:
     if len(axes) > 1:
         return None
     return Vector(labels[axes[0]], numbers.reshape(-1)) if axes else Vector(None, numbers.reshape(()))
+
+
+def keeps_numbers(before: Atom, after: Atom) -> bool:
+    """Is true where a value has the numbers that it is converted from, but for rounding of floats."""
+    names = [dtype_name(type_of(x).dtype) for x in (before, after)]
+    return names[0] in (names[1], "pred") or names[1] in WIDENS.get(names[0], ()) or ROUNDED.issuperset(names)
 
 
 def labels_before(eqn: JaxprEqn, labels: Labels) -> Labels | None:

@@ -52,15 +52,15 @@ def has_kernel_order(convolution: Convolution) -> bool:
 def is_in_order(convolution: Convolution) -> bool:
     """Is true where taps and input channels follow one another in the kernel's memory, as runs of the image want it.
 
-    In the gradient of a kernel, places are the taps: of those there are many, and they stay as they are. Where places
-    stand in lanes, channels may also be around the taps: that takes longer to pack, but no longer than to move a kernel
-    that is large beside the image.
+    In the gradient of a kernel, places are the taps: of those there are many, and they stay as they are. Where channels
+    are no neighbours in the image, they may also be around the taps: that takes longer to pack, but no longer than to
+    move a kernel that is large beside the image.
     """
     kernel, result = convolution.kernel, convolution.result
     taps, places = math.prod(kernel.shape[:-2]), math.prod(result.shape[1:-1])
     if taps > places:
         return True
     steps = [(stride, size) for size, stride in zip(kernel.shape[:-1], kernel.strides[:-1], strict=True) if size > 1]
-    if convolution.ends_with_places and kernel.elements * SMALL_KERNELS > convolution.image.elements:
+    if convolution.image.strides[-1] != 1 and kernel.elements * SMALL_KERNELS > convolution.image.elements:
         steps.sort(reverse=True)
     return all(outer == inner * size for (outer, _), (inner, size) in itertools.pairwise(steps))

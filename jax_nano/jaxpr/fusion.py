@@ -20,7 +20,7 @@ from jax.extend.core import Jaxpr, JaxprEqn
 
 from jax_nano.jaxpr.candidates import Candidates
 from jax_nano.jaxpr.dataflow import Dataflow
-from jax_nano.jaxpr.legality import Reason
+from jax_nano.jaxpr.legality import WEIGHTS, Reason
 from jax_nano.jaxpr.primitives import PRODUCTS, nano_region_p
 from jax_nano.jaxpr.region import Limits
 from jax_nano.jaxpr.region_dot import WORK_ON_B, RegionDot
@@ -59,10 +59,11 @@ class _Fusion:
 
     def fuse(self, product: int) -> None:
         """Puts a region in the place of a product that has a kernel, and of what can be fused with it."""
-        growth = self._first_with_kernel(product)
+        growth, unread = self._first_with_kernel(product)
         if growth is None:
             return
         growth, why_no_more = self._with_longest_prologue(growth)
+        why_no_more = unread or why_no_more
         end = growth.longest()
         region, places = growth.region(self._jaxpr, end), growth.places(end)
         limits = Limits(prologue=why_no_more, epilogue=growth.why_ends(end))
@@ -74,16 +75,26 @@ class _Fusion:
         )
         self._flow.replace(places, eqn, places[-1])
 
-    def _first_with_kernel(self, product: int) -> RegionGrowth | None:
-        """The product with the most conversions of its operands that has a kernel, alone or with what comes next."""
+    def _first_with_kernel(self, product: int) -> tuple[RegionGrowth | None, Reason]:
+        """The product with the most conversions of its operands that has a kernel, alone or with what comes next.
+
+        Also says why it does not read a weight as that is kept, if there is one.
+        """
+        unread = ""
         for views in self._candidates.operand_views(product):
+            weight = next(
+                (self._primitive(i) for x in views for i in x[:1] if self._flow.eqns[i].primitive in WEIGHTS), ""
+            )
             try:
                 growth = RegionGrowth(self._flow, self._candidates, product, views)
-            except UNREADABLE:
+            except UNREADABLE as reason:
+                unread = unread or (weight and f"{weight}: {reason}")
                 continue
-            if any(isinstance(dot, RegionDot) for dot in growth.first_dots()):
-                return growth
-        return None
+            dots = list(growth.first_dots())
+            if any(isinstance(dot, RegionDot) for dot in dots):
+                return growth, "" if weight else unread
+            unread = unread or (weight and f"{weight}: {dots[0]}")
+        return None, ""
 
     def _with_longest_prologue(self, growth: RegionGrowth) -> tuple[RegionGrowth, Reason]:
         """The region with the most work on an operand that fits into it, and why there is no more, if that is known."""

@@ -225,7 +225,13 @@ def unpack(eqn: JaxprEqn, value: Value) -> StridedArray:
     (x,) = eqn.invars
     if not isinstance(value, StridedArray) or value.conversions or value.view != StridedView.of(type_of(x).shape):
         raise NoView("a packed weight is moved or converted before it is unpacked")
-    return StridedArray(value.source, panel_view(eqn), panels=panels_of(type_of(x)))
+    return StridedArray(value.source, panel_view(eqn), panels=None if is_strided(eqn) else panels_of(type_of(x)))
+
+
+def is_strided(eqn: JaxprEqn) -> bool:
+    """Is true where panels are the matrix by columns, nothing else: one panel, one group of rows, without padding."""
+    panels = panels_of(type_of(eqn.invars[0]))
+    return type_of(eqn.outvars[0]).shape[-2:] == (panels.rows, panels.columns) == (panels.vnni, panels.width)
 
 
 def panel_view(eqn: JaxprEqn) -> StridedView:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from jax.extend.core import Primitive
 from jax.extend.core.primitives import conv_general_dilated_p, dot_general_p
 
+from jax_nano.jaxpr.private import ragged_dot_general_p
+
 nano_dot_general_p = Primitive("nano_dot_general")
 """lax.dot_general_p's double: the same parameters, types, errors and derivatives."""
 
@@ -13,7 +15,15 @@ nano_conv_general_dilated_p = Primitive("nano_conv_general_dilated")
 """lax.conv_general_dilated_p's double, likewise."""
 
 
-DOUBLES = {dot_general_p: nano_dot_general_p, conv_general_dilated_p: nano_conv_general_dilated_p}
+nano_ragged_dot_general_p = Primitive("nano_ragged_dot_general")
+"""lax.ragged_dot_general_p's double, likewise."""
+
+
+DOUBLES = {
+    dot_general_p: nano_dot_general_p,
+    conv_general_dilated_p: nano_conv_general_dilated_p,
+    ragged_dot_general_p: nano_ragged_dot_general_p,
+}
 """What stands in the place of JAX's primitives in programs whose products are jax_nano's."""
 
 
@@ -50,3 +60,15 @@ nano_attention_tangent_p = Primitive("nano_attention_tangent")
 Its operands are those of nano_attention, both results of that, and the tangents of those that have any.
 """
 nano_attention_tangent_p.multiple_results = True
+
+nano_loop_p = Primitive("nano_loop")
+"""A loop that is a kernel, its parameter `kernel`; only loops that are lowered become that."""
+nano_loop_p.multiple_results = True
+
+nano_attention_gradient_p = Primitive("nano_attention_gradient")
+"""Gradients of an attention without bias, mask and lengths, with parameters `spec` and `of`; see ir.attention_gradient.
+
+Its operands are queries, keys, values, cotangents [B, T, N, Hv], and logarithms of sums of exponentials and deltas
+[B, N, T]; its results the gradients of queries, or of keys and of values.
+"""
+nano_attention_gradient_p.multiple_results = True

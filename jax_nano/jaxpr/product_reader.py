@@ -11,7 +11,7 @@ from jax.extend.core import JaxprEqn, Var
 from jax_nano.ir.axes import Operand
 from jax_nano.ir.dot import UnsupportedDot, accumulator
 from jax_nano.jaxpr.axes import Run, paired_axes
-from jax_nano.jaxpr.convolutions import convolution_of, is_simple
+from jax_nano.jaxpr.convolutions import convolution_of, is_in_order, is_simple
 from jax_nano.jaxpr.inline import type_of
 from jax_nano.jaxpr.operands import StridedArray, element_type
 from jax_nano.jaxpr.primitives import CONVOLUTIONS
@@ -58,9 +58,9 @@ def _matrix_product(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> Prod
         ends.append((at, group))
     k = paired_axes(lhs.view, rhs.view, contracting, extras)
     _check_conversions(eqn, lhs, rhs, math.prod(axis.size for axis in k))
-    is_scaled_whole = any(x.quantized and not x.quantized.is_scaled for x in (lhs, rhs))
-    total = Var(ShapedArray((), jnp.dtype(jnp.float32))) if is_scaled_whole else scalar(eqn.outvars[0])
-    return Product(eqn=eqn, lhs=lhs, rhs=rhs, lhs_runs=lhs_runs, rhs_runs=rhs_runs, ends=ends, k=k, sum=total)
+    return Product(
+        eqn=eqn, lhs=lhs, rhs=rhs, lhs_runs=lhs_runs, rhs_runs=rhs_runs, ends=ends, k=k, sum=_sum(eqn, lhs, rhs)
+    )
 
 
 def _convolution(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> Product:
@@ -70,10 +70,12 @@ def _convolution(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> Product
       UnsupportedDot: there is nothing to compute.
       NoView: strides do not say where its elements are in the order of its sum, or conversions round.
     """
-    if any(x.quantized or x.panels or x.work for x in (lhs, rhs)):
-        raise NoView("packed and quantized weights are operands of plain products alone")
+    if lhs.quantized or lhs.panels or lhs.work or rhs.work:
+        raise NoView("packed and quantized weights are kernels of convolutions, not images")
     image, kernel = (_operand_of(x) for x in (lhs, rhs))
     convolution = convolution_of(image, kernel, type_of(eqn.outvars[0]), eqn.params)
+    if (rhs.panels or rhs.quantized) and not is_in_order(convolution):
+        raise NoView('a kernel is packed as matrices, one for each tap: tell pack of its dimensions, kernel="HWIO"')
     if not is_simple(convolution, eqn.params):
         raise NoView("it is computed by other convolutions")
     loops, window = convolution.as_product()
@@ -83,11 +85,17 @@ def _convolution(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> Product
     ends = sorted((axis.out * axis.size, group) for group, axes in groups for axis in axes if axis.size > 1)
     _check_conversions(eqn, lhs, rhs, math.prod(axis.size for axis in loops.k))
     return Product(
-        eqn=eqn, lhs=lhs, rhs=rhs, ends=ends, k=loops.k, sum=scalar(eqn.outvars[0]), window=window,
+        eqn=eqn, lhs=lhs, rhs=rhs, ends=ends, k=loops.k, sum=_sum(eqn, lhs, rhs), window=window,
         lhs_runs=[Run(axis.size, axis.out, axis.lhs) for axis in dims],
         rhs_runs=[Run(axis.size, axis.out, axis.rhs) for axis in dims],
         window_runs=[[Run(axis.size, axis.out, axis.window[d]) for axis in dims] for d in range(bounds)],
     )  # fmt: skip
+
+
+def _sum(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> Var:
+    """What the epilogue starts with: an element of the product, or a sum that is scaled before it is one."""
+    is_scaled_whole = any(x.quantized and not x.quantized.is_scaled for x in (lhs, rhs))
+    return Var(ShapedArray((), jnp.dtype(jnp.float32))) if is_scaled_whole else scalar(eqn.outvars[0])
 
 
 def _operand_of(array: StridedArray) -> Operand:

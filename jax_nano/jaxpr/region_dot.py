@@ -10,14 +10,15 @@ from typing import Any
 from jax.extend.core import JaxprEqn, Var
 from jax.extend.core.primitives import convert_element_type_p
 
-from jax_nano.ir.axes import Axis, Loops
+from jax_nano.ir.axes import Axis, Loops, extent
 from jax_nano.ir.convolution import PLACES_IN_LANES
-from jax_nano.ir.dot import ONLY_RHS_IN_PANELS, Dot, Epilogue, Prologue, UnsupportedDot
+from jax_nano.ir.dot import ONLY_RHS_IN_PANELS, Dot, Epilogue, Prologue, UnsupportedDot, is_one_run
 from jax_nano.ir.program import Program
 from jax_nano.ir.window import Window
 from jax_nano.jaxpr.axes import Axes, Cuts, Run, Runs, runs_along, stride_along
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.operands import StridedArray, element_type
+from jax_nano.jaxpr.primitives import CONVOLUTIONS
 from jax_nano.jaxpr.program_reader import program_of
 from jax_nano.jaxpr.strided_views import NoView, StridedView, SubDim, coalesce
 
@@ -112,7 +113,7 @@ def region_dot(product: Product, ending: Ending) -> RegionDot:
     lhs, rhs = product.lhs, product.rhs
     along_m = bool(axes.m and axes.m[-1].out == 1)
     is_transposed = (not axes.n or along_m) and not product.window
-    if along_m and product.window and not places_can_be_last(axes):
+    if along_m and product.window and (axes.n or axes.b) and not places_can_be_last(axes):
         raise NoView("the places of a convolution are last in the result")
     if is_transposed:
         axes, lhs, rhs = axes.transposed(), rhs, lhs
@@ -194,10 +195,26 @@ def along_sums(product: Product, operand: int, array: StridedArray) -> StridedAr
     Raises:
       NoView: it is not the same.
     """
+    if product.eqn.primitive in CONVOLUTIONS:
+        return _along_channels(product, array)
     contracting, _ = product.eqn.params["dimension_numbers"]
     if any(part.stride for d in contracting[operand] for part in array.view.dims[d]):
         raise NoView("scales differ along the sum")
     return first_of_sums(product, operand, array)
+
+
+def _along_channels(product: Product, array: StridedArray) -> StridedArray:
+    """An array of a kernel's shape, the same for all of a sum, over the dimensions of a convolution's result.
+
+    Raises:
+      NoView: it is not the same.
+    """
+    _, (outputs, *summed), (_, channels, *_) = product.eqn.params["dimension_numbers"]
+    if any(part.stride for d in summed for part in array.view.dims[d]):
+        raise NoView("scales differ along the sum")
+    dims = [coalesce([SubDim(size, 0)]) for size in type_of(product.eqn.outvars[0]).shape]
+    dims[channels] = array.view.dims[outputs]
+    return replace(array, view=StridedView(tuple(dims)))
 
 
 def first_of_sums(product: Product, operand: int, array: StridedArray) -> StridedArray:
@@ -268,7 +285,8 @@ def _check_quantized(lhs: StridedArray, rhs: StridedArray, axes: Axes) -> None:
     if not rhs.quantized or not rhs.quantized.is_in_place:
         return
     rows, columns = rhs.quantized.matrix
-    if [(axis.size, axis.rhs) for axis in axes.k] != [(rows, columns)] * (rows > 1) or axes.n[-1].rhs != 1:
+    k = [axis for axis in axes.k if axis.size > 1]
+    if extent(k) != rows or not is_one_run(k, columns) or not axes.n or axes.n[-1].rhs != 1:
         raise NoView("quantized values are not summed along their rows")
 
 

@@ -1,7 +1,7 @@
 """A few elements of each value of a program, computed in float64: enough to tell what elementwise work does.
 
 Every axis that has a label is cut to a few elements. Conversions between floats are left out, so that programs that
-round in between compare equal to those that do not.
+round in between compare equal to those that do not; those that lose more are not computed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn, Literal, Var
 from jax.extend.core.primitives import broadcast_in_dim_p, convert_element_type_p, reshape_p, squeeze_p, transpose_p
 
-from jax_nano.jaxpr.axis_labels import Label, Labels
+from jax_nano.jaxpr.axis_labels import Label, Labels, keeps_numbers
 from jax_nano.jaxpr.inline import Atom, type_of
 
 FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
@@ -84,11 +84,16 @@ class TinyValues:
             return Tiny(operands[0].array ** float(eqn.params["y"]), operands[0].labels)
         if name in REDUCTIONS:
             axes = tuple(int(axis) for axis in eqn.params["axes"])
+            real = type_of(eqn.invars[0]).shape
+            if any(real[axis] > 1 and operands[0].labels[axis] is None for axis in axes):
+                raise Unreadable  # its one element stands for several
             kept = tuple(label for axis, label in enumerate(operands[0].labels) if axis not in axes)
             return Tiny(REDUCTIONS[name](operands[0].array, axis=axes), kept)
         if eqn.primitive is convert_element_type_p:
             (x,) = operands
             is_truth = eqn.params["new_dtype"] == np.bool_
+            if not is_truth and not keeps_numbers(eqn.invars[0], eqn.outvars[0]):
+                raise Unreadable
             return Tiny(x.array.astype(np.bool_ if is_truth else np.float64), x.labels)
         if eqn.primitive in (transpose_p, broadcast_in_dim_p, reshape_p, squeeze_p):
             return moved(eqn, operands[0])

@@ -21,21 +21,31 @@ from jax_nano.ir.axes import Operand
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
 from jax_nano.jaxpr.attention_backward import Backward
-from jax_nano.jaxpr.attention_program import accumulator, definition, dequantized, tangents
+from jax_nano.jaxpr.attention_program import accumulator, definition, dequantized
+from jax_nano.jaxpr.attention_tangents import tangents
 from jax_nano.jaxpr.primitives import nano_attention_p, nano_attention_tangent_p
+from jax_nano.jaxpr.varying import like, varying_alike
 from jax_nano.lowering.custom_call import custom_call
-from jax_nano.lowering.dot_general import check_partitioning, nano, source_of
+from jax_nano.lowering.dot_general import nano, source_of
+from jax_nano.lowering.export import register_lowering
+from jax_nano.lowering.partition import Shards, devices_to_partition, partitioned_call
 from jax_nano.lowering.region import accelerated
+from jax_nano.lowering.sharding import GROUPED, Axes, ShardingRule
 from jax_nano.lowering.small_loops import check_attention_inline
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
 from jax_nano.runtime.report import Report, tell
 
+TYPES = {"mask": np.bool_, "query_lengths": np.int32, "key_lengths": np.int32}
+
 
 def _abstract(*operands: Any, spec: AttentionSpec) -> list[ShapedArray]:
-    query, _, value, *_ = operands
+    query, _, value, *extras = operands
+    for name, x in zip(spec.extras, extras, strict=True):
+        if (wanted := TYPES.get(name)) and x.dtype != wanted:
+            raise TypeError(f"{name} of an attention is {x.dtype}, and has to be {np.dtype(wanted)}")
     b, t, n, _ = query.shape
-    results = [ShapedArray((b, t, n, value.shape[3]), query.dtype)]
-    return [*results, ShapedArray((b, n, t), accumulator(query.dtype))] if spec.residual else results
+    results = [like(query, (b, t, n, value.shape[3]), query.dtype)]
+    return [*results, like(query, (b, n, t), accumulator(query.dtype))] if spec.residual else results
 
 
 def _abstract_tangent(*operands: Any, spec: AttentionSpec) -> list[ShapedArray]:
@@ -53,7 +63,7 @@ def _jvp(primals: Sequence[Array], moving: Sequence[Any], *, spec: AttentionSpec
         jnp.zeros(primal.shape, primal.dtype) if type(tangent) is ad.Zero else tangent
         for primal, tangent in zip(primals[: spec.differentiable], moving, strict=False)
     ]
-    moved = nano_attention_tangent_p.bind(*primals, *results, *known, spec=full)
+    moved = nano_attention_tangent_p.bind(*varying_alike([*primals, *results, *known]), spec=full)
     count = 1 + spec.residual
     return results[:count], moved[:count]
 
@@ -127,7 +137,19 @@ ad.primitive_transposes[nano_attention_tangent_p] = _transpose
 
 def attend(*operands: Array, spec: AttentionSpec) -> list[Array]:
     """The results of nano_attention."""
-    return nano_attention_p.bind(*operands, spec=spec)
+    return nano_attention_p.bind(*varying_alike(operands), spec=spec)
+
+
+def by_query(x: Operand, group: int) -> tuple[int, int, int, int, int]:
+    """The strides of [B, T, N, H] over (b, h, g, t, d)."""
+    batch, row, head, column = x.strides
+    return batch, group * head, head, row, column
+
+
+def by_key(x: Operand) -> tuple[int, int, int, int]:
+    """The strides of [B, S, K, H] over (b, h, s, d)."""
+    batch, row, head, column = x.strides
+    return batch, head, row, column
 
 
 def describe(spec: AttentionSpec, sources: Sequence[Operand], out: Operand) -> Attention:
@@ -140,14 +162,6 @@ def describe(spec: AttentionSpec, sources: Sequence[Operand], out: Operand) -> A
     b, t, n, h = query.shape
     s, heads, depth = value.shape[1:]
     group = n // max(heads, 1)
-
-    def of_queries(x: Operand) -> tuple[int, int, int, int, int]:
-        batch, row, head, column = x.strides
-        return batch, group * head, head, row, column
-
-    def of_keys(x: Operand) -> tuple[int, int, int, int]:
-        batch, row, head, column = x.strides
-        return batch, head, row, column
 
     def of_scores(x: Operand) -> ScoreArray:
         strides = (stride if size > 1 else 0 for size, stride in zip(x.shape, x.strides, strict=True))
@@ -164,7 +178,7 @@ def describe(spec: AttentionSpec, sources: Sequence[Operand], out: Operand) -> A
     arrays |= {name: of_scales(x) for name, x in zip(spec.extras, extras, strict=True) if name in SCALES}
     return Attention(
         batch=b, heads=heads, group=group, queries=t, keys=s, depth=h, value_depth=depth, dtype=query.dtype,
-        query=of_queries(query), key=of_keys(key), value=of_keys(value), out=of_queries(out),
+        query=by_query(query, group), key=by_key(key), value=by_key(value), out=by_query(out, group),
         scale=float(spec.scale), causal=spec.causal, window=spec.window, bias=arrays.get("bias"),
         score=spec.score, score_arrays=tuple(arrays[name] for name in spec.score_arrays),
         mask=arrays.get("mask"),
@@ -187,8 +201,10 @@ def _lower(ctx: mlir.LoweringRuleContext, *operands: mlir.ir.Value, spec: Attent
     try:
         if not config.enabled():
             raise UnsupportedDot(TURNED_OFF)
-        check_partitioning(ctx)
+        devices = devices_to_partition(ctx)
         check_attention_inline()
+        if devices > 1:
+            check_sharding(spec)
         names = ("query", "key", "value", *spec.extras)
         found = [
             row_major(x, aval) if name in (*spec.score_arrays, "blocks") else source_of(x, aval)
@@ -197,13 +213,58 @@ def _lower(ctx: mlir.LoweringRuleContext, *operands: mlir.ir.Value, spec: Attent
         arrays, sources = zip(*found, strict=True)
         out = Operand.row_major(ctx.avals_out[0].shape, dtype_name(ctx.avals_out[0].dtype))
         problem = describe(spec, sources, out)
-        kernel = kernel_for(problem)
+        kernel = None if devices > 1 else kernel_for(problem)
     except UnsupportedDot as reason:
         tell(Report(equation=equation, problem=problem, reason=str(reason), otherwise="its equations"))
         return _lower_definition(ctx, *operands, spec=spec)
+    if devices > 1:
+        return _lower_partitioned(ctx, operands, spec, Report(equation=equation, problem=problem))
+    assert kernel
     fused = (f"score function {spec.score}",) if spec.score else ()
     tell(Report(equation=equation, problem=problem, kernel=kernel, fused=fused))
     return custom_call(ctx, kernel, arrays)
+
+
+def _lower_partitioned(
+    ctx: mlir.LoweringRuleContext, operands: Sequence[mlir.ir.Value], spec: AttentionSpec, report: Report
+) -> Sequence[mlir.ir.Value]:
+    """Lowers attention that XLA partitions: along the batch, heads and queries, every device runs a kernel."""
+
+    def body(*arrays: Array, sums: dict[str, Axes]) -> list[Array]:  # noqa: ARG001
+        return nano_attention_p.bind(*arrays, spec=spec)
+
+    avals: Any = ctx.avals_in
+    rule = sharding_rule(spec, [aval.shape for aval in avals])
+    return partitioned_call(ctx, operands, Shards(rule, body, f"attention {spec}"), report)
+
+
+def check_sharding(spec: AttentionSpec) -> None:
+    """Checks that devices may share out an attention.
+
+    Raises:
+      UnsupportedDot: they may not.
+    """
+    parts = {"a score function": spec.score, "a block mask": spec.blocks, "a quantized cache": spec.quantized}
+    if names := " and ".join(name for name, is_there in parts.items() if is_there):
+        raise UnsupportedDot(f"attention with {names} is not sharded; call it in jax.shard_map")
+
+
+def sharding_rule(spec: AttentionSpec, shapes: Sequence[tuple[int, ...]]) -> ShardingRule:
+    """How attention may be sharded. Queries are numbered where a mask goes by their number: devices get all of them."""
+    heads, kv_heads = shapes[0][2], shapes[1][2]
+    n = "n" if heads == kv_heads else f"n{GROUPED}g"
+    by_place = spec.causal or spec.window is not None or spec.query_lengths
+    arrays: list[tuple[str, ...]] = [("b", "t", n, "h"), ("b", "s", "n", "h"), ("b", "s", "n", "v")]
+    ones: list[str] = []
+    for shape in shapes[3:]:
+        names = ("b", n, "t", "s") if len(shape) == 4 else ("b",)
+        broadcast = [f"one{len(ones) + i}" for i in range(len(shape))]
+        arrays.append(tuple(x if size > 1 else one for x, size, one in zip(names, shape, broadcast, strict=True)))
+        ones += broadcast
+    results = (("b", "t", n, "v"), ("b", n, "t"))[: 1 + spec.residual]
+    fixed = ("s", "h", *(["t"] if by_place else []), *ones)
+    sizes = (("g", heads // kv_heads),) if heads != kv_heads else ()
+    return ShardingRule(operands=tuple(arrays), results=results, fixed=fixed, sizes=sizes)
 
 
 def _by_definition(*operands: Array, spec: AttentionSpec) -> list[Array]:
@@ -215,9 +276,5 @@ def _by_tangents(*operands: Array, spec: AttentionSpec) -> list[Array]:
 
 
 _lower_definition = mlir.lower_fun(nano(_by_definition), multiple_results=True)
-mlir.register_lowering(nano_attention_p, mlir.lower_fun(_by_definition, multiple_results=True), cacheable=False)
-mlir.register_lowering(nano_attention_p, _lower, platform="cpu", cacheable=False)
-mlir.register_lowering(nano_attention_tangent_p, mlir.lower_fun(_by_tangents, multiple_results=True))
-mlir.register_lowering(
-    nano_attention_tangent_p, mlir.lower_fun(nano(_by_tangents), multiple_results=True), platform="cpu"
-)
+register_lowering(nano_attention_p, _lower, mlir.lower_fun(_by_definition, multiple_results=True))
+mlir.register_lowering(nano_attention_tangent_p, mlir.lower_fun(nano(_by_tangents), multiple_results=True))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from jax import Array
 from jax.extend.core.primitives import conv_general_dilated_p
 from jax.interpreters import ad, batching, mlir, partial_eval, xla
 
@@ -14,9 +15,13 @@ from jax_nano.ir.dot import Operand, UnsupportedDot
 from jax_nano.jaxpr.convolutions import convolution_of, is_in_order
 from jax_nano.jaxpr.primitives import nano_conv_general_dilated_p
 from jax_nano.lowering.custom_call import custom_call
-from jax_nano.lowering.dot_general import check_partitioning, nano, remat_rule, source_of, type_name
+from jax_nano.lowering.dot_general import nano, partial_sum_type, remat_rule, source_of, type_name
+from jax_nano.lowering.export import register_lowering
+from jax_nano.lowering.partition import Shards, devices_to_partition, partitioned_call, sum_over
 from jax_nano.lowering.precision import with_precision
+from jax_nano.lowering.sharding import Axes, ShardingRule
 from jax_nano.lowering.simple_convolutions import simpler
+from jax_nano.lowering.xla_convolution import check_convolution
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
 from jax_nano.runtime.report import Report, tell
 
@@ -46,16 +51,20 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
         try:
             if not config.enabled():
                 raise UnsupportedDot(TURNED_OFF)
-            check_partitioning(ctx)
+            devices = devices_to_partition(ctx)
             (lhs_array, a), (rhs_array, b) = map(source_of, (lhs, rhs), ctx.avals_in)
             convolution = convolution_of(a, b, ctx.avals_out[0], params)
             if not is_in_order(convolution) and rhs_array != rhs:  # better as it is seen than as it lies
                 rhs_array, b = rhs, Operand.row_major(mlir.ir.RankedTensorType(rhs.type).shape, b.dtype)
                 convolution = convolution_of(a, b, ctx.avals_out[0], params)
             dot = with_precision(params["precision"], convolution.dot())
+            if devices > 1:
+                report = Report(equation=equation, problem=dot, otherwise=NAMESAKE)
+                return _lower_partitioned(ctx, (lhs, rhs), params, report)
             if others := simpler(params, convolution):
                 return mlir.lower_fun(nano(others), multiple_results=False)(ctx, lhs, rhs)
             kernel = kernel_for(dot)
+            check_convolution(dot, kernel, params)
         except UnsupportedDot as reason:
             tell(Report(equation=equation, problem=dot, reason=str(reason), otherwise=NAMESAKE))
             return default(ctx, lhs, rhs, **params)
@@ -63,6 +72,42 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
         return custom_call(ctx, kernel, (lhs_array, rhs_array))
 
     return lower
+
+
+def _lower_partitioned(
+    ctx: mlir.LoweringRuleContext, operands: Sequence[mlir.ir.Value], params: Params, report: Report
+) -> Sequence[mlir.ir.Value]:
+    """Lowers a convolution that XLA partitions: along the batch and channels, every device runs a kernel."""
+    (out,) = ctx.avals_out
+
+    def body(lhs: Array, rhs: Array, *, sums: dict[str, Axes]) -> list[Array]:
+        dtype = partial_sum_type(out.dtype) if sums else params["preferred_element_type"]
+        shards = params | {"preferred_element_type": dtype, "out_sharding": None}
+        known = {name: shards[name] for name in params}
+        return [sum_over(nano_conv_general_dilated_p.bind(lhs, rhs, **known), sums).astype(out.dtype)]
+
+    text = f"convolution {sorted((name, str(value)) for name, value in params.items())} {out.dtype}"
+    return partitioned_call(ctx, operands, Shards(sharding_rule(params), body, text), report)
+
+
+def sharding_rule(params: Params) -> ShardingRule:
+    """How a convolution may be sharded: windows cross the borders of shards, and so may groups."""
+    specs = params["dimension_numbers"]
+    channels, batch = params["feature_group_count"] == 1, params["batch_group_count"] == 1
+    names = (("batch", "channel"), ("feature", "channel"), ("batch", "feature"))
+    if not (channels and batch):
+        names = ((names[0][0], "channel"), ("feature", "part"), (names[2][0] if batch else "result", "feature"))
+    arrays = []
+    for which, (spec, (first, second)) in zip("ikr", zip(specs, names, strict=True), strict=True):
+        factors = [""] * len(spec)
+        for name, place in zip((first, second, *(f"{which}{i}" for i in range(len(spec)))), spec, strict=False):
+            factors[place] = name
+        arrays.append(tuple(factors))
+    free = {"batch"} if batch else set()
+    free |= {"channel", "feature"} if channels and batch else set()
+    fixed = tuple(dict.fromkeys(name for factors in arrays for name in factors if name not in free))
+    sums = ("channel",) if channels and batch else ()
+    return ShardingRule(operands=tuple(arrays[:2]), results=(arrays[2],), sums=sums, fixed=fixed)
 
 
 def equation_of(avals: Sequence[Any], params: Params) -> str:
@@ -82,6 +127,4 @@ def equation_of(avals: Sequence[Any], params: Params) -> str:
 
 
 _as_lax = mlir.lower_fun(conv_general_dilated_p.bind, multiple_results=False)
-# Not cacheable: a cached lowering is a function of its own, which cannot see that an operand is a transpose.
-mlir.register_lowering(nano_conv_general_dilated_p, _as_lax, cacheable=False)
-mlir.register_lowering(nano_conv_general_dilated_p, lowering(_as_lax), platform="cpu")
+register_lowering(nano_conv_general_dilated_p, lowering(_as_lax), _as_lax)

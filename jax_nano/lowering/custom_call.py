@@ -14,12 +14,14 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.core import ShapedArray
 from jax.interpreters import mlir
 
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.runtime.kernel import TARGET_NAME, Kernel
+from jax_nano.runtime.threads import program_limit
 
 # From here on a kernel or its result is worth a change of threads, which takes 40 us of a call that is waited for, as
 # measured on 2 cores of Zen 5. Smaller results stay in the caller's heap.
@@ -38,7 +40,8 @@ def custom_call(ctx: mlir.LoweringRuleContext, kernel: Kernel, arrays: Sequence[
     if argument is not None and wants_own_thread(kernel):
         arrays = [*arrays, *_lower_dispatch_hint(ctx.replace(avals_in=[avals[argument]]), arrays[argument])]
         avals.append(ShapedArray((HINT_ELEMENTS,), jnp.int32))
-    return jax.ffi.ffi_lowering(TARGET_NAME)(ctx.replace(avals_in=avals), *arrays, **kernel.attributes())
+    attributes = kernel.attributes() | {"threads": np.int64(program_limit())}
+    return jax.ffi.ffi_lowering(TARGET_NAME)(ctx.replace(avals_in=avals), *arrays, **attributes)
 
 
 def wants_own_thread(kernel: Kernel) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
+from jax import Array, lax
 from jax.extend.core import JaxprEqn, Var
 from jax.extend.core.primitives import dot_general_p
 from jax.interpreters import ad, batching, mlir, partial_eval, xla
@@ -19,7 +20,10 @@ from jax_nano.jaxpr.private import Recompute
 from jax_nano.jaxpr.rewrite import PrimitiveRewrite
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.experimental import register_remat3_rules, register_sparse_rules
+from jax_nano.lowering.export import register_lowering
+from jax_nano.lowering.partition import Shards, devices_to_partition, partitioned_call, sum_over
 from jax_nano.lowering.precision import with_precision
+from jax_nano.lowering.sharding import Axes, ShardingRule
 from jax_nano.lowering.small_loops import check_inline
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
 from jax_nano.runtime.report import Report, tell
@@ -66,14 +70,17 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
         try:
             if not config.enabled():
                 raise UnsupportedDot(TURNED_OFF)
-            check_partitioning(ctx)
+            devices = devices_to_partition(ctx)
             check_inline(params, (*ctx.avals_in, *ctx.avals_out))
             (lhs_array, a), (rhs_array, b) = map(source_of, (lhs, rhs), ctx.avals_in)
             dot = _dot(ctx, a, b, params["dimension_numbers"], params["precision"])
-            kernel = kernel_for(dot)
+            kernel = None if devices > 1 else kernel_for(dot)
         except UnsupportedDot as reason:
             tell(Report(equation=equation, problem=dot, reason=str(reason)))
             return default(ctx, lhs, rhs, **params)
+        if devices > 1:
+            return _lower_partitioned(ctx, (lhs, rhs), params, Report(equation=equation, problem=dot))
+        assert kernel
         tell(Report(equation=equation, problem=dot, kernel=kernel))
         return custom_call(ctx, kernel, (lhs_array, rhs_array))
 
@@ -84,13 +91,19 @@ def source_of(value: mlir.ir.Value, aval: Any) -> tuple[mlir.ir.Value, Operand]:
     """The row-major array behind an operand, and how the operand strides over it: transposes are read through."""
     if not all(isinstance(size, int) for size in aval.shape):
         raise UnsupportedDot(f"the shape {aval.shape} is symbolic; kernels are made for known sizes")
-    permutation = list(range(aval.ndim))
+    value, permutation = untransposed(value)
+    source = Operand.row_major(mlir.ir.RankedTensorType(value.type).shape, dtype_name(aval.dtype))
+    return value, source.transposed(permutation)
+
+
+def untransposed(value: mlir.ir.Value) -> tuple[mlir.ir.Value, list[int]]:
+    """The array that a value is a transpose of, and by which permutation."""
+    permutation = list(range(mlir.ir.RankedTensorType(value.type).rank))
     while not isinstance(value.owner, mlir.ir.Block) and value.owner.name == "stablehlo.transpose":
         outer = mlir.ir.DenseI64ArrayAttr(value.owner.attributes["permutation"])
         permutation = [outer[dimension] for dimension in permutation]
         value = value.owner.operands[0]
-    source = Operand.row_major(mlir.ir.RankedTensorType(value.type).shape, dtype_name(aval.dtype))
-    return value, source.transposed(permutation)
+    return value, permutation
 
 
 def _dot(ctx: mlir.LoweringRuleContext, lhs: Operand, rhs: Operand, dimension_numbers, precision) -> Dot:
@@ -98,27 +111,53 @@ def _dot(ctx: mlir.LoweringRuleContext, lhs: Operand, rhs: Operand, dimension_nu
     return with_precision(precision, Dot.of(lhs, rhs, dimension_numbers, dtype_name(out.dtype)))
 
 
-def check_partitioning(ctx: mlir.LoweringRuleContext) -> None:
-    """Checks that a kernel may stand where the context is.
+def _lower_partitioned(
+    ctx: mlir.LoweringRuleContext, values: Sequence[mlir.ir.Value], params: dict[str, Any], report: Report
+) -> Sequence[mlir.ir.Value]:
+    """Lowers a product that XLA partitions: every device runs a kernel on its shards."""
+    (lhs, left), (rhs, right) = map(untransposed, values)
+    (out,) = ctx.avals_out
+    factors = [f"d{i}" for i in range(out.ndim)]
+    lhs_factors, rhs_factors, sums = factors_of(params["dimension_numbers"], factors, len(left), len(right))
+    lying = tuple(
+        tuple(names[permutation.index(i)] for i in range(len(names)))
+        for names, permutation in ((lhs_factors, left), (rhs_factors, right))
+    )
+    rule = ShardingRule(operands=lying, results=(tuple(factors),), sums=sums)
+    known = {name: params[name] for name in ("dimension_numbers", "precision", "preferred_element_type")}
 
-    Raises:
-      UnsupportedDot: XLA would partition it.
-    """
-    if (devices := _automatic_devices(ctx.module_context.axis_context)) > 1:
-        raise UnsupportedDot(
-            f"XLA partitions this program over {devices} devices and would gather both operands on each for a custom "
-            "call; under shard_map every device runs a kernel on its shard"
+    def body(lhs: Array, rhs: Array, *, sums: dict[str, Axes]) -> list[Array]:
+        arrays = lax.transpose(lhs, left), lax.transpose(rhs, right)
+        dtype = partial_sum_type(out.dtype) if sums else known["preferred_element_type"]
+        shards = nano_dot_general_p.bind(
+            *arrays, **(params | known | {"preferred_element_type": dtype, "out_sharding": None})
         )
+        return [sum_over(shards, sums).astype(out.dtype)]
+
+    text = f"{known} {left} {right} {out.dtype}"
+    return partitioned_call(ctx, (lhs, rhs), Shards(rule, body, text), report)
 
 
-def _automatic_devices(context) -> int:
-    """Over how many devices XLA itself spreads the program at this point: 1 inside shard_map."""
-    match context:
-        case mlir.ShardingContext():
-            return context.num_devices
-        case mlir.SPMDAxisContext():
-            return math.prod(n for name, n in context.mesh.shape.items() if name not in context.manual_axes)
-    return 1
+def factors_of(
+    dimension_numbers: Any, out: Sequence[str], lhs_ndim: int, rhs_ndim: int
+) -> tuple[list[str], list[str], tuple[str, ...]]:
+    """The factors of both operands of a dot_general, by those of its result; and those that it sums over."""
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
+    lhs, rhs = [""] * lhs_ndim, [""] * rhs_ndim
+    sums = tuple(f"k{i}" for i in range(len(lhs_contract)))
+    names = iter(out)
+    for name, i, j in zip(sums, lhs_contract, rhs_contract, strict=True):
+        lhs[i] = rhs[j] = name
+    for i, j in zip(lhs_batch, rhs_batch, strict=True):
+        lhs[i] = rhs[j] = next(names)
+    for factors in (lhs, rhs):
+        factors[:] = [name or next(names) for name in factors]
+    return lhs, rhs, sums
+
+
+def partial_sum_type(dtype: Any) -> Any:
+    """The type in which sums of several devices are added: that of the accumulators, and of integers the result's."""
+    return jnp.float32 if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4 else dtype
 
 
 def equation_of(avals: Sequence[Any], dimension_numbers) -> str:
@@ -135,6 +174,4 @@ def type_name(aval: Any) -> str:
 
 
 _as_lax = mlir.lower_fun(dot_general_p.bind, multiple_results=False)
-# Not cacheable: a cached lowering is a function of its own, which cannot see that an operand is a transpose.
-mlir.register_lowering(nano_dot_general_p, _as_lax, cacheable=False)
-mlir.register_lowering(nano_dot_general_p, lowering(_as_lax), platform="cpu")
+register_lowering(nano_dot_general_p, lowering(_as_lax), _as_lax)

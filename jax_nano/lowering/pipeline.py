@@ -15,8 +15,10 @@ from jax_nano.jaxpr.legality import inlinable
 from jax_nano.jaxpr.narrow_sums import rewrite_narrow_sums
 from jax_nano.jaxpr.scatter_add import rewrite_scatter_adds
 from jax_nano.lowering.simple_convolutions import simplify_convolutions
+from jax_nano.lowering.work_on_parts import work_on_parts
 from jax_nano.runtime.report import Report, tell
 from jax_nano.weights.int8_activations import quantize_activations
+from jax_nano.weights.int8_images import quantize_images
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ PASSES = [
     Pass("narrow_sums", rewrite_narrow_sums),
     Pass("scatter_add", rewrite_scatter_adds),
     Pass("int8_activations", quantize_activations),
+    Pass("int8_images", quantize_images),
+    Pass("work_on_parts", work_on_parts),
     Pass("simplify_convolutions", simplify_convolutions),
     Pass("fuse", fuse_products),
 ]

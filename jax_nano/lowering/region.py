@@ -20,12 +20,17 @@ from jax_nano.jaxpr.region import Limits, Region
 from jax_nano.jaxpr.region_growth import UNREADABLE
 from jax_nano.jaxpr.rewrite import PrimitiveRewrite
 from jax_nano.lowering import convolution
+from jax_nano.lowering import grouped as grouped  # the rules of what grouped products become
 from jax_nano.lowering.custom_call import custom_call
-from jax_nano.lowering.dot_general import check_partitioning, equation_of, nano, remat_rule
+from jax_nano.lowering.dot_general import equation_of, nano, remat_rule
 from jax_nano.lowering.experimental import register_jet_rules, register_sparse_rules
+from jax_nano.lowering.export import register_lowering
+from jax_nano.lowering.partition import devices_to_partition, partitioned_call
 from jax_nano.lowering.pipeline import WHOLE_PASSES, run_passes
 from jax_nano.lowering.precision import with_precision
+from jax_nano.lowering.region_partition import partition_region
 from jax_nano.lowering.small_loops import check_inline
+from jax_nano.lowering.xla_convolution import check_convolution
 from jax_nano.runtime.kernels import kernel_for, prepare
 from jax_nano.runtime.report import Report, reports, tell
 
@@ -124,14 +129,20 @@ def _lower(
     product, kernel = region.product, region.kernel
     equation = _equation(product)
     try:
-        check_partitioning(ctx)
+        devices = devices_to_partition(ctx)
         check_inline({"region": region}, ())
+        if devices > 1:
+            dot = with_precision(kernel.precision, kernel.dot)
+            shards = partition_region(region, accelerated_whole)
+            return partitioned_call(ctx, arrays, shards, Report(equation=equation, problem=dot, fused=region.fused))
         prepare(_supported_dots(upcoming))
         dot = with_precision(kernel.precision, kernel.dot)
         compiled = kernel_for(dot)
+        if product.primitive in CONVOLUTIONS:
+            check_convolution(dot, compiled, product.params)
     except UnsupportedDot as reason:
         return _lower_without_kernel(ctx, arrays, region, reason)
-    ends = {"kept": limits.prologue, "stopped": limits.epilogue}
+    ends: Any = {"kept": limits.prologue, "stopped": limits.epilogue}
     tell(Report(equation=equation, problem=dot, kernel=compiled, fused=region.fused, **ends))
     operands = ctx.replace(avals_in=[ctx.avals_in[i] for i in kernel.sources])
     return custom_call(operands, compiled, [arrays[i] for i in kernel.sources])
@@ -180,5 +191,4 @@ def _compute_equations(*arrays: Array, region: Region, **_: Any) -> Array:
 
 _lower_unpacked = mlir.lower_fun(_compute_unpacked, multiple_results=False)
 _lower_equations = mlir.lower_fun(nano(_compute_equations), multiple_results=False)
-mlir.register_lowering(nano_region_p, mlir.lower_fun(_compute_equations, multiple_results=False), cacheable=False)
-mlir.register_lowering(nano_region_p, _lower, platform="cpu", cacheable=False)
+register_lowering(nano_region_p, _lower, mlir.lower_fun(_compute_equations, multiple_results=False))

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, JaxprEqn
 
 from jax_nano.ir.axes import Operand
@@ -23,11 +25,13 @@ from jax_nano.ir.convolution import Convolution
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
 from jax_nano.jaxpr.convolutions import convolution_of, has_dilated_input, has_kernel_order, is_in_order
-from jax_nano.jaxpr.inline import inline_calls, type_of
+from jax_nano.jaxpr.inline import Atom, inline_calls, type_of
 from jax_nano.jaxpr.primitives import CONVOLUTIONS
+from jax_nano.jaxpr.weights import StridedWeight, strided_weights
 
 Params = dict[str, Any]
 Convolve = Callable[[Array, Array], Array]
+Work = Callable[[Array, Sequence[int]], Array]  # on a part of the result, whose dimension i is the result's order[i]
 
 
 def simpler(params: Params, convolution: Convolution) -> Convolve | None:
@@ -42,18 +46,61 @@ def simpler(params: Params, convolution: Convolution) -> Convolve | None:
     """
     if has_dilated_input(params) or not has_kernel_order(convolution):
         return _by_residues(params) if convolution.result.strides[-1] == 1 else _with_channels_last(params)
-    strided = convolution.image.strides[-1] != 1 and any(spatial.stride > 1 for spatial in convolution.spatial)
-    if convolution.image.strides[-1] != 1 and convolution.kernel.shape[-2] > 1 and (convolution.groups > 1 or strided):
+    if has_scattered_image(convolution):
         return _with_image_in_order(params)
     return None if is_in_order(convolution) else _with_kernel_in_order(params, convolution)
 
 
+def has_scattered_image(convolution: Convolution) -> bool:
+    """Is true where neither channels nor places that follow one another in the image can be read as runs."""
+    image, kernel = convolution.image, convolution.kernel
+    if image.strides[-1] == 1 or kernel.shape[-2] == 1 or convolution.ends_with_places:
+        return False
+    return convolution.groups > 1 or any(spatial.stride > 1 for spatial in convolution.spatial)
+
+
+def parts_of(eqn: JaxprEqn, weights: Mapping[Atom, StridedWeight]) -> Callable[[Work], Convolve] | None:
+    """Computes a convolution by others whose results are put together, with work on each before that.
+
+    Gives None where no kernel computes it, or one does as it is.
+    """
+    described = _description(eqn, weights)
+    if not described or is_product(type_of(eqn.invars[1]), eqn.params):
+        return None
+    convolution, columns_last = described
+    if convolution.result.strides[-1] == 1:
+        is_spread = 1 < math.prod(eqn.params["lhs_dilation"]) <= MOST_CONVOLUTIONS
+        return partial(_by_residues, eqn.params) if is_spread else None
+    is_moved = columns_last or has_dilated_input(eqn.params) or not has_kernel_order(convolution)
+    return partial(_with_channels_last, eqn.params) if is_moved else None
+
+
 def simplify_convolutions(jaxpr: Jaxpr) -> Jaxpr:
     """Puts others in the place of each convolution that kernels do not compute as it is."""
-    return inline_calls(jaxpr, _simpler_body)
+    return inline_calls(jaxpr, partial(_simpler_body, weights=strided_weights(jaxpr)))
 
 
-def _simpler_body(eqn: JaxprEqn) -> Jaxpr | None:
+def _simpler_body(eqn: JaxprEqn, weights: Mapping[Atom, StridedWeight]) -> Jaxpr | None:
+    described = _description(eqn, weights)
+    if not described:
+        return None
+    convolution, columns_last = described
+    lhs, rhs = (type_of(x) for x in eqn.invars)
+    try:
+        if is_product(rhs, eqn.params):
+            others = _as_product(eqn.params)
+        elif columns_last and convolution.result.strides[-1] != 1:
+            others = _with_channels_last(eqn.params)
+        else:
+            others = simpler(eqn.params, convolution)
+    except UnsupportedDot:
+        return None
+    plain = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in (lhs, rhs)]
+    return others and jax.make_jaxpr(others)(*plain).jaxpr
+
+
+def _description(eqn: JaxprEqn, weights: Mapping[Atom, StridedWeight]) -> tuple[Convolution, bool] | None:
+    """A convolution that has a kernel, by itself or as others, and whether it reads a weight that only B can be."""
     if eqn.primitive not in CONVOLUTIONS or eqn.params.get("out_sharding") is not None:
         return None
     avals = [type_of(x) for x in (*eqn.invars, *eqn.outvars)]
@@ -61,14 +108,43 @@ def _simpler_body(eqn: JaxprEqn) -> Jaxpr | None:
         return None
     lhs, rhs, out = avals
     image, kernel = (Operand.row_major(aval.shape, dtype_name(aval.dtype)) for aval in (lhs, rhs))
+    weight = weights.get(eqn.invars[1])
     try:
         convolution = convolution_of(image, kernel, out, eqn.params)
         convolution.dot()
-        others = simpler(eqn.params, convolution)
     except UnsupportedDot:
         return None
-    plain = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in (lhs, rhs)]
-    return others and jax.make_jaxpr(others)(*plain).jaxpr
+    kept = weight and convolution_of(image, weight.operand, out, eqn.params)
+    if weight and kept and is_in_order(kept):
+        return kept, weight.columns_last
+    return convolution, False
+
+
+def is_product(rhs: ShapedArray, params: Params) -> bool:
+    """Is true where each place sees itself alone: one tap, no strides, no padding, no groups."""
+    _, rhs_spec, _ = params["dimension_numbers"]
+    one_tap = all(rhs.shape[d] == 1 for d in rhs_spec[2:])
+    in_place = all(s == d == 1 and p == (0, 0) for s, d, p in zip(
+        params["window_strides"], params["lhs_dilation"], map(tuple, params["padding"]), strict=True
+    ))  # fmt: skip
+    return one_tap and in_place and params["feature_group_count"] == params["batch_group_count"] == 1
+
+
+def _as_product(params: Params) -> Convolve:
+    """The convolution as a product of matrices."""
+    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
+
+    def convolve(lhs: Array, rhs: Array) -> Array:
+        matrix = lax.squeeze(rhs, rhs_spec[2:])
+        contracting = (lhs_spec[1],), (int(rhs_spec[1] > rhs_spec[0]),)
+        result = lax.dot_general(
+            lhs, matrix, (contracting, ((), ())), params["precision"], params["preferred_element_type"]
+        )
+        dims = [d for d in range(lhs.ndim) if d != lhs_spec[1]] + [lhs_spec[1]]  # of lhs, whose places result's are
+        of_lhs = dict(zip(out_spec, lhs_spec, strict=True))
+        return lax.transpose(result, [dims.index(of_lhs[d]) for d in range(lhs.ndim)])
+
+    return convolve
 
 
 def _bind(lhs: Array, rhs: Array, params: Params, **changes: Any) -> Array:
@@ -80,16 +156,21 @@ def _bind(lhs: Array, rhs: Array, params: Params, **changes: Any) -> Array:
     )  # fmt: skip
 
 
-def _with_channels_last(params: Params) -> Convolve:
+def _as_it_is(part: Array, order: Sequence[int]) -> Array:  # noqa: ARG001
+    return part
+
+
+def _with_channels_last(params: Params, work: Work = _as_it_is) -> Convolve:
     """The convolution into a result that ends with channels, which is transposed then."""
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
     rank = len(out_spec)
     last = (0, rank - 1, *range(1, rank - 1))
     numbers = lax.ConvDimensionNumbers(lhs_spec, rhs_spec, last)
     permutation = tuple(last[out_spec.index(d)] for d in range(rank))
+    order = [permutation.index(d) for d in range(rank)]
 
     def convolve(lhs: Array, rhs: Array) -> Array:
-        return lax.transpose(_bind(lhs, rhs, params, dimension_numbers=numbers), permutation)
+        return lax.transpose(work(_bind(lhs, rhs, params, dimension_numbers=numbers), order), permutation)
 
     return convolve
 
@@ -169,14 +250,16 @@ def residues(places: int, taps: int, size: int, dimension: dict[str, Any]) -> li
     return found
 
 
-MOST = 64  # convolutions in the place of one
+MOST_CONVOLUTIONS = 64  # convolutions in the place of one
 
 
-def _by_residues(params: Params) -> Convolve:
+def _by_residues(params: Params, work: Work = _as_it_is) -> Convolve:
     """The convolution as one for each class of places."""
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
-    if math.prod(params["lhs_dilation"]) > MOST:
-        raise UnsupportedDot(f"input dilation of {params['lhs_dilation']} makes more than {MOST} convolutions of one")
+    if math.prod(params["lhs_dilation"]) > MOST_CONVOLUTIONS:
+        raise UnsupportedDot(
+            f"input dilation of {params['lhs_dilation']} makes more than {MOST_CONVOLUTIONS} convolutions of one"
+        )
 
     def convolve(lhs: Array, rhs: Array) -> Array:
         places = conv_places(lhs.shape, rhs.shape, params)
@@ -192,7 +275,8 @@ def _by_residues(params: Params) -> Convolve:
             )
             for d in range(len(places))
         ]  # fmt: skip
-        parts = {of: _class(lhs, rhs, params, of) for of in itertools.product(*classes)}
+        order = range(lhs.ndim)
+        parts = {of: work(_class(lhs, rhs, params, of), order) for of in itertools.product(*classes)}
         return _interleaved(parts, classes, [out_spec[2 + d] for d in range(len(places))], ())
 
     return convolve

@@ -28,6 +28,7 @@ from jax_nano.jaxpr.attention_program import definition
 from jax_nano.jaxpr.inline import type_of
 from jax_nano.jaxpr.primitives import DOUBLES, PRODUCTS, nano_attention_p, nano_region_p
 from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering, functions_apart, wrap_lowering
+from jax_nano.lowering.export import has_kernels
 from jax_nano.lowering.xla_inline import (
     Params,
     Product,
@@ -194,6 +195,7 @@ def _lowering(original: LoweringRule) -> LoweringRule:
         known = (
             _place.get() == "function"
             or not config.enabled()
+            or not has_kernels(ctx)
             or "cpu" not in (ctx.platforms or ctx.module_context.platforms)
         )
         place = None if known else place_of(*jaxprs_in_params(params))

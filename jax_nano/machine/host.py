@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import platform
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,16 @@ from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.machine import kin, x86
 from jax_nano.machine.calibration import calibrated
 from jax_nano.machine.isa import Isa, Machine
+from jax_nano.machine.thread_limit import ThreadLimit
 from jax_nano.machine.topology import ROOT, Topology
 from jax_nano.machine.topology import read as read_topology
+
+
+def _limit_threads(threads: int) -> None:
+    _native.limit_threads(threads)
+
+
+thread_limit = ThreadLimit(_limit_threads)
 
 
 def machine_for(name: str | None = None) -> Machine:
@@ -44,7 +53,7 @@ def target(machine: Machine, name: str | None = None) -> Isa:
 @functools.cache
 def topology() -> Topology:
     """The processors that this process may run on, as they were when it was first asked."""
-    return read_topology()
+    return replace(read_topology(), limit=config.number("JAX_NANO_THREADS") or math.inf)
 
 
 @functools.cache
@@ -77,8 +86,7 @@ def detected() -> Machine:
             f"jax_nano does not know this processor ({name}) and takes it for {found.name}, its nearest kin by "
             "instruction sets; if products are slow, JAX_NANO_AUTOTUNE=1 measures their plans"
         )
-    if topology().threads < topology().processors:
-        _native.limit_threads(topology().threads)
+    thread_limit.apply(cores=topology().threads)
     return granted(on_topology(found, topology()))
 
 

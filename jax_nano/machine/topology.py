@@ -33,6 +33,7 @@ class Topology:
     quota: float = math.inf  # processors' worth of time that control groups grant
     caches: tuple[Cache, ...] = ()  # data caches of a fast core; empty where Linux says nothing that makes sense
     llcs: int = 1  # last-level caches of these cores
+    limit: float = math.inf  # threads that the environment allows
 
     @property
     def processors(self) -> int:
@@ -41,12 +42,12 @@ class Topology:
 
     @property
     def threads(self) -> int:
-        """Threads worth having: one a core, and no more than the quota keeps running.
+        """Threads worth having: one a core, no more than the quota keeps running, and than the environment allows.
 
         A quota of 1.5 processors is worth two threads: time that one leaves unused is lost, while of two each rests for
         a quarter of the time.
         """
-        return max(1, min(len(self.cores), math.ceil(min(self.quota, len(self.cores)))))
+        return max(1, math.ceil(min(self.quota, self.limit, len(self.cores))))
 
     @property
     def slow_threads(self) -> int:
@@ -60,6 +61,7 @@ class Topology:
             f"{self.processors} hyperthreads on {cores} cores": self.processors > cores,
             f"{self.slow_cores} of {cores} cores are slower": self.slow_cores > 0,
             f"a quota of {self.quota:g} processors": self.quota < cores,
+            f"JAX_NANO_THREADS={self.limit:g}": self.limit < cores,
             f"{self.llcs} last-level caches": self.llcs > 1,
         }
         return ", ".join(text for text, holds in said.items() if holds)

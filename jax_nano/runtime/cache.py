@@ -29,9 +29,11 @@ from jax_nano import config
 from jax_nano.config import warn
 from jax_nano.runtime import keys
 from jax_nano.runtime.toolchain import toolchain
+from jax_nano.runtime.turns import turn
 
 ENTRY = re.compile(rf"nano_\w+-[0-9a-f]{{{keys.DIGITS}}}\.o")
-UNFINISHED = re.compile(r"\.nano_.+\.o\.[0-9a-f]+")
+LOCK = "lock"  # ends the name of a file that is there while a process makes the entry
+UNFINISHED = re.compile(rf"\.nano_.+\.o\.(?:[0-9a-f]+|{LOCK})")
 UNFINISHED_SECONDS = 3600  # after this time an unfinished entry's writer must have died
 DIGEST_BYTES = hashlib.sha256().digest_size
 WINNER = "nano_winner"  # begins the name of an entry that holds no kernel, but which plan of a product won
@@ -54,11 +56,29 @@ def fetch(symbol: str, parts: tuple[object, ...], compiled: Callable[[], bytes])
         entry = f"{symbol}-{key(parts)}.o"
         code = load(entry)
     if code is None:
-        code = compiled()
+        with alone(entry) as waited:
+            if entry and waited:
+                with harmless():
+                    code = load(entry)
+            if code is None:
+                code = compiled()
+                with harmless():
+                    if entry:
+                        store(entry, code)
+    return code
+
+
+@contextlib.contextmanager
+def alone(entry: str | None) -> Iterator[bool]:
+    """Keeps other processes from making an entry in the block; gives whether one has done so meanwhile."""
+    with contextlib.ExitStack() as stack:
+        waited = False
         with harmless():
             if entry:
-                store(entry, code)
-    return code
+                make_directory()
+                folder = stack.enter_context(open_directory())
+                waited = stack.enter_context(turn(folder, f".{entry}.{LOCK}"))
+        yield waited
 
 
 def get(symbol: str, parts: tuple[object, ...]) -> bytes | None:
@@ -123,6 +143,17 @@ def directory() -> pathlib.Path:
       OSError: the environment names no place, and there is no home.
     """
     return config.storage() / "kernels"
+
+
+def make_directory() -> None:
+    """Makes the directory, for this user alone.
+
+    Raises:
+      OSError: it cannot be made.
+    """
+    path = directory()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
 
 
 def limit_bytes() -> int:
@@ -193,9 +224,7 @@ def store(entry: str, code: bytes) -> None:
     Raises:
       Unusable, OSError: it could not be written.
     """
-    path = directory()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.mkdir(mode=0o700, exist_ok=True)
+    make_directory()
     unfinished = f".{entry}.{secrets.token_hex(8)}"
     with open_directory() as folder:
         try:

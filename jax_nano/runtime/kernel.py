@@ -22,16 +22,20 @@ from jax_nano import _native
 from jax_nano.codegen.module import build_module, kernel_name, phase_symbols
 from jax_nano.ir.attention import Problem
 from jax_nano.ir.dtypes import FFI_TYPES
+from jax_nano.machine.host import thread_limit
 from jax_nano.machine.isa import Machine
 from jax_nano.schedule.attention import AnyPlan
+from jax_nano.schedule.grouped import GroupedPlan
 
 TARGET_NAME = "jax_nano"  # of the custom call
+FORMAT = 1  # of its attributes: another number for each change of what they say; csrc/handler.cc has it too
 SIZE_BYTES = 4  # of the size of a description behind object code
 jax.ffi.register_ffi_target(
     TARGET_NAME,
     {"instantiate": _native.instantiate_handler(), "execute": _native.execute_handler()},
     platform="cpu",
 )
+thread_limit.apply()  # of kernels in programs from disk as well, for which no machine is looked at
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ Arrays = tuple[tuple[str, int], ...]  # types, and elements in memory
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Kernel:
-    """One compiled product or attention."""
+    """One compiled product, attention or grouped product."""
 
     problem: Problem
     object: bytes
@@ -141,7 +145,10 @@ class Kernel:
 
     @property
     def plan(self) -> Any:
-        """How it computes, a Plan or an AttentionPlan. Of a kernel found on disk, it is made when first asked for."""
+        """How it computes, a plan of the problem's kind.
+
+        Of a kernel found on disk, it is made when first asked for.
+        """
         return self._planned[0]
 
     @property
@@ -188,6 +195,7 @@ class Kernel:
     def _attributes(self) -> dict[str, object]:
         described, (operands, results) = self.description, self.arrays
         return {
+            "format": np.int64(FORMAT),
             "object": self.object,
             "features": described.features,
             "symbols": ",".join(described.symbols),
@@ -200,6 +208,7 @@ class Kernel:
             "result_types": np.array([FFI_TYPES[dtype] for dtype, _ in results], np.int64),
             "result_elements": np.array([elements for _, elements in results], np.int64),
             "key": np.int64(self.key),
+            "threads": np.int64(0),
         }
 
 
@@ -208,5 +217,6 @@ def processor_for(plan: AnyPlan, machine: Machine) -> Processor:
     isa = machine.isa(plan.isa)
     dtypes = {array.dtype for array in plan.problem.arrays}
     conversions = isa.conversions if "f16" in dtypes else ()
-    extra = ",".join(f"+{feature}" for feature in (*isa.features, *conversions, *plan.instruction.features))
+    own = plan.features if isinstance(plan, GroupedPlan) else plan.instruction.features
+    extra = ",".join(f"+{feature}" for feature in (*isa.features, *conversions, *own))
     return Processor(isa.cpu, extra, machine.tune or machine.name)

@@ -17,6 +17,8 @@ from functools import partial
 from jax_nano import config
 from jax_nano.ir.attention import Attention, Problem
 from jax_nano.ir.dot import UnsupportedDot
+from jax_nano.ir.grouped import Grouped
+from jax_nano.ir.pipeline import Pipeline
 from jax_nano.machine import host
 from jax_nano.machine.host import machine_for, target
 from jax_nano.machine.isa import Isa, Machine
@@ -149,6 +151,8 @@ def _make_kernel(problem: Problem, place: Place) -> Kernel | CompilationFailed:
 def _is_to_be_tuned(problem: Problem, place: Place) -> bool:
     """Whether the environment or a session wants a product's plans measured, and they can be here."""
     session = tuning_session.current()
+    if isinstance(problem, Pipeline):  # there is one plan of it
+        return False
     if place.machine is not host.machine() or not (session or config.switch("JAX_NANO_AUTOTUNE")):
         return False
     has_winner = bool(recall_winner(problem, place))
@@ -225,7 +229,7 @@ def make_plan(problem: Problem, place: Place, winner: str = "") -> tuple[AnyPlan
 
 def entry_name(problem: Problem, isa: Isa) -> str:
     """The beginning of the name of a kernel's entry: for the eye, as the key says all."""
-    if isinstance(problem, Attention):
+    if isinstance(problem, Attention | Grouped | Pipeline):
         return f"nano_{problem.label}_{isa.name}"
     b, m, n, k = problem.sizes
     return f"nano_{problem.lhs}{problem.rhs}_{problem.out}_b{b}m{m}n{n}k{k}_{isa.name}"

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from jax_nano.ir.attention import Attention, Problem
+from jax_nano.ir.grouped import Grouped
+from jax_nano.ir.pipeline import Pipeline, repeated
 from jax_nano.runtime.kernel import Kernel
 from jax_nano.runtime.log import logger
 from jax_nano.schedule.attention import AnyPlan, AttentionPlan
+from jax_nano.schedule.grouped import GroupedPlan
+from jax_nano.schedule.pipeline import PipelinePlan
+from jax_nano.schedule.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -20,13 +25,15 @@ class Report:
 
     Attributes:
       equation: the product as the program has it: operands, result, dimension numbers.
-      problem: the product as jax_nano sees it, a Dot or an Attention; None where it has no kernel for such a one.
+      problem: the product as jax_nano sees it, a Dot, an Attention or a Grouped; None where it is none of these.
       kernel: what runs; None for lax.dot_general, or what else it is in JAX.
       reason: why it runs as that; empty for a kernel.
       fused: what the kernel does beside the product, in the order of the program.
       kept: in an accelerated program, what comes before, on A, and is not fused.
       stopped: in an accelerated program, what comes next and is not fused.
       otherwise: what runs where there is no kernel.
+      devices: how many run it, each with shards of its own.
+      shards: where XLA partitions it, what becomes of it on each device, once XLA has compiled the program.
     """
 
     equation: str
@@ -37,11 +44,18 @@ class Report:
     kept: str = ""
     stopped: str = ""
     otherwise: str = "lax.dot_general"
+    devices: int = 1
+    shards: Sequence[Report] = ()
 
     @property
     def ran_as(self) -> str:
         """Either "kernel" or what runs without one: "lax.dot_general" or "lax.conv_general_dilated" of a product."""
-        return "kernel" if self.kernel else self.otherwise
+        return "kernel" if self.kernel or self.is_of_shards else self.otherwise
+
+    @property
+    def is_of_shards(self) -> bool:
+        """Whether it becomes kernels only when XLA compiles the program, which is when shards are known."""
+        return self.devices > 1 and not self.kernel and not self.reason
 
     @property
     def plan(self) -> Any:
@@ -65,6 +79,10 @@ class Report:
 
     def __str__(self) -> str:
         lines = {"runs as": f"kernel {self.kernel.name}" if self.kernel else self.otherwise}
+        if self.is_of_shards:
+            lines["runs as"] = "kernels of shards, which XLA finds when it compiles"
+        if self.devices > 1:
+            lines["on"] = f"each of {self.devices} devices"
         if self.problem:
             lines["problem"] = describe(self.problem)
         if self.kept:
@@ -86,8 +104,8 @@ class Reports(tuple[Report, ...]):
     """The reports of a program's products, in the order of its lowering; prints as them all."""
 
     def __str__(self) -> str:
-        kernels = sum(report.kernel is not None for report in self)
-        names = dict.fromkeys(report.otherwise for report in self if not report.kernel) or ["lax.dot_general"]
+        kernels = sum(report.ran_as == "kernel" for report in self)
+        names = dict.fromkeys(report.otherwise for report in self if report.ran_as != "kernel") or ["lax.dot_general"]
         others = f"{len(self) - kernels} by {' and '.join(names)}"
         heading = f"{_count(len(self), 'product')}: {kernels} by kernels, {others}"
         return "\n\n".join([heading, *map(str, self)])
@@ -134,6 +152,10 @@ def describe(problem: Problem) -> str:
     """One line: sizes, types, and which operands lie transposed in memory."""
     if isinstance(problem, Attention):
         return describe_attention(problem)
+    if isinstance(problem, Pipeline):
+        return describe_pipeline(problem)
+    if isinstance(problem, Grouped):
+        return describe_grouped(problem)
     b, m, n, k = problem.sizes
     sizes = f"M {m}, N {n}, K {k}" if b == 1 else f"B {b}, M {m}, N {n}, K {k}"
     text = f"{sizes}; {problem.lhs} x {problem.rhs} -> {problem.out}, summed in {problem.acc}"
@@ -160,6 +182,51 @@ def describe_attention(problem: Attention) -> str:
     }  # fmt: skip
     text += "; keys and values of s8" if problem.key_scales else ""
     return "; ".join([text, f"{problem.dtype}, summed in {problem.acc}", *(name for name in parts if parts[name])])
+
+
+def describe_pipeline(problem: Pipeline) -> str:
+    """One line: how many products and other stages, types, and what is multiplied in all."""
+    stages = sum(1 for _ in repeated(problem.stages))
+    count = len(problem.contractions)
+    types = ", ".join(dict.fromkeys(stage.dtype for stage, _ in problem.contractions))
+    text = f"{_count(count, 'product')} of {types} and {_count(stages - count, 'other stage')}"
+    return f"{text}; {problem.multiplications:,} multiplications"
+
+
+def summary_of_pipeline(plan: PipelinePlan) -> dict[str, str]:
+    """The plan in words, by topic."""
+    blocks = dict.fromkeys(f"{block.rows} x {block.registers} registers" for _, block in plan.blocks)
+    return {
+        "target": f"{plan.isa}, {plan.instruction.name}",
+        "blocks": ", ".join(blocks),
+        "scratch": f"{plan.local_bytes:,} bytes",
+        "phases": _phases(plan),
+        "chosen": plan.why,
+    }
+
+
+def describe_grouped(problem: Grouped) -> str:
+    """One line: groups, whose rows or steps they share out, and a group's product."""
+    batch = f"B {problem.batch.size}, " if problem.batch.size > 1 else ""
+    return f"{batch}{_count(problem.groups, 'group')} that share out {problem.ragged.upper()}; {describe(problem.dot)}"
+
+
+def summary_of_grouped(plan: GroupedPlan) -> dict[str, str]:
+    """The plan in words, by topic."""
+    lines = {"target": f"{plan.isa}, {plan.instruction.name}"}
+    if plan.few:
+        lines["few rows"] = f"up to {plan.few_rows}: {blocks_of(plan.few)}"
+    if plan.many:
+        lines["many rows" if plan.few else "groups"] = blocks_of(plan.many)
+    return lines | {"phases": _phases(plan), "chosen": plan.why}
+
+
+def blocks_of(plan: Plan) -> str:
+    """The blocks of a group's product, in words."""
+    return (
+        f"{plan.mr} x {plan.nr} accumulators, {plan.instruction.name}; {plan.mt} x {plan.nt} in a task, KC {plan.kc}; "
+        f"A {LHS[plan.lhs]}, B {RHS[plan.rhs]}"
+    )
 
 
 def summary_of_attention(plan: AttentionPlan) -> dict[str, str]:
@@ -189,6 +256,10 @@ def summary(plan: AnyPlan) -> dict[str, str]:
     """The plan in words, by topic."""
     if isinstance(plan, AttentionPlan):
         return summary_of_attention(plan)
+    if isinstance(plan, PipelinePlan):
+        return summary_of_pipeline(plan)
+    if isinstance(plan, GroupedPlan):
+        return summary_of_grouped(plan)
     stationary = "A" if plan.lhs_stationary else "B"
     return {
         "target": f"{plan.isa}, {plan.instruction.name}" + (", operands exchanged" if plan.swapped else ""),

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax_nano.ir.attention import Attention, Problem
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import FLOAT8, NUMPY_TYPES
+from jax_nano.ir.grouped import Grouped
+from jax_nano.ir.pipeline import Pipeline
 from jax_nano.machine.isa import Isa, Machine
 from jax_nano.runtime.compiler import CompilationFailed, compile_plan
 from jax_nano.runtime.kernel import TARGET_NAME, Kernel, processor_for
@@ -21,6 +23,7 @@ from jax_nano.runtime.progress import Bar, progress
 from jax_nano.runtime.report import describe
 from jax_nano.schedule.attention import AnyPlan
 from jax_nano.schedule.choose import ranked_plans
+from jax_nano.schedule.pipeline import PipelinePlan
 
 CANDIDATES = 8  # plans that are measured for a product
 TURNS = 5
@@ -44,7 +47,9 @@ class Tuned:
 
     def __str__(self) -> str:
         plan, _ = self.seconds[0]
-        if isinstance(self.problem, Attention):
+        if isinstance(self.problem, Pipeline) or isinstance(plan, PipelinePlan):
+            return f"{name_of(self.problem)}: {self.summary}"
+        if isinstance(self.problem, Attention | Grouped):
             sizes = self.problem.label
         else:
             b, m, n, k = self.problem.sizes
@@ -100,7 +105,7 @@ class Tunings(tuple[Tuned, ...]):
 
 def name_of(problem: Problem) -> str:
     """What tells a product from the others of a program, in words."""
-    if isinstance(problem, Attention):
+    if isinstance(problem, Attention | Grouped | Pipeline):
         return describe(problem)
     fused = {"a prologue": problem.prologue, "an epilogue": problem.epilogue}
     names = " and ".join(name for name, work in fused.items() if work)
@@ -191,9 +196,12 @@ def make_runnable(kernel: Kernel) -> Callable[[], Any]:
 
 
 def zeros(kernel: Kernel) -> list[jax.Array]:
-    """Operands of a kernel. They are flat: kernels know the shapes."""
+    """Operands of a kernel. They are flat: kernels know the shapes. Groups have sizes that share out all rows."""
     with jax.enable_x64(new_val=True):
-        return [jnp.zeros(elements, DTYPES[dtype]) for dtype, elements in kernel.arrays[0]]
+        arrays = [jnp.zeros(elements, DTYPES[dtype]) for dtype, elements in kernel.arrays[0]]
+        if isinstance(kernel.problem, Grouped):
+            arrays[2] = jnp.asarray(kernel.problem.even_sizes, arrays[2].dtype)
+        return arrays
 
 
 def program(kernel: Kernel, operands: Sequence[jax.Array]) -> Callable[..., list[jax.Array]]:

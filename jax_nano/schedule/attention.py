@@ -7,11 +7,14 @@ the result is V transposed times them:
     S^T [keys, queries] = K [keys, d] @ Q^T [d, queries]
     O^T [dv, queries]  += V^T [dv, keys] @ P^T [keys, queries]
 
-A task has the queries of one head, or the heads of one query that share keys. Its own scratch:
+A task has the queries of one head, or of all heads that share keys. Where those are few, so that reading K and V takes
+longest, it has several heads of keys whose rows are neighbours in memory, one after the other in each block of keys:
+then it reads memory from end to end. Its own scratch:
 
     | Q^T panels | block of K | block of V | scores of a panel | P^T of it | bias, mask of it | sums | a block's tiles |
 
-where the sums are O^T, maxima, and sums of exponentials. Where keys are split among tasks, the sums are shared.
+where the sums are O^T, maxima, and sums of exponentials, of each head. Where keys are split among tasks, these are
+shared.
 """
 
 from __future__ import annotations
@@ -21,10 +24,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jax_nano.ir.attention import Attention
+from jax_nano.ir.attention_spec import hides_rows
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.machine.isa import DotInstruction
+from jax_nano.schedule.grouped import GroupedPlan
+from jax_nano.schedule.pipeline import PipelinePlan
 from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.scratch import apart, whole_lines
+
+FEW_COLUMNS = 8  # of them, as rows of a product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +48,7 @@ class AttentionPlan:
       unroll: updates in an iteration of a microkernel; rows of scores that a softmax takes at a time, or half of them.
       key_block: keys whose scores a panel holds.
       query_block: queries of a task.
+      heads_per_task: heads of keys that a task has, whose rows are neighbours in memory.
       splits: parts of the keys, that different tasks attend to, and a phase of its own combines in order.
       packs_keys: blocks of K are copied, and converted to the instruction's type.
       packs_values: so are blocks of V; interleaved or transposed, as the instruction wants them.
@@ -55,6 +64,7 @@ class AttentionPlan:
     unroll: int = 4
     key_block: int
     query_block: int
+    heads_per_task: int = 1
     splits: int = 1
     packs_keys: bool = True
     packs_values: bool = True
@@ -65,9 +75,16 @@ class AttentionPlan:
         for name, value, step in (
             ("nr", self.nr, self.lanes), ("query_block", self.query_block, self.nr),
             ("key_block", self.key_block, self.mr), ("key_block", self.key_block, self.instruction.shape[2]),
+            ("key_block", self.key_block, keys_copied_at_once(self.problem, self.instruction)),
         ):  # fmt: skip
             if value % step:
                 raise ValueError(f"{name} = {value} is not a multiple of {step}: panels would overlap")
+        if self.problem.keys > self.key_block and self.key_block % (self.lanes * self.instruction.vnni):
+            raise ValueError(f"key_block = {self.key_block} is not a multiple of registers, which packing transposes")
+        if self.problem.heads % self.heads_per_task:
+            raise ValueError(f"{self.heads_per_task} heads a task do not divide {self.problem.heads}")
+        if self.heads_per_task > 1 and not self.always_visits:
+            raise ValueError("rows without keys are looked for in tasks of one head")
         if self.splits > 1 and self.splits * self.keys_per_split - self.problem.keys >= self.keys_per_split:
             raise ValueError(f"{self.splits} splits of {self.problem.keys} keys: one would be empty")
 
@@ -88,19 +105,19 @@ class AttentionPlan:
 
     @property
     def folds_heads(self) -> bool:
-        """Query heads stand along the lanes, of which there are several that share keys, and one query each."""
-        return self.problem.queries == 1 < self.problem.group
+        """Query heads that share keys stand along the lanes, with all queries of each."""
+        return folded(self.problem, self.nr)
 
     @property
     def columns(self) -> int:
-        """What stands along the lanes: the queries of a head, or the heads of a query."""
-        return self.problem.group if self.folds_heads else self.problem.queries
+        """What stands along the lanes: the queries of a head, or of all heads that share keys, a query's together."""
+        return self.problem.queries * (self.problem.group if self.folds_heads else 1)
 
     @property
     def outer(self) -> tuple[int, int, int]:
         """Over what tasks run beside blocks of queries and splits: (batch, heads of K, query heads of each)."""
         problem = self.problem
-        return problem.batch, problem.heads, 1 if self.folds_heads else problem.group
+        return problem.batch, problem.heads // self.heads_per_task, 1 if self.folds_heads else problem.group
 
     @property
     def query_blocks(self) -> int:
@@ -114,7 +131,7 @@ class AttentionPlan:
 
     @property
     def elements(self) -> int:
-        """Blocks of queries of all heads."""
+        """Blocks of queries of all heads, or of so many as a task has."""
         batch, heads, group = self.outer
         return batch * heads * group * self.query_blocks
 
@@ -132,9 +149,9 @@ class AttentionPlan:
         """
         problem = self.problem
         skips = problem.causal or problem.window or problem.key_lengths or problem.blocks
-        beyond = problem.window and problem.queries - 1 - problem.window[0] >= problem.keys
+        hidden = hides_rows(problem.causal, problem.window, problem.queries, problem.keys)
         lengths = problem.key_lengths and (problem.causal or problem.window)
-        return not (beyond or lengths or (problem.may_hide and skips))
+        return not (hidden or lengths or (problem.may_hide and skips))
 
     # Layouts in scratch.
 
@@ -179,7 +196,42 @@ class AttentionPlan:
     @property
     def sum_elements(self) -> int:
         """Elements of a task's sums: O^T by panels, then maxima and sums of exponentials."""
-        return self.query_block * (self.value_rows + 2)
+        return self.out_elements + 2 * self.query_block
+
+    @property
+    def streams(self) -> bool:
+        """K and V go through one panel of queries, so that reading them takes longest."""
+        return self.columns <= self.nr and not self.instruction.tiles
+
+    @property
+    def by_rows(self) -> bool:
+        """The columns are few enough to stand along rows instead: scores are inner products, sums are P @ V.
+
+        K and V are then read in place, each line once, by whole registers.
+        """
+        problem = self.problem
+        in_place = problem.key[-1] == problem.value[-1] == 1 and not problem.query_lengths
+        return self.streams and self.columns <= FEW_COLUMNS and in_place
+
+    @property
+    def out_stride(self) -> int:
+        """Elements of a row of sums that stand by rows."""
+        return rounded_up(self.problem.value_depth, self.lanes)
+
+    @property
+    def query_elements(self) -> int:
+        """Elements of a head's packed queries."""
+        return self.query_block * (self.query_stride if self.by_rows else self.depth)
+
+    @property
+    def query_stride(self) -> int:
+        """Elements from query to query where they stand by rows, which packing writes in whole registers."""
+        return rounded_up(self.problem.depth, self.lanes * self.instruction.vnni)
+
+    @property
+    def out_elements(self) -> int:
+        """Elements of O^T, or of O by rows."""
+        return self.query_block * (self.out_stride if self.by_rows else self.value_rows)
 
     @property
     def paired_score_arrays(self) -> int:
@@ -192,7 +244,7 @@ class AttentionPlan:
         """Where the parts of a thread's own scratch begin, in bytes, and their `end`."""
         i, panel = self.instruction, self.key_block * self.nr
         packed = {
-            "query": bytes_of(i.rhs, self.query_block * self.depth),
+            "query": bytes_of(i.rhs, self.heads_per_task * self.query_elements),
             "key": bytes_of(i.lhs, self.key_block * self.key_stride) if self.packs_keys else 0,
             "value": bytes_of(i.lhs, self.value_elements) if self.packs_values else 0,
             "scores": bytes_of(i.acc, panel),
@@ -200,7 +252,7 @@ class AttentionPlan:
             "bias": bytes_of(i.acc, panel) if self.problem.bias else 0,
             "mask": bytes_of(i.acc, panel) if self.problem.mask else 0,
             "score": bytes_of(i.acc, panel * self.paired_score_arrays),
-            "sums": bytes_of(i.acc, self.sum_elements) if self.splits == 1 else 0,
+            "sums": bytes_of(i.acc, self.heads_per_task * self.sum_elements) if self.splits == 1 else 0,
             "tiles": bytes_of(i.acc, self.mr * self.nr) if i.tiles else 0,
         }
         found, at = {}, 0
@@ -218,10 +270,28 @@ class AttentionPlan:
         """Scratch that all tasks see: the sums of all splits."""
         if self.splits == 1:
             return 0
-        return bytes_of(self.instruction.acc, self.splits * self.elements * self.sum_elements)
+        elements = self.splits * self.elements * self.heads_per_task * self.sum_elements
+        return bytes_of(self.instruction.acc, elements)
 
 
-AnyPlan = Plan | AttentionPlan
+AnyPlan = Plan | AttentionPlan | GroupedPlan | PipelinePlan
+
+
+def keys_copied_at_once(problem: Attention, instruction: DotInstruction) -> int:
+    """Keys that a block has a multiple of: where packing transposes what lies along keys, registers of them."""
+    _, lanes, _ = instruction.shape
+    if problem.value[2] == 1 != problem.value[3]:
+        return lanes * instruction.vnni
+    scores = [x.strides for x in problem.arrays_of_pairs]
+    return lanes if any(key == 1 and (query or member) for *_, member, query, key in scores) else 1
+
+
+def folded(problem: Attention, columns: int) -> bool:
+    """Whether query heads that share keys are columns of one product: one query each, or no more than `columns`."""
+    if problem.group == 1 or problem.queries == 1:
+        return problem.group > 1
+    of_pairs = problem.arrays_of_pairs or problem.score or problem.blocks
+    return problem.queries * problem.group <= columns and not of_pairs
 
 
 def rounded_up(size: int, multiple: int) -> int:

@@ -9,14 +9,13 @@ from jax_nano.ir.dtypes import INT4_PER_WORD, PACKED_INT4, bytes_of
 from jax_nano.schedule.cost.microkernel import Unit
 from jax_nano.schedule.loop_nest import LoopNest
 from jax_nano.schedule.plan import LhsMode, Plan, RhsMode
-from jax_nano.schedule.register_block import RegisterBlock
+from jax_nano.schedule.register_block import ROW_PANELS, RegisterBlock
 
 # Sums over more steps than this are made in parts, where C alone would leave threads idle.
 SPLIT_STEPS = 2048
 SPLIT_RESULTS = 4096
 SPLITS = 32
 STREAMS = 2  # parts of the sum where B is streamed
-ROW_PANELS = 8  # in a block of A that is packed, or prefetched by pieces of its columns
 UNROLLED_DOTS = 16  # multiply-accumulates in an iteration of the inner loop, at least
 
 

@@ -234,7 +234,7 @@ def packed_weight_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
         can_stay = tiles_can_read(unit, nest)
     else:
         can_stay = (unit.instruction.vnni == 1 or k.lhs == 1) and not must_pack_lhs(nest)
-    packed: LhsMode = "rows" if k.lhs == 1 or tiles else "columns"
+    packed: LhsMode = "rows" if tiles else packed_lhs_mode(nest)
     modes: tuple[LhsMode, ...] = ("unpacked", packed) if can_stay else (packed,)
     assert dot.panels
     prefetch_rows = unit.machine.fitted.prefetch_bytes // bytes_of(dot.rhs, dot.panels.width)

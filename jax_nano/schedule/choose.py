@@ -7,11 +7,16 @@ from typing import overload
 
 from jax_nano.ir.attention import Attention, Problem
 from jax_nano.ir.dot import Dot
+from jax_nano.ir.grouped import Grouped
+from jax_nano.ir.pipeline import Pipeline
 from jax_nano.machine.isa import Isa, Machine
 from jax_nano.schedule.attention import AnyPlan, AttentionPlan
 from jax_nano.schedule.attention_plans import attention_plans, choose_attention
 from jax_nano.schedule.candidates import kernel_plans
 from jax_nano.schedule.cost.estimate import Estimate, KernelCost
+from jax_nano.schedule.grouped import GroupedPlan
+from jax_nano.schedule.grouped_plans import choose_grouped, grouped_plans
+from jax_nano.schedule.pipeline_plans import choose_pipeline
 from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.tasks import FEW_PER_THREAD, task_plans, undivided
 
@@ -25,15 +30,21 @@ def choose(problem: Dot, machine: Machine, isa: Isa) -> Plan: ...
 @overload
 def choose(problem: Attention, machine: Machine, isa: Isa) -> AttentionPlan: ...
 @overload
+def choose(problem: Grouped, machine: Machine, isa: Isa) -> GroupedPlan: ...
+@overload
 def choose(problem: Problem, machine: Machine, isa: Isa) -> AnyPlan: ...
 def choose(problem: Problem, machine: Machine, isa: Isa) -> AnyPlan:
-    """The plan for a product or an attention.
+    """The plan for a product, an attention or a grouped product.
 
     Raises:
       UnsupportedDot: the target has no instruction for these types.
     """
     if isinstance(problem, Attention):
         return choose_attention(problem, machine, isa)
+    if isinstance(problem, Pipeline):
+        return choose_pipeline(problem, machine, isa)
+    if isinstance(problem, Grouped):
+        return choose_grouped(problem, machine, isa)
     return choose_product(problem, machine, isa)
 
 
@@ -97,11 +108,17 @@ def ranked_plans(problem: Dot, machine: Machine, isa: Isa, count: int) -> Sequen
 @overload
 def ranked_plans(problem: Attention, machine: Machine, isa: Isa, count: int) -> Sequence[AttentionPlan]: ...
 @overload
+def ranked_plans(problem: Grouped, machine: Machine, isa: Isa, count: int) -> Sequence[GroupedPlan]: ...
+@overload
 def ranked_plans(problem: Problem, machine: Machine, isa: Isa, count: int) -> Sequence[AnyPlan]: ...
 def ranked_plans(problem: Problem, machine: Machine, isa: Isa, count: int) -> Sequence[AnyPlan]:
     """The cost model's choice and up to `count` - 1 others."""
     if isinstance(problem, Attention):
         return attention_plans(problem, machine, isa)[:count]
+    if isinstance(problem, Pipeline):
+        return [choose_pipeline(problem, machine, isa)]
+    if isinstance(problem, Grouped):
+        return grouped_plans(problem, machine, isa)[:count]
     return ranked_products(problem, machine, isa, count)
 
 

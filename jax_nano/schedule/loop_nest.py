@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 from jax_nano.ir.dot import Axis, Dot, UnsupportedDot
 
+ONLY_AS_THEY_ARE = "panels hold numbers as they are, of a matrix of several columns"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopNest:
@@ -32,7 +34,7 @@ class LoopNest:
             return cls._of_windows(dot)
         swapped = not dot.n and bool(dot.m) and not dot.prologue
         if dot.panels and (swapped or dot.algorithm):
-            raise UnsupportedDot("panels hold numbers as they are, of a matrix of several columns")
+            raise UnsupportedDot(ONLY_AS_THEY_ARE)
         work = dot.swapped() if swapped else dot
         nothing = (0,) * len(work.extras)
         m = longest(work.m, Axis(size=1, extras=nothing))
@@ -47,12 +49,15 @@ class LoopNest:
     def _of_windows(cls, dot: Dot) -> LoopNest:
         """As many axes joined as have one stride in all arrays but the window's: packing knows where that is.
 
-        Where places are last in C, the operands are exchanged, and the window is B.
+        Where places are last in C, the operands are exchanged, and the window is B; not so where there is one output
+        channel, and places are no neighbours in the image.
 
         Raises:
           UnsupportedDot: C's last axis is neither of places nor of columns, or rows of extras are not contiguous.
         """
-        swapped = bool(dot.m) and dot.m[-1].out == 1 and not (dot.n and dot.n[-1].out == 1)
+        swapped = dot.ends_with_rows
+        if dot.panels and (swapped or dot.algorithm or not dot.n):
+            raise UnsupportedDot(ONLY_AS_THEY_ARE)
         work = dot.swapped() if swapped else dot
         assert work.window
         once = Axis(size=1, extras=(0,) * len(dot.extras), window=(0,) * len(work.window.bounds))

@@ -31,6 +31,7 @@ from jax_nano.schedule.cost.microkernel import (
 from jax_nano.schedule.loop_nest import LoopNest
 from jax_nano.schedule.scratch import LINE_BYTES, whole_lines
 
+ROW_PANELS = 8  # in a block of A that is packed, or prefetched by pieces of its columns
 HARDLY_MORE = 1.04  # times the cycles of the fastest block
 # Registers of B on their way, where each is for several rows whose elements of A are held; twice as many where an
 # instruction adds several products, as LLVM ties its accumulator to its result and moves both around.
@@ -181,7 +182,12 @@ def inner_block(unit: Unit, nest: LoopNest) -> RegisterBlock:
     ]
     if not fitting:
         raise ValueError("a block needs at least one row and one column")
-    rows, cols = min(fitting, key=lambda block: inner_product_cycles(unit, block, nest.k.size, (m, n)))
+
+    def cycles(block: tuple[int, int]) -> float:
+        held = ROW_PANELS * block[0] if nest.dot.has_window("lhs") else 0
+        return inner_product_cycles(unit, block, nest.k.size, (m, n), held)
+
+    rows, cols = min(fitting, key=cycles)
     return RegisterBlock(rows, cols, lhs_stationary=False)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,29 +59,57 @@ def _call(
     inputs: tuple[ShapedArray, ...], params: tuple[tuple[str, Any], ...], dimension_numbers, precision, dtype
 ) -> JaxprEqn:
     """The equation of such a product of x, integers and scales."""
+
+    def multiply(x: Array, w: Array, out: Any) -> Array:
+        return lax.dot_general(x, w, dimension_numbers, precision=precision, preferred_element_type=out)
+
+    def scale(total: Array, steps: Array) -> Array:
+        return total * lax.expand_dims(steps, range(steps.ndim, total.ndim))
+
     weight = functools.partial(nano_dequantize_p.bind, **(dict(params) | {"activations": None}))
+    return rounded_call(inputs, weight, multiply, Rounding(lambda x: rows_of_steps(x, dimension_numbers), scale), dtype)
+
+
+class Rounding(NamedTuple):
+    """How an operand is rounded: its integers and what steps of them are worth, and sums that are scaled by those."""
+
+    integers: Callable[[Array], tuple[Array, Array]]
+    scale: Callable[[Array, Array], Array]
+
+
+def rounded_call(
+    inputs: tuple[ShapedArray, ...],
+    weight: Callable[..., Array],
+    multiply: Callable[[Array, Array, Any], Array],
+    rounding: Rounding,
+    dtype: Any,
+) -> JaxprEqn:
+    """The equation of a product with an operand that is rounded, whose derivative is that of one that is not.
+
+    Args:
+      inputs: the types of the operand and of a weight's arrays.
+      weight: gives the array that those stand for.
+      multiply: gives the product of two arrays in a type.
+      rounding: how the operand is rounded.
+      dtype: the type of the result.
+    """
 
     @jax.custom_jvp
-    def product(x: Array, values: Array, scales: Array) -> Array:
-        integers, steps = rows_of_steps(x, dimension_numbers)
-        w = weight(values, scales)
-        total = lax.dot_general(
-            integers.astype(w.dtype), w, dimension_numbers, precision=precision, preferred_element_type=jnp.float32
-        )
-        return (total * lax.expand_dims(steps, range(steps.ndim, total.ndim))).astype(dtype)
+    def product(x: Array, *arrays: Array) -> Array:
+        integers, steps = rounding.integers(x)
+        w = weight(*arrays)
+        return rounding.scale(multiply(integers.astype(w.dtype), w, jnp.float32), steps).astype(dtype)
 
     @functools.partial(product.defjvp, symbolic_zeros=True)
     def _(primals, tangents):
         tangent, *others = tangents
         if not all(isinstance(t, SymbolicZero) or t.dtype == jax.dtypes.float0 for t in others):
             raise TypeError(no_derivative)
-        x, values, scales = primals
-        out = product(x, values, scales)
+        x, *arrays = primals
+        out = product(x, *arrays)
         if isinstance(tangent, SymbolicZero):
             return out, jnp.zeros_like(out)
-        return out, lax.dot_general(
-            tangent, weight(values, scales), dimension_numbers, precision=precision, preferred_element_type=dtype
-        )
+        return out, multiply(tangent, weight(*arrays), dtype)
 
     (eqn,) = jax.make_jaxpr(product)(*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs)).eqns
     return eqn

@@ -17,33 +17,38 @@ from jax_nano.ir.packed_weight import Panels
 from jax_nano.jaxpr.primitives import nano_unpack_p
 from jax_nano.machine.host import machine_for, target
 from jax_nano.schedule.weight_panels import panels_for
-from jax_nano.weights.weight import Weight
+from jax_nano.weights.kernel_layout import KernelLayout, matrices_of
+from jax_nano.weights.weight import Weight, pytree
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("panels",), meta_fields=("k", "n", "target"))
+@pytree(data=("panels",), meta=("k", "n", "target", "layout"))
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackedWeight(Weight):
     """Matrices of K x N in panels, made by `pack`. A pytree of one array, to be handed to jitted functions.
 
-    Products of jax_nano and accelerated programs read the panels where the matrix is their second operand, `x @ w`. To
-    all other functions, on other targets and on other platforms it is the array that it stands for, unpacked.
+    Products of jax_nano and accelerated programs read the panels where the matrix is their second operand, `x @ w`, and
+    convolutions where it is their kernel. To all other functions, on other targets and on other platforms it is the
+    array that it stands for, unpacked.
 
     Attributes:
       panels: (..., panels, K / vnni, width, vnni): columns by panels, rows in interleaved groups, zeros to the end.
       k: K.
       n: N.
       target: the instruction set that it was packed for.
+      layout: of a convolution's kernels, whose rows go over taps and input channels.
     """
 
     panels: Array
     k: int
     n: int
     target: str
+    layout: KernelLayout | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(..., K, N)."""
-        return (*self.panels.shape[:-4], self.k, self.n)
+        """(..., K, N), or that of the kernels."""
+        matrices = (*self.panels.shape[:-4], self.k, self.n)
+        return self.layout.shape(matrices) if self.layout else matrices
 
     @property
     def dtype(self) -> Any:
@@ -56,8 +61,9 @@ class PackedWeight(Weight):
         return self.panels.nbytes
 
     def unpack(self) -> Array:
-        """The array that it stands for, (..., K, N)."""
-        return nano_unpack_p.bind(self.panels, k=self.k, n=self.n)
+        """The array that it stands for."""
+        matrices = nano_unpack_p.bind(self.panels, k=self.k, n=self.n)
+        return self.layout.kernel(matrices) if self.layout else matrices
 
     __jax_array__ = unpack
 
@@ -65,22 +71,27 @@ class PackedWeight(Weight):
         return f"PackedWeight({dtype_name(self.dtype)}{list(self.shape)}, for {self.target})"
 
 
-def pack(w: ArrayLike) -> PackedWeight:
+def pack(w: ArrayLike, *, kernel: str | None = None) -> PackedWeight:
     """Lays out a weight as kernels read it, so that no product `x @ w` has to pack it again.
 
     The target is this machine's, or what JAX_NANO_TARGET names. Panels take as much memory as the weight, beside the
     padding of K to whole steps of an instruction (64 at most) and of N to whole panels (32 columns at most).
 
+    A convolution's kernel is a matrix whose rows go over taps and input channels. Where output channels stand before
+    input channels ("OIHW"), convolutions have their places last, as a rule: then rows of the transposed matrix follow
+    one another, as kernels read it there. Kernels of feature groups are not packed: they are read as they lie.
+
     Args:
-      w: (..., K, N) of f64, f32, bf16 or f16, whose products sum over K: `x @ w`.
+      w: (..., K, N) of f64, f32, bf16 or f16, whose products sum over K: `x @ w`; or (..., *kernel).
+      kernel: dimensions of a convolution's kernel, as lax.conv_general_dilated names them: "HWIO", "OIHW".
 
     Returns:
-      A pytree that stands for `w` in `matmul`, `einsum`, accelerated functions and all others. It is no variable to
-      differentiate with respect to: `unpack()` gives the array, which is.
+      A pytree that stands for `w` in `matmul`, `einsum`, `conv_general_dilated`, accelerated functions and all others.
+      It is no variable to differentiate with respect to: `unpack()` gives the array, which is.
 
     Raises:
       TypeError: w is not of floats that kernels multiply as they are.
-      ValueError: w is no matrix, or has no elements.
+      ValueError: w is no matrix and no such kernel, or has no elements.
       UnsupportedDot: jax_nano has no target for this processor.
     """
     w = jnp.asarray(w)
@@ -90,11 +101,14 @@ def pack(w: ArrayLike) -> PackedWeight:
         )
     if w.ndim < 2 or not w.size:
         raise ValueError(f"a weight of the shape {w.shape} cannot be packed; its last two dimensions have to be (K, N)")
-    k, n = w.shape[-2:]
+    matrices, layout = matrices_of(w, kernel)
+    k, n = matrices.shape[-2:]
     isa = target(machine := machine_for())
-    return PackedWeight(
-        panels=_pack_panels(w, panels_for(dtype_name(w.dtype), k, n, machine, isa)), k=k, n=n, target=isa.name
-    )
+    if layout and layout.is_transposed and layout.taps:
+        panels = Panels(matrices=1, rows=k, columns=n, width=n, vnni=k)
+    else:
+        panels = panels_for(dtype_name(w.dtype), k, n, machine, isa)
+    return PackedWeight(panels=_pack_panels(matrices, panels), k=k, n=n, target=isa.name, layout=layout)
 
 
 @partial(jax.jit, static_argnames="panels")

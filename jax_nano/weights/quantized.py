@@ -21,7 +21,8 @@ from jax.typing import ArrayLike, DTypeLike
 from jax_nano.ir.dtypes import INT4_PER_WORD
 from jax_nano.ir.packed_weight import step_bit
 from jax_nano.jaxpr.primitives import nano_dequantize_p
-from jax_nano.weights.weight import Weight
+from jax_nano.weights.kernel_layout import KernelLayout, matrices_of
+from jax_nano.weights.weight import Weight, pytree
 
 FLOATS = tuple(map(jnp.dtype, (jnp.bfloat16, jnp.float16, jnp.float32)))
 GROUPS = (32, 64, 128)
@@ -34,16 +35,12 @@ no_derivative = (
 )
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("values", "scales", "zeros"),
-    meta_fields=("bits", "group", "rows", "floats", "activations"),
-)
+@pytree(data=("values", "scales", "zeros"), meta=("bits", "group", "rows", "floats", "activations", "layout"))
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuantizedWeight(Weight):
     """A matrix of few bits, or several: `quantize` makes it. A pytree of arrays, to be handed to jitted functions.
 
-    `jax_nano.matmul`, `dot_general`, `einsum` and the like multiply with the integers, and so do accelerated programs.
+    `jax_nano.matmul`, `conv_general_dilated` and the like multiply with the integers, and so do accelerated programs.
     To all other functions of JAX it is the array that it stands for. It has no derivative.
 
     Attributes:
@@ -55,6 +52,7 @@ class QuantizedWeight(Weight):
       rows: K.
       floats: the type of what it stands for.
       activations: "int8" where products quantize the other operand as well.
+      layout: of a convolution's kernels, whose rows go over taps and input channels.
     """
 
     values: Array
@@ -65,11 +63,13 @@ class QuantizedWeight(Weight):
     rows: int
     floats: np.dtype
     activations: Literal["int8"] | None
+    layout: KernelLayout | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """That of the array it stands for."""
-        return (*self.values.shape[:-2], self.rows, self.values.shape[-1])
+        matrices = (*self.values.shape[:-2], self.rows, self.values.shape[-1])
+        return self.layout.shape(matrices) if self.layout else matrices
 
     @property
     def dtype(self) -> np.dtype:
@@ -84,22 +84,24 @@ class QuantizedWeight(Weight):
     def dequantize(self) -> Array:
         """The array it stands for."""
         zeros = () if self.zeros is None else (self.zeros,)
-        return nano_dequantize_p.bind(
+        matrices = nano_dequantize_p.bind(
             self.values, self.scales, *zeros,
             bits=self.bits, group=self.group, rows=self.rows, dtype=self.floats, activations=self.activations,
         )  # fmt: skip
+        return self.layout.kernel(matrices) if self.layout else matrices
 
     def __jax_array__(self) -> Array:
         return self.dequantize()
 
 
-def quantize(
+def quantize(  # noqa: PLR0913
     w: ArrayLike,
     *,
     bits: Literal[8, 4] = 8,
     group: Literal[32, 64, 128] | None = None,
     symmetric: bool = True,
     activations: Literal["int8"] | None = None,
+    kernel: str | None = None,
 ) -> QuantizedWeight:
     """Rounds a weight to integers, which take half or a quarter of bf16's memory: products of few rows wait for that.
 
@@ -107,25 +109,30 @@ def quantize(
     Asymmetric ones reach from 0 to 255, or 15, over the group's values and 0. No weight moves by more than half a
     scale.
 
+    A convolution's kernel is a matrix whose rows go over taps and input channels, in this order.
+
     Args:
-      w: (..., K, N) of bf16, f16 or f32, whose products sum over K: `x @ w`.
+      w: (..., K, N) of bf16, f16 or f32, whose products sum over K: `x @ w`; or (..., *kernel).
       bits: of an integer.
       group: rows that share a scale; by default all of a column.
       symmetric: whether 0 stands in the middle of the range.
-      activations: "int8" multiplies integers with integers: products round each row of the other operand to 127 steps.
+      activations: "int8" multiplies integers with integers: products round each row of the other operand to 127 steps,
+        convolutions each image.
+      kernel: dimensions of a convolution's kernel, as lax.conv_general_dilated names them: "HWIO", "OIHW".
 
     Raises:
       TypeError: w is not of floats that kernels multiply.
-      ValueError: w is no matrix, or has no elements, or there is no such option.
+      ValueError: w is no matrix and no such kernel, or has no elements, or there is no such option.
     """
     w = jnp.asarray(w)
     _check_weight(w)
     _check_options(bits, group, activations, symmetric=symmetric)
+    w, layout = matrices_of(w, kernel)
     group = None if group is None or group >= w.shape[-2] else group
     values, scales, zeros = _quantize(w, bits=bits, group=group, symmetric=symmetric)
     return QuantizedWeight(
         values=values, scales=scales, zeros=zeros,
-        bits=bits, group=group, rows=w.shape[-2], floats=w.dtype, activations=activations,
+        bits=bits, group=group, rows=w.shape[-2], floats=w.dtype, activations=activations, layout=layout,
     )  # fmt: skip
 
 
@@ -143,8 +150,8 @@ def quantization_error(x: ArrayLike, w: QuantizedWeight, dtype: DTypeLike = jnp.
     jax_nano and accelerated programs, or along other dimensions than its rows) is rounded once more: v |x| (s |q|).
 
     Args:
-      x: (..., M, K) or (K,), finite.
-      w: (..., K, N).
+      x: (..., M, K) or (K,), finite; for a convolution, what each place sees of the image, over taps and channels.
+      w: (..., K, N), or a kernel.
       dtype: the type of the result.
 
     Returns:
@@ -154,7 +161,7 @@ def quantization_error(x: ArrayLike, w: QuantizedWeight, dtype: DTypeLike = jnp.
     rounded to the nearest step moves by half of it.
     """
     magnitude = jnp.abs(jnp.asarray(x).astype(jnp.float32))
-    wide = replace(w, floats=jnp.dtype(jnp.float32), activations=None).dequantize()
+    wide = replace(w, floats=jnp.dtype(jnp.float32), activations=None, layout=None).dequantize()
     scales = jnp.broadcast_to(_for_each_row(w.scales.astype(jnp.float32), w.group, w.rows), wide.shape)
     roundoff = float(jnp.finfo(jnp.float32).eps)
     rounded = scales * (0.5 * (1 + 2 * (1 << w.bits) * roundoff))

@@ -76,9 +76,10 @@ def test_every_product_of_a_program():
             jax.checkpoint(lambda h: jnp.einsum("ij,jk->k", h, w).sum())(hidden) + jax.jit(lambda x: x.T @ x)(x).sum()
         )
 
-    outs = [report.equation.split(" -> ")[1].split(", contracting")[0] for report in jax_nano.inspect(loss, W, X)]
-    assert sorted(outs) == ["f32[16]", "f32[32,32]", "f32[64,16]", "f32[64,32]"]
-    assert len(jax_nano.inspect(jax.grad(loss), W, X)) > 4
+    equations = [report.equation for report in jax_nano.inspect(loss, W, X)]
+    outs = [equation.split(" -> ")[-1].split(", contracting")[0] for equation in equations]
+    assert sorted(outs) == ["f32[16]", "f32[32,32]", "scan of 2 steps"]
+    assert len(jax_nano.inspect(jax.grad(loss), W, X)) > 3
 
 
 def test_it_runs_nothing_and_installs_nothing():

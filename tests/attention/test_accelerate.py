@@ -135,7 +135,8 @@ def test_the_last_visible_key_as_a_decoder_has_it():
     report = one_attention(f, q, k, v, jnp.int32(40))
     assert report.problem.key_lengths
     assert report.problem.mask is None
-    np.testing.assert_allclose(jax_nano.accelerate(f)(q, k, v, 40), f(q, k, v, 40), rtol=1e-5, atol=1e-5)
+    for place in (40, 2**31 - 1, -1):
+        np.testing.assert_allclose(jax_nano.accelerate(f)(q, k, v, place), f(q, k, v, place), rtol=1e-5, atol=1e-5)
 
 
 def dropout(q, k, v):
@@ -214,7 +215,7 @@ def test_programs_that_were_differentiated_before(f, kv, dtype):
     g = gradient_of(f)
     reports = jax_nano.inspect(jax_nano.accelerate(g), *operands)
     names = [report.kernel.name for report in reports if report.kernel]
-    assert sum("attention" in name for name in names) == 1, reports
+    assert sum("attention" in name and "gradient" not in name for name in names) == 1, reports
     assert not any("m70n90" in report.reason for report in reports)
     found, right = (jax.jit(h)(*operands) for h in (jax_nano.accelerate(g), g))
     for a, b in zip(found, right, strict=True):

@@ -141,6 +141,46 @@ def test_autotune_measures_attention():
     assert "attention_f32_b2t70s90h4kv2d16" in str(tuned)
 
 
+SPELLINGS = [
+    ({"scale": np.array(0.5)}, {"scale": 0.5}),
+    ({"local_window_size": np.array([2, 1])}, {"local_window_size": (2, 1)}),
+    ({"local_window_size": [2, 1]}, {"local_window_size": (2, 1)}),
+    ({"is_causal": jnp.array(True)}, {"is_causal": True}),
+    ({"is_causal": True, "local_window_size": 2**31 - 1}, {"is_causal": True}),
+    ({"is_causal": True, "local_window_size": (2**31 - 1, -(2**30))}, {"local_window_size": (200, -200)}),
+]
+
+
+@pytest.mark.parametrize(("given", "meant"), SPELLINGS)
+def test_options_as_the_namesake_takes_them(given, meant):
+    with kernels(1):
+        out = jax_nano.dot_product_attention(*arrays(), **given)
+    np.testing.assert_allclose(out, NN(*arrays(), **meant), rtol=1e-5, atol=1e-5)
+
+
+def test_nested_lists():
+    q, k, v = (x[:, :3] for x in arrays())
+    lists: list[Any] = [x.tolist() for x in (q, k, v)]
+    out = jax_nano.dot_product_attention(*lists)
+    np.testing.assert_allclose(out, NN(q, k, v), rtol=1e-5, atol=1e-5)
+
+
+def test_a_bias_with_more_columns_than_keys_is_left_to_the_namesake():
+    q, k, v = arrays(s=1)
+    bias = jnp.arange(5.0)[None, None, None]
+    np.testing.assert_allclose(jax_nano.dot_product_attention(q, k, v, bias), NN(q, k, v, bias), rtol=1e-5, atol=1e-5)
+    first, *_ = jax_nano.inspect(jax_nano.dot_product_attention, q, k, v, bias)
+    assert first.reason == "its bias of [1, 1, 1, 5] does not broadcast to scores of [2, 4, 70, 1]"
+
+
+@pytest.mark.parametrize(("t", "s"), [(0, 9), (9, 0)])
+def test_gradients_of_nothing_are_zero(t, s):
+    operands = arrays(t=t, s=s)
+    found = jax.grad(lambda *x: jax_nano.dot_product_attention(*x).sum(), (0, 1, 2))(*operands)
+    for x, like in zip(found, operands, strict=True):
+        np.testing.assert_array_equal(x, np.zeros_like(like))
+
+
 # Derivatives and transformations.
 
 
@@ -179,6 +219,27 @@ def test_gradients_over_several_blocks(name, monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.parametrize("window", [(4, -1), (-1, 3), (-3, -3), (5, 2)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients_of_windows_that_leave_queries_without_keys(causal, window, monkeypatch):
+    monkeypatch.setattr("jax_nano.jaxpr.attention_blocks.BLOCK", 32)
+    jax.clear_caches()
+    assert_gradients(jnp.float32, {"local_window_size": window, "is_causal": causal}, 1e-5, arrays())
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("lowest", [-1e9, np.finfo(np.float32).min])
+@pytest.mark.parametrize("name", ["nothing", "mask"])
+def test_gradients_of_rows_that_a_bias_hides(name, lowest, monkeypatch):
+    monkeypatch.setattr("jax_nano.jaxpr.attention_blocks.BLOCK", 32)
+    jax.clear_caches()
+    rows, columns = jnp.arange(70)[:, None], jnp.arange(90)
+    bias = jnp.where((rows % 3 > 0) & (columns % 5 > 0), 0.0, lowest)[None, None]
+    options = {"mask": OPTIONS["mask"]["mask"]} if name == "mask" else {}
+    assert_gradients(jnp.float32, options, 1e-5, [*arrays(), bias])
+    jax.clear_caches()
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1, 90), (2, 4, 70, 90), (2, 1, 70, 90)])
 def test_the_gradient_of_a_bias_has_its_shape(shape):
     assert_gradients(jnp.float32, {"bias": jax.random.normal(KEYS[3], shape)}, 1e-5, arrays())
@@ -191,6 +252,37 @@ def test_gradients_keep_no_scores():
     x = jnp.zeros((1, 4096, 1, 8))
     text = str(jax.make_jaxpr(jax.grad(f, (0, 1, 2)))(x, x, x))
     assert "4096,4096" not in text
+
+
+@each_option
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_tangents(dtype, options):
+    operands = arrays(dtype)
+    moving = [jax.random.normal(key, x.shape).astype(dtype) for key, x in zip(KEYS[1:], operands, strict=False)]
+
+    def tangents(f):
+        return jax.jit(lambda *x: jax.jvp(lambda *x: f(*x, **options), operands, list(x))[1])(*moving)
+
+    ours, theirs = (np.asarray(tangents(f), np.float32) for f in (jax_nano.dot_product_attention, NN))
+    tolerance = 1e-5 if dtype == jnp.float32 else 3e-2
+    np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max(), rtol=0)
+
+
+def test_tangents_of_a_bias():
+    bias = jax.random.normal(KEYS[3], (1, 4, 70, 90))
+
+    def moved(f):
+        return jax.jvp(lambda bias: f(*arrays(), bias=bias), (bias,), (jnp.cos(bias),))[1]
+
+    np.testing.assert_allclose(moved(jax_nano.dot_product_attention), moved(NN), atol=1e-5, rtol=0)
+
+
+def test_tangents_keep_no_scores():
+    def moved(*x):
+        return jax.jvp(lambda *x: jax_nano.dot_product_attention(*x, is_causal=True), x, x)[1]
+
+    x = jnp.zeros((1, 4096, 1, 8))
+    assert "4096x4096" not in jax.jit(moved).lower(x, x, x).as_text()
 
 
 def test_jvp_and_second_derivatives():

@@ -73,7 +73,7 @@ def test_query_heads_share_keys(queries, dtype):
 
 
 @pytest.mark.parametrize(("t", "s"), [(70, 70), (20, 90), (150, 40)])
-@pytest.mark.parametrize("window", [(0, 0), (3, 2), (16, 0), (0, 5), (200, 200)])
+@pytest.mark.parametrize("window", [(0, 0), (3, 2), (16, 0), (0, 5), (200, 200), (1, -1), (-1, 3), (-3, -3), (9, -40)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_windows(causal, window, t, s):
     check(arrays(1, t, s, 2, 1, 8), causal=causal, window=window)
@@ -103,6 +103,25 @@ def test_masks_of_every_shape(causal, shape):
     mask = np.random.default_rng(1).random(shape) < 0.3
     mask.reshape(-1)[:2] = False
     check(arrays(2, 40, 70, 4, 2, 8), mask=mask, causal=causal)
+
+
+@pytest.mark.parametrize("queries", [9, 24, 40, 79, 80, 112])
+@pytest.mark.parametrize("keys", [96, 97, 144, 200])
+@each_isa
+def test_scores_are_copied_by_blocks_of_whole_registers(isa, keys, queries):
+    """A block of keys that ended within a register would read the next block's bias, or none behind the last key."""
+    rng = np.random.default_rng([queries, keys])
+    qkv = arrays(1, queries, keys, 1, 1, 24)
+    check(qkv, isa=isa, bias=rng.standard_normal((1, 1, queries, keys)).astype(np.float32))
+    check(qkv, isa=isa, mask=rng.random((1, 1, queries, keys)) < 0.5)
+
+
+def test_a_block_of_keys_is_whole_registers_where_these_are_transposed():
+    q, k, v = arrays(1, 40, 96, 1, 1, 24)
+    plan = choose_attention(described(q, k, v), host.machine(), host.machine().isas[0])
+    mask = np.ones((1, 1, 40, 96), bool)
+    with pytest.raises(ValueError, match=r"is not a multiple of \d+: panels would overlap"):
+        replace(plan, problem=described(q, k, v, mask=mask), mr=1, key_block=plan.lanes * 3 // 2)
 
 
 def test_masks_and_biases_of_folded_heads():
@@ -175,6 +194,11 @@ def test_plans_that_differ_in_tasks_give_the_same_bits():
     results = [run(q, k, v, causal=True, plan=replace(plan, query_block=blocks * plan.nr)) for blocks in (1, 2, 4)]
     for result in results[1:]:
         np.testing.assert_array_equal(results[0], result)
+
+
+@each_type
+def test_a_block_of_keys_that_a_mask_leaves_whole(dtype):
+    check(arrays(1, 40, 71, 1, 1, 8, dtype=dtype), causal=True)
 
 
 def test_what_has_no_kernel_says_why():

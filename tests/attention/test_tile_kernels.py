@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from attention import AttentionRunner, assert_attention, described, exact
+from attention_gradients import assert_gradients, gradient_arrays, problem_of
 from tile_kernels import AMX, MACHINE, needs_tile_vectors
 
 from jax_nano.schedule.attention_plans import choose_attention
@@ -56,3 +57,12 @@ def test_masks():
 
 def test_splits():
     check(20, 1100, 1, 1, 8)
+
+
+@pytest.mark.parametrize("sizes", [(1, 40, 70, 4, 2, 16, 16), (2, 17, 33, 1, 1, 20, 33), (1, 70, 40, 1, 1, 64, 64)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients(sizes, causal):
+    assert_gradients(
+        lambda problem: AttentionRunner(choose_attention(problem, MACHINE, AMX), MACHINE),
+        lambda of: problem_of(sizes, "bf16", of, causal=causal), gradient_arrays(sizes, "bf16"), causal=causal,
+    )  # fmt: skip

@@ -1,10 +1,17 @@
 """Convolutions by tiles: padding, strides, few channels, gradients, in guarded memory."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from amx.selection import those_that_run
 from convolutions import Case
+from oracle import normal
 from tile_kernels import AMX, MACHINE, TileRunner, needs_tile_vectors
 
+import jax_nano
 from jax_nano.ir.convolution import Spatial
 from jax_nano.schedule.candidates import kernel_plans
 
@@ -51,3 +58,36 @@ def test_convolutions_by_tiles(name):
     assert plans
     for plan in plans[:4]:
         case.check(TileRunner(plan)(*operands), *operands)
+
+
+KEPT = {
+    "packed": jax_nano.pack,
+    "8 bits": jax_nano.quantize,
+    "4 bits by groups": functools.partial(jax_nano.quantize, bits=4, group=64),
+}
+
+
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize(("image", "kernel"), [((1, 9, 10, 24), (3, 3, 24, 40)), ((2, 6, 6, 64), (2, 3, 64, 33))])
+def test_kernels_that_are_kept_otherwise(kept, image, kernel, monkeypatch):
+    monkeypatch.setenv("JAX_NANO_TARGET", "amx")
+    x, w = jnp.asarray(normal(*image), jnp.bfloat16), jnp.asarray(normal(*kernel, seed=1), jnp.bfloat16)
+    weight = KEPT[kept](w, kernel="HWIO")
+    convolve = functools.partial(
+        jax_nano.conv_general_dilated, window_strides=(1, 1), padding="SAME", preferred_element_type=jnp.float32,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+    (report,) = jax_nano.inspect(convolve, x, weight)
+    assert report.problem
+    assert report.problem.window
+    plans = [plan for plan in kernel_plans(report.problem, MACHINE, AMX) if plan.instruction.tiles]
+    assert plans
+    wanted = np.float64(jax.lax.conv_general_dilated(
+        x.astype(jnp.float32), jnp.asarray(weight).astype(jnp.float32), (1, 1), "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    ))  # fmt: skip
+    # The runner lays out panels itself.
+    arrays = [x, w.reshape(-1, w.shape[-1])] if kept == "packed" else jax.tree.leaves((x, weight))
+    for plan in plans[:4]:
+        out = TileRunner(plan)(*map(np.asarray, arrays)).reshape(wanted.shape)
+        np.testing.assert_allclose(out, wanted, atol=2e-2 * np.abs(wanted).max())

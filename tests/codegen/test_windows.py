@@ -18,6 +18,7 @@ from jax_nano.schedule.tasks import task_plans
 
 PADDED = (Spatial(padding=1),) * 2
 BF16, BYTES = ("bf16", "bf16", "bf16"), ("s8", "s8", "s32")
+FIRST = (0, 2, 3, 1), (2, 3, 1, 0)  # channels
 AS_GRADIENT = (3, 1, 2, 0), None  # of a kernel: the image's channels are its batch
 CASES = {
     "padded": Case.same((2, 7, 9, 5), (3, 3), 8),
@@ -61,6 +62,27 @@ CASES = {
     "places last, bytes": Case.same(
         (2, 9, 9, 6), (3, 3), 10, layouts=((0, 2, 3, 1), (1, 2, 3, 0)), places_last=True, types=BYTES
     ),
+    "places last, two apart": Case.same(
+        (2, 9, 37, 5), (3, 3), 7, stride=2, layouts=FIRST, places_last=True
+    ),
+    "places last, three apart, bf16": Case.same(
+        (1, 7, 64, 6), (3, 5), 5, stride=3, layouts=FIRST, places_last=True, types=BF16
+    ),
+    "places last, four apart, bytes": Case.same(
+        (1, 5, 66, 8), (3, 3), 5, stride=4, layouts=FIRST, places_last=True, types=BYTES
+    ),
+    "places last, five apart": Case.same(
+        (1, 5, 66, 4), (3, 3), 5, stride=5, layouts=FIRST, places_last=True
+    ),
+    "places last, groups": Case.same((2, 9, 17, 8), (3, 3), 12, groups=4, layouts=FIRST, places_last=True),
+    "places last, depthwise": Case.same(
+        (2, 9, 35, 3), (3, 3), 3, groups=3, stride=2, layouts=FIRST, places_last=True
+    ),
+    "places last, depthwise, bf16": Case.same(
+        (1, 9, 35, 3), (3, 3), 3, groups=3, layouts=FIRST, places_last=True, types=BF16
+    ),
+    "one output channel": Case.same((2, 7, 19, 24), (3, 3), 1),
+    "few output channels, bf16": Case.same((1, 7, 9, 64), (3, 3), 3, types=BF16),
     "one tap": Case.same((2, 7, 7, 6), (1, 1), 16, stride=2),
     "one channel": Case.same((2, 7, 7, 1), (3, 3), 1, dilation=2),
     "kernel's gradient": Case(

@@ -15,7 +15,9 @@ namespace {
 Call Instantiation(uint64_t key, int64_t rounds = 1) {
   std::vector<int64_t> type = {XLA_FFI_DataType_S64}, elements = {kTasks}, tasks = {kTasks, kTasks};
   return {.stage = XLA_FFI_ExecutionStage_INSTANTIATE,
-          .attributes = {{"key", static_cast<int64_t>(key)},
+          .attributes = {{"format", int64_t{1}},
+                         {"threads", int64_t{0}},
+                         {"key", static_cast<int64_t>(key)},
                          {"object", KernelsObject()},
                          {"features", std::string()},
                          {"symbols", std::string("scale,increment")},
@@ -174,6 +176,26 @@ TEST(attributes_that_make_no_sense) {
     EXPECT(InstantiateWith(name, Words{1, 2}).Says("types and elements differ in number"));
   for (const char* symbols : {"", ",", ",,scale"})
     EXPECT(InstantiateWith("symbols", std::string(symbols)).Says("symbols and tasks differ in number"));
+}
+
+TEST(attributes_of_another_format_are_refused_whatever_they_say) {
+  for (int64_t format : {0, 2}) {
+    Call call = Instantiation(NewKey());
+    call.attributes = {{"format", format}};
+    EXPECT(Instantiate(call).Says("this program's kernels are of format " + std::to_string(format) +
+                                  ", and this jax_nano reads format 1; export or compile the program anew"));
+  }
+}
+
+TEST(a_call_says_how_many_threads_may_compute_it) {
+  uint64_t key = Instantiated();
+  for (int64_t threads : {0, 1, 2, 64}) {
+    Pool pool(4);
+    Program program(key, &pool);
+    program.call.attributes["threads"] = threads;
+    EXPECT(program.Execute().ok());
+    EXPECT(program.Computed());
+  }
 }
 
 TEST(more_tasks_than_can_be_counted) {

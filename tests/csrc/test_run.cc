@@ -1,5 +1,6 @@
 // Run with kernels of instrumented C++, so that the sanitizers see what tasks read and write.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <new>
@@ -122,6 +123,42 @@ TEST(no_kernel_runs_on_more_threads_than_the_limit) {
     EXPECT(Runs(kRounds, 8, [&scheduled](std::function<void()>) { ++scheduled; }));
     EXPECT(scheduled == (limit ? limit - 1 : 7));
   }
+}
+
+std::atomic<int> at_work{0}, most_at_work{0};
+
+void Work(int64_t, int64_t, void*, void*, void* const*) {
+  int now = ++at_work;
+  for (int most = most_at_work; most < now && !most_at_work.compare_exchange_weak(most, now);) {
+  }
+  std::this_thread::sleep_for(std::chrono::microseconds(20));
+  --at_work;
+}
+
+// As those of several devices.
+TEST(all_executions_together_run_on_no_more_threads_than_the_limit) {
+  for (int limit : {1, 2, 3}) {
+    LimitThreads(limit);
+    most_at_work = 0;
+    Pool pool(4);
+    Kernel kernel = Make({{Work, 12}, {Work, 1}, {Work, 5}}, kRounds);
+    AtOnce(6, [&](int) {
+      for (int i = 0; i < 5; ++i) EXPECT(Run(kernel, nullptr, 4, To(pool)));
+    });
+    EXPECT(most_at_work <= limit);
+  }
+  LimitThreads(0);
+}
+
+TEST(who_waits_goes_on_when_the_limit_is_raised_or_gone) {
+  LimitThreads(1);
+  Pool pool(4);
+  Kernel kernel = Make({{Work, 12}}, kRounds);
+  AtOnce(6, [&](int i) {
+    LimitThreads(i % 3);
+    EXPECT(Run(kernel, nullptr, 4, To(pool)));
+  });
+  LimitThreads(0);
 }
 
 TEST(many_executions_share_a_pool) {

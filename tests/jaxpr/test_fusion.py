@@ -127,7 +127,9 @@ def test_rules_are_applied_in_proportion_to_a_program(name):
 
 
 def test_passes_can_be_printed():
-    assert str(PASSES) == "[inline, narrow_sums, scatter_add, int8_activations, simplify_convolutions, fuse]"
+    first, *_, last = names = str(PASSES).strip("[]").split(", ")
+    assert (first, last) == ("inline", "fuse")
+    assert names == [each.name for each in PASSES]
 
 
 def fused(f, *args):

@@ -4,10 +4,13 @@ import pathlib
 import re
 
 import jax
+import jax.export
+import jax.extend.backend
 import jax.numpy as jnp
 import pytest
 from jax.extend.core.primitives import dot_general_p, jit_p
 from jax.interpreters import mlir
+from jax.sharding import PartitionSpec as P
 
 import jax_nano
 from jax_nano.jaxpr import private
@@ -80,3 +83,32 @@ def test_lowering_rules_see_operands_of_the_module():
 def test_rooflines_count_products():
     pytest.importorskip("absl")
     assert callable(private.roofline_rule(dot_general_p))
+
+
+def test_a_rule_for_all_platforms_chooses_where_a_program_is_for_several():
+    primitive = jax.extend.core.Primitive("of_several_platforms")
+    primitive.def_abstract_eval(lambda x: x)
+    sin, cos = (mlir.lower_fun(f, multiple_results=False) for f in (jnp.sin, jnp.cos))
+    mlir.register_lowering(primitive, private.by_platform({"cpu": sin}, cos), cacheable=False)
+    for platforms, expected in ((("cpu",), (1, 0)), (("tpu",), (0, 1)), (("cpu", "tpu"), (1, 1))):
+        text = jax.export.export(jax.jit(primitive.bind), platforms=platforms)(1.0).mlir_module()
+        assert (text.count("stablehlo.sine"), text.count("stablehlo.cosine")) == expected
+
+
+def test_shardings_of_xla_are_read_and_written():
+    mesh = jax.sharding.AbstractMesh((2, 2), ("a", "b"))
+    for spec in (P(), P(("a",)), P((), ("b",)), P(("a", "b")), P(("b",), ("a",))):
+        sharding = jax.sharding.NamedSharding(mesh, spec)
+        known = private.spec_of(private.xla_sharding(sharding, 2), mesh)
+        assert jax.sharding.NamedSharding(mesh, known).is_equivalent_to(sharding, 2)
+
+
+def test_shardy_is_used_by_default():
+    assert private.is_shardy_used()
+
+
+def test_the_program_of_a_shard_has_collectives():
+    mesh = jax.sharding.AbstractMesh((2,), ("a",))
+    avals = [jax.ShapeDtypeStruct((4,), jnp.float32)]
+    code = private.shard_program(lambda x: [jax.lax.psum(x, "a")], avals, mesh, jax.extend.backend.get_backend("cpu"))
+    assert b"all_reduce" in code

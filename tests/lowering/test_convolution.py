@@ -1,13 +1,17 @@
 """Convolutions under every transformation, against a direct sum in float64, and what the program says of them."""
 
+import contextlib
 import itertools
+import re
 from typing import Any
 
 import jax
 import jax.export
 import jax.numpy as jnp
+import jax.scipy.signal
 import numpy as np
 import pytest
+import scipy.signal
 from convolutions import direct_sum
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +19,8 @@ from oracle import kernels, normal
 
 import jax_nano
 from jax_nano.ir.convolution import Spatial
+from jax_nano.machine import host
+from jax_nano.schedule.cost.eigen import one_channel_seconds
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 NCHW = ("NCHW", "OIHW", "NCHW")
@@ -190,7 +196,12 @@ FUSED = {
         lambda x, w, b: jnp.tanh(conv(x, w, feature_group_count=2) + b),
         (normal(3, 3, 4, 48), normal(48)), ("broadcast_in_dim", "add", "tanh"),
     ),
-    "one tap": (lambda x, w, b: conv(x, w) + b, (normal(1, 1, 8, 16), normal(16)), ("broadcast_in_dim", "add")),
+    "one output channel": (
+        lambda x, w, b: jax.nn.relu(conv(x, w) + b), (W[..., :1], normal(2, 9, 10, 1)), ("add", "relu")
+    ),
+    "one tap": (
+        lambda x, w, b: conv(x, w) + b, (normal(1, 1, 8, 16), normal(16)), ("squeeze", "broadcast_in_dim", "add")
+    ),
 }  # fmt: skip
 
 
@@ -202,6 +213,81 @@ def test_work_on_the_result_is_fused(name):
     (report,) = jax_nano.inspect(fast, X, *operands)
     assert report.fused == fused
     assert report.kernel
+
+
+@pytest.mark.parametrize("numbers", list(itertools.product(*ORDERS, ["NHWC", "NCHW", "HWCN"])))
+def test_one_tap_is_a_product(numbers):
+    lhs, rhs, _ = numbers
+    x = X.transpose(["NHWC".index(d) for d in lhs])
+    w = W[:1, :1].transpose(["HWIO".index(d) for d in rhs])
+    f = jax_nano.accelerate(lambda x, w: jax.nn.relu(conv(x, w, dimension_numbers=numbers)))
+    wanted = jax.nn.relu(conv(x, w, dimension_numbers=numbers))
+    with kernels(1):
+        np.testing.assert_allclose(jax.jit(f)(x, w), wanted, rtol=1e-4, atol=1e-4)
+    (report,) = jax_nano.inspect(f, x, w)
+    assert report.problem
+    assert not report.problem.window
+    assert "relu" in report.fused
+
+
+def test_work_before_one_tap_is_a_prologue():
+    f = jax_nano.accelerate(lambda x, w, s: conv(jax.nn.relu(x * s + 1), w))
+    x, w, scale = normal(2, 8, 8, 64), normal(1, 1, 64, 32), normal(64)
+    (report,) = jax_nano.inspect(f, x, w, scale)
+    assert report.problem
+    assert report.problem.prologue
+    np.testing.assert_allclose(f(x, w, scale), conv(jax.nn.relu(x * scale + 1), w), rtol=1e-4, atol=1e-4)
+
+
+SIGNALS: dict[str, Any] = {
+    "jnp.convolve": (jnp.convolve, np.convolve, ("full", "same", "valid"), (400,), (25,)),
+    "jnp.correlate": (jnp.correlate, np.correlate, ("full", "same", "valid"), (400,), (25,)),
+    "jnp.convolve, the longer one last": (jnp.convolve, np.convolve, ("full",), (3,), (40,)),
+    "signal.convolve": (jax.scipy.signal.convolve, scipy.signal.convolve, ("full", "same", "valid"), (30, 20), (5, 3)),
+    "signal.convolve, 3-D": (jax.scipy.signal.convolve, scipy.signal.convolve, ("same",), (9, 8, 7), (3, 2, 3)),
+    "signal.correlate": (jax.scipy.signal.correlate, scipy.signal.correlate, ("full", "same"), (30, 20), (5, 3)),
+    "signal.convolve2d": (jax.scipy.signal.convolve2d, scipy.signal.convolve2d, ("full", "same"), (30, 20), (5, 3)),
+    "signal.correlate2d": (jax.scipy.signal.correlate2d, scipy.signal.correlate2d, ("valid",), (30, 20), (5, 3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("how", ["accelerate", "install"])
+def test_signals_are_convolved(name, how):
+    f, oracle, modes, *shapes = SIGNALS[name]
+    a, b = (normal(*shape, seed=i) for i, shape in enumerate(shapes))
+    for mode in modes:
+
+        def signal(a, b, mode=mode):
+            return f(a, b, mode=mode)
+
+        with jax_nano.installed() if how == "install" else contextlib.nullcontext(), kernels(1):
+            actual = jax.jit(jax_nano.accelerate(signal) if how == "accelerate" else signal)(a, b)
+        wanted, magnitude = oracle(*map(np.float64, (a, b)), mode=mode), oracle(*map(np.abs, (a, b)), mode=mode)
+        assert np.all(np.abs(actual - wanted) <= b.size * EPS * magnitude)
+
+
+AUDIO = {"NWC": ("NWC", "WIO", "NWC"), "NCW": ("NCW", "OIW", "NCW")}
+
+
+@pytest.mark.parametrize("layout", AUDIO)
+@pytest.mark.parametrize(("channels", "outputs"), [(1, 16), (1, 1), (16, 1), (3, 20)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_audio_of_25_taps(layout, channels, outputs, stride):
+    numbers = AUDIO[layout]
+    x, w = normal(2, 300, channels), normal(25, channels, outputs, seed=1)
+    f = jax_nano.accelerate(lambda x, w, b: jax.nn.relu(
+        jax.lax.conv_general_dilated(x, w, (stride,), "SAME", dimension_numbers=numbers) + b
+    ))  # fmt: skip
+    operands = x.transpose(["NWC".index(d) for d in numbers[0]]), w.transpose(["WIO".index(d) for d in numbers[1]])
+    with kernels(1):
+        actual = jax.jit(f)(*operands, np.float32(0.5))
+    places = -(-300 // stride)
+    spatial = [Spatial(stride=stride, padding=((places - 1) * stride + 25 - 300) // 2)]
+    shape = (2, places, outputs)
+    sums, magnitude = (direct_sum(a, b, shape, spatial) for a, b in ((x, w), (np.abs(x), np.abs(w))))
+    actual = np.transpose(actual, [numbers[2].index(d) for d in "NWC"])
+    assert np.all(np.abs(actual - np.maximum(sums + 0.5, 0)) <= (25 * channels + 2) * EPS * (magnitude + 0.5))
 
 
 def test_a_wider_type_is_read_as_it_is_kept():
@@ -257,6 +343,33 @@ def test_errors_are_those_of_lax():
         convolve(jax_nano.conv_general_dilated, X, W, feature_group_count=3)
 
 
+ORDERS: Any = [0, 3, 1, 2], [3, 2, 0, 1], [0, 3, 1, 2]
+LISTS = jax.lax.ConvDimensionNumbers(*ORDERS)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize("wrong", [{"strides": (0, 1)}, {"padding": None}, {"dimension_numbers": LISTS}])
+def test_errors_of_parameters_are_those_of_lax(wrong):
+    with pytest.raises((TypeError, ValueError)) as theirs:
+        convolve(jax.lax.conv_general_dilated, X, W, **wrong)
+    with pytest.raises(type(theirs.value)) as ours:
+        convolve(jax_nano.conv_general_dilated, X, W, **wrong)
+    assert str(ours.value)[:60] == str(theirs.value)[:60]
+
+
+EMPTY = [((2, 31, 1, 8), (3, 2, 8, 33)), ((2, 9, 9, 0), (3, 3, 0, 4)), ((0, 8, 8, 3), (3, 3, 3, 4)),
+         ((2, 8, 8, 3), (3, 3, 3, 0))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("image", "kernel"), EMPTY)
+def test_accelerate_leaves_convolutions_of_nothing_alone(image, kernel):
+    def f(x, w):
+        return convolve(jax.lax.conv_general_dilated, x, w, (3, 4), "VALID", rhs_dilation=(5, 5)) + 1
+
+    x, w = jnp.ones(image), jnp.ones(kernel)
+    np.testing.assert_array_equal(jax_nano.accelerate(f)(x, w), f(x, w))
+
+
 def test_no_product_with_an_inserted_zero_is_computed():
     f = lambda x, w: convolve(jax_nano.conv_general_dilated, x, w, padding=[(2, 2), (2, 2)], lhs_dilation=(2, 2))  # noqa: E731
     reports = jax_nano.inspect(f, normal(1, 8, 8, 4), normal(4, 4, 4, 6))
@@ -273,3 +386,23 @@ def test_bits_are_the_same_for_all_numbers_of_threads_in_a_plan():
     x, w = normal(1, 30, 30, 16), normal(3, 3, 16, 40)
     results = {np.asarray(convolve(jax_nano.conv_general_dilated, x, w)).tobytes() for _ in range(3)}
     assert len(results) == 1
+
+
+def test_a_deep_sum_into_one_channel_is_left_to_xla_where_that_is_expected_to_be_faster():
+    """Many products for a place; of few, a kernel is faster."""
+    image, deep = jnp.zeros((1, 256, 256, 32)), jnp.zeros((5, 5, 32, 1))
+
+    def apply(x, w):
+        return convolve(jax_nano.conv_general_dilated, x, w)
+
+    (report,) = jax_nano.inspect(apply, image, deep)
+    assert report.ran_as == "lax.conv_general_dilated"
+    assert re.fullmatch(r"XLA is expected to take \d+ us for this sum into one channel, a kernel \d+ us", report.reason)
+    (report,) = jax_nano.inspect(apply, image[..., :4], deep[:3, :3, :4])
+    assert report.ran_as == "kernel"
+
+
+def test_xla_is_expected_to_take_longer_for_more_work():
+    machine = host.machine()
+    assert one_channel_seconds(100, 800, machine) < one_channel_seconds(100, 900, machine)
+    assert one_channel_seconds(100, 800, machine) < one_channel_seconds(200, 800, machine)

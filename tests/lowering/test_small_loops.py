@@ -16,8 +16,10 @@ from oracle import assert_dot_general, normal
 import jax_nano
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
-from jax_nano.lowering import small_loops
+from jax_nano.ir.pipeline import UnsupportedPipeline
+from jax_nano.lowering import loops, small_loops
 from jax_nano.lowering.dot_general import nano as products
+from jax_nano.lowering.loops import OTHERWISE
 from jax_nano.lowering.small_loops import INLINE, check_inline, read_loop
 from jax_nano.lowering.xla_inline import Product, byte_threshold, rules
 
@@ -117,6 +119,16 @@ def test_a_custom_call_keeps_xla_from_making_one_function(monkeypatch):
 # What jax_nano does
 
 
+@pytest.fixture(autouse=True)
+def no_loop_is_a_kernel(monkeypatch):
+    """This is about what becomes of products in loops that are left to XLA."""
+
+    def refuse(*_):
+        raise UnsupportedPipeline("left to XLA")
+
+    monkeypatch.setattr(loops, "check_is_faster", refuse)
+
+
 @pytest.fixture(params=["accelerate", "install", "matmul"])
 def nano(request):
     """What gives a function our products, in three ways."""
@@ -142,7 +154,8 @@ def installed():
 
 
 def reasons(f, *arrays):
-    return [report.reason for report in jax_nano.inspect(f, *arrays)]
+    """Why products are no kernels."""
+    return [report.reason for report in jax_nano.inspect(f, *arrays) if report.otherwise != OTHERWISE]
 
 
 def test_a_small_product_in_a_loop_is_left_to_xla(nano):

@@ -17,7 +17,7 @@ from jax_nano import _native
 from jax_nano.codegen.types import element_type
 from jax_nano.ir.dtypes import FFI_TYPES, NUMPY_TYPES
 from jax_nano.machine.isa import Machine
-from jax_nano.runtime.kernel import TARGET_NAME
+from jax_nano.runtime.kernel import FORMAT, TARGET_NAME
 
 Array = tuple[int, str]  # elements, and their type
 Body = Callable[..., None]  # emits a task: its number, then the operands and the result
@@ -75,6 +75,8 @@ class Probe:
         """The attributes of the custom call, as handler.cc reads them."""
         *operands, result = self.arrays
         return {
+            "format": np.int64(FORMAT),
+            "threads": np.int64(0),
             "key": np.int64(hash((self._object, self._target, self.arrays))),
             "object": self._object,
             "features": ",".join(self._target.features),

@@ -96,8 +96,8 @@ class KernelCost:
             return channelwise_cycles(plan, unit)
         blocks_of_sums = plan.outer_elements * plan.k_blocks
         if plan.inner_product:
-            sizes = plan.m.size, plan.n.size
-            return blocks_of_sums * inner_product_cycles(unit, (plan.mr, plan.nr), plan.kc, sizes)
+            sizes, held = (plan.m.size, plan.n.size), plan.mc * plan.dot.has_window("lhs")
+            return blocks_of_sums * inner_product_cycles(unit, (plan.mr, plan.nr), plan.kc, sizes, held)
         columns = [(cols, count, self.fetch(plan, cols)) for cols, count in panels(plan.n.size, plan.nr)]
         # With one panel of B, only the first block of A fetches it.
         blocks = -(-plan.m.size // plan.mc) if plan.n.size > plan.nr else 1

@@ -1,0 +1,92 @@
+"""The grouped products that users call: jax.lax.ragged_dot and ragged_dot_general, by one kernel each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from jax_nano.api.products import compiled, hashable
+from jax_nano.lowering import grouped as grouped  # the rules of what these become
+
+_STATIC = ("precision", "preferred_element_type", "group_offset", "out_sharding")
+
+
+def _positional(lhs: Any, rhs: Any, group_sizes: Any, **params: Any) -> Array:
+    return lax.ragged_dot_general(lhs, rhs, group_sizes, **params)
+
+
+_ragged_dot = compiled(lax.ragged_dot, *_STATIC)
+_ragged_dot_general = compiled(_positional, "ragged_dot_dimension_numbers", *_STATIC)
+
+
+def ragged_dot(  # noqa: PLR0913  its namesake's
+    lhs: ArrayLike,
+    rhs: ArrayLike,
+    group_sizes: ArrayLike,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+    group_offset: Array | None = None,
+    out_sharding: Any = None,
+) -> Array:
+    """Multiplies rows by the matrix of their group: jax.lax.ragged_dot.
+
+    The first group_sizes[0] rows are multiplied by rhs[0], those that follow by rhs[1], and so on. A group without rows
+    takes no time, and its matrix is not read.
+
+    Args:
+      lhs: `(M, K)`, rows in the order of their groups.
+      rhs: `(G, K, N)`.
+      group_sizes: integers `(G,)`. Where they add up to less than M, the rows behind are zero; rows beyond M are none.
+      precision: as in `dot_general`.
+      preferred_element_type: as in `dot_general`.
+      group_offset: not supported by JAX.
+      out_sharding: as in `dot_general`.
+
+    Returns:
+      `(M, N)`.
+
+    Raises:
+      TypeError: shapes or types do not go together.
+    """
+    return _ragged_dot(
+        lhs, rhs, group_sizes, precision=hashable(precision), preferred_element_type=preferred_element_type,
+        group_offset=group_offset, out_sharding=out_sharding,
+    )  # fmt: skip
+
+
+def ragged_dot_general(  # noqa: PLR0913  its namesake's
+    lhs: ArrayLike,
+    rhs: ArrayLike,
+    group_sizes: ArrayLike,
+    ragged_dot_dimension_numbers: lax.RaggedDotDimensionNumbers,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+    group_offset: Array | None = None,
+    out_sharding: Any = None,
+) -> Array:
+    """Multiplies arrays of which one dimension is shared out among groups: jax.lax.ragged_dot_general.
+
+    Args:
+      lhs: an array with one ragged dimension: of rows, of the sum, or of the batch.
+      rhs: an array; where rows are ragged, one of its dimensions is that of the groups.
+      group_sizes: integers `(G,)`, or with the dimensions around the ragged one before those.
+      ragged_dot_dimension_numbers: which dimension is what.
+      precision: as in `dot_general`.
+      preferred_element_type: as in `dot_general`.
+      group_offset: not supported by JAX.
+      out_sharding: as in `dot_general`.
+
+    Returns:
+      The batch dimensions, then what is left of lhs, then what is left of rhs; before these the groups, where the sum
+      is ragged: then there is a result for each.
+
+    Raises:
+      TypeError: shapes or types do not go together.
+    """
+    return _ragged_dot_general(
+        lhs, rhs, group_sizes, ragged_dot_dimension_numbers=ragged_dot_dimension_numbers,
+        precision=hashable(precision), preferred_element_type=preferred_element_type, group_offset=group_offset,
+        out_sharding=out_sharding,
+    )  # fmt: skip

@@ -1,0 +1,138 @@
+"""Where the arrays and the scratch of attention's gradients lie: matrices in the arguments of an entry point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jax.extend.mlir import ir
+
+from jax_nano.codegen.index import Index, add, mul
+from jax_nano.codegen.matrix_ref import MatrixRef, scratch
+from jax_nano.schedule.attention_gradient import GradientPlan
+
+
+class Side(NamedTuple):
+    """What columns or rows have, as matrices whose rows they are: (queries, cotangents), or (keys, values)."""
+
+    first: MatrixRef
+    second: MatrixRef
+
+
+class Statistics(NamedTuple):
+    """Of each query of a head: the logarithm of its sum of exponentials, and delta."""
+
+    logsumexp: MatrixRef
+    delta: MatrixRef
+
+
+class GradientArrays:
+    """The matrices of a plan, as an entry point is given them."""
+
+    def __init__(self, plan: GradientPlan, local: ir.Value, arrays: Sequence[ir.Value]):
+        """Takes what the entry point is given."""
+        self.plan, self.problem, self.local = plan, plan.problem, local
+        roles = [array.role for array in plan.problem.arrays]
+        self.named = {role: array for role, array in zip(roles, arrays, strict=True) if role != "out"}
+        self.outs = [array for role, array in zip(roles, arrays, strict=True) if role == "out"]
+
+    def queries(self, batch: Index, head: Index, member: Index) -> Side:
+        """Queries and cotangents of a query head."""
+        problem = self.problem
+
+        def of(base: ir.Value, strides: tuple[int, ...]) -> MatrixRef:
+            b, h, g, t, d = strides
+            return MatrixRef(base, add(mul(batch, b), mul(head, h), mul(member, g)), (t, d), problem.dtype)
+
+        return Side(of(self.named["query"], problem.query), of(self.named["cotangent"], problem.cotangent))
+
+    def keys(self, batch: Index, head: Index) -> Side:
+        """Keys and values of a head."""
+        problem = self.problem
+
+        def of(base: ir.Value, strides: tuple[int, ...]) -> MatrixRef:
+            b, h, s, d = strides
+            return MatrixRef(base, add(mul(batch, b), mul(head, h)), (s, d), problem.dtype)
+
+        return Side(of(self.named["key"], problem.key), of(self.named["value"], problem.value))
+
+    def statistics(self, batch: Index, head: Index, member: Index) -> Statistics:
+        """Those of a query head, rows of queries."""
+        problem = self.problem
+        row = add(mul(batch, problem.query_heads), mul(head, problem.group), member)
+
+        def of(name: str) -> MatrixRef:
+            return MatrixRef(self.named[name], mul(row, problem.queries), (0, 1), problem.acc)
+
+        return Statistics(of("logsumexp"), of("delta"))
+
+    def results(self, batch: Index, head: Index, member: Index) -> list[MatrixRef]:
+        """The gradients of a head, (columns, d): row-major as [B, T, N, H] or [B, S, K, H]."""
+        problem, found = self.problem, []
+        heads = problem.heads if self.plan.of_keys else problem.query_heads
+        number = head if self.plan.of_keys else add(mul(head, problem.group), member)
+        for base, depth in zip(self.outs, (problem.depth, problem.value_depth), strict=False):
+            at = add(mul(batch, self.plan.columns * heads * depth), mul(number, depth))
+            found.append(MatrixRef(base, at, (heads * depth, 1), problem.dtype))
+        return found
+
+    # Scratch.
+
+    def _place(self, name: str, elements: int, dtype: str) -> ir.Value:
+        return scratch(self.local, self.plan.places[name], elements, dtype)
+
+    def packed_columns(self) -> Side:
+        """x1^T and x2^T, their first panels."""
+        plan, i = self.plan, self.plan.instruction
+
+        def of(name: str, depth: int) -> MatrixRef:
+            base = self._place(name, plan.query_block * plan.padded(depth), i.rhs)
+            return MatrixRef(base, 0, (plan.nr, i.vnni), i.rhs, vnni=i.vnni)
+
+        return Side(of("x1", self.problem.depth), of("x2", self.problem.value_depth))
+
+    def packed_rows(self) -> Side:
+        """A block of y1 and y2."""
+        plan, i = self.plan, self.plan.instruction
+
+        def of(name: str, depth: int) -> MatrixRef:
+            base = self._place(name, plan.key_block * plan.row_stride(depth), i.lhs)
+            return MatrixRef(base, 0, (plan.row_stride(depth), 1), i.lhs)
+
+        return Side(of("y1", self.problem.depth), of("y2", self.problem.value_depth))
+
+    def packed_transposed(self) -> Side:
+        """A block of y1^T and y2^T as (d, rows): by rows for tiles, else columns whose VNNI groups stand together."""
+        plan, i = self.plan, self.plan.instruction
+
+        def of(name: str, depth: int) -> MatrixRef:
+            strides = (plan.value_stride, 1) if i.tiles else (i.vnni, depth)
+            return MatrixRef(self._place(name, plan.transposed_elements(depth), i.lhs), 0, strides, i.lhs)
+
+        return Side(of("t1", self.problem.depth), of("t2", self.problem.value_depth))
+
+    def panel(self, name: str) -> MatrixRef:
+        """Scores or products of a block of rows and a panel of columns."""
+        plan, acc = self.plan, self.plan.instruction.acc
+        return MatrixRef(self._place(name, plan.key_block * plan.nr, acc), 0, (plan.nr, 1), acc)
+
+    def rounded_panel(self, name: str, otherwise: str) -> MatrixRef:
+        """What is computed of those, as products read it: in the place of the others where types are the same."""
+        plan, i = self.plan, self.plan.instruction
+        if not plan.rounds_scores:
+            return self.panel(otherwise)
+        base = self._place(name, plan.key_block * plan.nr, i.rhs)
+        return MatrixRef(base, 0, (plan.nr, i.vnni), i.rhs, vnni=i.vnni)
+
+    def sums(self, name: str, depth: int) -> MatrixRef:
+        """A gradient, transposed, its first panel: (d, columns)."""
+        plan, acc = self.plan, self.plan.instruction.acc
+        rows = plan.sum_rows(depth)
+        return MatrixRef(self._place(name, plan.query_block * rows, acc), 0, (plan.nr, 1), acc)
+
+    def tiles(self) -> MatrixRef | None:
+        """Where a block's tiles stand on their way to vectors."""
+        plan = self.plan
+        if not plan.instruction.tiles:
+            return None
+        return MatrixRef(self._place("tiles", plan.mr * plan.nr, plan.instruction.acc), 0, (plan.nr, 1), "f32")

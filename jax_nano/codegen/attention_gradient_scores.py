@@ -1,0 +1,100 @@
+"""Probabilities and their gradients, element by element between the products of attention's gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jax_nano.codegen.attention_gradient_arrays import GradientArrays, Statistics
+from jax_nano.codegen.attention_pairs import Pairs
+from jax_nano.codegen.index import Index, Values, add, index, subtract, unequal
+from jax_nano.codegen.load_store import load, load_scalar, store
+from jax_nano.codegen.loops import Depth, either, when
+from jax_nano.codegen.matrix_ref import MatrixRef
+from jax_nano.codegen.operand_loader import rounds_to_bf16
+from jax_nano.codegen.registers import broadcast
+from jax_nano.codegen.shuffles import interleave
+from jax_nano.codegen.softmax import broadcast_zero
+from jax_nano.codegen.vector import arithmetic as v
+from jax_nano.codegen.vector import math as vmath
+from jax_nano.codegen.vector.convert import convert
+
+
+class Elementwise:
+    """Writes P^T and dS^T of a block of rows and a panel of columns, each as the last products read it."""
+
+    def __init__(self, arrays: GradientArrays, depth: Depth, pairs: Pairs, statistics: Statistics):
+        """Loads the statistics of the panel's columns, if these are queries."""
+        self.plan, self.problem, self.depth, self.pairs = arrays.plan, arrays.problem, depth, pairs
+        self.statistics, self.columns = statistics, range(0, self.plan.nr, self.plan.lanes)
+        self.scores, self.products = arrays.panel("scores"), arrays.panel("products")
+        self.p, self.ds = arrays.rounded_panel("p", "scores"), arrays.rounded_panel("ds", "products")
+        self.of_columns = [] if self.plan.of_keys else [self.loaded(matrix) for matrix in statistics]
+
+    def loaded(self, matrix: MatrixRef) -> Values:
+        """A statistic of the panel's columns."""
+        first, lanes = self.pairs.column, self.plan.lanes
+        rest = subtract(self.plan.columns, first)
+        return [load(matrix.base, matrix.offset(0, add(first, j)), lanes, subtract(rest, j)) for j in self.columns]
+
+    def of_row(self, i: Index) -> list[Values]:
+        """The statistics that the registers of a row take."""
+        if not self.plan.of_keys:
+            return self.of_columns
+        places = [(matrix.base, matrix.offset(0, add(self.pairs.row, i))) for matrix in self.statistics]
+        return [[broadcast(load_scalar(*place), self.plan.lanes)] * len(self.columns) for place in places]
+
+    def emit(self) -> None:
+        """Emits the loop over rows, with masks where any of the pairs may be masked."""
+        either(self.pairs.any_masked(), [], lambda: self.loop(masked=True), lambda: self.loop(masked=False))
+
+    def loop(self, *, masked: bool) -> Values:
+        """The loop over rows: VNNI groups of them, the last padded with zeros."""
+        vnni = self.plan.instruction.vnni
+        for i, rows in self.depth.pieces(max(vnni, self.plan.unroll)):
+            for group in range(0, rows, vnni):
+                live = min(vnni, rows - group)
+                found = [self.row(add(i, group + row), masked=masked) for row in range(live)]
+                nothing = [broadcast_zero(self.plan)] * len(self.columns)
+                found += [(nothing, nothing)] * (vnni - live)
+                for values, target in zip(zip(*found, strict=True), (self.p, self.ds), strict=True):
+                    if target is self.ds or self.plan.of_keys:
+                        self.store_group(values, target, add(i, group))
+        self.clear_rest()
+        return []
+
+    def row(self, i: Index, *, masked: bool) -> tuple[Values, Values]:
+        """P^T and dS^T of a row."""
+        logsumexp, delta = self.of_row(i)
+        p, ds = [], []
+        for number, j in enumerate(self.columns):
+            score = v.mul(load(self.scores.base, self.scores.offset(i, j), self.plan.lanes), self.problem.scale)
+            value = vmath.exp_of_difference(v.sub(score, logsumexp[number]))
+            if masked:
+                value = v.select(self.pairs.visible(i, j), value, 0.0)
+            product = load(self.products.base, self.products.offset(i, j), self.plan.lanes)
+            p.append(value)
+            ds.append(v.mul(v.mul(value, v.sub(product, delta[number])), self.problem.scale))
+        return p, ds
+
+    def store_group(self, rows: Sequence[Values], target: MatrixRef, i: Index) -> None:
+        """Stores rows from i on as products read them: rounded, and as many interleaved as it takes."""
+        instruction = self.plan.instruction
+        native_bf16 = rounds_to_bf16(instruction)
+        for number, j in enumerate(self.columns):
+            parts = [convert(row[number], instruction.acc, target.dtype, native_bf16=native_bf16) for row in rows]
+            store(interleave(parts), target.base, target.offset(i, j))
+
+    def clear_rest(self) -> None:
+        """Zeros from the last VNNI group to the end of the last instruction's steps."""
+        vnni, steps = self.plan.instruction.vnni, self.plan.instruction.shape[2]
+        depth = self.depth
+        rest = depth.size % steps
+        missing = range(-(-rest // vnni) * vnni, steps, vnni)
+        if not rest or not missing:
+            return
+        whole = depth.whole(steps)
+        nothing = [[broadcast_zero(self.plan)] * len(self.columns)] * vnni
+        with when(unequal(whole, depth.steps)):
+            for i in missing:
+                for target in (self.p, self.ds)[not self.plan.of_keys :]:
+                    self.store_group(nothing, target, add(index(whole), i))

@@ -1,0 +1,336 @@
+"""Maps and reductions: programs on registers along one axis of a stage, inside loops over the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import arith, memref, vector
+
+from jax_nano.codegen.index import Index, Values, add, index, mul
+from jax_nano.codegen.load_store import first_lanes, load, load_scalar, store
+from jax_nano.codegen.loops import for_range
+from jax_nano.codegen.pipeline_memory import Memory, Reference
+from jax_nano.codegen.registers import broadcast, count_up
+from jax_nano.codegen.types import element_type, is_float
+from jax_nano.codegen.vector import arithmetic as v
+from jax_nano.codegen.vector.cast import cast
+from jax_nano.codegen.vector.evaluate import apply, evaluate, from_memory, to_memory
+from jax_nano.ir.dtypes import BITS, NUMPY_TYPES
+from jax_nano.ir.pipeline import Access, IndexInput, Kind, Map, Place, Reduction, Source
+from jax_nano.ir.program import Operation, Program
+from jax_nano.schedule.pipeline import PipelinePlan
+
+UNROLLED = 4  # registers that are written out, in place of a loop
+
+Input = Reference | IndexInput
+
+
+@dataclass(frozen=True)
+class Nest:
+    """The loops of a stage: axes around, and the one along lanes."""
+
+    sizes: tuple[int, ...]
+    outer: tuple[int, ...]
+    lane: int | None
+    lanes: int
+
+    @property
+    def width(self) -> int:
+        """Elements along lanes."""
+        return 1 if self.lane is None else self.sizes[self.lane]
+
+
+def emit_map(plan: PipelinePlan, stage: Map, memory: Memory) -> None:
+    """out[x] = program(...), in registers along the axis that is contiguous in the first output."""
+    rank = len(stage.sizes)
+    outputs = [memory.reference(access, rank) for access in stage.outputs]
+    inputs = [read(source, memory, rank) for source in stage.sources]
+    sizes, outputs, inputs = coalesced(stage.sizes, outputs, inputs)
+    nest = nest_of(sizes, outputs[0].strides, plan.register_bytes // widest(stage.program))
+    whole = [is_whole(plan, access, stage.sizes) for access in stage.outputs]
+    with loops(nest, nest.outer) as indices:
+
+        def body(at: Index, count: int) -> None:
+            values = values_of(stage.program, inputs, nest, {**indices, nest.lane: at}, count)
+            for value, target, full in zip(evaluate(stage.program, values), outputs, whole, strict=True):
+                put(value, target, nest, {**indices, nest.lane: at}, None if full and target.is_padded else count)
+
+        along_lanes(nest, body)
+
+
+def read(source: Source, memory: Memory, rank: int) -> Input:
+    """An input by the axes of a stage."""
+    if isinstance(source, Access):
+        return memory.reference(source, rank)
+    return StepIndex(source.place, memory.position(source.place))
+
+
+@dataclass(frozen=True)
+class StepIndex(IndexInput):
+    """A position, and where it begins in this step."""
+
+    at: Index = 0
+
+    @property
+    def coefficients(self) -> dict[int, int]:
+        """How far it moves along axes."""
+        return {axis: coefficient for axis, coefficient in self.place.terms if axis >= 0}
+
+
+def widest(program: Program) -> int:
+    """Bytes of the widest type of a program."""
+    return max(max(8, BITS[value.dtype]) for value in program.values) // 8
+
+
+def is_whole(plan: PipelinePlan, access: Access, sizes: Sequence[int]) -> bool:
+    """Whether an access covers the innermost dimension of a value, so that its padding may be written."""
+    value, layout = plan.program.values[access.value], plan.layouts[access.value]
+    for place, stride, size in zip(access.places, layout.strides, value.shape, strict=True):
+        if stride == 1 and size > 1:
+            return any(place == Place(0, ((axis, 1),)) for axis, other in enumerate(sizes) if other == size)
+    return math.prod(value.shape) == 1
+
+
+def coalesced(
+    sizes: Sequence[int], outputs: list[Reference], inputs: list[Input]
+) -> tuple[tuple[int, ...], list[Reference], list[Input]]:
+    """A stage with neighbouring axes joined that are one in all arrays."""
+    arrays = [x for x in (*outputs, *inputs) if isinstance(x, Reference)]
+    if len(arrays) < len(outputs) + len(inputs) or not sizes:
+        return tuple(sizes), outputs, inputs
+    groups: list[list[int]] = []
+    for axis in [axis for axis, size in enumerate(sizes) if size > 1] or [0]:
+        last = groups[-1][-1] if groups else None
+        if last is not None and all(x.strides[last] == sizes[axis] * x.strides[axis] for x in arrays):
+            groups[-1].append(axis)
+        else:
+            groups.append([axis])
+
+    def joined(x: Input) -> Input:
+        assert isinstance(x, Reference)
+        return replace(x, strides=tuple(x.strides[group[-1]] for group in groups))
+
+    new = [joined(x) for x in outputs]
+    shape = tuple(math.prod(sizes[axis] for axis in group) for group in groups)
+    return shape, [x for x in new if isinstance(x, Reference)], [joined(x) for x in inputs]
+
+
+def nest_of(sizes: Sequence[int], strides: Sequence[int], lanes: int) -> Nest:
+    """The loops of a stage whose result has these strides; scalars, where nothing is contiguous in it."""
+    unit = [axis for axis, stride in enumerate(strides) if stride == 1 and sizes[axis] > 1]
+    lane = unit[-1] if unit else None
+    outer = sorted((axis for axis in range(len(sizes)) if axis != lane), key=lambda axis: -abs(strides[axis]))
+    return Nest(tuple(sizes), tuple(outer), lane, lanes if lane is not None else 1)
+
+
+@contextmanager
+def loops(nest: Nest, axes: Sequence[int]) -> Iterator[dict[int | None, Index]]:
+    """Emits loops over axes; the block writes what is inside the innermost."""
+    if not axes:
+        yield {}
+        return
+    with for_range(0, nest.sizes[axes[0]]) as loop, loops(nest, axes[1:]) as inner:
+        yield {axes[0]: loop.i, **inner}
+
+
+def along_lanes(nest: Nest, body: Callable[[Index, int], None]) -> None:
+    """Emits body(first, count) for every register along lanes."""
+    whole = nest.width // nest.lanes * nest.lanes
+    if whole <= UNROLLED * nest.lanes:
+        for at in range(0, whole, nest.lanes):
+            body(at, nest.lanes)
+    else:
+        with for_range(0, whole, nest.lanes) as loop:
+            body(loop.i, nest.lanes)
+    if rest := nest.width - whole:
+        body(whole, rest)
+
+
+def values_of(
+    program: Program, inputs: Sequence[Input], nest: Nest, indices: dict[int | None, Index], count: int
+) -> Values:
+    """Registers of a program's inputs."""
+    return [get(inputs[source.argument], source.dtype, nest, indices, count) for source in program.inputs]
+
+
+def at_indices(nest: Nest, indices: dict[int | None, Index]) -> list[Index]:
+    """Indices by axes."""
+    return [indices.get(axis, 0) for axis in range(len(nest.sizes))]
+
+
+def get(x: Input, dtype: str, nest: Nest, indices: dict[int | None, Index], count: int) -> ir.Value:
+    """A register of an input."""
+    if isinstance(x, StepIndex):
+        return positions(x, dtype, nest, indices)
+    assert isinstance(x, Reference)
+    at = x.offset(at_indices(nest, indices))
+    stride = x.strides[nest.lane] if nest.lane is not None else 0
+    if stride == 1:
+        return load(x.base, at, nest.lanes, None if x.is_padded or count == nest.lanes else count)
+    if stride == 0:
+        return broadcast(load_scalar(x.base, at), nest.lanes)
+    scalars = [load_scalar(x.base, add(at, min(i, count - 1) * stride)) for i in range(nest.lanes)]
+    return vector.from_elements(ir.VectorType.get([nest.lanes], scalars[0].type), scalars)
+
+
+def positions(x: StepIndex, dtype: str, nest: Nest, indices: dict[int | None, Index]) -> ir.Value:
+    """A register of indices, in a type."""
+    word = ir.IntegerType.get_signless(64)
+    at = add(x.at, *(mul(indices.get(axis, 0), factor) for axis, factor in x.coefficients.items()))
+    value = broadcast(arith.index_cast(word, index(at)), nest.lanes)
+    factor = x.coefficients.get(nest.lane, 0) if nest.lane is not None else 0
+    if factor:
+        value = v.add(value, v.mul(count_up(nest.lanes, word), factor))
+    return to_memory(cast(value, "s64", dtype), dtype)
+
+
+def put(value: ir.Value, target: Reference, nest: Nest, indices: dict[int | None, Index], count: int | None) -> None:
+    """Stores a register: whole where `count` is None, else so many lanes."""
+    at = target.offset(at_indices(nest, indices))
+    stride = target.strides[nest.lane] if nest.lane is not None else 1
+    if nest.lane is None or (stride != 1 and nest.lanes == 1):
+        memref.store(vector.extract(value, [], [0]), target.base, [index(at)])
+    elif stride == 1:
+        store(value, target.base, at, count)
+    else:
+        for i in range(nest.lanes if count is None else count):
+            memref.store(vector.extract(value, [], [i]), target.base, [index(add(at, i * stride))])
+
+
+# Reductions
+
+
+def emit_reduction(plan: PipelinePlan, stage: Reduction, memory: Memory) -> None:
+    """out[x] = the reduction over r of program(...): along lanes, or with the result's elements in lanes."""
+    rank = len(stage.sizes) + len(stage.reduced)
+    sizes = (*stage.sizes, *stage.reduced)
+    output = memory.reference(stage.output, rank)
+    inputs = [read(source, memory, rank) for source in stage.sources]
+    lanes = plan.register_bytes // widest(stage.program)
+    across = nest_of(stage.sizes, output.strides[: len(stage.sizes)], lanes)
+    along = contiguous(inputs, range(len(stage.sizes), rank), sizes)
+    if along is not None and (across.lane is None or sizes[along] >= lanes or across.width < sizes[along]):
+        outer = tuple(range(len(stage.sizes)))
+        nest = Nest(sizes, outer, along, lanes)
+        with loops(nest, outer) as indices:
+            result = ReducedRegister(stage, inputs, nest).along_lanes(indices)
+            memref.store(result, output.base, [index(output.offset(at_indices(nest, indices)))])
+        return
+    nest = Nest(sizes, across.outer, across.lane, across.lanes)
+    full = output.is_padded and is_whole(plan, stage.output, stage.sizes)
+    with loops(nest, nest.outer) as indices:
+
+        def body(at: Index, count: int) -> None:
+            here = {**indices, nest.lane: at}
+            value = ReducedRegister(stage, inputs, nest).across_lanes(here, count)
+            put(to_memory(value, stage.dtype), output, nest, here, None if full else count)
+
+        along_lanes(nest, body)
+
+
+def contiguous(inputs: Sequence[Input], axes: Sequence[int], sizes: Sequence[int]) -> int | None:
+    """The axis along which inputs are contiguous or the same, if there is one."""
+    arrays = [x for x in inputs if isinstance(x, Reference)]
+    fit = [
+        axis
+        for axis in axes
+        if sizes[axis] > 1 and {x.strides[axis] for x in arrays} <= {0, 1} and any(x.strides[axis] for x in arrays)
+    ]
+    return max(fit, key=lambda axis: sizes[axis], default=None)
+
+
+@dataclass(frozen=True)
+class ReducedRegister:
+    """Writes a reduction of registers."""
+
+    stage: Reduction
+    inputs: Sequence[Input]
+    nest: Nest
+
+    @property
+    def reduced(self) -> list[int]:
+        """The axes that are reduced, but for the one along lanes."""
+        first = len(self.stage.sizes)
+        return [axis for axis in range(first, len(self.nest.sizes)) if axis != self.nest.lane]
+
+    def identity(self) -> ir.Value:
+        """A register that changes nothing."""
+        dtype = self.stage.dtype
+        kind = ir.IntegerType.get_signless(1) if dtype == "pred" else element_type(dtype)
+        number = identity_of(self.stage.kind, dtype)
+        value = ir.IntegerAttr.get(kind, number) if not is_float(dtype) else ir.FloatAttr.get(kind, number)
+        return broadcast(arith.constant(kind, value), self.nest.lanes)
+
+    def combine(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """One more."""
+        operation = Operation(name=self.stage.kind, operands=(0, 1), dtype=self.stage.dtype)
+        return apply(operation, [a, b], [self.stage.dtype] * 2, native_bf16=False)
+
+    def value(self, indices: dict[int | None, Index], count: int) -> ir.Value:
+        """A register of what is reduced."""
+        values = values_of(self.stage.program, self.inputs, self.nest, indices, count)
+        (result,) = evaluate(self.stage.program, values)
+        return from_memory(result, self.stage.dtype)
+
+    def over(self, axes: Sequence[int], indices: dict[int | None, Index], acc: ir.Value, count: int) -> ir.Value:
+        """Emits loops over reduced axes."""
+        if not axes:
+            return self.combine(acc, self.value(indices, count))
+        size = self.nest.sizes[axes[0]]
+        if size <= 4:
+            for i in range(size):
+                acc = self.over(axes[1:], {**indices, axes[0]: i}, acc, count)
+            return acc
+        with for_range(0, size, carry=[acc]) as loop:
+            loop.next = [self.over(axes[1:], {**indices, axes[0]: loop.i}, loop.carry[0], count)]
+        return loop.results[0]
+
+    def across_lanes(self, indices: dict[int | None, Index], count: int) -> ir.Value:
+        """The reduction of each lane."""
+        return self.over(self.reduced, indices, self.identity(), count)
+
+    def along_lanes(self, indices: dict[int | None, Index]) -> ir.Value:
+        """The reduction of all lanes, a scalar as it stands in memory."""
+        nest, acc = self.nest, self.identity()
+        whole = nest.width // nest.lanes * nest.lanes
+        if whole:
+            with for_range(0, whole, nest.lanes, carry=[acc]) as loop:
+                here = {**indices, nest.lane: loop.i}
+                loop.next = [self.over(self.reduced, here, loop.carry[0], nest.lanes)]
+            (acc,) = loop.results
+        if rest := nest.width - whole:
+            here = {**indices, nest.lane: whole}
+            tail = self.over(self.reduced, here, self.identity(), rest)
+            acc = self.combine(acc, arith.select(first_lanes(rest, nest.lanes), tail, self.identity()))
+        return vector.extract(to_memory(self.lane_tree(acc), self.stage.dtype), [], [0])
+
+    def lane_tree(self, acc: ir.Value) -> ir.Value:
+        """A register of one lane: upper halves onto lower halves."""
+        lanes = v.count(acc)
+        while lanes > 1:
+            half = lanes // 2
+            low, high = (vector.shuffle(acc, acc, list(range(start, start + half))) for start in (0, half))
+            acc, lanes = self.combine(low, high), half
+        return acc
+
+
+def identity_of(kind: Kind, dtype: str) -> float:
+    """The number that changes nothing."""
+    if dtype == "pred":
+        return {"and": 1, "or": 0, "max": 0, "min": 1, "add": 0, "mul": 1}[kind]
+    if kind in ("add", "or"):
+        return 0
+    if kind == "mul":
+        return 1
+    if kind == "and":
+        return -1
+    if is_float(dtype):
+        return float("-inf") if kind == "max" else float("inf")
+    info = np.iinfo(NUMPY_TYPES[dtype])
+    number = int(info.min if kind == "max" else info.max)
+    return number - (1 << BITS[dtype]) if number >= 1 << (BITS[dtype] - 1) else number

@@ -1,0 +1,301 @@
+"""The kernel of grouped products: the products' own macrokernel on one group's rows, wherever those are.
+
+    group:    one task, a walk through the groups' sizes, which writes the table that schedule.grouped describes
+    compute:  a task, one block of rows of a group and of columns of C, with the operands from that group's place on
+
+Rows of groups of many rows come first in the table, so that short tasks even out what threads have at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import arith
+
+from jax_nano.codegen.index import (
+    Condition,
+    Index,
+    add,
+    both,
+    divmod_,
+    equal,
+    index,
+    less,
+    maximum,
+    minimum,
+    mul,
+    negation,
+    select,
+    subtract,
+)
+from jax_nano.codegen.load_store import load_scalar, store
+from jax_nano.codegen.location import section
+from jax_nano.codegen.loops import Depth, Span, for_range, panels, panels_of_any_number, when
+from jax_nano.codegen.macrokernel import CacheBlock, Macrokernel, TaskBlock
+from jax_nano.codegen.matrix_ref import MatrixRef, scratch
+from jax_nano.codegen.microkernel import KBlock, StepHook
+from jax_nano.codegen.nanokernel import Block
+from jax_nano.codegen.operands import Area, Arguments, Offsets, Operands, offsets
+from jax_nano.codegen.registers import broadcast, zeros
+from jax_nano.codegen.types import element_type
+from jax_nano.ir.axes import Axis
+from jax_nano.ir.dtypes import BITS, ELEMENT_TYPES
+from jax_nano.schedule.grouped import ENTRY_FIELDS, FEW, MANY, NO_GROUP, TABLE, GroupedPlan
+from jax_nano.schedule.plan import Plan
+
+
+class Entry(NamedTuple):
+    """Rows of a group: where they are, how many, and by which plan they are computed."""
+
+    batch: Index
+    group: Index
+    first: Index
+    rows: Index
+    kind: Index
+
+
+@dataclass(frozen=True)
+class GroupedOperands:
+    """What an entry point of a grouped product is given."""
+
+    plan: GroupedPlan
+    task: Index
+    shared: ir.Value
+    local: ir.Value
+    arrays: Sequence[ir.Value]
+
+    def arguments(self) -> Arguments:
+        """As the macrokernel of a group's product wants them."""
+        lhs, rhs, _, out = self.arrays
+        return Arguments(0, self.task, self.shared, self.local, lhs, rhs, out)
+
+    def size(self, batch: Index, group: Index) -> ir.Value:
+        """How many rows a group is said to have; numbers below zero are zero."""
+        problem = self.plan.problem
+        value = load_scalar(self.arrays[2], add(mul(batch, problem.sizes_stride), group))
+        wide = ir.IntegerType.get_signless(64)
+        if BITS[problem.sizes] < 64:
+            extend = arith.extsi if ELEMENT_TYPES[problem.sizes].kind == "signed" else arith.extui
+            value = extend(wide, value)
+        number = arith.index_cast(ir.IndexType.get(), value)
+        if problem.sizes == "u64":  # from 2 ** 63 on, more than there can be rows
+            number = select(less(number, 0), problem.rows, number)
+        return index(maximum(number, 0))
+
+    def read(self, at: Index) -> Index:
+        """A number of the table."""
+        return arith.index_cast(ir.IndexType.get(), load_scalar(self._table, at))
+
+    def write(self, at: Index, *numbers: Index) -> None:
+        """Puts numbers behind one another into the table."""
+        kind = element_type(TABLE)
+        for i, number in enumerate(numbers):
+            store(broadcast(arith.index_cast(kind, index(number)), 1), self._table, add(at, i))
+
+    @property
+    def _table(self) -> ir.Value:
+        return scratch(self.shared, 0, self.plan.table_elements, TABLE)
+
+
+class GroupedKernel:
+    """Writes the phases of one plan, each from what its entry point is given."""
+
+    def __init__(self, plan: GroupedPlan):
+        """Takes what the plan says."""
+        self.plan = plan
+
+    def group_phase(self, operands: GroupedOperands) -> None:
+        """The one task: the table of blocks of rows, or of where groups begin."""
+        if self.plan.problem.ragged == "k":
+            self.write_starts(operands)
+        else:
+            self.write_blocks(operands)
+
+    def write_starts(self, operands: GroupedOperands) -> None:
+        """Writes where each group begins, and how many rows it has."""
+        problem = self.plan.problem
+        with (
+            section("batch"),
+            for_range(0, problem.batch.size) as batch,
+            for_range(0, problem.groups, carry=[index(0)]) as group,
+        ):
+            (first,) = group.carry
+            rows = minimum(operands.size(batch.i, group.i), subtract(problem.rows, first))
+            operands.write(mul(add(mul(batch.i, problem.groups), group.i), 2), first, rows)
+            group.next = [index(add(first, rows))]
+
+    def write_blocks(self, operands: GroupedOperands) -> None:
+        """Writes the blocks of rows of groups of many rows, then those of few, and the rows of no group."""
+        count: ir.Value = index(0)
+        kinds = [kind for kind, plan in ((MANY, self.plan.many), (FEW, self.plan.few)) if plan]
+        for kind in kinds:
+            with section("batch"), for_range(0, self.plan.problem.batch.size, carry=[count]) as batch:
+                batch.next = [self.write_blocks_of(operands, batch.i, kind, batch.carry[0], last=kind == kinds[-1])]
+            (count,) = batch.results
+        operands.write(0, count)
+
+    def write_blocks_of(
+        self, operands: GroupedOperands, batch: Index, kind: int, count: ir.Value, *, last: bool
+    ) -> ir.Value:
+        """Writes blocks of groups of one kind, and with the last kind the rows of no group; gives their number."""
+        problem = self.plan.problem
+        with section("groups"), for_range(0, problem.groups, carry=[index(0), count]) as group:
+            first, number = group.carry
+            rows = minimum(operands.size(batch, group.i), subtract(problem.rows, first))
+            wanted = select(self.is_of(kind, rows), rows, 0)
+            number = self.write_rows(operands, Entry(batch, group.i, first, wanted, kind), number)
+            group.next = [index(add(first, rows)), number]
+        first, number = group.results
+        if last:
+            rest = Entry(batch, problem.groups, first, subtract(problem.rows, first), NO_GROUP)
+            number = self.write_rows(operands, rest, number)
+        return number
+
+    def is_of(self, kind: int, rows: Index) -> Condition:
+        """Whether a group of so many rows is of a kind."""
+        if not (self.plan.few and self.plan.many):
+            return True
+        is_many = less(self.plan.few_rows, rows)
+        return is_many if kind == MANY else negation(is_many)
+
+    def write_rows(self, operands: GroupedOperands, entry: Entry, count: ir.Value) -> ir.Value:
+        """Writes an entry in blocks; gives the number of entries then."""
+        step = self.plan.block_rows
+        with for_range(0, entry.rows, step, carry=[count]) as block:
+            (number,) = block.carry
+            rows = minimum(step, subtract(entry.rows, block.i))
+            values = (entry.batch, entry.group, add(entry.first, block.i), rows, entry.kind)
+            operands.write(add(mul(number, ENTRY_FIELDS), 1), *values)
+            block.next = [index(add(number, 1))]
+        return block.results[0]
+
+    def compute_phase(self, operands: GroupedOperands) -> None:
+        """One task: a block of rows of a group, or a block of a group's result, and a block of columns."""
+        plan = self.plan
+        number, n_task = divmod_(operands.task, plan.n_tasks)
+        number, element = divmod_(number, plan.outer_elements)
+        outer = offsets(plan.plans[0], plan.plans[0].outer, element)
+        if plan.problem.ragged == "k":
+            self.sum_rows(operands, number, n_task, outer)
+            return
+        with when(less(number, operands.read(0))):
+            at = add(mul(number, ENTRY_FIELDS), 1)
+            entry = Entry(*(operands.read(add(at, i)) for i in range(ENTRY_FIELDS)))
+            for kind, group_plan in ((FEW, plan.few), (MANY, plan.many)):
+                if group_plan:
+                    with when(both(equal(entry.kind, kind), n_task_is_there(group_plan, n_task))):
+                        self.multiply_rows(operands, group_plan, entry, n_task, outer)
+            with when(equal(entry.kind, NO_GROUP)):
+                self.clear_rows(operands, entry, n_task, outer)
+
+    def multiply_rows(self, operands: GroupedOperands, plan: Plan, entry: Entry, n_task: Index, outer: Offsets) -> None:
+        """A block of rows of a group."""
+        problem = self.plan.problem
+        at = place(problem.batch, entry.batch), place(problem.group, entry.group), place(problem.row, entry.first)
+        columns = columns_of(plan, n_task)
+        rows = Span(0, entry.rows, None)
+        arguments = Operands(plan, operands.arguments())
+        RowsOfGroup(Macrokernel(plan), arguments, Area(rows, columns), together(outer, *at)).emit()
+
+    def clear_rows(self, operands: GroupedOperands, entry: Entry, n_task: Index, outer: Offsets) -> None:
+        """Zeros in rows of no group."""
+        problem, plan = self.plan.problem, self.plan.plans[0]
+        at = together(outer, place(problem.batch, entry.batch), place(problem.row, entry.first))
+        out = Operands(plan, operands.arguments()).out(at)
+        lanes = plan.instruction.shape[1]
+        nothing = zeros(lanes, element_type(out.dtype))
+        with when(n_task_is_there(plan, n_task)), section("rows of no group"), for_range(0, entry.rows) as row:
+            for j, count in panels(columns_of(plan, n_task), lanes, "registers of columns"):
+                store(nothing, out.base, out.offset(row.i, j), count)
+
+    def sum_rows(self, operands: GroupedOperands, number: Index, n_task: Index, outer: Offsets) -> None:
+        """A block of a group's result: its sum over the group's rows."""
+        problem, plan = self.plan.problem, self.plan.plans[0]
+        number, m_task = divmod_(number, plan.m_tasks)
+        batch, group = divmod_(number, problem.groups)
+        first, rows = (operands.read(add(mul(number, 2), i)) for i in range(2))
+        at = place(problem.batch, batch), place(problem.group, group), place(problem.row, first)
+        area = Macrokernel(plan).area(0, m_task, n_task)
+        arguments = Operands(plan, operands.arguments())
+        SumOverGroup(Macrokernel(plan), arguments, area, together(outer, *at), rows).emit()
+
+
+class PlacedBlock(TaskBlock):
+    """A task's block of C whose operands begin at a place that is known at run time."""
+
+    def __init__(self, kernel: Macrokernel, operands: Operands, area: Area, at: Offsets):
+        """Takes where each array begins."""
+        self.at = at
+        super().__init__(kernel, operands, area, 0, 0)
+
+    def place(self, outer: Index) -> Offsets:  # noqa: ARG002
+        """See TaskBlock.place."""
+        return self.at
+
+
+class RowsOfGroup(PlacedBlock):
+    """Rows of a group: of any number."""
+
+    def row_panels(self, block: CacheBlock, j: Index) -> Iterator[tuple[Index, int, list[StepHook]]]:
+        """See TaskBlock.row_panels. Tiles that are not whole are computed whole, and their first rows are stored."""
+        instruction = self.plan.instruction
+        if not instruction.tiles:
+            yield from super().row_panels(block, j)
+            return
+        for i, count in panels_of_any_number(block.rows, self.plan.mr, "panels of rows (MR)", instruction.shape[0]):
+            yield i, count, []
+
+    def block(self, rows: Span, i: Index, count: int, cols: int) -> Block:
+        """See TaskBlock.block."""
+        block = super().block(rows, i, count, cols)
+        instruction = self.plan.instruction
+        may_be_short = instruction.tiles and count == instruction.shape[0]
+        return replace(block, live_rows=minimum(count, subtract(rows.end, i))) if may_be_short else block
+
+
+class SumOverGroup(PlacedBlock):
+    """A block of a group's result, whose sum has any number of steps."""
+
+    def __init__(self, kernel: Macrokernel, operands: Operands, area: Area, at: Offsets, steps: Index):
+        """Takes where each array begins, and how many steps there are."""
+        self.steps = steps
+        super().__init__(kernel, operands, area, at)
+
+    def k_blocks(self) -> Iterator[tuple[KBlock, MatrixRef, MatrixRef]]:
+        """See TaskBlock.k_blocks. Without any step there is one block, of no step, whose sums are zeros."""
+        plan, operands = self.plan, self.operands
+        any_rest = 2 * plan.step - 1  # no multiple of anything: loops over steps and their rests are all written
+        a, b = operands.lhs(self.at), operands.rhs(self.at)
+        assert isinstance(a, MatrixRef)
+        assert isinstance(b, MatrixRef)
+        if plan.k_blocks == 1:
+            yield KBlock(0, Depth(self.steps, any_rest), True, True), a, b  # noqa: FBT003
+            return
+        with section("k blocks (KC)"), for_range(0, maximum(self.steps, 1), plan.kc) as block:
+            left = subtract(self.steps, block.i)
+            depth = Depth(minimum(plan.kc, left), any_rest)
+            yield KBlock(block.i, depth, equal(block.i, 0), negation(less(plan.kc, left))), a, b
+
+
+def columns_of(plan: Plan, n_task: Index) -> Span:
+    """The columns of a task."""
+    begin = mul(n_task, plan.nt)
+    return Span(begin, minimum(add(begin, plan.nt), plan.n.size), plan.n.size)
+
+
+def n_task_is_there(plan: Plan, n_task: Index) -> Condition:
+    """Whether a plan has so many tasks along n."""
+    return less(n_task, plan.n_tasks)
+
+
+def place(axis: Axis, number: Index) -> Offsets:
+    """How far an element of an axis is from the first one, in each array."""
+    return tuple(mul(number, stride) for stride in axis.strides())
+
+
+def together(*places: Offsets) -> Offsets:
+    """The sum of distances, array by array."""
+    return tuple(add(*distances) for distances in zip(*places, strict=True))

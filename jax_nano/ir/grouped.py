@@ -1,0 +1,125 @@
+"""Grouped products: one product for each group of rows, where how many rows a group has is known at run time only.
+
+    "m"    C[b, m, :]     =  A[b, m, :] @ B[b, g, :, :]       for the rows m of group g; zero for rows of no group
+    "k"    C[b, g, :, :]  =  A[b, :, k] @ B[b, k, :]          summed over the rows k of group g; zero where it has none
+
+Rows of a group follow one another, and groups do in their order.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from jax_nano.ir.axes import Axis
+from jax_nano.ir.dot import Dot, UnsupportedDot
+from jax_nano.ir.dtypes import ELEMENT_TYPES, bytes_of
+
+Role = Literal["lhs", "rhs", "sizes", "epilogue", "out"]
+
+
+class GroupedArray(NamedTuple):
+    """One of the arrays that a kernel is given."""
+
+    role: Role
+    dtype: str
+    elements: int  # in memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouped:
+    """Sizes, types and layouts of one grouped product.
+
+    Attributes:
+      dot: the product that a group would be that had all rows.
+      ragged: which of its axes the groups share out.
+      groups: how many there are.
+      group: how far apart the groups' matrices stand, in B or in C.
+      batch: independent grouped products, each with sizes of its own, or all with the same ones.
+      sizes: the integer type of the sizes.
+      sizes_stride: elements of the sizes from one element of the batch to the next.
+    """
+
+    dot: Dot
+    ragged: Literal["m", "k"]
+    groups: int
+    group: Axis
+    batch: Axis
+    sizes: str
+    sizes_stride: int = 0
+
+    def __post_init__(self):
+        if self.groups == 0 or self.batch.size == 0:
+            raise UnsupportedDot("there is no group: there is nothing to multiply")
+        if ELEMENT_TYPES[self.sizes].kind not in ("signed", "unsigned") or ELEMENT_TYPES[self.sizes].bits < 8:
+            raise UnsupportedDot(f"no kernel reads group sizes of {self.sizes}; convert them to s32")
+        if len(getattr(self.dot, self.ragged)) > 1:
+            raise UnsupportedDot("what groups share out is more than one loop")
+        if self.dot.b:
+            raise UnsupportedDot("a group's product has no batch of its own")
+
+    def replace(self, **changes: Any) -> Grouped:
+        """The grouped product with some fields changed."""
+        return replace(self, **changes)
+
+    @property
+    def rows(self) -> int:
+        """The rows that the groups share."""
+        _, m, _, k = self.dot.sizes
+        return m if self.ragged == "m" else k
+
+    @property
+    def row(self) -> Axis:
+        """The loop over them."""
+        axes = self.dot.m if self.ragged == "m" else self.dot.k
+        return axes[0] if axes else Axis(size=1)
+
+    @property
+    def expected_rows(self) -> int:
+        """Rows of a group that has any, if they are shared out evenly."""
+        return -(-self.rows // min(self.groups, self.rows))
+
+    @property
+    def even_sizes(self) -> list[int]:
+        """Sizes that share out all rows as evenly as that goes, for each element of the batch that has its own."""
+        share, rest = divmod(self.rows, self.groups)
+        one = [share + (i < rest) for i in range(self.groups)]
+        return one * (self.batch.size if self.sizes_stride else 1)
+
+    @property
+    def arrays(self) -> tuple[GroupedArray, ...]:
+        """The arrays in the order in which kernels take them."""
+        around = (self.batch, self.group)
+        lhs, rhs, out = (math.prod(axis.size for axis in around if axis.strides()[i]) for i in range(3))
+        of_dot = {array.role: array for array in self.dot.arrays}
+        sizes = self.groups * (self.batch.size if self.sizes_stride else 1)
+        return (
+            GroupedArray("lhs", of_dot["lhs"].dtype, lhs * of_dot["lhs"].elements),
+            GroupedArray("rhs", of_dot["rhs"].dtype, rhs * of_dot["rhs"].elements),
+            GroupedArray("sizes", self.sizes, sizes),
+            GroupedArray("out", of_dot["out"].dtype, out * of_dot["out"].elements),
+        )
+
+    @property
+    def bytes(self) -> int:
+        """Of all arrays."""
+        return sum(bytes_of(array.dtype, array.elements) for array in self.arrays)
+
+    def with_rows(self, rows: int) -> Dot:
+        """The product of a group of so many rows."""
+        name = self.ragged
+        axes = tuple(replace(axis, size=rows) for axis in getattr(self.dot, name)) if rows > 1 else ()
+        return replace(self.dot, **{name: axes})
+
+    @property
+    def label(self) -> str:
+        """Sizes and types, as names of kernels have them."""
+        dot = self.dot
+        types = dot.lhs if dot.lhs == dot.rhs == dot.out else f"{dot.lhs}{dot.rhs}_{dot.out}"
+        if dot.algorithm:
+            types += f"_{dot.algorithm.dtype}x{dot.terms}"
+        batch = f"b{self.batch.size}" if self.batch.size > 1 else ""
+        _, m, n, k = dot.sizes
+        kind = "grouped" if self.ragged == "m" else "grouped_sum"
+        return f"{kind}_{types}_{batch}g{self.groups}m{m}n{n}k{k}"

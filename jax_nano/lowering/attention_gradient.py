@@ -1,0 +1,110 @@
+"""The primitive nano_attention_gradient: a scan over blocks to every transformation, a kernel where it is lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.core import ShapedArray
+from jax.interpreters import ad, batching, mlir, xla
+
+from jax_nano import config
+from jax_nano.ir.attention_gradient import AttentionGradient
+from jax_nano.ir.attention_spec import AttentionSpec
+from jax_nano.ir.axes import Operand
+from jax_nano.ir.dot import UnsupportedDot
+from jax_nano.ir.dtypes import dtype_name
+from jax_nano.jaxpr.attention_backward import Backward
+from jax_nano.jaxpr.primitives import nano_attention_gradient_p
+from jax_nano.jaxpr.varying import like
+from jax_nano.lowering.attention import by_key, by_query
+from jax_nano.lowering.custom_call import custom_call
+from jax_nano.lowering.dot_general import source_of
+from jax_nano.lowering.partition import check_partitioning
+from jax_nano.lowering.region import accelerated
+from jax_nano.lowering.small_loops import check_attention_inline
+from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
+from jax_nano.runtime.report import Report, tell
+
+Of = Literal["queries", "keys"]
+
+
+def _abstract(*operands: Any, spec: AttentionSpec, of: Of) -> list[ShapedArray]:  # noqa: ARG001
+    return [like(x, x.shape, x.dtype) for x in (operands[:1] if of == "queries" else operands[1:3])]
+
+
+def _by_blocks(*operands: Array, spec: AttentionSpec, of: Of) -> list[Array]:
+    wanted = (of == "queries", of == "keys", of == "keys")
+    *arrays, out_ct, lse, delta = operands
+    found = Backward(spec, wanted).by_blocks(arrays, (out_ct, lse, delta))
+    return [x for x in found if x is not None]
+
+
+def _jvp(primals: Sequence[Array], moving: Sequence[Any], *, spec: AttentionSpec, of: Of):
+    results = nano_attention_gradient_p.bind(*primals, spec=spec, of=of)
+    known = [ad.instantiate_zeros(tangent) for tangent in moving]
+    return results, jax.jvp(partial(_by_blocks, spec=spec, of=of), list(primals), known)[1]
+
+
+def _batch(arrays: Sequence[Array], axes: Sequence[int | None], *, spec: AttentionSpec, of: Of):
+    """Makes one dimension of the batch and the one that is mapped over."""
+    size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
+    whole = [
+        jnp.broadcast_to(x[None], (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+        for x, axis in zip(arrays, axes, strict=True)
+    ]
+    joined = [x.reshape(-1, *x.shape[2:]) for x in whole]
+    results = nano_attention_gradient_p.bind(*joined, spec=spec, of=of)
+    return [x.reshape(size, -1, *x.shape[1:]) for x in results], [0] * len(results)
+
+
+def describe(spec: AttentionSpec, sources: Sequence[Operand], of: Of) -> AttentionGradient:
+    """The gradients of operands as they lie in memory.
+
+    Raises:
+      UnsupportedDot: there is no kernel for them.
+    """
+    query, key, value, cotangent, *_ = sources
+    b, t, n, h = query.shape
+    s, heads, depth = value.shape[1:]
+    group = n // max(heads, 1)
+    return AttentionGradient(
+        batch=b, heads=heads, group=group, queries=t, keys=s, depth=h, value_depth=depth, dtype=query.dtype,
+        query=by_query(query, group), key=by_key(key), value=by_key(value),
+        out=by_query(Operand.row_major(query.shape, query.dtype), group), scale=float(spec.scale),
+        causal=spec.causal, window=spec.window, of=of, cotangent=by_query(cotangent, group),
+    )  # fmt: skip
+
+
+def _lower(ctx: mlir.LoweringRuleContext, *operands: mlir.ir.Value, spec: AttentionSpec, of: Of) -> Any:
+    avals: Any = ctx.avals_in
+    types = ", ".join(f"{dtype_name(x.dtype)}{[*x.shape]}" for x in avals[:3])
+    equation = f"gradients of {of} of attention of {types}"
+    problem = None
+    try:
+        if not config.enabled():
+            raise UnsupportedDot(TURNED_OFF)
+        check_partitioning(ctx)
+        check_attention_inline()
+        found = [source_of(x, aval) for x, aval in zip(operands[:4], avals[:4], strict=True)]
+        arrays, sources = zip(*found, strict=True)
+        problem = describe(spec, sources, of)
+        kernel = kernel_for(problem)
+    except UnsupportedDot as reason:
+        tell(Report(equation=equation, problem=problem, reason=str(reason), otherwise="a scan over blocks"))
+        return _lower_by_blocks(ctx, *operands, spec=spec, of=of)
+    tell(Report(equation=equation, problem=problem, kernel=kernel))
+    return custom_call(ctx, kernel, [*arrays, *operands[4:]])
+
+
+nano_attention_gradient_p.def_impl(partial(xla.apply_primitive, nano_attention_gradient_p))
+nano_attention_gradient_p.def_abstract_eval(_abstract)
+ad.primitive_jvps[nano_attention_gradient_p] = _jvp
+batching.primitive_batchers[nano_attention_gradient_p] = _batch
+_lower_by_blocks = mlir.lower_fun(accelerated(_by_blocks), multiple_results=True)
+mlir.register_lowering(nano_attention_gradient_p, mlir.lower_fun(_by_blocks, multiple_results=True), cacheable=False)
+mlir.register_lowering(nano_attention_gradient_p, _lower, platform="cpu", cacheable=False)

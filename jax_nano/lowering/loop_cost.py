@@ -1,0 +1,95 @@
+"""Whether a loop is worth a kernel: its predicted time beside that of XLA's code and of a kernel for each product."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from jax_nano.ir.pipeline import Access, Contraction, Loop, Pipeline, UnsupportedPipeline, repeated
+from jax_nano.lowering.xla_inline import Product, byte_threshold, rules
+from jax_nano.machine.isa import Machine
+from jax_nano.schedule.cost.inline import inline_seconds
+from jax_nano.schedule.cost.pipeline import stage_cycles
+from jax_nano.schedule.pipeline import PipelinePlan
+
+FASTER = "XLA's loop is predicted to be as fast: {xla:.1f} us beside {kernel:.1f}"
+# Where XLA makes no function of a loop, it runs its step operation by operation.
+OPERATION_SECONDS = 0.15e-6
+LIBRARY_SECONDS, KERNEL_SECONDS = 1e-6, 3e-6
+FUNCTION_CYCLES = 6  # that an operation takes longer in XLA's function than a stage does
+# Of the peak, what XLA's products in a loop reach, and kernels of all steps at once: 0.4 and 0.8 (Zen 5, recurrent
+# networks of 256 with 32 rows).
+LIBRARY_SHARE, KERNEL_SHARE = 0.5, 0.8
+WHILE_STEPS = 20  # of a loop of unknown length, when its call is weighed
+
+
+def check_is_faster(plan: PipelinePlan, whole: Pipeline, machine: Machine) -> None:
+    """Checks that a loop's plan is predicted to take less time than what would run without it.
+
+    Args:
+      plan: of the loop.
+      whole: the loop with the products that stand before and behind it.
+      machine: where it runs.
+
+    Raises:
+      UnsupportedPipeline: it is not.
+    """
+    xla = other_seconds(plan, whole, machine)
+    moved = whole.multiplications - plan.problem.multiplications
+    own = plan.predicted_seconds + moved / (KERNEL_SHARE * peak(plan, machine))
+    steps = WHILE_STEPS if any(isinstance(stage, Loop) and stage.length is None for stage in plan.program.stages) else 1
+    if own / steps >= xla:
+        raise UnsupportedPipeline(FASTER.format(xla=1e6 * xla, kernel=1e6 * own / steps))
+
+
+def other_seconds(plan: PipelinePlan, whole: Pipeline, machine: Machine) -> float:
+    """The predicted time of a loop without a kernel for all of it."""
+    products = [product_of(stage, whole) for stage, _ in whole.contractions]
+    is_function = all(map(rules().inline, products)) and sum(p.bytes for p in products) < byte_threshold()
+    scale = plan.task_count
+    seconds = 0.0
+    for stage, times in repeated(plan.program.stages):
+        if work := stage.epilogue if isinstance(stage, Contraction) else stage:
+            cycles = scale * stage_cycles(work, plan, machine) + FUNCTION_CYCLES
+            seconds += times * cycles / (machine.ghz * 1e9)
+    for (stage, times), product in zip(whole.contractions, products, strict=True):
+        seconds += times * product_seconds(stage, product, plan, machine)
+    if not is_function:
+        seconds += OPERATION_SECONDS * sum(times for _, times in repeated(whole.stages))
+    return seconds
+
+
+def product_of(stage: Contraction, problem: Pipeline) -> Product:
+    """A product as XLA sees it."""
+    moves = [axes_of(access) for access in (stage.lhs, stage.rhs)]
+    count = {"b": 1, "m": 1, "n": 1}
+    for axis, size in enumerate(stage.sizes):
+        kind: Literal["b", "m", "n"] = "b" if axis in moves[0] & moves[1] else "m" if axis in moves[0] else "n"
+        count[kind] *= size
+    k = math.prod(stage.summed)
+    last = stage.lhs.places[-1].terms if stage.lhs.places else ()
+    return Product(
+        sizes=(count["b"], count["m"], count["n"], k),
+        types=(stage.dtype, stage.dtype, stage.dtype),
+        contiguous_rows=any(axis >= len(stage.sizes) for axis, _ in last),
+        bytes=sum(8 * problem.values[x.value].elements for x in (stage.lhs, stage.rhs) if not x.steps),
+    )
+
+
+def axes_of(access: Access) -> set[int]:
+    """The axes along which an access moves."""
+    return {axis for place in access.places for axis, _ in place.terms if axis >= 0}
+
+
+def product_seconds(stage: Contraction, product: Product, plan: PipelinePlan, machine: Machine) -> float:
+    """The predicted time of a product by XLA's code, by a library or by a kernel of its own, whichever is faster."""
+    if rules().inline(product):
+        return inline_seconds(product.sizes, stage.dtype, machine)
+    alone = stage.multiplications / peak(plan, machine)
+    return min(LIBRARY_SECONDS + alone / LIBRARY_SHARE, KERNEL_SECONDS + alone / KERNEL_SHARE)
+
+
+def peak(plan: PipelinePlan, machine: Machine) -> float:
+    """Multiply-accumulates a second, on all threads."""
+    core = machine.vector_core(plan.isa)
+    return core.dots_per_cycle * plan.lanes(plan.instruction.acc) * machine.ghz * 1e9 * machine.threads

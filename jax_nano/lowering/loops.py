@@ -1,0 +1,194 @@
+"""Loops as one kernel: the lowerings of scans and while loops whose products are jax_nano's.
+
+A loop is read when it is lowered, after all transformations: derivatives and batches of loops are loops. What is no
+pipeline, or would be no faster as one, is lowered as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jax.core import ShapedArray
+from jax.extend.core import Jaxpr, jaxprs_in_params
+from jax.extend.core.primitives import dot_general_p, scan_p, while_p
+from jax.interpreters import mlir
+
+from jax_nano import config
+from jax_nano.ir.dot import UnsupportedDot
+from jax_nano.ir.dtypes import NUMPY_TYPES
+from jax_nano.ir.pipeline import Pipeline, UnsupportedPipeline
+from jax_nano.jaxpr.loop_motion import move_products
+from jax_nano.jaxpr.pipeline_inline import inlined
+from jax_nano.jaxpr.pipeline_reader import read_scan, read_while
+from jax_nano.jaxpr.primitives import nano_dot_general_p, nano_loop_p, nano_region_p
+from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering, wrap_lowering
+from jax_nano.jaxpr.scans import Scan
+from jax_nano.lowering import small_loops as small_loops  # whose lowering of while loops is wrapped here
+from jax_nano.lowering.custom_call import custom_call
+from jax_nano.lowering.dot_general import nano
+from jax_nano.lowering.loop_cost import check_is_faster
+from jax_nano.lowering.partition import check_partitioning
+from jax_nano.machine.host import machine_for, target
+from jax_nano.runtime.kernel import Kernel
+from jax_nano.runtime.kernels import kernel_for
+from jax_nano.runtime.log import logger
+from jax_nano.runtime.report import Report, tell
+from jax_nano.schedule.pipeline_plans import choose_pipeline
+
+OTHERWISE = "XLA's loop"
+
+_refused: ContextVar[bool] = ContextVar("jax_nano_refused_scan", default=False)
+"""Whether the next while loop is a scan that is no pipeline."""
+
+
+def has_products(*jaxprs: Jaxpr, installed: bool) -> bool:
+    """Whether there is a product of jax_nano's in jaxprs, at any depth; if `installed`, each is."""
+    for jaxpr in jaxprs:
+        for eqn in jaxpr.eqns:
+            if eqn.primitive in (nano_region_p, nano_dot_general_p) or (installed and eqn.primitive is dot_general_p):
+                return True
+            if has_products(*jaxprs_in_params(eqn.params), installed=installed):
+                return True
+    return False
+
+
+def is_ours(ctx: mlir.LoweringRuleContext, params: dict[str, Any]) -> bool:
+    """Whether a loop may be a kernel at all."""
+    if not config.enabled() or "cpu" not in (ctx.platforms or ctx.module_context.platforms):
+        return False
+    exported = ctx.module_context.lowering_parameters.for_export
+    installed = ReplacedLowering.has_replaced(dot_general_p) and not exported
+    return has_products(*jaxprs_in_params(params), installed=installed)
+
+
+def equation_of(params: dict[str, Any]) -> str:
+    """A loop in words."""
+    if "length" in params:
+        return f"scan of {params['length']} steps" + (", from the last to the first" if params["reverse"] else "")
+    return "while loop"
+
+
+@contextlib.contextmanager
+def reporting_faults(params: dict[str, Any]) -> Iterator[None]:
+    """Makes a reason to leave a loop to XLA of whatever fails in reading it, and logs what to report.
+
+    Raises:
+      UnsupportedDot: as the block does, or as something else failed.
+    """
+    try:
+        yield
+    except UnsupportedDot:
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        logger.error("a %s could not be read, and XLA computes it. Please report: %s", equation_of(params), text)
+        raise UnsupportedPipeline(f"jax_nano could not read the loop ({text})") from error
+
+
+Lower = Callable[[mlir.LoweringRuleContext, Any, dict[str, Any]], Any]
+
+
+def lower_scan(ctx: mlir.LoweringRuleContext, operands: Any, params: dict[str, Any]) -> Any:
+    """Lowers a scan as a kernel, with products before and behind it.
+
+    Raises:
+      UnsupportedDot: it is none, or would be no faster.
+    """
+    check_partitioning(ctx)
+    scan = Scan.of(params)
+    if scan.jaxpr.effects or scan.jaxpr.constvars:
+        raise UnsupportedPipeline("the loop has effects, or constants of its own")
+    scan = replace(scan, jaxpr=inlined(scan.jaxpr))
+    moved = move_products(scan)
+    if moved.scan.length < 1:
+        raise UnsupportedPipeline("a loop of no steps")
+    avals = moved.avals(ctx.avals_in, scan)
+    pipeline = read_scan(moved.scan, avals)
+    kernel = faster_kernel(pipeline, read_scan(scan, ctx.avals_in) if moved.moves else pipeline)
+    tell(Report(equation=equation_of(params), problem=pipeline, kernel=kernel))
+    if not moved.moves:
+        return custom_call(ctx, kernel, operands)
+
+    def run(*arrays: Any) -> Any:
+        return nano_loop_p.bind(*arrays, kernel=Called(kernel))
+
+    return mlir.lower_fun(nano(partial(moved, run, scan.carries)), multiple_results=True)(ctx, *operands)
+
+
+def lower_while(ctx: mlir.LoweringRuleContext, operands: Any, params: dict[str, Any]) -> Any:
+    """Lowers a while loop as a kernel, likewise."""
+    check_partitioning(ctx)
+    pipeline = read_while(params, ctx.avals_in)
+    kernel = faster_kernel(pipeline, pipeline)
+    tell(Report(equation=equation_of(params), problem=pipeline, kernel=kernel))
+    return custom_call(ctx, kernel, operands)
+
+
+def faster_kernel(pipeline: Pipeline, whole: Pipeline) -> Kernel:
+    """The kernel of a loop; `whole` has what stands before and behind it, too.
+
+    Raises:
+      UnsupportedDot: there is none, or it is predicted to be no faster.
+    """
+    machine = machine_for()
+    check_is_faster(choose_pipeline(pipeline, machine, target(machine)), whole, machine)
+    return kernel_for(pipeline)
+
+
+@dataclass(frozen=True, eq=False)
+class Called:
+    """A kernel as a parameter: equal to itself alone."""
+
+    kernel: Kernel
+
+
+def _abstract(*_: Any, kernel: Called) -> list[ShapedArray]:
+    problem = kernel.kernel.problem
+    assert isinstance(problem, Pipeline)
+    values = [problem.values[number] for number in problem.results]
+    return [ShapedArray(value.shape, np.dtype(NUMPY_TYPES[value.dtype])) for value in values]
+
+
+def _lower_call(ctx: mlir.LoweringRuleContext, *arrays: Any, kernel: Called) -> Any:
+    return custom_call(ctx, kernel.kernel, arrays)
+
+
+nano_loop_p.def_abstract_eval(_abstract)
+mlir.register_lowering(nano_loop_p, _lower_call, platform="cpu", cacheable=False)
+
+
+def _lowering(lower_loop: Lower) -> Callable[[LoweringRule], LoweringRule]:
+    def replacement(original: LoweringRule) -> LoweringRule:
+        def lower(ctx: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
+            refused = _refused.get()
+            if refused or not is_ours(ctx, params):
+                token = _refused.set(False)
+                try:
+                    return original(ctx, *operands, **params)
+                finally:
+                    _refused.reset(token)
+            try:
+                target(machine_for())  # one that there is not is an error
+                with reporting_faults(params):
+                    return lower_loop(ctx, operands, params)
+            except UnsupportedDot as reason:
+                tell(Report(equation=equation_of(params), reason=str(reason), otherwise=OTHERWISE))
+            token = _refused.set(lower_loop is lower_scan)
+            try:
+                return original(ctx, *operands, **params)
+            finally:
+                _refused.reset(token)
+
+        return lower
+
+    return replacement
+
+
+wrap_lowering(scan_p, _lowering(lower_scan))
+wrap_lowering(while_p, _lowering(lower_while))

@@ -1,0 +1,264 @@
+"""Kernels in programs that XLA partitions: a call that becomes, on every device, a kernel of its shards.
+
+Where XLA spreads a program over devices, what is lowered has the sizes of whole arrays, and how they are sharded is
+known when XLA compiles. So a call of PARTITIONED stands there, with a sharding rule for Shardy. XLA's partitioner asks
+`_partition` what it becomes: a program of one device's shards, lowered like any other, in which products have kernels
+for the shards' shapes, and sums over several devices are all-reduced.
+
+The call names what it stands for by a digest, under which this process keeps it. The digest covers all that kernels
+depend on, so that it stands in the keys of JAX's persistent compilation cache for what XLA does not see yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakValueDictionary
+
+import jax
+import jax.numpy as jnp
+from jax.core import ShapedArray
+from jax.extend.backend import get_backend
+from jax.interpreters import mlir
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+
+from jax_nano import config
+from jax_nano.ir.dot import UnsupportedDot
+from jax_nano.jaxpr import private
+from jax_nano.lowering.sharding import GROUPED, Axes, Factors, ShardingRule, assign, fitting, sharded, spec_by
+from jax_nano.runtime import keys
+from jax_nano.runtime.kernel import FORMAT
+from jax_nano.runtime.kernels import TURNED_OFF, Place
+from jax_nano.runtime.report import Report, reports, tell
+from jax_nano.runtime.threads import inner_limit, program_limit
+from jax_nano.runtime.toolchain import toolchain
+
+PARTITIONED = "jax_nano_partitioned"  # the target of the call
+THIS_PROCESS = secrets.token_hex()  # stands for sources that have changed since, which have no digest
+Body = Callable[..., Sequence[jax.Array]]
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """What a call computes of shards.
+
+    Attributes:
+      rule: how it may be sharded.
+      body: computes the results of one device's shards; `sums` are the axes that each sum is spread over.
+      text: tells the body from all others.
+    """
+
+    rule: ShardingRule
+    body: Body
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Partitioned:
+    """What a call stands for.
+
+    Attributes:
+      shards: what it computes.
+      devices: how many there are.
+      threads: of each kernel; 0: any.
+      x64: whether types of 64 bits are known.
+      told: what became of it when XLA last compiled it.
+    """
+
+    shards: Shards
+    devices: int
+    threads: int
+    x64: bool
+    told: list[Report]
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        """A compiled program that is written to disk asks no more, and takes nothing of this along."""
+        return _nothing, ()
+
+    @contextlib.contextmanager
+    def settings(self):
+        """Those that the call was lowered under."""
+        with jax.enable_x64(self.x64), inner_limit(self.threads):
+            yield
+
+
+def _nothing() -> None:
+    """Stands for what a program from disk does without."""
+
+
+_partitioned: WeakValueDictionary[str, Partitioned] = WeakValueDictionary()  # by digest; programs keep them
+
+
+def devices_to_partition(ctx: mlir.LoweringRuleContext) -> int:
+    """Over how many devices XLA partitions what stands here; 1 inside shard_map and on one device.
+
+    Raises:
+      UnsupportedDot: it does so in a way that kernels cannot follow, or there are no kernels.
+      ValueError: no machine has the target asked for.
+    """
+    context = ctx.module_context.axis_context
+    devices = _automatic_devices(context)
+    if devices == 1:
+        return devices
+    if not config.enabled():
+        raise UnsupportedDot(TURNED_OFF)
+    if problem := _unfit(ctx, context):
+        raise UnsupportedDot(f"XLA partitions this program over {devices} devices, and {problem}")
+    Place.of()  # shards are of no use where there is no target
+    return devices
+
+
+def check_partitioning(ctx: mlir.LoweringRuleContext) -> None:
+    """Checks that XLA does not partition what stands here: for what has no rule of how it may be sharded.
+
+    Raises:
+      UnsupportedDot: it does.
+    """
+    if (devices := _automatic_devices(ctx.module_context.axis_context)) > 1:
+        raise UnsupportedDot(
+            f"XLA partitions this program over {devices} devices, and this has no rule of how it may be sharded; under "
+            "shard_map every device runs a kernel on its shard"
+        )
+
+
+def _unfit(ctx: mlir.LoweringRuleContext, context: Any) -> str:
+    """Why there can be no kernels on shards; empty where there can."""
+    if ctx.module_context.lowering_parameters.for_export:
+        return "an exported program cannot ask jax_nano how"
+    if not private.is_shardy_used():
+        return "without Shardy, which takes jax_nano's rules: set jax_use_shardy_partitioner"
+    if not isinstance(context, mlir.ShardingContext):
+        return "some axes of its mesh are manual; under shard_map over all of them, every device runs a kernel"
+    return ""
+
+
+def _automatic_devices(context: Any) -> int:
+    """Over how many devices XLA itself spreads the program at this point: 1 inside shard_map."""
+    match context:
+        case mlir.ShardingContext():
+            return context.num_devices
+        case mlir.SPMDAxisContext():
+            return math.prod(n for name, n in context.mesh.shape.items() if name not in context.manual_axes)
+    return 1
+
+
+def partitioned_call(
+    ctx: mlir.LoweringRuleContext, arrays: Sequence[mlir.ir.Value], shards: Shards, report: Report
+) -> Sequence[mlir.ir.Value]:
+    """Calls what XLA's partitioner is to replace; gives what lowering rules give.
+
+    Args:
+      ctx: whose `avals_out` are the results.
+      arrays: the operands.
+      shards: what it computes.
+      report: of the whole, before its shards are known.
+    """
+    devices = _automatic_devices(ctx.module_context.axis_context)
+    digest = _digest(shards, arrays, devices)
+    call = _partitioned.get(digest) or Partitioned(shards, devices, program_limit(), jax.config.jax_enable_x64, [])
+    _partitioned[digest] = call
+    ctx.module_context.add_keepalive(call)
+    tell(replace(report, devices=devices, shards=call.told))
+    return private.partitioned_call(ctx, PARTITIONED, arrays, digest, shards.rule.for_shardy())
+
+
+def _digest(shards: Shards, arrays: Sequence[mlir.ir.Value], devices: int) -> str:
+    """Names a call, by all that its kernels depend on."""
+    place = Place.of()
+    values = (shards.rule, [str(array.type) for array in arrays], devices, program_limit(), FORMAT)
+    here = (place.facts, place.isa.name, toolchain().digest or THIS_PROCESS, str(jax.config.jax_enable_x64))
+    return keys.digest(shards.text, repr(values), *here)
+
+
+def _partition(shapes: Any, shardings: Any, result: Any, result_sharding: Any, name: bytes) -> tuple[bytes, Any, Any]:
+    """Gives XLA the program of one device, and the shardings that it has operands and results in."""
+    call = _partitioned[name.decode()]
+    rule, body = call.shards.rule, call.shards.body
+    wanted = result_sharding.tuple_elements() if result.is_tuple() else [result_sharding]
+    mesh, specs = mesh_of(call.devices, [*shardings, *wanted])
+    assigned = assign(rule, specs[: len(shardings)], specs[len(shardings) :])
+    grouped = {sharded(factor) for dims in rule.operands for factor in dims if GROUPED in factor}
+    for factor in (*grouped, *rule.even):
+        whole = sizes_of(rule, shapes, factor)
+        assigned[factor] = fitting(assigned.get(factor, ()), mesh.shape, whole)
+    given, made = (
+        [private.xla_sharding(NamedSharding(mesh, spec_by(factors, assigned)), len(factors)) for factors in arrays]
+        for arrays in (rule.operands, rule.results)
+    )
+    shards = [x.tile(shape) for x, shape in zip(given, shapes, strict=True)]
+    avals = [ShapedArray(shard.dimensions(), shard.numpy_dtype()) for shard in shards]
+    sums = {factor: assigned[factor] for factor in rule.sums if assigned.get(factor)}
+    sizes = {factor: min(sizes_of(rule, shapes, factor)) for factor in sums}
+
+    def program(*arrays: jax.Array) -> Sequence[jax.Array]:
+        whole = [without_padding(x, dims, sums, sizes) for x, dims in zip(arrays, rule.operands, strict=True)]
+        return body(*whole, sums=sums)
+
+    with call.settings(), reports(alone=True) as told:
+        code = private.shard_program(program, avals, mesh, get_backend("cpu"))
+    call.told[:] = [replace(report, devices=call.devices) for report in told]
+    return code, given, private.tuple_sharding(result, made)
+
+
+def sizes_of(rule: ShardingRule, shapes: Sequence[Any], factor: str) -> list[int]:
+    """The sizes of dimensions of operands that are sharded by a factor."""
+    return [
+        size
+        for dims, shape in zip(rule.operands, shapes, strict=True)
+        for name, size in zip(dims, shape.dimensions(), strict=True)
+        if sharded(name) == factor
+    ]
+
+
+def without_padding(x: jax.Array, dims: Factors, sums: dict[str, Axes], sizes: dict[str, int]) -> jax.Array:
+    """A shard with zeros where devices share a sum that they do not divide, and it ends beyond the whole array."""
+    for place, name in enumerate(dims):
+        length = x.shape[place]
+        if name in sums and sizes[name] % length:
+            there = jax.lax.axis_index(sums[name]) * length + jax.lax.broadcasted_iota(jnp.int32, x.shape, place)
+            x = jnp.where(there < sizes[name], x, jnp.zeros((), x.dtype))
+    return x
+
+
+def mesh_of(devices: int, shardings: Sequence[Any]) -> tuple[AbstractMesh, list[PartitionSpec]]:
+    """A mesh on which shardings are by whole axes, whatever mesh they come from, and how each is.
+
+    Its axes have prime numbers of devices. Where shardings divide the devices in ways that do not go together, arrays
+    count as replicated, and are gathered.
+    """
+    factors = prime_factors(devices)
+    names = tuple(f"axis{i}" for i in range(len(factors)))
+    for sizes in orders(factors):
+        mesh = AbstractMesh(sizes, names)
+        with contextlib.suppress(ValueError):
+            return mesh, [private.spec_of(x, mesh) for x in shardings]
+    return AbstractMesh(tuple(factors), names), [PartitionSpec()] * len(shardings)
+
+
+def prime_factors(n: int) -> list[int]:
+    """The prime factors of a number, in order."""
+    factor = next((i for i in range(2, math.isqrt(n) + 1) if n % i == 0), n)
+    return [] if n == 1 else [factor, *prime_factors(n // factor)]
+
+
+def orders(numbers: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """All orders of numbers, each once."""
+    if not numbers:
+        yield ()
+    for number in dict.fromkeys(numbers):
+        rest = list(numbers)
+        rest.remove(number)
+        yield from ((number, *order) for order in orders(rest))
+
+
+def sum_over(x: jax.Array, sums: dict[str, Axes]) -> jax.Array:
+    """The sum of partial sums on several devices."""
+    axes = tuple(axis for axes in sums.values() for axis in axes)
+    return jax.lax.psum(x, axes) if axes else x
+
+
+private.register_partitioner(PARTITIONED, _partition)

@@ -1,0 +1,154 @@
+"""The choice of a plan of a grouped product: the cheapest plans of products of as many rows as groups may have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from jax_nano.ir.dot import Dot, UnsupportedDot
+from jax_nano.ir.dtypes import bytes_of
+from jax_nano.ir.grouped import Grouped
+from jax_nano.machine.isa import Isa, Machine
+from jax_nano.schedule.candidates import kernel_plans
+from jax_nano.schedule.cost.estimate import KernelCost
+from jax_nano.schedule.grouped import GroupedPlan
+from jax_nano.schedule.plan import Plan
+from jax_nano.schedule.tasks import LOCAL_BYTES, piece_columns, resident_columns
+
+FEW_ROWS = 16  # of groups that read B where it lies, as packing it would take longer than the products
+MANY_ROWS = (64, 256)  # of a task of the others: enough to pack B for, few enough to share out a large group
+SUM_ROWS = (64, 512)  # that a plan of sums over the rows of groups is made for
+TASKS_PER_THREAD = 4  # that there should be
+RUN_BYTES = 1 << 10  # of a row of B, that a task reads at least: shorter runs come from memory at a lower rate
+ALTERNATIVES = 3  # of each plan, that are worth measuring
+SETUP_SECONDS = 5e-6
+
+
+def grouped_plans(problem: Grouped, machine: Machine, isa: Isa) -> list[GroupedPlan]:
+    """The plans worth measuring, the cost model's choice first.
+
+    Raises:
+      UnsupportedDot: the target has no instruction for these types, or none that reads operands as they lie.
+    """
+    if problem.ragged == "k":
+        rows = min(problem.rows, max(SUM_ROWS[0], min(SUM_ROWS[1], 2 * problem.expected_rows)))
+        plans = [for_all_rows(plan, problem) for plan in best_plans(problem, rows, machine, isa)]
+        pairs: Sequence[tuple[Plan | None, Plan | None]] = [(None, plan) for plan in plans]
+        few_rows = 0
+    else:
+        few_rows = min(FEW_ROWS, problem.rows)
+        few = best_plans(problem, few_rows, machine, isa)
+        # Whole tiles of rows: all code of a kernel then has tiles of one shape.
+        wanted = max(MANY_ROWS[0], min(MANY_ROWS[1], -(-2 * problem.expected_rows // MANY_ROWS[0]) * MANY_ROWS[0]))
+        many = best_plans(problem, wanted, machine, isa) if problem.rows > FEW_ROWS else [None]
+        pairs = [(few[0], plan) for plan in many] + [(plan, many[0]) for plan in few[1:]]
+    return [
+        with_reason(GroupedPlan(problem=problem, few=few, many=many, few_rows=few_rows), machine) for few, many in pairs
+    ]
+
+
+def choose_grouped(problem: Grouped, machine: Machine, isa: Isa) -> GroupedPlan:
+    """The plan of a grouped product.
+
+    Raises:
+      UnsupportedDot: the target has no instruction for these types, or none that reads operands as they lie.
+    """
+    return grouped_plans(problem, machine, isa)[0]
+
+
+def best_plans(problem: Grouped, rows: int, machine: Machine, isa: Isa) -> list[Plan]:
+    """The cheapest plans of a group of so many rows, of different kernels and divided into tasks, the best one first.
+
+    Raises:
+      UnsupportedDot: there is none.
+    """
+    plans = list(candidates(problem.with_rows(rows), machine, isa, problem.ragged))
+    if not plans:
+        raise UnsupportedDot("no kernel reads operands of groups as they lie")
+    plans.sort(key=lambda plan: KernelCost(plan, machine).seconds(plan, 1).total)
+    return [divided(plan, problem, rows, machine) for plan in plans[:ALTERNATIVES]]
+
+
+def candidates(dot: Dot, machine: Machine, isa: Isa, ragged: str) -> Iterator[Plan]:
+    """The plans of a product that do with any number of rows, each as one task."""
+    for plan in kernel_plans(dot, machine, isa):
+        if plan.swapped or plan.channelwise or plan.overlap_packing or (plan.k_outer and ragged == "k"):
+            continue
+        if plan.instruction.tiles and (plan.lhs == "unpacked" or ragged == "k"):
+            continue  # tiles would read rows beyond the last one
+        if ragged == "m" and plan.lhs == "columns":
+            continue
+        if ragged == "k" and not sums_any_rows(plan):
+            continue
+        whole = plan.replace(split_k=1, prefetch_lhs=False, outer_per_task=1)
+        yield whole
+        if pieces := piece_columns(whole, machine, whole.nt):
+            yield whole.replace(nb=pieces, nt=-(-whole.nt // pieces) * pieces, mc=whole.mt)
+
+
+def sums_any_rows(plan: Plan) -> bool:
+    """Packing and products end at any step of k."""
+    by_steps = plan.lhs == "unpacked" or (plan.lhs == "columns" and plan.m.lhs == 1)
+    return by_steps and plan.n.rhs == 1 and not plan.inner_product and plan.instruction.vnni <= 2
+
+
+def for_all_rows(plan: Plan, problem: Grouped) -> Plan:
+    """The plan of sums over up to all rows, in blocks of as many as it was made for."""
+    kc = plan.kc
+    if kc < problem.rows:
+        kc = max(plan.k_multiple, kc // plan.k_multiple * plan.k_multiple)
+    return plan.replace(k=replace(plan.k, size=problem.rows), kc=min(kc, problem.rows))
+
+
+def divided(plan: Plan, problem: Grouped, rows: int, machine: Machine) -> Plan:
+    """The plan with as many columns in a task as leave tasks for all threads, and no more than scratch holds."""
+    expected = -(-problem.rows // max(rows, problem.expected_rows))
+    if problem.ragged == "k":
+        expected = problem.groups * problem.batch.size
+    wanted = max(machine.threads, -(-TASKS_PER_THREAD * machine.threads // expected))
+    run = max(plan.nr, RUN_BYTES // bytes_of(plan.dot.rhs))
+    parts = max(1, min(wanted, plan.n.size // run))
+    return fitting(in_columns(plan, -(-plan.n.size // parts)), machine)
+
+
+def in_columns(plan: Plan, columns: int) -> Plan:
+    """The plan whose tasks have about so many columns."""
+    step = plan.nb or plan.nr
+    if step > columns:
+        step = -(-columns // plan.nr) * plan.nr
+    return plan.replace(nt=-(-columns // step) * step, nb=step if plan.nb else 0)
+
+
+def fitting(plan: Plan, machine: Machine) -> Plan:
+    """The plan with smaller blocks, if it has too much scratch."""
+    while plan.local_bytes > LOCAL_BYTES:
+        if plan.mt > 4 * plan.lhs_panel:
+            rows = -(-plan.mt // 2 // plan.lhs_panel) * plan.lhs_panel
+            plan = plan.replace(mt=rows, mc=min(plan.mc, rows))
+        elif plan.nt > plan.nr:
+            plan = in_columns(plan.replace(nb=0), min(plan.nt // 2, resident_columns(plan, machine)))
+        else:
+            raise UnsupportedDot("a block of a group takes more scratch than a thread has")
+    return plan
+
+
+def with_reason(plan: GroupedPlan, machine: Machine) -> GroupedPlan:
+    """The plan with its predicted time, if rows are shared out evenly, and why it was chosen."""
+    seconds = predicted_seconds(plan, machine)
+    rows = plan.problem.expected_rows
+    why = f"cheapest for groups of few rows and of many: {1e6 * seconds:.1f} us expected on {machine.threads} threads"
+    return plan.replace(why=f"{why} for groups of {rows} rows", predicted_seconds=seconds)
+
+
+def predicted_seconds(plan: GroupedPlan, machine: Machine) -> float:
+    """The time of all groups, on all threads, if rows are shared out evenly."""
+    problem = plan.problem
+    count = problem.batch.size * min(problem.groups, problem.rows)
+    main = plan.main
+    blocks = max(1.0, problem.expected_rows / (main.m.size if problem.ragged == "m" else main.k.size))
+    cost = KernelCost(main, machine).seconds(main, 1)
+    share = problem.expected_rows / (blocks * (main.m.size if problem.ragged == "m" else main.k.size))
+    threads = min(machine.threads, count * main.n_tasks)
+    compute = count * blocks * max(share, 1 / main.mr) * (cost.compute + cost.packing) / threads
+    memory = problem.bytes / (machine.memory_gb_per_s[threads > 1] * 1e9)
+    return max(compute, memory) + SETUP_SECONDS

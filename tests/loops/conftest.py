@@ -1,0 +1,11 @@
+"""Loops are kernels here whether that is predicted to be faster or not, unless a test asks for the rule."""
+
+import pytest
+
+from jax_nano.lowering import loops
+
+
+@pytest.fixture(autouse=True)
+def always(request, monkeypatch):
+    if request.path.name != "test_rule.py":
+        monkeypatch.setattr(loops, "check_is_faster", lambda *_: None)

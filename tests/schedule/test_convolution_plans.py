@@ -1,0 +1,52 @@
+"""Plans of convolutions: how much scratch they take, and which of their ways is chosen."""
+
+import pytest
+from convolutions import Case
+
+from jax_nano.machine.host import known, target
+from jax_nano.schedule.choose import choose
+
+SCRATCH = 16 << 20  # bytes of a thread
+FIRST = (0, 2, 3, 1), (2, 3, 1, 0)  # channels
+LARGE = {
+    "512 channels": Case.same((1, 64, 64, 512), (3, 3), 512, dilation=4),
+    "1000 x 1000": Case.same((1, 1000, 1000, 64), (3, 3), 64),
+    "1000 x 1000, channels first": Case.same((1, 1000, 1000, 64), (3, 3), 64, layouts=FIRST, places_last=True),
+    "2048 channels, one tap": Case.same((32, 14, 14, 2048), (1, 1), 512, stride=2),
+    "first layer": Case.same((64, 224, 224, 3), (7, 7), 64, stride=2),
+    "first layer, channels first": Case.same(
+        (64, 224, 224, 3), (7, 7), 64, stride=2, layouts=FIRST, places_last=True
+    ),
+    "video": Case.same((2, 16, 112, 112, 64), (3, 3, 3), 64),
+    "audio": Case.same((8, 160000, 512), (10,), 512, stride=5),
+    "depthwise": Case.same((8, 224, 224, 512), (7, 7), 512, groups=512),
+    "depthwise, channels first": Case.same(
+        (8, 224, 224, 64), (7, 7), 64, groups=64, layouts=FIRST, places_last=True
+    ),
+    "large kernel": Case.same((1, 256, 256, 256), (31, 31), 8),
+    "kernel's gradient": Case(
+        image=(512, 56, 56, 32), kernel=(56, 56, 32, 512), result=(512, 3, 3, 512),
+        spatial=Case.same((1, 56, 56, 1), (3, 3), 1).spatial, layouts=((3, 1, 2, 0), None),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("processor", ["znver5", "sapphirerapids", "alderlake"])
+@pytest.mark.parametrize("name", LARGE)
+def test_scratch_of_a_thread_is_bounded(name, processor):
+    machine = known(processor)
+    plan = choose(LARGE[name].dot, machine, target(machine))
+    assert plan.local_bytes + plan.shared_bytes // machine.threads <= SCRATCH
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 3])
+def test_sums_into_few_channels_stand_in_lanes(outputs):
+    machine = known("znver5")
+    assert choose(Case.same((4, 56, 56, 64), (4, 4), outputs).dot, machine, target(machine)).inner_product
+
+
+def test_places_that_are_no_neighbours_are_no_columns():
+    """One output channel makes places the last dimension of the result, but not neighbours in the image."""
+    machine = known("znver5")
+    assert not choose(Case.same((1, 32, 32, 16), (3, 3), 1).dot, machine, target(machine)).swapped
+    assert choose(Case.same((1, 32, 32, 1), (3, 3), 1).dot, machine, target(machine)).swapped
