@@ -1,5 +1,6 @@
 """Score functions: beside their plain definitions in NumPy, their derivatives, and what is refused."""
 
+import functools
 from typing import Any
 
 import jax
@@ -88,6 +89,30 @@ def test_arrays_of_one_query_whose_heads_share_keys():
         assert_attention(out, *map(np.asarray, (q, k, v)), score=lambda s, *_, x=array: s + x)
 
 
+@pytest.mark.parametrize(("name", "heads"), [("soft cap", 4), ("alibi", 1), ("documents", 1)])
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_few_queries_of_heads_whose_rows_are_neighbours(dtype, queries, name, heads):
+    shapes = (16, queries, 8, 32), (16, 70, 4, 32), (16, 70, 4, 32)
+    operands = [jax.random.normal(jax.random.key(i), shape).astype(dtype) for i, shape in enumerate(shapes)]
+    slopes, ids = RNG.random(8).astype(np.float32), RNG.integers(0, 2, (16, 70))
+    scores = {
+        "soft cap": lambda np, s, b, h, q, k: 5 * np.tanh(s / 5),
+        "alibi": lambda np, s, b, h, q, k: s + np.asarray(slopes)[h] * (k - q),
+        "documents": lambda np, s, b, h, q, k: np.where(np.asarray(ids)[b, k] == 1, s, LOWEST),
+    }
+    lengths = np.array([70, 66] * 8, np.int32) if heads > 1 else None
+
+    def ours(*x):
+        return attend(functools.partial(scores[name], jnp), *x, key_value_seq_lengths=lengths)
+
+    (report,) = jax_nano.inspect(ours, *operands)
+    assert report.plan.heads_per_task == heads
+    assert report.plan.folds_heads == (queries == 1)
+    plain = functools.partial(scores[name], np)
+    assert_attention(ours(*operands), *map(np.asarray, operands), score=plain, key_lengths=lengths)
+
+
 def test_doubles():
     with jax.enable_x64(new_val=True):
         q, k, v = arrays(jnp.float64)
@@ -172,6 +197,25 @@ def test_jvp_and_second_derivatives():
 
     for a, b in zip(second(attend), second(plain_attention), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max(), rtol=0)
+
+
+@pytest.mark.parametrize("hidden", [-1e9, -1e30, LOWEST])
+def test_derivatives_of_rows_that_a_constant_hides(hidden):
+    def score(s, b, h, q, k):
+        return jnp.where((q % 3 == 1) | (k < 5), hidden, s)
+
+    def derivatives(attention):
+        gradients = jax.jit(jax.grad(lambda *x: (attention(score, *x) * WEIGHTS).sum(), (0, 1, 2)))(*arrays())
+        return [*gradients, jax.jvp(lambda *x: attention(score, *x), arrays(), arrays())[1]]
+
+    for a, b in zip(derivatives(attend), derivatives(plain_attention), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
+
+
+def test_a_bias_that_does_not_broadcast_to_scores_is_refused():
+    q, k, v = arrays()
+    with pytest.raises(ValueError, match=r"its bias of \[1, 1, 1, 5\] does not broadcast .* repeat queries, keys and"):
+        attend(OURS["soft cap"], q, k[:, :1], v[:, :1], jnp.zeros((1, 1, 1, 5)))
 
 
 def test_vmap_over_operands_and_arrays():

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -58,3 +59,22 @@ def test_tangents_under_shard_map():
 
     found, right = (jax.jvp(f, (q, k, v), (q + 1, k, v))[1] for f in (sharded(jax_nano.dot_product_attention), NN))
     np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_score_functions_under_shard_map(masked):
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = jax.sharding.PartitionSpec("x"), jax.sharding.PartitionSpec()
+    hides = jax_nano.block_mask(lambda b, h, i, j: j < 40, (1, 1, 70, 90), block=(16, 16)) if masked else None
+
+    def attend(q, k, v, slopes):
+        def score(s, b, h, i, j):
+            return 5 * jnp.tanh(s / 5) + slopes[h] * (j - i)
+
+        return jax_nano.dot_product_attention(q, k, v, score=score, block_mask=hides)
+
+    sharded = jax.shard_map(attend, mesh=mesh, in_specs=(rows, rows, rows, whole), out_specs=rows)
+    operands = [*arrays(), jnp.arange(4) / 10]
+    found, right = (jax.grad(lambda *x, f=f: (f(*x) ** 2).sum(), (0, 1, 2, 3))(*operands) for f in (sharded, attend))
+    for a, b in zip(found, right, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)

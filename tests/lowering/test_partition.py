@@ -268,6 +268,29 @@ def test_attention_with_a_bias_a_mask_and_lengths():
     compare(plain, ours, args, kernels=DEVICES)
 
 
+@pytest.mark.parametrize("name", ["a score function", "a score function and a block mask"])
+def test_attention_with_a_score_function_is_left_to_xla(name):
+    how = {"score": lambda s, *_: 5 * jnp.tanh(s / 5)}
+    if "mask" in name:
+        how["block_mask"] = jax_nano.block_mask(lambda b, h, i, j: j < 9, (1, 1, 16, 16))
+    ours = attention(jax_nano.dot_product_attention, **how)
+    alone = [normal(4, 16, 8, 8, seed=seed) for seed in range(3)]
+    args = placed(mesh(), (P("x"),) * 3, *alone)
+    report, *_ = jax_nano.inspect(ours, *args)
+    assert report.reason == f"attention with {name} is not sharded; call it in jax.shard_map"
+    np.testing.assert_allclose(jax.jit(ours)(*args), ours(*alone), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_to_a_quantized_cache_is_left_to_xla():
+    q, k, v = (normal(4, 16, 8, 8, seed=seed) for seed in range(3))
+    caches = [jax_nano.quantize_cache(x) for x in (k, v)]
+    ours = attention(jax_nano.dot_product_attention)
+    args = jax.device_put((q, *caches), NamedSharding(mesh(), P("x")))
+    report, *_ = jax_nano.inspect(ours, *args)
+    assert report.reason == "attention with a quantized cache is not sharded; call it in jax.shard_map"
+    np.testing.assert_allclose(jax.jit(ours)(*args), ours(q, *caches), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("spec", [P("x"), P(None, None, "x")], ids=str)
 def test_a_gradient_of_attention(spec):
     def grad(f):
