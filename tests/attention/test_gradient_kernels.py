@@ -80,7 +80,7 @@ def test_blocks_that_a_mask_leaves_whole(t, s):
 def test_what_has_no_gradient_kernels():
     problem = problem_of((1, 8, 8, 1, 1, 8, 8), "f32", "keys")
     with pytest.raises(
-        UnsupportedAttention, match="no kernel has gradients of an attention with bias, mask or lengths"
+        UnsupportedAttention, match="no kernel has gradients of an attention with bias, score function, mask"
     ):
         replace(problem, key_lengths=True)
     assert has_gradient_kernels(AttentionSpec(scale=1.0, window=(3, 3)), 8, 8)
