@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jax_nano.jaxpr.rewrite import arrays, merge_arrays
+from jax_nano.lowering import convolution as convolution  # the rules of convolutions, which the rewrite binds
 from jax_nano.lowering.dot_general import nano
 from jax_nano.runtime.report import Reports, reports
 
