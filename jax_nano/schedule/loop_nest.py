@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from jax_nano.ir.convolution import LONGEST_STEP
 from jax_nano.ir.dot import Axis, Dot, UnsupportedDot
 
 
@@ -54,9 +53,7 @@ class LoopNest:
         Raises:
           UnsupportedDot: C's last axis is neither of places nor of columns, or rows of extras are not contiguous.
         """
-        swapped = (
-            bool(dot.m) and dot.m[-1].out == 1 and (dot.n[-1].out != 1 if dot.n else 1 <= dot.m[-1].lhs <= LONGEST_STEP)
-        )
+        swapped = bool(dot.m) and dot.m[-1].out == 1 and (dot.n[-1].out != 1 if dot.n else dot.m[-1].lhs == 1)
         work = dot.swapped() if swapped else dot
         assert work.window
         once = Axis(size=1, extras=(0,) * len(dot.extras), window=(0,) * len(work.window.bounds))
