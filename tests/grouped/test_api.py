@@ -188,7 +188,7 @@ def test_autotune_measures_them():
 def test_shard_map_gives_each_device_a_kernel():
     x, w, sizes = operands()
     spec = jax.sharding.PartitionSpec
-    mesh = jax.make_mesh((1,), ("experts",))
+    mesh = jax.make_mesh((1,), ("experts",), axis_types=(jax.sharding.AxisType.Auto,))
     sharded = jax.shard_map(
         jax_nano.ragged_dot, mesh=mesh, in_specs=(spec(), spec("experts"), spec("experts")), out_specs=spec("experts")
     )
