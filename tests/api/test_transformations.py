@@ -291,8 +291,10 @@ def test_under_checkify_and_debug_nans():
 
 
 def test_export_of_a_program_for_this_machine():
-    allowed = jax.export.DisabledSafetyCheck.custom_call("jax_nano")
-    program = jax.export.export(jax.jit(jax_nano.matmul), disabled_checks=[allowed])(A, B)
+    allowed = jax_nano.export_checks()
+    assert allowed == [jax.export.DisabledSafetyCheck.custom_call("jax_nano")]
+    with jax_nano.exporting_kernels():
+        program = jax.export.export(jax.jit(jax_nano.matmul), disabled_checks=allowed)(A, B)
     with kernels(1):
         assert_close(program.call(A, B), "ij,jk->ik", A, B)
 
