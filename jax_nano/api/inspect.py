@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jax_nano.jaxpr.rewrite import arrays, merge_arrays
+from jax_nano.lowering import convolution as convolution  # the rules of convolutions, which the rewrite binds
 from jax_nano.lowering import grouped as grouped  # the rules of what grouped products become
 from jax_nano.lowering import loops as loops  # whose lowering is among what is inspected
 from jax_nano.lowering.dot_general import nano

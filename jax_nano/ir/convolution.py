@@ -62,8 +62,10 @@ class Convolution:
         """Is true where the result's last dimension is one of places that can stand in lanes, as runs of the image."""
         if self.batch_groups > 1:
             return False
+        outputs = self.kernel.shape[-1] // self.groups
+        longest = LONGEST_STEP if outputs > 1 else 1  # a single row takes less time than to put places together
         return any(
-            lhs == out == 1 and spatial.stride <= LONGEST_STEP and places >= PLACES_IN_LANES
+            lhs == out == 1 and spatial.stride <= longest and places >= PLACES_IN_LANES
             for spatial, places, lhs, out in zip(
                 self.spatial, self.result.shape[1:-1], self.image.strides[1:-1], self.result.strides[1:-1], strict=True
             )

@@ -11,7 +11,7 @@ from jax.extend.core import JaxprEqn, Var
 from jax.extend.core.primitives import convert_element_type_p
 
 from jax_nano.ir.axes import Axis, Loops, extent
-from jax_nano.ir.convolution import PLACES_IN_LANES
+from jax_nano.ir.convolution import LONGEST_STEP, PLACES_IN_LANES
 from jax_nano.ir.dot import ONLY_RHS_IN_PANELS, Dot, Epilogue, Prologue, UnsupportedDot, is_one_run
 from jax_nano.ir.program import Program
 from jax_nano.ir.window import Window
@@ -247,8 +247,8 @@ def _common_axes(product: Product, ending: Ending, extras: Extras) -> Axes:
 
 
 def places_can_be_last(axes: Axes) -> bool:
-    """Is true where the places of a convolution stand in lanes: they are long runs of the image, and no groups."""
-    return bool(axes.n) and not axes.b and axes.m[-1].lhs == 1 and axes.m[-1].size >= PLACES_IN_LANES
+    """Is true where the places of a convolution stand in lanes: they are long runs of the image."""
+    return bool(axes.m) and 1 <= axes.m[-1].lhs <= LONGEST_STEP and axes.m[-1].size >= PLACES_IN_LANES
 
 
 def _check_last_dimension(axes: Axes) -> None:

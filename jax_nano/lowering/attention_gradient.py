@@ -24,6 +24,7 @@ from jax_nano.jaxpr.varying import like
 from jax_nano.lowering.attention import by_key, by_query
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import source_of
+from jax_nano.lowering.export import register_lowering
 from jax_nano.lowering.partition import check_partitioning
 from jax_nano.lowering.region import accelerated
 from jax_nano.lowering.small_loops import check_attention_inline
@@ -106,5 +107,4 @@ nano_attention_gradient_p.def_abstract_eval(_abstract)
 ad.primitive_jvps[nano_attention_gradient_p] = _jvp
 batching.primitive_batchers[nano_attention_gradient_p] = _batch
 _lower_by_blocks = mlir.lower_fun(accelerated(_by_blocks), multiple_results=True)
-mlir.register_lowering(nano_attention_gradient_p, mlir.lower_fun(_by_blocks, multiple_results=True), cacheable=False)
-mlir.register_lowering(nano_attention_gradient_p, _lower, platform="cpu", cacheable=False)
+register_lowering(nano_attention_gradient_p, _lower, mlir.lower_fun(_by_blocks, multiple_results=True))

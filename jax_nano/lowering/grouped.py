@@ -24,6 +24,7 @@ from jax_nano.jaxpr.primitives import nano_ragged_dot_general_p
 from jax_nano.jaxpr.private import ragged_dot_general_p
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import nano, remat_rule, source_of, type_name
+from jax_nano.lowering.export import register_lowering
 from jax_nano.lowering.grouped_rules import Params, batch_rule, product, transpose_sums
 from jax_nano.lowering.partition import check_partitioning
 from jax_nano.lowering.precision import with_precision
@@ -147,5 +148,4 @@ def equation_of(ctx: mlir.LoweringRuleContext, params: Params) -> str:
 
 _as_lax = mlir.lower_fun(ragged_dot_general_p.bind, multiple_results=False)
 # Not cacheable: a cached lowering is a function of its own, which cannot see that an operand is a transpose.
-mlir.register_lowering(nano_ragged_dot_general_p, _as_lax, cacheable=False)
-mlir.register_lowering(nano_ragged_dot_general_p, lowering(_as_lax), platform="cpu")
+register_lowering(nano_ragged_dot_general_p, lowering(_as_lax), _as_lax)

@@ -32,6 +32,7 @@ from jax_nano.jaxpr.scans import Scan
 from jax_nano.lowering import small_loops as small_loops  # whose lowering of while loops is wrapped here
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import nano
+from jax_nano.lowering.export import has_kernels
 from jax_nano.lowering.loop_cost import check_is_faster
 from jax_nano.lowering.partition import check_partitioning
 from jax_nano.machine.host import machine_for, target
@@ -60,11 +61,9 @@ def has_products(*jaxprs: Jaxpr, installed: bool) -> bool:
 
 def is_ours(ctx: mlir.LoweringRuleContext, params: dict[str, Any]) -> bool:
     """Whether a loop may be a kernel at all."""
-    if not config.enabled() or "cpu" not in (ctx.platforms or ctx.module_context.platforms):
+    if not config.enabled() or not has_kernels(ctx) or {*(ctx.platforms or ctx.module_context.platforms)} != {"cpu"}:
         return False
-    exported = ctx.module_context.lowering_parameters.for_export
-    installed = ReplacedLowering.has_replaced(dot_general_p) and not exported
-    return has_products(*jaxprs_in_params(params), installed=installed)
+    return has_products(*jaxprs_in_params(params), installed=ReplacedLowering.has_replaced(dot_general_p))
 
 
 def equation_of(params: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from attention_gradients import assert_gradients, exact_gradients, gradient_arra
 from jax_nano.ir.attention import UnsupportedAttention
 from jax_nano.ir.attention_gradient import has_gradient_kernels
 from jax_nano.ir.attention_spec import AttentionSpec
+from jax_nano.ir.score_function import ScoreFunction
 from jax_nano.machine import host
 from jax_nano.schedule.attention_plans import choose_attention
 
@@ -85,4 +86,8 @@ def test_what_has_no_gradient_kernels():
         replace(problem, key_lengths=True)
     assert has_gradient_kernels(AttentionSpec(scale=1.0, window=(3, 3)), 8, 8)
     assert not has_gradient_kernels(AttentionSpec(scale=1.0, window=(3, 3)), 12, 8)
-    assert not has_gradient_kernels(AttentionSpec(scale=1.0, bias=True), 8, 8)
+    score = ScoreFunction.identity("f32")
+    for extra in ({"bias": True}, {"score": score}, {"score": score, "blocks": (128, 128)}, {"quantized": True}):
+        assert not has_gradient_kernels(AttentionSpec(scale=1.0, **extra), 8, 8)
+    with pytest.raises(UnsupportedAttention, match="score function"):
+        replace(problem, score=score)

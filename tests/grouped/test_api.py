@@ -1,5 +1,7 @@
 """ragged_dot and ragged_dot_general under every transformation, installed and accelerated: kernels, JAX's values."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,7 +188,7 @@ def test_autotune_measures_them():
 def test_shard_map_gives_each_device_a_kernel():
     x, w, sizes = operands()
     spec = jax.sharding.PartitionSpec
-    mesh = jax.make_mesh((1,), ("experts",))
+    mesh = jax.make_mesh((1,), ("experts",), axis_types=(jax.sharding.AxisType.Auto,))
     sharded = jax.shard_map(
         jax_nano.ragged_dot, mesh=mesh, in_specs=(spec(), spec("experts"), spec("experts")), out_specs=spec("experts")
     )
@@ -197,7 +199,8 @@ def test_shard_map_gives_each_device_a_kernel():
 def test_packed_and_quantized_experts_are_the_arrays_they_stand_for():
     x, w, sizes = operands(k=16, n=32)
     expected = lax.ragged_dot(x, w, sizes)
-    np.testing.assert_allclose(jax_nano.ragged_dot(x, jax_nano.pack(w), sizes), expected, rtol=1e-4, atol=1e-4)
-    small = jax_nano.quantize(w)
+    packed: Any = jax_nano.pack(w)
+    np.testing.assert_allclose(jax_nano.ragged_dot(x, packed, sizes), expected, rtol=1e-4, atol=1e-4)
+    small: Any = jax_nano.quantize(w)
     expected = lax.ragged_dot(x, small.dequantize(), sizes)
     np.testing.assert_allclose(jax_nano.ragged_dot(x, small, sizes), expected, rtol=1e-4, atol=1e-4)

@@ -406,3 +406,16 @@ def test_xla_is_expected_to_take_longer_for_more_work():
     machine = host.machine()
     assert one_channel_seconds(100, 800, machine) < one_channel_seconds(100, 900, machine)
     assert one_channel_seconds(100, 800, machine) < one_channel_seconds(200, 800, machine)
+
+
+@pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (1, 8), (2, 8), (1, 2), (3, 4)])
+def test_work_on_channels_first_is_fused(stride, groups):
+    x, w, b = normal(2, 8, 9, 33), normal(16, 8 // groups, 3, 3, seed=1), normal(16, 1, 1, seed=2)
+
+    def f(x, w, b):
+        y = jax.lax.conv_general_dilated(x, w, (stride, stride), "SAME", feature_group_count=groups)
+        return jax.nn.relu(y + b)
+
+    (report,) = jax_nano.inspect(jax_nano.accelerate(f), x, w, b)
+    assert {"add", "relu"} <= set(report.fused)
+    np.testing.assert_allclose(jax_nano.accelerate(f)(x, w, b), f(x, w, b), atol=1e-4)

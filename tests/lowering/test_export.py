@@ -1,5 +1,7 @@
 """Exported programs: of JAX's operations by default, for one platform and several; with kernels where asked."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ import jax_nano
 from jax_nano.runtime import kernel
 from jax_nano.runtime.kernels import kernel_for
 
+PRODUCT: Any = jax_nano.matmul  # with weights, too
 X, W, ROW = normal(8, 32), normal(32, 48, seed=1), normal(48, seed=2)
 IMAGE, TAPS = normal(2, 3, 8, 8), normal(4, 3, 3, 3, seed=1)
 HEADS = tuple(normal(1, 16, 2, 8, seed=seed) for seed in range(3))
@@ -31,7 +34,7 @@ PROGRAMS = {
     "quantize": (jax_nano.matmul, (X, jax_nano.quantize(W)), 1),
     "quantize to 4 bits": (jax_nano.matmul, (X, jax_nano.quantize(W, bits=4, symmetric=False)), 1),
     "int8 activations": (jax_nano.matmul, (X, jax_nano.quantize(W, activations="int8")), 1),
-    "packed inside": (lambda x, w: jax_nano.matmul(x, jax_nano.pack(w)), (X, W), 1),
+    "packed inside": (lambda x, w: PRODUCT(x, jax_nano.pack(w)), (X, W), 1),
     "attention": (jax_nano.dot_product_attention, HEADS, 1),
     "convolution": (lambda x, w: jax_nano.conv(x, w, (1, 1), "SAME"), (IMAGE, TAPS), 1),
     "gradient": (jax.grad(lambda x, w: jax_nano.matmul(x, w).sum()), (X, W), 1),

@@ -1,5 +1,7 @@
 """Regions that XLA partitions: fused kernels of shards, with weights as they are kept."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,7 +110,7 @@ def test_weights_are_read_as_they_are_kept(kind, along):
 
 
 def test_a_quantized_weight_by_its_rows_is_summed_over_devices():
-    weight = jax_nano.quantize(W)
+    weight: Any = jax_nano.quantize(W)
     specs = jax.tree.map(lambda x: P("x") if x.shape[0] > 1 else P(), weight)
     args = placed((X, weight), (P(None, "x"), specs))
     program = jax.jit(jax_nano.matmul).lower(*args).compile()

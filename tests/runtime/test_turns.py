@@ -107,6 +107,7 @@ def test_cold_processes_compile_each_kernel_once(tmp_path):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(start, env=environment, **pipes) for _ in range(4)]
     for process in processes:
+        assert process.stdin
         process.stdin.write("\n")
         process.stdin.flush()
     counts = [json.loads(process.communicate(timeout=60)[0]) for process in processes]
