@@ -192,7 +192,7 @@ class BackwardStep:
         pairs = pairs | {name: x if name == "bias" else x.astype(pairs[name].dtype) for name, x in moved}
         grouped = {name: self.blocks.grouped(x, heads) for name, x in pairs.items()}
         scores = products + grouped["bias"].astype(products.dtype) if spec.bias else products
-        return scored(spec, scores, *self.blocks.numbers(i, j), grouped)
+        return scored(spec, scores, *self.blocks.places(i, j), grouped)
 
     def probabilities(
         self, scores: Array, lse: Array, pairs: dict[str, Array], i: Array, j: Array

@@ -17,19 +17,23 @@ BLOCK = 512  # queries and keys whose scores are there at a time, at most; half 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of queries and keys: arrays are padded to whole ones, and those of rows lie [B, K, G, T, ...]."""
+    """Blocks of queries and keys: arrays are padded to whole ones, and those of rows lie [B, K, G, T, ...].
+
+    Padding is zeros or, where it `repeats`, more of the last query or key: a score function is defined for that.
+    """
 
     query_count: int
     key_count: int
     query_size: int
     key_size: int
+    repeats: bool = False
 
     @classmethod
     def of(cls, spec: AttentionSpec, query: Array, key: Array) -> Blocks:
         """The blocks for arrays [B, T, N, H] and [B, S, K, H]."""
         most = BLOCK // 2 if spec.causal or spec.window else BLOCK
         t, s = query.shape[1], key.shape[1]
-        return cls(t, s, min(t, most), min(s, most))
+        return cls(t, s, min(t, most), min(s, most), repeats=spec.score is not None)
 
     def has_blind_rows(self, spec: AttentionSpec) -> bool:
         """Whether rows may be without keys, and average all values."""
@@ -70,7 +74,10 @@ class Blocks:
 
     def _padded(self, x: Array, axis: int, size: int) -> Array:
         rest = -x.shape[axis] % size
-        return jnp.pad(x, [(0, rest if i == axis else 0) for i in range(x.ndim)]) if rest else x
+        if not rest:
+            return x
+        mode = "edge" if self.repeats else "constant"
+        return jnp.pad(x, [(0, rest if i == axis else 0) for i in range(x.ndim)], mode=mode)
 
     def queries(self, x: Array, heads: int) -> Array:
         """[B, T, N, H] as [B, K, G, T, H], padded."""
@@ -146,6 +153,11 @@ class Blocks:
     def numbers(self, i: Array, j: Array) -> tuple[Array, Array]:
         """The numbers of a block's queries and keys."""
         return i * self.query_size + jnp.arange(self.query_size), j * self.key_size + jnp.arange(self.key_size)
+
+    def places(self, i: Array, j: Array) -> tuple[Array, Array]:
+        """The numbers of what a block's queries and keys are, or repeat."""
+        rows, columns = self.numbers(i, j)
+        return jnp.minimum(rows, self.query_count - 1), jnp.minimum(columns, self.key_count - 1)
 
     def inside(self, i: Array, j: Array) -> Array:
         """Which pairs of a block are no padding."""

@@ -86,8 +86,10 @@ def test_what_has_no_gradient_kernels():
         replace(problem, key_lengths=True)
     assert has_gradient_kernels(AttentionSpec(scale=1.0, window=(3, 3)), 8, 8)
     assert not has_gradient_kernels(AttentionSpec(scale=1.0, window=(3, 3)), 12, 8)
+    assert not has_gradient_kernels(AttentionSpec(scale=1.0, bias=True), 8, 8)
     score = ScoreFunction.identity("f32")
-    for extra in ({"bias": True}, {"score": score}, {"score": score, "blocks": (128, 128)}, {"quantized": True}):
-        assert not has_gradient_kernels(AttentionSpec(scale=1.0, **extra), 8, 8)
+    blocks = AttentionSpec(scale=1.0, score=score, blocks=(128, 128))
+    for spec in (AttentionSpec(scale=1.0, score=score), blocks, AttentionSpec(scale=1.0, quantized=True)):
+        assert not has_gradient_kernels(spec, 8, 8)
     with pytest.raises(UnsupportedAttention, match="score function"):
         replace(problem, score=score)

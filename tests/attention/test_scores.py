@@ -21,6 +21,7 @@ QUERY_IDS, KEY_IDS = np.sort(RNG.integers(0, 3, (B, T))), np.sort(RNG.integers(0
 BIAS = RNG.standard_normal((1, N, 1, S)).astype(np.float32)
 PER_QUERY = RNG.standard_normal((B, N, T, 1)).astype(np.float32)
 TABLE = RNG.standard_normal((N, T + S)).astype(np.float32)
+RANDOM = RNG.random((B, S)).astype(np.float32)
 PAIRS = RNG.random((1, 1, T, S)) < 0.5
 LOWEST = float(np.finfo(np.float32).min)
 
@@ -210,6 +211,29 @@ def test_derivatives_of_rows_that_a_constant_hides(hidden):
 
     for a, b in zip(derivatives(attend), derivatives(plain_attention), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
+
+
+@pytest.mark.parametrize("name", ["quotient", "logarithm of a place", "root"])
+def test_derivatives_where_blocks_are_padded(name, monkeypatch):
+    monkeypatch.setattr("jax_nano.jaxpr.attention_blocks.BLOCK", 32)
+    jax.clear_caches()
+
+    def derivatives(attention):
+        def f(q, k, v, x):
+            of = {
+                "quotient": lambda s, b, h, q, k: s / x[b, k] + jnp.log(x[b, k]),
+                "logarithm of a place": lambda s, b, h, q, k: s + jnp.log(1.0 * (S - k)) * x[b, k] / (T - q),
+                "root": lambda s, b, h, q, k: jnp.sqrt(jnp.abs(s)) * x[b, k],
+            }
+            return attention(of[name], q, k, v)
+
+        operands = (*arrays(), 1 + jnp.asarray(RANDOM))
+        gradients = jax.jit(jax.grad(lambda *x: (f(*x) * WEIGHTS).sum(), (0, 1, 2, 3)))(*operands)
+        return [*gradients, jax.jvp(f, operands, operands)[1]]
+
+    for a, b in zip(derivatives(attend), derivatives(plain_attention), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
+    jax.clear_caches()
 
 
 def test_a_bias_that_does_not_broadcast_to_scores_is_refused():
