@@ -13,6 +13,7 @@ from jax import Array, lax
 from jax_nano.ir.attention_spec import AttentionSpec
 from jax_nano.jaxpr.attention_backward import BackwardStep
 from jax_nano.jaxpr.attention_blocks import Blocks
+from jax_nano.jaxpr.varying import varying_alike
 
 
 def tangents(spec: AttentionSpec, *operands: Array) -> list[Array]:
@@ -37,7 +38,8 @@ def tangents(spec: AttentionSpec, *operands: Array) -> list[Array]:
     step = TangentStep(known, (blocks.keys(moving[1]), blocks.keys(moving[2])), moving[3:])
     rows = known.rows[0].shape[:-1]
     start = jnp.zeros((*rows, value.shape[3]), acc), jnp.zeros(rows, acc)
-    (total, of_lse), _ = lax.scan(lambda sums, pair: (step(sums, *pair), None), start, blocks.pairs(spec))
+    *start, _ = varying_alike([*start, lse])
+    (total, of_lse), _ = lax.scan(lambda sums, pair: (step(sums, *pair), None), tuple(start), blocks.pairs(spec))
     of_lse = of_lse.reshape(*lse.shape[:2], -1)[..., : lse.shape[2]]
     moved = blocks.queries_back(total, out.astype(acc)) - of_lse.transpose(0, 2, 1)[..., None] * out.astype(acc)
     if spec.query_lengths:
