@@ -37,9 +37,9 @@ def tangents(spec: AttentionSpec, *operands: Array) -> list[Array]:
     ).with_totals()  # fmt: skip
     step = TangentStep(known, (blocks.keys(moving[1]), blocks.keys(moving[2])), moving[3:])
     rows = known.rows[0].shape[:-1]
-    start = jnp.zeros((*rows, value.shape[3]), acc), jnp.zeros(rows, acc)
-    *start, _ = varying_alike([*start, lse])
-    (total, of_lse), _ = lax.scan(lambda sums, pair: (step(sums, *pair), None), tuple(start), blocks.pairs(spec))
+    total, of_lse, _ = varying_alike([jnp.zeros((*rows, value.shape[3]), acc), jnp.zeros(rows, acc), lse])
+    start = total, of_lse
+    (total, of_lse), _ = lax.scan(lambda sums, pair: (step(sums, *pair), None), start, blocks.pairs(spec))
     of_lse = of_lse.reshape(*lse.shape[:2], -1)[..., : lse.shape[2]]
     moved = blocks.queries_back(total, out.astype(acc)) - of_lse.transpose(0, 2, 1)[..., None] * out.astype(acc)
     if spec.query_lengths:
