@@ -298,7 +298,8 @@ def test_a_gradient_of_attention(spec):
 
     args = placed(mesh(), (spec,) * 3, *(normal(4, 16, 8, 8, seed=seed) for seed in range(3)))
     plain, ours = attention(jax.nn.dot_product_attention), attention(jax_nano.dot_product_attention)
-    compare(grad(plain), grad(ours), args, kernels=6 * DEVICES)
+    # The attention, three products by blocks for the gradient of queries, and four for those of keys and values.
+    compare(grad(plain), grad(ours), args, kernels=8 * DEVICES)
 
 
 # Reports
