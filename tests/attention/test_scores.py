@@ -232,7 +232,7 @@ def test_derivatives_where_blocks_are_padded(name, monkeypatch):
         return [*gradients, jax.jvp(f, operands, operands)[1]]
 
     for a, b in zip(derivatives(attend), derivatives(plain_attention), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
+        np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max(), rtol=0)
     jax.clear_caches()
 
 
