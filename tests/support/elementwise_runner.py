@@ -20,6 +20,7 @@ from jax_nano.ir.dtypes import FFI_TYPES, NAMES, NUMPY_TYPES
 from jax_nano.jaxpr.inline import inline_calls
 from jax_nano.jaxpr.program_reader import program_of
 from jax_nano.machine import host
+from jax_nano.runtime.kernel import FORMAT
 
 TARGETS = [isa.name for isa in host.machine().isas]
 IEEE = 0x1F80  # MXCSR as a program starts with: no exception traps, to nearest even, subnormal numbers kept
@@ -72,6 +73,8 @@ def executable(emit, operands, results, target, count, lanes, subnormals):
     code = _native.compile(text, isa.cpu, ",".join(f"+{feature}" for feature in isa.features), machine.name)
     types = {**FFI_TYPES, "pred": 1, "s16": 3, "s64": 5, "u16": 7, "u32": 8, "u64": 9}
     attributes = {
+        "format": np.int64(FORMAT),
+        "threads": np.int64(0),
         "key": np.frombuffer(hashlib.sha256(repr((code, operands, results)).encode()).digest()[:8], np.int64)[0],
         "object": code,
         "features": ",".join(isa.features),
