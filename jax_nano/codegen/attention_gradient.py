@@ -22,19 +22,19 @@ from jax.extend.mlir import ir
 
 from jax_nano.codegen.attention_gradient_arrays import GradientArrays, Side, Statistics
 from jax_nano.codegen.attention_gradient_scores import Elementwise
+from jax_nano.codegen.attention_microkernel import microkernel_for
 from jax_nano.codegen.attention_pairs import Pairs
 from jax_nano.codegen.index import Index, add, divmod_, maximum, minimum, mul, subtract
 from jax_nano.codegen.load_store import load, store
 from jax_nano.codegen.location import section
 from jax_nano.codegen.loops import Depth, Span, for_range, panels, when
 from jax_nano.codegen.matrix_ref import MatrixRef
-from jax_nano.codegen.microkernel import KBlock, Microkernel, Result
-from jax_nano.codegen.nanokernel import Block, Nanokernel, PanelProduct, TileNanokernel
+from jax_nano.codegen.microkernel import KBlock, Result
+from jax_nano.codegen.nanokernel import Block, PanelProduct
 from jax_nano.codegen.operand_loader import OperandLoader, rounds_to_bf16
 from jax_nano.codegen.pack import Destination, Packer
 from jax_nano.codegen.shuffles import transpose
 from jax_nano.codegen.softmax import broadcast_zero
-from jax_nano.codegen.tile_microkernel import TileMicrokernel
 from jax_nano.codegen.vector.convert import convert
 from jax_nano.schedule.attention_gradient import GradientPlan
 
@@ -225,16 +225,6 @@ class GradientTask:
             with section("gradients"):
                 self.add_product(y, x, block, (size, self.sums_of(name, size, j)))
 
-    def microkernel(self, *, lhs_is_packed: bool) -> Microkernel:
-        """The microkernel of all products."""
-        plan = self.plan
-        if plan.instruction.tiles:
-            return TileMicrokernel(nano=TileNanokernel(instruction=plan.instruction, lhs_is_packed=True,
-                                                       rhs_is_packed=True), unroll=1)  # fmt: skip
-        nano = Nanokernel(instruction=plan.instruction, lhs_is_packed=lhs_is_packed, rhs_is_packed=True,
-                          lhs_stationary=plan.mr < plan.nr // plan.lanes)  # fmt: skip
-        return Microkernel(nano=nano, unroll=plan.unroll)
-
     def multiply_rows(self, y: MatrixRef, x: MatrixRef, block: RowBlock, to: tuple[int, MatrixRef]) -> None:
         """Rows by columns, over so many steps into a panel: whole register blocks, whose last rows may be anything."""
         plan, (size, out) = self.plan, to
@@ -244,7 +234,7 @@ class GradientTask:
         for i, rows in panels(Span(begin, add(begin, block.depth.steps), count), plan.mr, "panels of rows"):
             row = subtract(i, begin)
             product = PanelProduct(y.block(row, 0), x, Block(rows, plan.nr, plan.lanes))
-            self.microkernel(lhs_is_packed=True).emit(product, k, self.result(out.block(row, 0)))
+            microkernel_for(self.plan, lhs_is_packed=True).emit(product, k, self.result(out.block(row, 0)))
 
     def add_product(self, y: MatrixRef, x: MatrixRef, block: RowBlock, to: tuple[int, MatrixRef]) -> None:
         """Adds transposed rows by a panel to so many rows of a gradient."""
@@ -253,7 +243,7 @@ class GradientTask:
         k = KBlock(0, block.depth, first=False, last=True)
         for i, rows in panels(Span(0, size, size), plan.mr, "panels of a gradient"):
             product = PanelProduct(y.block(i, 0), x, Block(rows, plan.nr, plan.lanes))
-            self.microkernel(lhs_is_packed=True).emit(product, k, self.result(out.block(i, 0)))
+            microkernel_for(self.plan, lhs_is_packed=True).emit(product, k, self.result(out.block(i, 0)))
 
     def result(self, out: MatrixRef) -> Result:
         """Where a register block goes."""

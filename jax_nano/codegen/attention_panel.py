@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jax_nano.codegen import attention_rows
+from jax_nano.codegen.attention_microkernel import microkernel_for
 from jax_nano.codegen.attention_operands import AttentionOperands, Head, Sums
 from jax_nano.codegen.attention_score import PanelScore, ScoreArrays
 from jax_nano.codegen.index import Index, add, divmod_, minimum, mul, subtract
@@ -14,12 +15,11 @@ from jax_nano.codegen.load_store import prefetch
 from jax_nano.codegen.location import section
 from jax_nano.codegen.loops import Depth, Span, for_range, panels, when
 from jax_nano.codegen.matrix_ref import MatrixRef
-from jax_nano.codegen.microkernel import KBlock, Microkernel, Result, StepHook
-from jax_nano.codegen.nanokernel import Block, Nanokernel, PanelProduct, TileNanokernel
+from jax_nano.codegen.microkernel import KBlock, Result, StepHook
+from jax_nano.codegen.nanokernel import Block, PanelProduct
 from jax_nano.codegen.operand_loader import OperandLoader
 from jax_nano.codegen.pack import ROWS_AHEAD, Destination, Packer
 from jax_nano.codegen.softmax import Softmax, Visible, finite_or_zero, grew, update
-from jax_nano.codegen.tile_microkernel import TileMicrokernel
 from jax_nano.codegen.vector import arithmetic as v
 from jax_nano.ir.attention import Attention
 from jax_nano.ir.dtypes import bytes_of
@@ -171,16 +171,6 @@ class PanelAttention:
 
     # Products.
 
-    def microkernel(self, *, lhs_is_packed: bool) -> Microkernel:
-        """The microkernel of both products."""
-        plan = self.plan
-        if plan.instruction.tiles:
-            return TileMicrokernel(nano=TileNanokernel(instruction=plan.instruction, lhs_is_packed=True,
-                                                       rhs_is_packed=True), unroll=1)  # fmt: skip
-        nano = Nanokernel(instruction=plan.instruction, lhs_is_packed=lhs_is_packed, rhs_is_packed=True,
-                          lhs_stationary=plan.mr < plan.nr // plan.lanes)  # fmt: skip
-        return Microkernel(nano=nano, unroll=plan.unroll)
-
     def multiply_keys(self, block: KeyBlock, queries: MatrixRef) -> None:
         """S^T = K @ Q^T: packed keys by whole register blocks, whose last rows may be any numbers."""
         plan, problem, key, depth = self.plan, self.problem, block.key, block.depth
@@ -193,7 +183,7 @@ class PanelAttention:
                 emit(row, self.prefetch_hooks(self.operands.key, block, begin, (problem.depth, plan.mr)))
             return
         k = KBlock(0, Depth(problem.depth, problem.depth), first=True, last=True)
-        micro = self.microkernel(lhs_is_packed=plan.packs_keys)
+        micro = microkernel_for(self.plan, lhs_is_packed=plan.packs_keys)
         size = -(-depth.size // plan.mr) * plan.mr if plan.packs_keys else depth.size
         with section("scores"):
             for i, rows in panels(Span(key, add(key, depth.steps), size), plan.mr, "panels of keys"):
@@ -248,7 +238,7 @@ class PanelAttention:
             values = block.values.transposed
             attention_rows.add_values(plan, (self.operands.exponentials(), values), out, block.depth, hooks_of)
             return
-        micro = self.microkernel(lhs_is_packed=plan.packs_values)
+        micro = microkernel_for(self.plan, lhs_is_packed=plan.packs_values)
         size = plan.value_rows if plan.instruction.tiles else problem.value_depth
         k, sizes = KBlock(0, block.depth, first=False, last=True), (problem.value_depth, plan.mr)
         exponentials = self.operands.exponentials()
