@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -270,7 +271,7 @@ def test_attention_with_a_bias_a_mask_and_lengths():
 
 @pytest.mark.parametrize("name", ["a score function", "a score function and a block mask"])
 def test_attention_with_a_score_function_is_left_to_xla(name):
-    how = {"score": lambda s, *_: 5 * jnp.tanh(s / 5)}
+    how: dict[str, Any] = {"score": lambda s, *_: 5 * jnp.tanh(s / 5)}
     if "mask" in name:
         how["block_mask"] = jax_nano.block_mask(lambda b, h, i, j: j < 9, (1, 1, 16, 16))
     ours = attention(jax_nano.dot_product_attention, **how)
