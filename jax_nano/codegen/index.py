@@ -106,6 +106,13 @@ def less(a: Index, b: Index) -> Condition:
     return arith.cmpi(arith.CmpIPredicate.slt, index(a), index(b))
 
 
+def within(a: Index, size: int) -> Condition:
+    """0 <= a < size, by one comparison of numbers without sign."""
+    if isinstance(a, int):
+        return 0 <= a < size
+    return arith.cmpi(arith.CmpIPredicate.ult, a, index(size))
+
+
 def both(a: Condition, b: Condition) -> Condition:
     """a and b."""
     if isinstance(a, bool):

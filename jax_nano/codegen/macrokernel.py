@@ -39,6 +39,7 @@ from jax_nano.codegen.prefetch_targets import LhsPrefetch, RhsPrefetch, to_next_
 from jax_nano.codegen.tile_microkernel import TileMicrokernel
 from jax_nano.codegen.vector.convert import convert
 from jax_nano.codegen.window_ref import WindowRef
+from jax_nano.codegen.window_rows import clear_zeros
 from jax_nano.ir.dot import extent
 from jax_nano.schedule.plan import Plan
 
@@ -155,6 +156,8 @@ class TaskBlock:
     def emit(self) -> None:
         """Emits the loops over cache blocks, and packs them."""
         plan, area = self.plan, self.area
+        if plan.scratch.zeros:
+            clear_zeros(plan, self.operands.arguments.local)
         for k, a, b in self.k_blocks():
             a_block = a.from_step(k.begin) if isinstance(a, WindowRef) else a.block(0, k.begin)
             all_rows = self.lhs_packing.panels(a_block, area.rows, k) if plan.mc >= plan.mt else None

@@ -44,6 +44,10 @@ class MatrixRef:
         """The matrix that begins at element (i, j)."""
         return replace(self, at=self.offset(i, j))
 
+    def row(self, i: Index) -> MatrixRef:
+        """The matrix from row i on."""
+        return self.block(i)
+
     def advance(self, elements: Index) -> MatrixRef:
         """The matrix that begins so many elements further in memory."""
         return replace(self, at=add(self.at, elements))

@@ -20,7 +20,7 @@ from typing import Protocol
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
-from jax_nano.codegen.index import Condition, Index, Values, add, negation, one_of
+from jax_nano.codegen.index import Condition, Index, Values, add, divmod_, mul, negation, one_of
 from jax_nano.codegen.load_store import load, prefetch, store
 from jax_nano.codegen.location import section
 from jax_nano.codegen.loops import Depth, either, for_range, when
@@ -28,6 +28,7 @@ from jax_nano.codegen.matrix_ref import MatrixRef
 from jax_nano.codegen.nanokernel import Block, Nanokernel, PanelProduct, Place
 from jax_nano.codegen.registers import bitcast
 from jax_nano.codegen.vector.convert import convert
+from jax_nano.codegen.window_rows import WindowRows
 from jax_nano.schedule.plan import LINE_BYTES
 
 
@@ -130,7 +131,25 @@ class Microkernel:
         return term.results
 
     def accumulate(self, acc: Values, product: PanelProduct, depth: Depth, hooks: Sequence[StepHook] = ()) -> Values:
-        """The loop over K, with the accumulators in registers throughout: unrolled, by single updates, and a rest."""
+        """The loop over K, with the accumulators in registers throughout."""
+        if isinstance(product.a, WindowRows):
+            return self.accumulate_runs(acc, product.a, product, depth, hooks)
+        return self.accumulate_run(acc, product, depth, hooks)
+
+    def accumulate_runs(
+        self, acc: Values, a: WindowRows, product: PanelProduct, depth: Depth, hooks: Sequence[StepHook]
+    ) -> Values:
+        """The loop over runs of K, in each of which the rows of A are elsewhere."""
+        rows = a.cursors(product.block.rows)
+        with section("runs"), for_range(0, divmod_(depth.steps, a.run)[0], carry=acc) as run:
+            begin = mul(run.i, a.run)
+            there = PanelProduct(a.at_run(rows, run.i), product.b.block(begin, 0), product.block)
+            beside = [functools.partial(hook_from, begin, hook) for hook in hooks]
+            run.next = self.accumulate_run(run.carry, there, Depth(a.run, a.run), beside)
+        return run.results
+
+    def accumulate_run(self, acc: Values, product: PanelProduct, depth: Depth, hooks: Sequence[StepHook]) -> Values:
+        """The loop over steps that follow one another: unrolled, by single updates, and a rest."""
         vnni, step = self.nano.vnni, self.nano.vnni * self.unroll
         unrolled, whole = depth.whole(step), depth.whole(vnni)
         with section("k loop"):
@@ -200,6 +219,11 @@ class Microkernel:
             for _, j, count in places
         }
         return [arith.mulf(value, row[j]) for value, (_, j, _) in zip(acc, places, strict=True)]
+
+
+def hook_from(begin: Index, hook: StepHook, k: Index, steps: int) -> None:
+    """Other work of a loop that begins at step `begin`."""
+    hook(add(begin, k), steps)
 
 
 def store_registers(values: Values, target: MatrixRef, places: Sequence[Place]) -> None:

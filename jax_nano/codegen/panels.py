@@ -6,6 +6,8 @@
               unpacked         "rows", "columns"
     A         where it lies    local scratch, packed by the task
 
+Where A is a window that is not packed, zeros in local scratch stand for runs beyond its bounds.
+
 A packed panel of B, `width` columns (NR), of so many steps (rows of the panel):
 
     | steps of split 0 | steps of split 1 | ... | compensation |      the last one only where A is moved by an offset
@@ -29,6 +31,7 @@ from jax_nano.codegen.nanokernel import Nanokernel
 from jax_nano.codegen.operands import Arguments, bf16_split
 from jax_nano.codegen.pack import Destination, Packer, pack_compensation
 from jax_nano.codegen.window_ref import WindowRef
+from jax_nano.codegen.window_rows import WindowRows, zeros_of_runs
 from jax_nano.schedule.plan import Plan
 
 
@@ -41,7 +44,7 @@ class RhsPanel:
 
 
 RhsPanels = Callable[[Index], RhsPanel]  # by a panel's first column
-LhsPanels = Callable[[Index], MatrixRef]  # by a panel's first row
+LhsPanels = Callable[[Index], MatrixRef | WindowRows]  # by a panel's first row
 
 
 @dataclass(frozen=True)
@@ -174,8 +177,7 @@ class LhsPacking:
     def panels(self, a: MatrixRef | WindowRef, rows: Span, k: KBlock) -> LhsPanels:
         """Packs a block of A where the plan says so; gives its panels."""
         if self.plan.lhs == "unpacked":
-            assert isinstance(a, MatrixRef)
-            return lambda i: a.block(i, 0)
+            return self._window_rows(a) if isinstance(a, WindowRef) else lambda i: a.block(i, 0)
         with section("pack A"):
             pack = self._pack_rows if self.plan.lhs == "rows" else self._pack_panels
             return pack(a, rows, k.depth)
@@ -183,6 +185,10 @@ class LhsPacking:
     @property
     def _packer(self) -> Packer:
         return Packer(self.nano.lhs, self.plan.lhs_panel)
+
+    def _window_rows(self, a: WindowRef) -> LhsPanels:
+        plan, nothing = self.plan, zeros_of_runs(self.plan, self.arguments.local)
+        return lambda i: WindowRows(a, i, plan.window_run, nothing)
 
     def _pack_rows(self, a: MatrixRef | WindowRef, rows: Span, depth: Depth) -> LhsPanels:
         plan = self.plan

@@ -14,7 +14,7 @@ from jax_nano.schedule.blocks import Form, plan_around
 from jax_nano.schedule.channels import channel_plans
 from jax_nano.schedule.cost.memory import FEW_ROWS, PACKED, UnpackedRhs, conflict_miss_cycles
 from jax_nano.schedule.cost.microkernel import Unit, extra_work
-from jax_nano.schedule.loop_nest import LoopNest
+from jax_nano.schedule.loop_nest import LoopNest, window_run
 from jax_nano.schedule.plan import LhsMode, Plan, RhsMode
 from jax_nano.schedule.register_block import RegisterBlock, inner_block, register_blocks, tile_blocks
 from jax_nano.schedule.scratch import LINE_BYTES
@@ -132,12 +132,17 @@ def vector_forms(unit: Unit, nest: LoopNest) -> Iterator[Form]:
 
 def lhs_can_stay(unit: Unit, nest: LoopNest) -> bool:
     """Vectors can read A unpacked where there is nothing to do to it, and groups of steps are contiguous."""
-    grouped = unit.instruction.vnni == 1 or nest.k.lhs == 1
-    return nest.dot.terms == 1 and grouped and not must_pack_lhs(nest)
+    vnni, dot = unit.instruction.vnni, nest.dot
+    if dot.terms > 1 or dot.prologue:
+        return False
+    if dot.has_window("lhs"):
+        run = window_run(dot)
+        return run > 0 and run % vnni == 0
+    return vnni == 1 or nest.k.lhs == 1
 
 
 def must_pack_lhs(nest: LoopNest) -> bool:
-    """Only packing does a prologue's work, and finds the elements of windows."""
+    """Only packing does a prologue's work, and puts windows where tiles and lanes of a sum read them."""
     return nest.dot.prologue is not None or nest.dot.has_window("lhs")
 
 
@@ -233,7 +238,7 @@ def packed_weight_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
         unit = replace(unit, instruction=unit.instruction.fitted(nest.m.size, k.size))
         can_stay = tiles_can_read(unit, nest)
     else:
-        can_stay = (unit.instruction.vnni == 1 or k.lhs == 1) and not must_pack_lhs(nest)
+        can_stay = lhs_can_stay(unit, nest)
     packed: LhsMode = "rows" if tiles else packed_lhs_mode(nest)
     modes: tuple[LhsMode, ...] = ("unpacked", packed) if can_stay else (packed,)
     assert dot.panels

@@ -102,6 +102,23 @@ def window_steps(dot: Dot) -> tuple[Axis, ...]:
     return joined(dot.k, LHS if dot.has_window("lhs") else RHS)
 
 
+def window_run(dot: Dot) -> int:
+    """Steps of the sum at a time that each row of A, a window, has in one run of memory or all beyond its bounds.
+
+    0 where neighbouring steps are no neighbours in memory.
+    """
+    assert dot.window
+    steps = window_steps(dot)
+    if not steps or steps[-1].lhs != 1:
+        return 0
+    inner, run = steps[-1], steps[-1].size
+    others = [axis for axes in (dot.b, dot.m, dot.n, dot.k) for axis in axes if axis is not inner]
+    for number, bound in enumerate(dot.window.bounds):
+        if inner.window[number]:  # positions along it are elements
+            run = math.gcd(run, bound.begin, bound.size, *(axis.window[number] for axis in others))
+    return run
+
+
 LHS, RHS = 0, 1  # in Axis.strides()
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from jax_nano.ir.dot import Axis, Dot, extent
 from jax_nano.machine.isa import DotInstruction
+from jax_nano.schedule.loop_nest import window_run
 from jax_nano.schedule.scratch import LINE_BYTES as LINE_BYTES
 from jax_nano.schedule.scratch import Scratch
 
@@ -144,10 +145,16 @@ class Plan:
     def k_multiple(self) -> int:
         """Every block of k but the last is a multiple of this, so that only the last one leaves a rest.
 
-        Microkernels go by whole iterations, packing by whole registers.
+        Microkernels go by whole iterations, packing by whole registers, and windows in place by whole runs.
         """
         packed = self.lhs != "unpacked" or self.rhs != "unpacked"
-        return math.lcm(self.step, self.instruction.shape[1] * self.instruction.vnni if packed else 1)
+        register = self.instruction.shape[1] * self.instruction.vnni if packed else 1
+        return math.lcm(self.step, register, self.window_run or 1)
+
+    @functools.cached_property
+    def window_run(self) -> int:
+        """Steps of k that a row of a window has in one place, or all beyond the bounds; 0 where none is read in place."""
+        return window_run(self.dot) if self.dot.has_window("lhs") and self.lhs == "unpacked" else 0
 
     @property
     def lhs_by_rows(self) -> bool:
@@ -161,8 +168,8 @@ class Plan:
 
     @property
     def rows_in_blocks(self) -> bool:
-        """Tasks go through A by blocks of rows, which they pack or prefetch."""
-        return self.lhs != "unpacked" or (self.prefetch_lhs and not self.lhs_by_steps)
+        """Tasks go through A by blocks of rows, which they pack or prefetch, or whose windows overlap."""
+        return self.lhs != "unpacked" or self.window_run > 0 or (self.prefetch_lhs and not self.lhs_by_steps)
 
     @property
     def m_tasks(self) -> int:

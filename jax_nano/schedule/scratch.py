@@ -2,9 +2,9 @@
 
 A thread's own scratch, from its beginning on:
 
-    | A's block, packed | B's block, packed | sums of a task between blocks of k | a microkernel's tiles |
+    | A's block, packed | B's block, packed | sums of a task between blocks of k | zeros | a microkernel's tiles |
 
-each where the plan has it, and A, B and the sums in whole cache lines. What all tasks see holds either the panels of B
+each where the plan has it, and all but the tiles in whole cache lines. Zeros stand for runs beyond a window's bounds. What all tasks see holds either the panels of B
 of a round, or the partial sums of split-K.
 """
 
@@ -91,11 +91,26 @@ class Scratch:
         return self.rhs_at + whole_lines(size)
 
     @property
-    def tiles_at(self) -> int:
-        """Where a block's tiles stand between registers of tiles and of vectors: behind the sums."""
+    def zeros_at(self) -> int:
+        """Where zeros stand: behind the sums."""
         plan = self.plan
         rows = -(-plan.mt // plan.mr) * plan.mr  # whole tiles reach beyond the last row
-        return self.partial_at + (bytes_of(plan.instruction.acc, rows * plan.nt) if plan.has_partial else 0)
+        size = bytes_of(plan.instruction.acc, rows * plan.nt) if plan.has_partial else 0
+        return self.partial_at + whole_lines(size)
+
+    @property
+    def zeros(self) -> int:
+        """How many zeros, in whole lines: a run of a window that is read in place, where it has bounds."""
+        plan = self.plan
+        if not (plan.window_run and plan.dot.window and plan.dot.window.bounds):
+            return 0
+        line = LINE_BYTES // bytes_of(plan.dot.lhs)
+        return -(-plan.window_run // line) * line
+
+    @property
+    def tiles_at(self) -> int:
+        """Where a block's tiles stand between registers of tiles and of vectors: behind the zeros."""
+        return self.zeros_at + bytes_of(self.plan.dot.lhs, self.zeros)
 
     @property
     def local_bytes(self) -> int:

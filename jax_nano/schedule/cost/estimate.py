@@ -44,6 +44,9 @@ from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.scratch import whole_lines
 
 
+ROW_CYCLES = 10.0
+ROW_RUN_CYCLES = 3.0
+
 class Estimate(NamedTuple):
     """Predicted times, in seconds."""
 
@@ -135,6 +138,8 @@ class KernelCost:
         cycles = block_cycles(unit, tall, registers, self.steps, carried_on=plan.k_blocks > 1)
         cycles += tile_pass_cycles(plan, unit, rows, registers) + self.steps * lhs_stalls(plan, machine, rows)
         cycles += (plan.dot.terms - 1) * self.fitted.block_overhead_cycles
+        if plan.window_run:
+            cycles += rows * (ROW_CYCLES + ROW_RUN_CYCLES * plan.kc / plan.window_run)
         if plan.k_blocks > 1:
             cycles += tall * registers / unit.core.stores_per_cycle
         return cycles
