@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
-from jax.extend.core.primitives import conv_general_dilated_p, dot_general_p
+from jax.extend.core.primitives import conv_general_dilated_p, dot_general_p, reduce_window_max_p
 
 from jax_nano import config
 from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering, ragged_dot_general_p
-from jax_nano.lowering import convolution, dot_general, grouped
+from jax_nano.lowering import convolution, dot_general, grouped, pooling
 from jax_nano.lowering import loops as loops  # whose lowering this module switches on
 from jax_nano.lowering.export import unless_exported
 
@@ -82,6 +82,7 @@ LOWERINGS = {
     dot_general_p: dot_general.lowering,
     conv_general_dilated_p: convolution.lowering,
     ragged_dot_general_p: grouped.lowering,
+    reduce_window_max_p: pooling.lowering,
 }
 
 

@@ -29,14 +29,14 @@ class DotProductMicrokernel(Microkernel):
         sums = [self.nano.sum_lanes(acc[i * cols : (i + 1) * cols]) for i in range(rows)]
         self.finish(sums, k, result, product.block)
 
-    def accumulate(
+    def accumulate_run(
         self,
         acc: Values,
         product: PanelProduct,
         depth: Depth,
         hooks: Sequence[StepHook] = (),
     ) -> Values:
-        """The loop over K: unrolled, by single registers of steps, and a rest."""
+        """The loop over steps that follow one another: unrolled, by single registers of steps, and a rest."""
         width = self.nano.lanes * self.nano.vnni
         step = width * self.unroll
         unrolled, whole = depth.whole(step), depth.whole(width)
@@ -65,7 +65,8 @@ class DotProductMicrokernel(Microkernel):
         width = self.nano.lanes * self.nano.vnni
 
         def row(i: int) -> ir.Value:
-            return self.nano.lhs.load(a, a.offset(i, k), width, live)
+            row = a.from_row(i)
+            return self.nano.lhs.load(row, row.offset(0, k), width, live)
 
         def column(j: int) -> ir.Value:
             return self.nano.rhs.load(b, b.offset(k, j), width, live)

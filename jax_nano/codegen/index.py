@@ -108,8 +108,8 @@ def less(a: Index, b: Index) -> Condition:
 
 def within(a: Index, size: int) -> Condition:
     """0 <= a < size, by one comparison of numbers without sign."""
-    if isinstance(a, int):
-        return 0 <= a < size
+    if isinstance(a, int) or size <= 0:
+        return isinstance(a, int) and 0 <= a < size
     return arith.cmpi(arith.CmpIPredicate.ult, a, index(size))
 
 

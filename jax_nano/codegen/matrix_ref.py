@@ -44,7 +44,7 @@ class MatrixRef:
         """The matrix that begins at element (i, j)."""
         return replace(self, at=self.offset(i, j))
 
-    def row(self, i: Index) -> MatrixRef:
+    def from_row(self, i: Index) -> MatrixRef:
         """The matrix from row i on."""
         return self.block(i)
 

@@ -139,16 +139,24 @@ class Microkernel:
     def accumulate_runs(
         self, acc: Values, a: WindowRows, product: PanelProduct, depth: Depth, hooks: Sequence[StepHook]
     ) -> Values:
-        """The loop over runs of K, in each of which the rows of A are elsewhere."""
+        """The loop over runs of K, in each of which A's rows are elsewhere: long runs where all rows are inside."""
         rows = a.cursors(product.block.rows)
-        with section("runs"), for_range(0, divmod_(depth.steps, a.run)[0], carry=acc) as run:
-            begin = mul(run.i, a.run)
-            there = PanelProduct(a.at_run(rows, run.i), product.b.block(begin, 0), product.block)
-            beside = [functools.partial(hook_from, begin, hook) for hook in hooks]
-            run.next = self.accumulate_run(run.carry, there, Depth(a.run, a.run), beside)
-        return run.results
 
-    def accumulate_run(self, acc: Values, product: PanelProduct, depth: Depth, hooks: Sequence[StepHook]) -> Values:
+        def by_runs(steps: int) -> Values:
+            with section(f"runs of {steps}"), for_range(0, divmod_(depth.steps, steps)[0], carry=acc) as run:
+                begin = mul(run.i, steps)
+                there = PanelProduct(a.at_run(rows, run.i, steps), product.b.block(begin, 0), product.block)
+                beside = [functools.partial(hook_from, begin, hook) for hook in hooks]
+                run.next = self.accumulate_run(run.carry, there, Depth(steps, steps), beside)
+            return run.results
+
+        is_inside = a.is_inside(rows) if a.runs.longest > a.runs.shortest else False
+        types = [value.type for value in acc]
+        return either(is_inside, types, lambda: by_runs(a.runs.longest), lambda: by_runs(a.runs.shortest))
+
+    def accumulate_run(
+        self, acc: Values, product: PanelProduct, depth: Depth, hooks: Sequence[StepHook] = ()
+    ) -> Values:
         """The loop over steps that follow one another: unrolled, by single updates, and a rest."""
         vnni, step = self.nano.vnni, self.nano.vnni * self.unroll
         unrolled, whole = depth.whole(step), depth.whole(vnni)

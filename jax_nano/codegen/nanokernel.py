@@ -21,7 +21,6 @@ from jax_nano.codegen.operand_loader import OperandLoader, rounds_to_bf16
 from jax_nano.codegen.registers import bitcast, broadcast, zeros
 from jax_nano.codegen.types import element_type
 from jax_nano.codegen.vector import arithmetic as v
-from jax_nano.codegen.window_rows import RowRefs, WindowRows
 from jax_nano.machine.isa import DotInstruction
 
 
@@ -65,13 +64,12 @@ class Block:
 class PanelProduct:
     """What goes through a register block: A[block.rows, k] @ B[k, block.cols]."""
 
-    a: MatrixRef | RowRefs | WindowRows
+    a: MatrixRef
     b: MatrixRef
     block: Block
 
     def from_step(self, k: Index) -> PanelProduct:
         """The product of the panels from step k on."""
-        assert not isinstance(self.a, WindowRows)
         return replace(self, a=self.a.block(0, k), b=self.b.block(k, 0))
 
 
@@ -161,9 +159,9 @@ class Nanokernel:
         """A cleared accumulator."""
         return zeros(self.lanes, element_type(self.instruction.acc))
 
-    def load_lhs(self, a: MatrixRef | RowRefs, i: int, k: Index, live: int) -> ir.Value:
+    def load_lhs(self, a: MatrixRef, i: int, k: Index, live: int) -> ir.Value:
         """Elements (i, k) to (i, k + live - 1) of A in every lane, and zeros up to the end of the VNNI group."""
-        a = a.row(i)
+        a = a.from_row(i)
         at = a.offset(0, k)
         if self.vnni == 1 and (self.lhs_is_packed or (a.dtype == self.instruction.lhs and not a.bf16_split)):
             return broadcast(load_scalar(a.base, at), self.lanes)

@@ -44,7 +44,7 @@ class RhsPanel:
 
 
 RhsPanels = Callable[[Index], RhsPanel]  # by a panel's first column
-LhsPanels = Callable[[Index], MatrixRef | WindowRows]  # by a panel's first row
+LhsPanels = Callable[[Index], MatrixRef]  # by a panel's first row
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class LhsPacking:
 
     def _window_rows(self, a: WindowRef) -> LhsPanels:
         plan, nothing = self.plan, zeros_of_runs(self.plan, self.arguments.local)
-        return lambda i: WindowRows(a, i, plan.window_run, nothing)
+        return lambda i: WindowRows.of(a, i, plan.window_runs, nothing)
 
     def _pack_rows(self, a: MatrixRef | WindowRef, rows: Span, depth: Depth) -> LhsPanels:
         plan = self.plan

@@ -17,51 +17,77 @@ from jax_nano.codegen.types import element_type
 from jax_nano.codegen.window_ref import Cursor, WindowRef
 from jax_nano.ir.axes import Axis
 from jax_nano.ir.dtypes import bytes_of
+from jax_nano.schedule.loop_nest import Runs
 from jax_nano.schedule.plan import LINE_BYTES, Plan
 
 
-@dataclass(frozen=True)
-class RowRefs:
-    """Rows of A, each wherever it is."""
+@dataclass(frozen=True, kw_only=True)
+class ScatteredRows(MatrixRef):
+    """A matrix whose rows are each wherever they are; it passes for the first one."""
 
     rows: tuple[MatrixRef, ...]
 
-    def block(self, i: int, k: Index) -> RowRefs:
-        """The rows from row i on, from step k on."""
-        return RowRefs(tuple(row.block(0, k) for row in self.rows[i:]))
+    @classmethod
+    def of(cls, rows: Sequence[MatrixRef]) -> ScatteredRows:
+        """The matrix of those rows."""
+        return cls(rows[0].base, rows[0].at, rows[0].strides, rows[0].dtype, rows=tuple(rows))
 
-    def row(self, i: int) -> MatrixRef:
-        """One of them."""
+    def block(self, i: Index = 0, j: Index = 0) -> ScatteredRows:
+        """The matrix that begins at element (i, j), whose row is known here."""
+        assert isinstance(i, int)
+        return ScatteredRows.of([row.block(0, j) for row in self.rows[i:]])
+
+    def from_row(self, i: Index) -> MatrixRef:
+        """A single row."""
+        assert isinstance(i, int)
         return self.rows[i]
 
 
-@dataclass(frozen=True)
-class WindowRows:
-    """A window's rows from `first` on. A run of steps of a row lies in memory as a whole, or is `nothing` as a whole."""
+@dataclass(frozen=True, kw_only=True)
+class WindowRows(MatrixRef):
+    """A window's rows from `first` on: each run of steps of a row lies in memory as a whole, or is `nothing`."""
 
     window: WindowRef  # from the first step of a block of the sum on
     first: Index
-    run: int  # steps
-    nothing: ir.Value  # as many zeros
+    runs: Runs
+    nothing: ir.Value  # as many zeros as a run has steps
+
+    @classmethod
+    def of(cls, window: WindowRef, first: Index, runs: Runs, nothing: ir.Value) -> WindowRows:
+        """The rows of a window."""
+        of_rows = {"first": first, "runs": runs, "nothing": nothing}
+        return cls(window.base, window.cursor.at, (0, 1), window.dtype, window=window, **of_rows)
 
     def cursors(self, rows: int) -> list[Cursor]:
         """Where the rows begin, at the first step of the sum."""
         window = self.window
         return [window.cursor.within(window.places, add(self.first, i)) for i in range(rows)]
 
-    def at_run(self, cursors: Sequence[Cursor], number: Index) -> RowRefs:
-        """A run of the block of those rows."""
-        window = self.window
-        number = add(divmod_(window.first, self.run)[0], number)
-        origin = Cursor(0, (0,) * len(window.window.bounds))
-        moved = origin.within(runs_of(window.steps, self.run), number)
-        return RowRefs(tuple(self.row(cursor, moved) for cursor in cursors))
+    def is_inside(self, cursors: Sequence[Cursor]) -> Condition:
+        """Whether the rows are within all bounds that the innermost steps of the sum move along."""
+        inner, inside = self.window.steps[-1], True
+        for number, (bound, step) in enumerate(zip(self.window.window.bounds, inner.window, strict=True)):
+            if step:
+                for cursor in cursors:
+                    inside = both(inside, within(cursor.positions[number], bound.size - inner.size + 1))
+        return inside
 
-    def row(self, cursor: Cursor, moved: Cursor) -> MatrixRef:
-        """A row's run: where it is, or zeros."""
+    def at_run(self, cursors: Sequence[Cursor], number: Index, run: int) -> ScatteredRows:
+        """A run of so many steps of the block of those rows: longer ones than the shortest are inside, if they are."""
+        window = self.window
+        number = add(divmod_(window.first, run)[0], number)
+        origin = Cursor(0, (0,) * len(window.window.bounds))
+        moved = origin.within(runs_of(window.steps, run), number)
+        asked = [not (step and run > self.runs.shortest) for step in window.steps[-1].window]
+        return ScatteredRows.of([self.run_of(cursor, moved, asked) for cursor in cursors])
+
+    def run_of(self, cursor: Cursor, moved: Cursor, asked: Sequence[bool]) -> MatrixRef:
+        """A row's run: where it is, or zeros where it is beyond one of the bounds that are asked for."""
         window, is_inside = self.window, True
-        for position, step, bound in zip(cursor.positions, moved.positions, window.window.bounds, strict=True):
-            is_inside = both(is_inside, within(add(position, step), bound.size))
+        of_bounds = zip(cursor.positions, moved.positions, window.window.bounds, asked, strict=True)
+        for position, step, bound, matters in of_bounds:
+            if matters:
+                is_inside = both(is_inside, within(add(position, step), bound.size))
         base, at = self.select(is_inside, add(cursor.at, moved.at))
         return MatrixRef(base, at, (0, 1), window.dtype)
 

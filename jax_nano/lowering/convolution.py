@@ -21,7 +21,6 @@ from jax_nano.lowering.partition import Shards, devices_to_partition, partitione
 from jax_nano.lowering.precision import with_precision
 from jax_nano.lowering.sharding import Axes, ShardingRule
 from jax_nano.lowering.simple_convolutions import simpler
-from jax_nano.lowering.xla_convolution import check_convolution
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
 from jax_nano.runtime.report import Report, tell
 
@@ -64,7 +63,6 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
             if others := simpler(params, convolution):
                 return mlir.lower_fun(nano(others), multiple_results=False)(ctx, lhs, rhs)
             kernel = kernel_for(dot)
-            check_convolution(dot, kernel, params)
         except UnsupportedDot as reason:
             tell(Report(equation=equation, problem=dot, reason=str(reason), otherwise=NAMESAKE))
             return default(ctx, lhs, rhs, **params)

@@ -14,6 +14,7 @@ from jax_nano.jaxpr.inline import inline_calls, type_of
 from jax_nano.jaxpr.legality import inlinable
 from jax_nano.jaxpr.narrow_sums import rewrite_narrow_sums
 from jax_nano.jaxpr.scatter_add import rewrite_scatter_adds
+from jax_nano.lowering.pooling import simplify_pooling
 from jax_nano.lowering.simple_convolutions import simplify_convolutions
 from jax_nano.lowering.work_on_parts import work_on_parts
 from jax_nano.runtime.report import Report, tell
@@ -47,6 +48,7 @@ PASSES = [
     Pass("int8_images", quantize_images),
     Pass("work_on_parts", work_on_parts),
     Pass("simplify_convolutions", simplify_convolutions),
+    Pass("simplify_pooling", simplify_pooling),
     Pass("fuse", fuse_products),
 ]
 """For `accelerate`."""

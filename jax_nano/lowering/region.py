@@ -30,7 +30,6 @@ from jax_nano.lowering.pipeline import WHOLE_PASSES, run_passes
 from jax_nano.lowering.precision import with_precision
 from jax_nano.lowering.region_partition import partition_region
 from jax_nano.lowering.small_loops import check_inline
-from jax_nano.lowering.xla_convolution import check_convolution
 from jax_nano.runtime.kernels import kernel_for, prepare
 from jax_nano.runtime.report import Report, reports, tell
 
@@ -138,8 +137,6 @@ def _lower(
         prepare(_supported_dots(upcoming))
         dot = with_precision(kernel.precision, kernel.dot)
         compiled = kernel_for(dot)
-        if product.primitive in CONVOLUTIONS:
-            check_convolution(dot, compiled, product.params)
     except UnsupportedDot as reason:
         return _lower_without_kernel(ctx, arrays, region, reason)
     ends: Any = {"kept": limits.prologue, "stopped": limits.epilogue}

@@ -52,7 +52,7 @@ def plan_around(unit: Unit, nest: LoopNest, form: Form, block: RegisterBlock, de
         plan = in_row_blocks(plan, min(m.size, -(-ROW_PANELS * block.rows // plan.lhs_panel) * plan.lhs_panel))
     plan = plan.replace(kc=sum_block(unit, plan, depth))
     if plan.lhs == "unpacked" and plan.rows_in_blocks:
-        once = plan.lhs_by_rows and not plan.window_run
+        once = plan.lhs_by_rows and not plan.window_runs.longest
         plan = in_row_blocks(plan, block.rows * (1 if once else ROW_PANELS))
     return split(plan)
 

@@ -14,7 +14,7 @@ from jax_nano.schedule.blocks import Form, plan_around
 from jax_nano.schedule.channels import channel_plans
 from jax_nano.schedule.cost.memory import FEW_ROWS, PACKED, UnpackedRhs, conflict_miss_cycles
 from jax_nano.schedule.cost.microkernel import Unit, extra_work
-from jax_nano.schedule.loop_nest import LoopNest, window_run
+from jax_nano.schedule.loop_nest import LoopNest, window_runs
 from jax_nano.schedule.plan import LhsMode, Plan, RhsMode
 from jax_nano.schedule.register_block import RegisterBlock, inner_block, register_blocks, tile_blocks
 from jax_nano.schedule.scratch import LINE_BYTES
@@ -136,7 +136,7 @@ def lhs_can_stay(unit: Unit, nest: LoopNest) -> bool:
     if dot.terms > 1 or dot.prologue:
         return False
     if dot.has_window("lhs"):
-        run = window_run(dot)
+        run = window_runs(dot).shortest
         return run > 0 and run % vnni == 0
     return vnni == 1 or nest.k.lhs == 1
 
@@ -178,9 +178,9 @@ def rhs_modes(unit: Unit, nest: LoopNest) -> tuple[RhsMode, ...]:
 
 
 def inner_product_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
-    """The plan by vectors with K in the lanes.
+    """The plans by vectors with K in the lanes, for each way to find A.
 
-    It is weighed where both operands are contiguous along it, or the other one is small: packing turns that.
+    They are weighed where both operands are contiguous along it, or the other one is small: packing turns that.
     """
     dot, lanes = nest.dot, unit.lanes
     if must_pack(unit, nest) or dot.scaling is not None or dot.rhs in PACKED_INT4 or dot.has_window("rhs"):
@@ -190,12 +190,12 @@ def inner_product_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
     both = lhs_along_k and rhs_along_k
     if not (both or (lhs_along_k and few_columns) or (rhs_along_k and few_rows)):
         return
-    form = Form(
-        lhs="unpacked" if lhs_along_k and not must_pack_lhs(nest) else "rows",
-        rhs="unpacked" if rhs_along_k else "per_task",
-        inner_product=True,
-    )
-    yield plan_around(unit, nest, form, inner_block(unit, nest), nest.k.size)
+    modes: tuple[LhsMode, ...] = ("unpacked",) if lhs_along_k and lhs_can_stay(unit, nest) else ("rows",)
+    if dot.has_window("lhs") and lhs_along_k:
+        modes = (*modes, "rows") if modes != ("rows",) else modes
+    for lhs in modes:
+        form = Form(lhs=lhs, rhs="unpacked" if rhs_along_k else "per_task", inner_product=True)
+        yield plan_around(unit, nest, form, inner_block(unit, nest), nest.k.size)
 
 
 def tile_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:

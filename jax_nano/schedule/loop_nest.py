@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from jax_nano.ir.dot import Axis, Dot, UnsupportedDot
 
@@ -102,21 +103,26 @@ def window_steps(dot: Dot) -> tuple[Axis, ...]:
     return joined(dot.k, LHS if dot.has_window("lhs") else RHS)
 
 
-def window_run(dot: Dot) -> int:
-    """Steps of the sum at a time that each row of A, a window, has in one run of memory or all beyond its bounds.
+class Runs(NamedTuple):
+    """Steps of the sum that a row of A, a window, has in one run of memory."""
 
-    0 where neighbouring steps are no neighbours in memory.
-    """
+    shortest: int  # as many are all within the bounds or all beyond them; 0 where neighbours are not so in memory
+    longest: int  # of rows that are within those bounds that the innermost steps move along
+
+
+def window_runs(dot: Dot) -> Runs:
+    """The runs in which A's rows can be read where they lie."""
     assert dot.window
     steps = window_steps(dot)
     if not steps or steps[-1].lhs != 1:
-        return 0
-    inner, run = steps[-1], steps[-1].size
+        return Runs(0, 0)
+    inner, run, moved_by_others = steps[-1], steps[-1].size, False
     others = [axis for axes in (dot.b, dot.m, dot.n, dot.k) for axis in axes if axis is not inner]
     for number, bound in enumerate(dot.window.bounds):
         if inner.window[number]:  # positions along it are elements
             run = math.gcd(run, bound.begin, bound.size, *(axis.window[number] for axis in others))
-    return run
+            moved_by_others |= any(axis.window[number] for axis in dot.k if axis is not inner)
+    return Runs(run, run if moved_by_others else inner.size)
 
 
 LHS, RHS = 0, 1  # in Axis.strides()

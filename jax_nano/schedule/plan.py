@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from jax_nano.ir.dot import Axis, Dot, extent
 from jax_nano.machine.isa import DotInstruction
-from jax_nano.schedule.loop_nest import window_run
+from jax_nano.schedule.loop_nest import Runs, window_runs
 from jax_nano.schedule.scratch import LINE_BYTES as LINE_BYTES
 from jax_nano.schedule.scratch import Scratch
 
@@ -149,12 +149,13 @@ class Plan:
         """
         packed = self.lhs != "unpacked" or self.rhs != "unpacked"
         register = self.instruction.shape[1] * self.instruction.vnni if packed else 1
-        return math.lcm(self.step, register, self.window_run or 1)
+        return math.lcm(self.step, register, self.window_runs.longest or 1)
 
     @functools.cached_property
-    def window_run(self) -> int:
-        """Steps of k that a row of a window has in one place, or all beyond the bounds; 0 where none is read in place."""
-        return window_run(self.dot) if self.dot.has_window("lhs") and self.lhs == "unpacked" else 0
+    def window_runs(self) -> Runs:
+        """The runs of k in which a window is read in place: none where A is packed, or is no window."""
+        reads_window = self.dot.has_window("lhs") and self.lhs == "unpacked"
+        return window_runs(self.dot) if reads_window else Runs(0, 0)
 
     @property
     def lhs_by_rows(self) -> bool:
@@ -169,7 +170,7 @@ class Plan:
     @property
     def rows_in_blocks(self) -> bool:
         """Tasks go through A by blocks of rows, which they pack or prefetch, or whose windows overlap."""
-        return self.lhs != "unpacked" or self.window_run > 0 or (self.prefetch_lhs and not self.lhs_by_steps)
+        return self.lhs != "unpacked" or self.window_runs.longest > 0 or (self.prefetch_lhs and not self.lhs_by_steps)
 
     @property
     def m_tasks(self) -> int:

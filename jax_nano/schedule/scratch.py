@@ -4,8 +4,8 @@ A thread's own scratch, from its beginning on:
 
     | A's block, packed | B's block, packed | sums of a task between blocks of k | zeros | a microkernel's tiles |
 
-each where the plan has it, and all but the tiles in whole cache lines. Zeros stand for runs beyond a window's bounds. What all tasks see holds either the panels of B
-of a round, or the partial sums of split-K.
+each where the plan has it, and all but the tiles in whole cache lines. Zeros stand for runs of a window that are beyond
+its bounds. What all tasks see holds either the panels of B of a round, or the partial sums of split-K.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ class Scratch:
     def zeros(self) -> int:
         """How many zeros, in whole lines: a run of a window that is read in place, where it has bounds."""
         plan = self.plan
-        if not (plan.window_run and plan.dot.window and plan.dot.window.bounds):
+        if not (plan.window_runs.shortest and plan.dot.window and plan.dot.window.bounds):
             return 0
         line = LINE_BYTES // bytes_of(plan.dot.lhs)
-        return -(-plan.window_run // line) * line
+        return -(-plan.window_runs.longest // line) * line
 
     @property
     def tiles_at(self) -> int:

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import re
 from typing import Any
 
 import jax
@@ -19,8 +18,6 @@ from oracle import kernels, normal
 
 import jax_nano
 from jax_nano.ir.convolution import Spatial
-from jax_nano.machine import host
-from jax_nano.schedule.cost.eigen import one_channel_seconds
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 NCHW = ("NCHW", "OIHW", "NCHW")
@@ -386,26 +383,6 @@ def test_bits_are_the_same_for_all_numbers_of_threads_in_a_plan():
     x, w = normal(1, 30, 30, 16), normal(3, 3, 16, 40)
     results = {np.asarray(convolve(jax_nano.conv_general_dilated, x, w)).tobytes() for _ in range(3)}
     assert len(results) == 1
-
-
-def test_a_deep_sum_into_one_channel_is_left_to_xla_where_that_is_expected_to_be_faster():
-    """Many products for a place; of few, a kernel is faster."""
-    image, deep = jnp.zeros((1, 256, 256, 32)), jnp.zeros((5, 5, 32, 1))
-
-    def apply(x, w):
-        return convolve(jax_nano.conv_general_dilated, x, w)
-
-    (report,) = jax_nano.inspect(apply, image, deep)
-    assert report.ran_as == "lax.conv_general_dilated"
-    assert re.fullmatch(r"XLA is expected to take \d+ us for this sum into one channel, a kernel \d+ us", report.reason)
-    (report,) = jax_nano.inspect(apply, image[..., :4], deep[:3, :3, :4])
-    assert report.ran_as == "kernel"
-
-
-def test_xla_is_expected_to_take_longer_for_more_work():
-    machine = host.machine()
-    assert one_channel_seconds(100, 800, machine) < one_channel_seconds(100, 900, machine)
-    assert one_channel_seconds(100, 800, machine) < one_channel_seconds(200, 800, machine)
 
 
 @pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (1, 8), (2, 8), (1, 2), (3, 4)])

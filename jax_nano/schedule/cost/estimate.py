@@ -40,12 +40,13 @@ from jax_nano.schedule.cost.microkernel import (
 )
 from jax_nano.schedule.cost.packing import hidden_packing_cycles, packing_cycles
 from jax_nano.schedule.cost.turns import turns
+from jax_nano.schedule.loop_nest import window_rows, window_steps
 from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.scratch import whole_lines
 
+# Of finding a row's run of a window that is read in place. On Zen 5, 49 runs of 3 steps and 9 runs of 8 took as much.
+RUN_CYCLES = 1.2
 
-ROW_CYCLES = 10.0
-ROW_RUN_CYCLES = 3.0
 
 class Estimate(NamedTuple):
     """Predicted times, in seconds."""
@@ -100,7 +101,11 @@ class KernelCost:
         blocks_of_sums = plan.outer_elements * plan.k_blocks
         if plan.inner_product:
             sizes, held = (plan.m.size, plan.n.size), plan.mc * plan.dot.has_window("lhs")
-            return blocks_of_sums * inner_product_cycles(unit, (plan.mr, plan.nr), plan.kc, sizes, held)
+            cycles = inner_product_cycles(unit, (plan.mr, plan.nr), steps_in_lanes(plan), sizes, held)
+            if plan.window_runs.longest:
+                blocks = -(-plan.m.size // plan.mr) * -(-plan.n.size // plan.nr)
+                cycles += blocks * self.placing_cycles(plan.mr)
+            return blocks_of_sums * cycles
         columns = [(cols, count, self.fetch(plan, cols)) for cols, count in panels(plan.n.size, plan.nr)]
         # With one panel of B, only the first block of A fetches it.
         blocks = -(-plan.m.size // plan.mc) if plan.n.size > plan.nr else 1
@@ -131,6 +136,10 @@ class KernelCost:
         """Instructions along k of a microkernel."""
         return self.kernel.dot.terms * self.unit.steps(self.kernel.kc)
 
+    def placing_cycles(self, rows: int) -> float:
+        """Cycles of finding the runs of so many rows that are read in place."""
+        return rows * RUN_CYCLES * self.kernel.kc * runs_a_step(self.kernel, rows)
+
     def _block(self, rows: int, cols: int) -> float:
         """Cycles of a microkernel: all terms of its sum, tiles' way through vectors, sums carried on, waits for A."""
         plan, unit, machine = self.kernel, self.unit, self.machine
@@ -138,11 +147,40 @@ class KernelCost:
         cycles = block_cycles(unit, tall, registers, self.steps, carried_on=plan.k_blocks > 1)
         cycles += tile_pass_cycles(plan, unit, rows, registers) + self.steps * lhs_stalls(plan, machine, rows)
         cycles += (plan.dot.terms - 1) * self.fitted.block_overhead_cycles
-        if plan.window_run:
-            cycles += rows * (ROW_CYCLES + ROW_RUN_CYCLES * plan.kc / plan.window_run)
+        if plan.window_runs.longest:
+            cycles += self.placing_cycles(rows)
         if plan.k_blocks > 1:
             cycles += tall * registers / unit.core.stores_per_cycle
         return cycles
+
+
+def steps_in_lanes(plan: Plan) -> int:
+    """Steps of a block of the sum with K in the lanes: a window's runs are in registers of their own, unless packed."""
+    runs, width = plan.window_runs, plan.instruction.shape[1] * plan.instruction.vnni
+    if not runs.longest:
+        return plan.kc
+    registers = -(-runs.shortest // width) * (plan.kc // runs.shortest)
+    if runs_a_step(plan, plan.mr) * runs.shortest < 0.5:
+        registers = -(-runs.longest // width) * (plan.kc // runs.longest)
+    return registers * width
+
+
+def runs_a_step(plan: Plan, rows: int) -> float:
+    """Runs of a window for each step of the sum, in the mean over blocks of so many rows that are read in place.
+
+    Blocks of rows that lie within bounds have the long ones.
+    """
+    runs, dot, share = plan.window_runs, plan.dot, 1.0
+    inner = window_steps(dot)[-1]
+    for places in window_rows(dot)[-1:]:
+        for bound, moved, step in zip(
+            dot.window.bounds if dot.window else (), inner.window, places.window, strict=False
+        ):
+            if moved and step:
+                positions = range(bound.begin, bound.begin + places.size * step, step)
+                inside = sum(0 <= position <= bound.size - inner.size for position in positions)
+                share *= max(0, inside - rows + 1) / places.size
+    return share / runs.longest + (1 - share) / runs.shortest
 
 
 def channelwise_cycles(plan: Plan, unit: Unit) -> float:

@@ -168,7 +168,7 @@ def lhs_refetch_cycles(plan: Plan, machine: Machine, tall: int) -> float:
     if not plan.instruction.tiles and not plan.dot.has_window("lhs"):
         return 0.0
     rows, _, depth = plan.instruction.shape
-    if plan.window_run:
+    if plan.window_runs.longest:
         block = bytes_of(plan.dot.lhs, plan.dot.lhs_elements * min(plan.mc, plan.m.size) // plan.m.size)
     else:
         block = bytes_of(plan.instruction.lhs, min(plan.mc, plan.m.size) * plan.kc * plan.dot.bf16_splits[0])
@@ -197,7 +197,7 @@ def lhs_wait_cycles(plan: Plan, machine: Machine) -> float:
         return (1 + more) * bytes_of(dtype, size) * stream_rate(machine, plan.dot.bytes)
     if plan.lhs != "unpacked":
         return 0.0
-    if plan.window_run:  # runs that overlap are fetched once
+    if plan.window_runs.longest:  # runs that overlap are fetched once
         size = min(size, plan.dot.lhs_elements)
     waiting = fitted.unpacked_lhs_wait * line_count(size, dtype) * line_fetch_cycles(plan, machine)
     if plan.k.lhs == 1:
