@@ -3,8 +3,10 @@
 import pytest
 from convolutions import Case
 
+from jax_nano.ir.convolution import Spatial
 from jax_nano.machine.host import known, target
 from jax_nano.schedule.choose import choose
+from jax_nano.schedule.loop_nest import window_runs
 
 SCRATCH = 16 << 20  # bytes of a thread
 FIRST = (0, 2, 3, 1), (2, 3, 1, 0)  # channels
@@ -50,3 +52,25 @@ def test_places_that_are_no_neighbours_are_no_columns():
     machine = known("znver5")
     assert not choose(Case.same((1, 32, 32, 16), (3, 3), 1).dot, machine, target(machine)).swapped
     assert choose(Case.same((1, 32, 32, 1), (3, 3), 1).dot, machine, target(machine)).swapped
+
+
+def test_channels_that_are_neighbours_are_read_in_place():
+    machine = known("znver5")
+
+    def lhs(case):
+        return choose(case.dot, machine, target(machine)).lhs
+
+    assert lhs(Case.same((8, 56, 56, 64), (3, 3), 64)) == "unpacked"
+    assert lhs(Case.same((8, 224, 224, 3), (7, 7), 64, stride=2)) == "unpacked"
+    assert lhs(Case.same((4, 56, 56, 64), (3, 3), 64, types=("bf16", "bf16", "f32"))) == "unpacked"
+    odd = Case.same((4, 56, 56, 3), (3, 3), 64, types=("bf16", "bf16", "f32"))  # no whole pairs of channels
+    assert lhs(odd) == "rows"
+
+
+def test_runs_of_a_window():
+    """Channels, and of rows within the bounds taps and channels; all taps where no place is beyond the image."""
+    assert window_runs(Case.same((1, 9, 9, 8), (3, 5), 4).dot) == (8, 40)
+    assert window_runs(Case.same((1, 9, 9, 8), (3, 5), 4, dilation=2).dot) == (8, 8)
+    assert window_runs(Case.same((1, 9, 9, 8), (3, 3), 4, layouts=FIRST).dot) == (1, 3)  # taps
+    valid = Case(image=(1, 9, 9, 8), kernel=(3, 3, 8, 4), result=(1, 7, 7, 4), spatial=(Spatial(),) * 2)
+    assert window_runs(valid.dot) == (24, 24)
