@@ -136,8 +136,9 @@ def lhs_can_stay(unit: Unit, nest: LoopNest) -> bool:
     if dot.terms > 1 or dot.prologue:
         return False
     if dot.has_window("lhs"):
-        run = window_runs(dot).shortest
-        return run > 0 and run % vnni == 0
+        runs = window_runs(dot)
+        group = min(dot.scaling.group_size, nest.k.size) if dot.scaling else nest.k.size
+        return runs.shortest > 0 and runs.shortest % vnni == 0 and group % runs.longest == 0
     return vnni == 1 or nest.k.lhs == 1
 
 
