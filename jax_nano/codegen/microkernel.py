@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from jax.extend.mlir import ir
@@ -139,20 +140,31 @@ class Microkernel:
     def accumulate_runs(
         self, acc: Values, a: WindowRows, product: PanelProduct, depth: Depth, hooks: Sequence[StepHook]
     ) -> Values:
-        """The loop over runs of K, in each of which A's rows are elsewhere: long runs where all rows are inside."""
-        rows = a.cursors(product.block.rows)
+        """The loop over runs of K, in each of which A's rows are elsewhere."""
+        block, types = product.block, [value.type for value in acc]
 
-        def by_runs(steps: int) -> Values:
-            with section(f"runs of {steps}"), for_range(0, divmod_(depth.steps, steps)[0], carry=acc) as run:
-                begin = mul(run.i, steps)
-                there = PanelProduct(a.at_run(rows, run.i, steps), product.b.block(begin, 0), product.block)
-                beside = [functools.partial(hook_from, begin, hook) for hook in hooks]
-                run.next = self.accumulate_run(run.carry, there, Depth(steps, steps), beside)
+        def run_from(begin: Index, acc: Values, rows: MatrixRef, steps: int) -> Values:
+            run = PanelProduct(rows, product.b.block(begin, 0), block)
+            return self.accumulate_run(acc, run, Depth(steps, steps), [partial(hook_from, begin, x) for x in hooks])
+
+        def strided() -> Values:
+            steps = a.runs.longest
+            with section("long runs"), for_range(0, divmod_(depth.steps, steps)[0], carry=acc) as run:
+                is_there, rows = a.strided_run(run.i)
+                multiply = partial(run_from, mul(run.i, steps), run.carry, steps=steps)
+                zeros_count = self.nano.instruction.lhs_offset != 0  # where they are moved, as all of A is
+                otherwise = partial(multiply, rows=a.zeros) if zeros_count else lambda: run.carry
+                run.next = either(is_there, types, partial(multiply, rows=rows), otherwise)
             return run.results
 
-        is_inside = a.is_inside(rows) if a.runs.longest > a.runs.shortest else False
-        types = [value.type for value in acc]
-        return either(is_inside, types, lambda: by_runs(a.runs.longest), lambda: by_runs(a.runs.shortest))
+        def scattered() -> Values:
+            steps = a.runs.shortest
+            with section("short runs"), for_range(0, divmod_(depth.steps, steps)[0], carry=acc) as run:
+                rows = a.scattered_run(run.i, block.rows)
+                run.next = run_from(mul(run.i, steps), run.carry, rows, steps)
+            return run.results
+
+        return either(a.is_strided(block.rows), types, strided, scattered)
 
     def accumulate_run(
         self, acc: Values, product: PanelProduct, depth: Depth, hooks: Sequence[StepHook] = ()

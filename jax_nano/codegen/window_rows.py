@@ -45,12 +45,15 @@ class ScatteredRows(MatrixRef):
 
 @dataclass(frozen=True, kw_only=True)
 class WindowRows(MatrixRef):
-    """A window's rows from `first` on: each run of steps of a row lies in memory as a whole, or is `nothing`."""
+    """A window's rows from `first` on: each run of steps of a row lies in memory as a whole, or is `nothing`.
+
+    Rows that are neighbours along one dimension, within its bounds, have long runs, which are a matrix of one stride.
+    """
 
     window: WindowRef  # from the first step of a block of the sum on
     first: Index
     runs: Runs
-    nothing: ir.Value  # as many zeros as a run has steps
+    nothing: ir.Value  # as many zeros as a run has steps: a short one, unless zeros count
 
     @classmethod
     def of(cls, window: WindowRef, first: Index, runs: Runs, nothing: ir.Value) -> WindowRows:
@@ -58,38 +61,57 @@ class WindowRows(MatrixRef):
         of_rows = {"first": first, "runs": runs, "nothing": nothing}
         return cls(window.base, window.cursor.at, (0, 1), window.dtype, window=window, **of_rows)
 
-    def cursors(self, rows: int) -> list[Cursor]:
-        """Where the rows begin, at the first step of the sum."""
-        window = self.window
-        return [window.cursor.within(window.places, add(self.first, i)) for i in range(rows)]
+    def cursor(self, i: int) -> Cursor:
+        """Where a row begins, at the first step of the sum."""
+        return self.window.cursor.within(self.window.places, add(self.first, i))
 
-    def is_inside(self, cursors: Sequence[Cursor]) -> Condition:
-        """Whether the rows are within all bounds that the innermost steps of the sum move along."""
-        inner, inside = self.window.steps[-1], True
-        for number, (bound, step) in enumerate(zip(self.window.window.bounds, inner.window, strict=True)):
-            if step:
-                for cursor in cursors:
-                    inside = both(inside, within(cursor.positions[number], bound.size - inner.size + 1))
+    def is_strided(self, rows: int) -> Condition:
+        """Whether so many rows are one matrix: neighbours along a dimension, of which no step is beyond its bounds."""
+        window, position = self.window, self.cursor(0).positions
+        steps, places = window.steps, window.places[-1:]
+        strided: Condition = True
+        if len(window.places) > 1:
+            size = places[0].size
+            strided = size >= rows and within(divmod_(self.first, size)[1], size - rows + 1)
+        for number, bound in enumerate(window.window.bounds):
+            apart = sum(axis.window[number] for axis in places)
+            if apart or steps[-1].window[number]:
+                reach = sum((axis.size - 1) * axis.window[number] for axis in steps) + (rows - 1) * apart
+                strided = both(strided, within(position[number], bound.size - reach))
+        return strided
+
+    def strided_run(self, number: Index) -> tuple[Condition, MatrixRef]:
+        """A long run of rows that are one matrix, and whether it is in memory at all."""
+        here, there = self.cursor(0), self.moved(number, self.runs.longest)
+        stride = sum(axis.lhs for axis in self.window.places[-1:])
+        matrix = MatrixRef(self.window.base, add(here.at, there.at), (stride, 1), self.window.dtype)
+        return self.is_inside(here, there), matrix
+
+    @property
+    def zeros(self) -> MatrixRef:
+        """A run of rows that are beyond the bounds."""
+        return MatrixRef(self.nothing, 0, (0, 1), self.window.dtype)
+
+    def scattered_run(self, number: Index, rows: int) -> ScatteredRows:
+        """A short run of so many rows: each where it is, or zeros."""
+        there = self.moved(number, self.runs.shortest)
+        found = []
+        for here in map(self.cursor, range(rows)):
+            base, at = self.select(self.is_inside(here, there), add(here.at, there.at))
+            found.append(MatrixRef(base, at, (0, 1), self.window.dtype))
+        return ScatteredRows.of(found)
+
+    def moved(self, number: Index, run: int) -> Cursor:
+        """How far runs of so many steps have gone on, of the window's steps and of positions."""
+        origin = Cursor(0, (0,) * len(self.window.window.bounds))
+        return origin.within(runs_of(self.window.steps, run), add(divmod_(self.window.first, run)[0], number))
+
+    def is_inside(self, here: Cursor, there: Cursor) -> Condition:
+        """Whether a run of a row is within all bounds."""
+        inside: Condition = True
+        for position, moved, bound in zip(here.positions, there.positions, self.window.window.bounds, strict=True):
+            inside = both(inside, within(add(position, moved), bound.size))
         return inside
-
-    def at_run(self, cursors: Sequence[Cursor], number: Index, run: int) -> ScatteredRows:
-        """A run of so many steps of the block of those rows: longer ones than the shortest are inside, if they are."""
-        window = self.window
-        number = add(divmod_(window.first, run)[0], number)
-        origin = Cursor(0, (0,) * len(window.window.bounds))
-        moved = origin.within(runs_of(window.steps, run), number)
-        asked = [not (step and run > self.runs.shortest) for step in window.steps[-1].window]
-        return ScatteredRows.of([self.run_of(cursor, moved, asked) for cursor in cursors])
-
-    def run_of(self, cursor: Cursor, moved: Cursor, asked: Sequence[bool]) -> MatrixRef:
-        """A row's run: where it is, or zeros where it is beyond one of the bounds that are asked for."""
-        window, is_inside = self.window, True
-        of_bounds = zip(cursor.positions, moved.positions, window.window.bounds, asked, strict=True)
-        for position, step, bound, matters in of_bounds:
-            if matters:
-                is_inside = both(is_inside, within(add(position, step), bound.size))
-        base, at = self.select(is_inside, add(cursor.at, moved.at))
-        return MatrixRef(base, at, (0, 1), window.dtype)
 
     def select(self, is_inside: Condition, at: Index) -> tuple[ir.Value, Index]:
         """An element of the array, or of the zeros."""

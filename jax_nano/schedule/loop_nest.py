@@ -107,7 +107,7 @@ class Runs(NamedTuple):
     """Steps of the sum that a row of A, a window, has in one run of memory."""
 
     shortest: int  # as many are all within the bounds or all beyond them; 0 where neighbours are not so in memory
-    longest: int  # of rows that are within those bounds that the innermost steps move along
+    longest: int  # of rows that are within the bounds that these steps move along
 
 
 def window_runs(dot: Dot) -> Runs:
@@ -116,13 +116,12 @@ def window_runs(dot: Dot) -> Runs:
     steps = window_steps(dot)
     if not steps or steps[-1].lhs != 1:
         return Runs(0, 0)
-    inner, run, moved_by_others = steps[-1], steps[-1].size, False
+    inner, run = steps[-1], steps[-1].size
     others = [axis for axes in (dot.b, dot.m, dot.n, dot.k) for axis in axes if axis is not inner]
     for number, bound in enumerate(dot.window.bounds):
         if inner.window[number]:  # positions along it are elements
             run = math.gcd(run, bound.begin, bound.size, *(axis.window[number] for axis in others))
-            moved_by_others |= any(axis.window[number] for axis in dot.k if axis is not inner)
-    return Runs(run, run if moved_by_others else inner.size)
+    return Runs(run, inner.size)
 
 
 LHS, RHS = 0, 1  # in Axis.strides()

@@ -104,8 +104,9 @@ class Scratch:
         plan = self.plan
         if not (plan.window_runs.shortest and plan.dot.window and plan.dot.window.bounds):
             return 0
-        line = LINE_BYTES // bytes_of(plan.dot.lhs)
-        return -(-plan.window_runs.longest // line) * line
+        line, runs = LINE_BYTES // bytes_of(plan.dot.lhs), plan.window_runs
+        run = runs.longest if plan.instruction.lhs_offset else runs.shortest
+        return -(-run // line) * line
 
     @property
     def tiles_at(self) -> int:

@@ -137,8 +137,9 @@ class KernelCost:
         return self.kernel.dot.terms * self.unit.steps(self.kernel.kc)
 
     def placing_cycles(self, rows: int) -> float:
-        """Cycles of finding the runs of so many rows that are read in place."""
-        return rows * RUN_CYCLES * self.kernel.kc * runs_a_step(self.kernel, rows)
+        """Cycles of finding the runs of so many rows that are read in place: long ones once for all of them."""
+        runs, share = self.kernel.window_runs, strided_share(self.kernel, rows)
+        return RUN_CYCLES * self.kernel.kc * (share / runs.longest + (1 - share) * rows / runs.shortest)
 
     def _block(self, rows: int, cols: int) -> float:
         """Cycles of a microkernel: all terms of its sum, tiles' way through vectors, sums carried on, waits for A."""
@@ -154,33 +155,29 @@ class KernelCost:
         return cycles
 
 
-def steps_in_lanes(plan: Plan) -> int:
+def steps_in_lanes(plan: Plan) -> float:
     """Steps of a block of the sum with K in the lanes: a window's runs are in registers of their own, unless packed."""
     runs, width = plan.window_runs, plan.instruction.shape[1] * plan.instruction.vnni
     if not runs.longest:
         return plan.kc
-    registers = -(-runs.shortest // width) * (plan.kc // runs.shortest)
-    if runs_a_step(plan, plan.mr) * runs.shortest < 0.5:
-        registers = -(-runs.longest // width) * (plan.kc // runs.longest)
-    return registers * width
+    share = strided_share(plan, plan.mr)
+    long, short = (plan.kc / run * -(-run // width) * width for run in (runs.longest, runs.shortest))
+    return share * long + (1 - share) * short
 
 
-def runs_a_step(plan: Plan, rows: int) -> float:
-    """Runs of a window for each step of the sum, in the mean over blocks of so many rows that are read in place.
-
-    Blocks of rows that lie within bounds have the long ones.
-    """
-    runs, dot, share = plan.window_runs, plan.dot, 1.0
-    inner = window_steps(dot)[-1]
-    for places in window_rows(dot)[-1:]:
-        for bound, moved, step in zip(
-            dot.window.bounds if dot.window else (), inner.window, places.window, strict=False
-        ):
-            if moved and step:
-                positions = range(bound.begin, bound.begin + places.size * step, step)
-                inside = sum(0 <= position <= bound.size - inner.size for position in positions)
-                share *= max(0, inside - rows + 1) / places.size
-    return share / runs.longest + (1 - share) / runs.shortest
+def strided_share(plan: Plan, rows: int) -> float:
+    """The share of blocks of so many rows of a window that are one matrix: see codegen.window_rows."""
+    dot, steps = plan.dot, window_steps(plan.dot)
+    window, places = dot.window, window_rows(dot)
+    if not window or not places:
+        return 1.0
+    along, begins = places[-1], places[-1].size - (rows - 1 if len(places) > 1 else 0)
+    for number, bound in enumerate(window.bounds):
+        if step := along.window[number]:
+            room = bound.size - sum((axis.size - 1) * axis.window[number] for axis in steps) - (rows - 1) * step
+            first, last = -bound.begin / step, (room - 1 - bound.begin) / step  # of the blocks that are inside
+            begins = min(begins, math.floor(last) + 1) - max(0, math.ceil(first))
+    return max(0.0, begins / along.size)
 
 
 def channelwise_cycles(plan: Plan, unit: Unit) -> float:

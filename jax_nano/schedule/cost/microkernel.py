@@ -212,14 +212,14 @@ def loop_cycles(
 
 
 def inner_product_cycles(
-    unit: Unit, block: tuple[int, int], depth: int, sizes: tuple[int, int], held: int = 0
+    unit: Unit, block: tuple[int, int], depth: float, sizes: tuple[int, int], held: int = 0
 ) -> float:
     """Cycles of all microkernels with K along the lanes, of blocks of C's rows and columns, for sums of `depth`.
 
     Columns go through `held` rows of A again: through all of them, unless blocks are packed.
     """
     (rows, cols), (m, n) = block, sizes
-    steps = -(-depth // (unit.instruction.shape[2] * unit.lanes))
+    steps = math.ceil(depth / (unit.instruction.shape[2] * unit.lanes))
     return sum(
         r_count * c_count * inner_block_cycles(unit, (r, c), steps, min(m, held or m))
         for c, c_count in panels(n, cols)
