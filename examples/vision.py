@@ -13,6 +13,7 @@ import argparse
 import functools
 import importlib
 import importlib.util
+import itertools
 import pathlib
 import sys
 import time
@@ -27,6 +28,7 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
 import jax_nano
+from jax_nano.runtime.progress import progress
 
 STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))  # of two blocks each: channels, and the stride of the first
 TURNS = 5
@@ -164,15 +166,17 @@ def torch_network(params: dict[str, np.ndarray], dtype: str) -> Callable[[np.nda
     return run
 
 
-def seconds(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
+def seconds(runs: dict[str, Callable[[], Any]], dtype: str) -> dict[str, float]:
     """The shortest time of each, in turns."""
     best = {}
-    for turn in range(TURNS + 1):
-        for name, run in runs.items():
+    with progress((TURNS + 1) * len(runs), f"ResNet-18, {dtype}") as bar:
+        for turn, (name, run) in itertools.product(range(TURNS + 1), runs.items()):
             start = time.perf_counter()
             run()
             taken = time.perf_counter() - start
             best[name] = min(best.get(name, taken), taken) if turn > 1 else taken
+            bar.advance(name)
+        bar.finish(f"{TURNS} turns")
     return best
 
 
@@ -200,7 +204,7 @@ def compare(params: dict[str, np.ndarray], dtype: str, batch: int, forms: list[s
         runs["PyTorch"] = lambda: torch(images)
     wide = {name: w.astype(jnp.float32) for name, w in weights.items()}
     wanted = np.asarray(xla(wide, x.astype(jnp.float32)))
-    for name, taken in seconds(runs).items():
+    for name, taken in seconds(runs, dtype).items():
         note = ""
         if name in kept:
             error = np.abs(wanted - np.asarray(nano(kept[name], x), np.float32)).max() / np.abs(wanted).max()

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import pathlib
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 ROWS = 12  # of kernels, and of what XLA keeps, that are shown
 NAME_WIDTH = 72
+MEANINGS = {"ynn_fusion": "YNNPACK (reductions, products)"}  # of operations, by XLA's names
+SINGULAR = {
+    "products": "product", "grouped products": "grouped product", "convolutions": "convolution",
+    "attention": "attention", "loops": "loop",
+}  # fmt: skip
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -98,9 +104,9 @@ def kinds_table(profile: ProgramProfile) -> str:
         uses = [use for use in profile.kernels if use.kind == kind]
         rows.append((f"kernels: {kind}", sum(use.runs for use in uses), sum(use.seconds for use in uses)))
     if profile.left_seconds:
-        rows.append(("XLA: products", 0, profile.left_seconds))
+        rows.append(("XLA: products" if profile.left else "XLA: calls of kernels", 0, profile.left_seconds))
     others = list(profile.others.items())
-    rows += [(f"XLA: {name}", *row) for name, row in others[:ROWS]]
+    rows += [(f"XLA: {MEANINGS.get(name, name)}", *row) for name, row in others[:ROWS]]
     if rest := [row for _, row in others[ROWS:]]:
         rows.append(("XLA: others", sum(times for times, _ in rest), sum(seconds for _, seconds in rest)))
     total = profile.computing_seconds or 1.0
@@ -118,7 +124,8 @@ def kernels_table(kernels: Iterable[KernelUse]) -> str:
     total = sum(use.seconds for use in kernels)
     lines = [f"{'kernel':{NAME_WIDTH}}{'runs':>7}{'each':>12}{'share':>7}{'GFLOP/s':>9}{'GB/s':>7}{'of roof':>9}"]
     for use in kernels[:ROWS]:
-        name, each = describe(use.report.problem), use.seconds / use.runs
+        kind = "" if use.kind == "products" else f"{SINGULAR[use.kind]}: "
+        name, each = kind + describe(use.report.problem), use.seconds / use.runs
         short = name if len(name) < NAME_WIDTH else f"{name[: NAME_WIDTH - 4]}..."
         rates = f"{1e-9 * use.roof.flops / each:9.0f}{1e-9 * use.roof.bytes / each:7.1f}"
         share = f"{use.seconds / total:7.0%}"
@@ -131,10 +138,11 @@ def kernels_table(kernels: Iterable[KernelUse]) -> str:
 
 def left_list(profile: ProgramProfile) -> str:
     """What runs without a kernel, and why."""
-    lines = [f"{count(len(profile.left), 'product')} without a kernel:"]
+    counts = Counter(SINGULAR[report.kind] for report in profile.left)
+    lines = [f"{' and '.join(count(number, kind) for kind, number in counts.items())} without a kernel:"]
     lines += [f"- {report.equation}: {report.reason}" for report in profile.left[:ROWS]]
     if len(profile.left) > ROWS:
-        lines.append(f"- and {len(profile.left) - ROWS} more; jax_nano.inspect shows all")
+        lines.append(f"- and {len(profile.left) - ROWS} more; jax_nano.inspect shows them all")
     return "\n".join(lines)
 
 

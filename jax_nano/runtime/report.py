@@ -48,6 +48,17 @@ class Report:
     shards: Sequence[Report] = ()
 
     @property
+    def kind(self) -> str:
+        """What it is, in the plural: products, grouped products, convolutions, attention or loops."""
+        if isinstance(self.problem, Attention) or self.equation.startswith(("attention", "gradients of")):
+            return "attention"
+        if isinstance(self.problem, Pipeline) or self.otherwise == "XLA's loop":
+            return "loops"
+        if isinstance(self.problem, Grouped) or self.otherwise.startswith("lax.ragged_dot"):
+            return "grouped products"
+        return "convolutions" if self.otherwise.startswith("lax.conv") else "products"
+
+    @property
     def ran_as(self) -> str:
         """Either "kernel" or what runs without one: "lax.dot_general" or "lax.conv_general_dilated" of a product."""
         return "kernel" if self.kernel or self.is_of_shards else self.otherwise
