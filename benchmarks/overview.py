@@ -118,7 +118,9 @@ def ratio_bars(rows: Sequence[dict[str, Any]], types: Sequence[str], title: str)
     ratios = [row[dtype] for row in rows for dtype in types]
     largest = max(ratios)
     axes.set_xlim(min(0.5, 0.8 * min(ratios)), 2.2 * largest)
-    axes.set_xticks(ticks := [n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500) if n <= 2 * largest], [f"{n}x" for n in ticks])
+    axes.set_xticks(
+        ticks := [n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500) if n <= 2 * largest], [f"{n}x" for n in ticks]
+    )
     axes.minorticks_off()
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=9)
     axes.tick_params(left=False)

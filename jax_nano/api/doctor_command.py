@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 ROWS = 12  # of kernels, and of what XLA keeps, that are shown
 NAME_WIDTH = 72
 MEANINGS = {"ynn_fusion": "YNNPACK (reductions, products)"}  # of operations, by XLA's names
-SINGULAR = {
-    "products": "product", "grouped products": "grouped product", "convolutions": "convolution",
-    "attention": "attention", "loops": "loop",
-}  # fmt: skip
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -119,12 +115,12 @@ def kinds_table(profile: ProgramProfile) -> str:
 
 def kernels_table(kernels: Iterable[KernelUse]) -> str:
     """The kernels, by time."""
-    describe = importlib.import_module("jax_nano.runtime.tuning").name_of
+    describe, kinds = importlib.import_module("jax_nano.runtime.tuning").name_of, kinds_of_reports()
     kernels = list(kernels)
     total = sum(use.seconds for use in kernels)
     lines = [f"{'kernel':{NAME_WIDTH}}{'runs':>7}{'each':>12}{'share':>7}{'GFLOP/s':>9}{'GB/s':>7}{'of roof':>9}"]
     for use in kernels[:ROWS]:
-        kind = "" if use.kind == "products" else f"{SINGULAR[use.kind]}: "
+        kind = "" if use.kind == "products" else f"{kinds[use.kind]}: "
         name, each = kind + describe(use.report.problem), use.seconds / use.runs
         short = name if len(name) < NAME_WIDTH else f"{name[: NAME_WIDTH - 4]}..."
         rates = f"{1e-9 * use.roof.flops / each:9.0f}{1e-9 * use.roof.bytes / each:7.1f}"
@@ -136,9 +132,15 @@ def kernels_table(kernels: Iterable[KernelUse]) -> str:
     return "\n".join(lines)
 
 
+def kinds_of_reports() -> dict[str, str]:
+    """One of each kind, by the plural."""
+    return importlib.import_module("jax_nano.runtime.report").KINDS
+
+
 def left_list(profile: ProgramProfile) -> str:
     """What runs without a kernel, and why."""
-    counts = Counter(SINGULAR[report.kind] for report in profile.left)
+    kinds = kinds_of_reports()
+    counts = Counter(kinds[report.kind] for report in profile.left)
     lines = [f"{' and '.join(count(number, kind) for kind, number in counts.items())} without a kernel:"]
     lines += [f"- {report.equation}: {report.reason}" for report in profile.left[:ROWS]]
     if len(profile.left) > ROWS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,6 +18,11 @@ from jax_nano.schedule.attention import AnyPlan, AttentionPlan
 from jax_nano.schedule.grouped import GroupedPlan
 from jax_nano.schedule.pipeline import PipelinePlan
 from jax_nano.schedule.plan import Plan
+
+KINDS = {  # of reports, in the plural, and one of each
+    "products": "product", "convolutions": "convolution", "attention": "attention",
+    "grouped products": "grouped product", "loops": "loop",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -49,7 +55,7 @@ class Report:
 
     @property
     def kind(self) -> str:
-        """What it is, in the plural: products, grouped products, convolutions, attention or loops."""
+        """What it is: one of KINDS."""
         if isinstance(self.problem, Attention) or self.equation.startswith(("attention", "gradients of")):
             return "attention"
         if isinstance(self.problem, Pipeline) or self.otherwise == "XLA's loop":
@@ -118,7 +124,9 @@ class Reports(tuple[Report, ...]):
         kernels = sum(report.ran_as == "kernel" for report in self)
         names = dict.fromkeys(report.otherwise for report in self if report.ran_as != "kernel") or ["lax.dot_general"]
         others = f"{len(self) - kernels} by {' and '.join(names)}"
-        heading = f"{_count(len(self), 'product')}: {kernels} by kernels, {others}"
+        kinds = Counter(report.kind for report in self)
+        counts = ", ".join(_count(kinds[kind], one) for kind, one in KINDS.items() if kinds[kind]) or "0 products"
+        heading = f"{counts}: {kernels} by kernels, {others}"
         return "\n\n".join([heading, *map(str, self)])
 
     __repr__ = __str__

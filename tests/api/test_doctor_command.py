@@ -14,7 +14,7 @@ from jax_nano.api import doctor_command
 from jax_nano.api.advice import advice
 from jax_nano.machine import host
 from jax_nano.runtime.program_profile import ProgramProfile, profiled
-from jax_nano.runtime.report import Report
+from jax_nano.runtime.report import KINDS, Report
 
 PROGRAM = """
 import sys
@@ -180,6 +180,7 @@ def test_kinds_in_accelerated_programs(kind):
     f, *shapes = PROGRAMS[kind]
     reports = jax_nano.inspect(jax_nano.accelerate(f), *map(jnp.ones, shapes))
     assert {report.kind for report in reports} == {kind}
+    assert str(reports).startswith(f"{len(reports)} {KINDS[kind]}")
 
 
 def test_what_has_no_kernel_is_counted_by_kind():
