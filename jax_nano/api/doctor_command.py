@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import pathlib
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 ROWS = 12  # of kernels, and of what XLA keeps, that are shown
 NAME_WIDTH = 72
+SUMMED = re.compile(r"(\w+)(?: x \1 -> \1)?, summed in \w+")  # types, of which one says enough where all are the same
+FEW, SHOWN_SHARE = 5, 0.005  # of XLA's operations, these are shown, and those with more of the time
 MEANINGS = {"ynn_fusion": "YNNPACK (reductions, products)"}  # of operations, by XLA's names
 
 
@@ -101,11 +104,11 @@ def kinds_table(profile: ProgramProfile) -> str:
         rows.append((f"kernels: {kind}", sum(use.runs for use in uses), sum(use.seconds for use in uses)))
     if profile.left_seconds:
         rows.append(("XLA: products" if profile.left else "XLA: calls of kernels", 0, profile.left_seconds))
-    others = list(profile.others.items())
-    rows += [(f"XLA: {MEANINGS.get(name, name)}", *row) for name, row in others[:ROWS]]
-    if rest := [row for _, row in others[ROWS:]]:
+    total, others = profile.computing_seconds or 1.0, list(profile.others.items())
+    shown = max(FEW, sum(seconds > SHOWN_SHARE * total for _, (_, seconds) in others[:ROWS]))
+    rows += [(f"XLA: {MEANINGS.get(name, name)}", *row) for name, row in others[:shown]]
+    if rest := [row for _, row in others[shown:]]:
         rows.append(("XLA: others", sum(times for times, _ in rest), sum(seconds for _, seconds in rest)))
-    total = profile.computing_seconds or 1.0
     lines = [f"{'where the time goes':40}{'runs':>9}{'time':>12}{'share':>8}"]
     lines += [
         f"{name:40}{times or '':>9}{milliseconds(seconds):>12}{seconds / total:8.0%}" for name, times, seconds in rows
@@ -121,7 +124,7 @@ def kernels_table(kernels: Iterable[KernelUse]) -> str:
     lines = [f"{'kernel':{NAME_WIDTH}}{'runs':>7}{'each':>12}{'share':>7}{'GFLOP/s':>9}{'GB/s':>7}{'of roof':>9}"]
     for use in kernels[:ROWS]:
         kind = "" if use.kind == "products" else f"{kinds[use.kind]}: "
-        name, each = kind + describe(use.report.problem), use.seconds / use.runs
+        name, each = kind + SUMMED.sub(r"\1", describe(use.report.problem)), use.seconds / use.runs
         short = name if len(name) < NAME_WIDTH else f"{name[: NAME_WIDTH - 4]}..."
         rates = f"{1e-9 * use.roof.flops / each:9.0f}{1e-9 * use.roof.bytes / each:7.1f}"
         share = f"{use.seconds / total:7.0%}"

@@ -27,11 +27,11 @@ KINDS = {  # of reports, in the plural, and one of each
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
-    """What became of one product of a program; prints as a few lines.
+    """What became of one product, convolution, attention or loop of a program; prints as a few lines.
 
     Attributes:
-      equation: the product as the program has it: operands, result, dimension numbers.
-      problem: the product as jax_nano sees it, a Dot, an Attention or a Grouped; None where it is none of these.
+      equation: it as the program has it: operands, result, dimension numbers.
+      problem: it as jax_nano sees it, a Dot, an Attention, a Grouped or a Pipeline; None where it is none of these.
       kernel: what runs; None for lax.dot_general, or what else it is in JAX.
       reason: why it runs as that; empty for a kernel.
       fused: what the kernel does beside the product, in the order of the program.

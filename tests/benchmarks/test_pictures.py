@@ -35,7 +35,7 @@ def test_groups_share_out_all_rows(rows, groups):
 
 def test_transcripts_have_the_command_and_no_bars():
     printed = "one  ━━━━ 100% 0:00:00\ntext\n\n\n\nmore  \npicture: /somewhere\n"
-    assert gallery.transcript("filter", printed) == "$ python examples/filter.py\ntext\n\nmore\n"
+    assert gallery.transcript("python examples/filter.py ", printed) == "$ python examples/filter.py\ntext\n\nmore\n"
 
 
 def test_pictures_shrink_to_the_width_of_a_page(tmp_path):
