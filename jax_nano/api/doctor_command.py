@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jax_nano.runtime.program_profile import KernelUse, ProgramProfile
 
 ROWS = 12  # of kernels, and of what XLA keeps, that are shown
-NAME_WIDTH = 72
+NAME_WIDTH = 58
 SUMMED = re.compile(r"(\w+)(?: x \1 -> \1)?, summed in \w+")  # types, of which one says enough where all are the same
 FEW, SHOWN_SHARE = 5, 0.005  # of XLA's operations, these are shown, and those with more of the time
 MEANINGS = {"ynn_fusion": "YNNPACK (reductions, products)"}  # of operations, by XLA's names
