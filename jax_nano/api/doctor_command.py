@@ -79,7 +79,7 @@ def picture():
 def report(profile: ProgramProfile, *, installed: bool) -> str:
     """All that is said of a program."""
     advice = importlib.import_module("jax_nano.api.advice").advice
-    parts = [heading(profile), kinds_table(profile)]
+    parts = [heading(profile), kinds_table(profile, installed=installed)]
     if profile.kernels:
         parts.append(kernels_table(profile.kernels))
     if profile.left:
@@ -96,14 +96,15 @@ def heading(profile: ProgramProfile) -> str:
     return f"{profile.seconds:.2f} s in all, of which compiled programs computed {profile.computing_seconds:.2f} s"
 
 
-def kinds_table(profile: ProgramProfile) -> str:
+def kinds_table(profile: ProgramProfile, *, installed: bool) -> str:
     """Where the time goes: a row for each kind of kernel, and for what XLA computes."""
     rows: list[tuple[str, int, float]] = []
     for kind in dict.fromkeys(use.kind for use in profile.kernels):
         uses = [use for use in profile.kernels if use.kind == kind]
         rows.append((f"kernels: {kind}", sum(use.runs for use in uses), sum(use.seconds for use in uses)))
     if profile.left_seconds:
-        rows.append(("XLA: products" if profile.left else "XLA: calls of kernels", 0, profile.left_seconds))
+        calls = "calls of kernels" if installed else "products and calls of kernels"
+        rows.append((f"XLA: {'products' if profile.left else calls}", 0, profile.left_seconds))
     total, others = profile.computing_seconds or 1.0, list(profile.others.items())
     shown = max(FEW, sum(seconds > SHOWN_SHARE * total for _, (_, seconds) in others[:ROWS]))
     rows += [(f"XLA: {MEANINGS.get(name, name)}", *row) for name, row in others[:shown]]
