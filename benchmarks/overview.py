@@ -10,11 +10,12 @@ import argparse
 import datetime
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from matplotlib.figure import Figure
 
@@ -30,11 +31,12 @@ TYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
 
 class Program(NamedTuple):
-    """What is measured: a function, and the shapes of its arguments."""
+    """What is measured: a function, the shapes of its arguments, and further arguments as they are."""
 
     name: str
     function: Callable[..., Any]
     shapes: tuple[tuple[int, ...], ...]
+    further: tuple[np.ndarray, ...] = ()
 
 
 def convolution(numbers: tuple[str, str, str], groups: int = 1) -> Callable[..., Any]:
@@ -68,14 +70,21 @@ PROGRAMS = (
 )  # fmt: skip
 
 
-def ratio(program: Program, dtype: Any, turns: int) -> float:
-    """How many times as fast as plain JAX a program is."""
+def times(program: Program, dtype: Any, turns: int) -> tuple[float, float]:
+    """The seconds of a program by plain JAX, and through jax_nano."""
     keys = jax.random.split(jax.random.key(0), len(program.shapes))
     arrays = [jax.random.normal(key, shape).astype(dtype) for key, shape in zip(keys, program.shapes, strict=True)]
+    arrays += map(jnp.asarray, program.further)
     plain, ours = (
         jax.jit(f).lower(*arrays).compile() for f in (program.function, jax_nano.accelerate(program.function))
     )
     theirs, nano = best_of([lambda f=f: jax.block_until_ready(f(*arrays)) for f in (plain, ours)], turns)
+    return theirs, nano
+
+
+def ratio(program: Program, dtype: Any, turns: int) -> float:
+    """How many times as fast as plain JAX a program is."""
+    theirs, nano = times(program, dtype, turns)
     return theirs / nano
 
 
@@ -89,25 +98,36 @@ def measure(turns: int) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any]) -> Figure:
-    """Bars, two for each program, on a logarithmic scale on which 1 is plain JAX."""
-    rows = found["rows"][::-1]
-    figure = Figure(figsize=(7.2, 0.6 + 0.48 * len(rows)), layout="constrained")
+    """All programs."""
+    machine, versions = found["machine"], found["versions"]
+    where = f"{machine['threads']} cores of {machine['processor']} ({machine['target']})"
+    return ratio_bars(found["rows"], tuple(COLORS), f"Times as fast as plain JAX {versions['jax']}: {where}")
+
+
+def ratio_bars(rows: Sequence[dict[str, Any]], types: Sequence[str], title: str) -> Figure:
+    """Bars, one for each program and type, on a logarithmic scale on which 1 is plain JAX."""
+    rows, height = rows[::-1], 0.76 / len(types)
+    figure = Figure(figsize=(7.2, 0.8 + 0.48 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    for offset, (dtype, color) in zip((0.2, -0.2), COLORS.items(), strict=True):
-        places = [i + offset for i in range(len(rows))]
-        bars = axes.barh(places, [row[dtype] for row in rows], height=0.38, color=color, label=dtype)
+    for i, dtype in enumerate(types):
+        places = [j + height * ((len(types) - 1) / 2 - i) for j in range(len(rows))]
+        bars = axes.barh(places, [row[dtype] for row in rows], height=height, color=COLORS[dtype], label=dtype)
         axes.bar_label(bars, [label(row[dtype]) for row in rows], padding=3, fontsize=8)
     axes.axvline(1, color="#333333", linewidth=1)
     axes.set_xscale("log")
-    axes.set_xlim(0.5, 2.2 * max(max(row[dtype] for dtype in COLORS) for row in rows))
-    axes.set_xticks([1, 2, 5, 10, 20, 50, 100], [f"{n}x" for n in (1, 2, 5, 10, 20, 50, 100)])
+    ratios = [row[dtype] for row in rows for dtype in types]
+    largest = max(ratios)
+    axes.set_xlim(min(0.5, 0.8 * min(ratios)), 2.2 * largest)
+    axes.set_xticks(
+        ticks := [n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500) if n <= 2 * largest], [f"{n}x" for n in ticks]
+    )
+    axes.minorticks_off()
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=9)
     axes.tick_params(left=False)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=False, reverse=True)
-    machine, versions = found["machine"], found["versions"]
-    where = f"{machine['threads']} cores of {machine['processor']} ({machine['target']})"
-    axes.set_title(f"Times as fast as plain JAX {versions['jax']}: {where}", fontsize=10, loc="left")
+    if len(types) > 1:
+        figure.legend(loc="outside lower right", ncols=len(types), frameon=False)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     return figure
 
 

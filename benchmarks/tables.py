@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 import jax_nano
-from benchmarks import report
+from benchmarks import layers, report
 from benchmarks.timing import best_of
 
 TYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
@@ -149,13 +149,13 @@ def large_results(stays: str, turns: int) -> None:
     print(row(stays, *(1e3 * seconds for seconds in best_of(calls, turns))))
 
 
-TABLES = {f.__name__: f for f in (work_on_a, packed_weights, quantized_weights, retained_memory)}
+TABLES = {f.__name__: f for f in (work_on_a, packed_weights, quantized_weights, retained_memory)} | layers.TABLES
 
 
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
-    parser.add_argument("--only", choices=TABLES, help="one table")
+    parser.add_argument("--only", nargs="+", choices=TABLES, metavar="TABLE", help=f"of {', '.join(TABLES)}")
     parser.add_argument("--turns", type=int, default=7, help="of each function; the best one counts")
     parser.add_argument("--stays", choices=("no", "yes"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -163,7 +163,7 @@ def main() -> None:
         large_results(arguments.stays, arguments.turns)
         return
     report.print_circumstances(report.circumstances())
-    for name in [arguments.only] if arguments.only else TABLES:
+    for name in arguments.only or TABLES:
         TABLES[name](arguments.turns)
 
 

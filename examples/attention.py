@@ -10,6 +10,7 @@ usage: python examples/attention.py [--layers 4] [--width 384] [--lengths 256 51
 
 import argparse
 import functools
+import itertools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from rich.table import Table
 
 import jax_nano
 from jax_nano.machine import host
+from jax_nano.runtime.progress import progress
 
 HEAD = 64  # elements of a head
 BANDS = 80  # of the spectrogram
@@ -165,9 +167,12 @@ Curves = dict[tuple[str, str], list[Point]]  # by type, and by who computes
 def curves(types: Sequence[str], lengths: Sequence[int], heads: int) -> Curves:
     """A point for each length."""
     found: Curves = {}
-    for name in types:
-        for products, f in (("XLA", by_xla), ("jax_nano", by_jax_nano)):
-            found[name, products] = [measure(f, length, heads, DTYPES[name]) for length in lengths]
+    ways = {"XLA": by_xla, "jax_nano": by_jax_nano}
+    with progress(len(types) * len(ways) * len(lengths), "measuring attention") as bar:
+        for name, (products, f), length in itertools.product(types, ways.items(), lengths):
+            found.setdefault((name, products), []).append(measure(f, length, heads, DTYPES[name]))
+            bar.advance(f"{name}, {products}, T = {length}")
+        bar.finish(f"{len(found)} curves")
     return found
 
 

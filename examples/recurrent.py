@@ -24,11 +24,13 @@ from jax import Array, lax
 from matplotlib.figure import Figure
 
 import jax_nano
+from jax_nano.runtime.progress import progress
 
 TEXT = pathlib.Path(__file__).with_name("sonnets.txt")
 LENGTH = 64  # characters of a row
 BATCH = 32
 FEATURES = 64  # of a character
+PRODUCTS: dict[str, Callable[..., Any]] = {"jax_nano": jax_nano.accelerate, "XLA": lambda f: f}
 
 Params = dict[str, Array]
 
@@ -65,24 +67,26 @@ def loss(params: Params, rows: Array) -> Array:
     return -jnp.take_along_axis(logs, rows.T[1:, :, None], -1).mean() / math.log(2)
 
 
-def train(params: Params, rows: np.ndarray, steps: int, wrap: Callable[..., Any]) -> tuple[list[float], float]:
-    """Trains by Adam, and gives the losses and the seconds of a step."""
+def train(name: str, params: Params, rows: np.ndarray, steps: int) -> tuple[list[float], float]:
+    """Trains by Adam, showing progress, and gives the losses and the seconds of a step."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3))
 
     @jax.jit
-    @wrap
+    @PRODUCTS[name]
     def step(params: Params, state: Any, batch: Array) -> tuple[Any, Any, Array]:
         value, gradient = jax.value_and_grad(loss)(params, batch)
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, value
 
     state, values, seconds, rng = optimizer.init(params), [], [], np.random.default_rng(0)
-    for _ in range(steps):
-        batch = rows[rng.integers(len(rows), size=BATCH)]
-        start = time.perf_counter()
-        params, state, value = step(params, state, batch)
-        values.append(float(value))
-        seconds.append(time.perf_counter() - start)
+    with progress(steps, f"training by {name}") as bar:
+        for _ in range(steps):
+            batch = rows[rng.integers(len(rows), size=BATCH)]
+            start = time.perf_counter()
+            params, state, value = step(params, state, batch)
+            values.append(float(value))
+            seconds.append(time.perf_counter() - start)
+            bar.advance(f"{values[-1]:.2f} bits")
     return values, float(np.median(seconds))
 
 
@@ -105,7 +109,7 @@ def draw(results: dict[str, tuple[list[float], float]], path: pathlib.Path) -> N
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, (values, _) in results.items():
-        left.plot(values, label=name)
+        left.plot(values, label=name, linewidth=1 if name == "XLA" else 4)  # one line on the other
     left.set(xlabel="step", ylabel="bits for a character")
     left.legend()
     right.bar(list(results), [1e3 * seconds for _, seconds in results.values()])
@@ -125,8 +129,8 @@ def main() -> None:
     rows = np.lib.stride_tricks.sliding_window_view(numbers, LENGTH + 1)
     params = initial_params(args.hidden, len(characters))
     results = {}
-    for name, wrap in (("jax_nano", jax_nano.accelerate), ("XLA", lambda f: f)):
-        results[name] = train(params, rows, args.steps, wrap)
+    for name in PRODUCTS:
+        results[name] = train(name, params, rows, args.steps)
         values, seconds = results[name]
         last = np.mean(values[-10:])
         print(f"{name:9}{values[0]:6.2f} bits at first, {last:5.2f} at last;{1e3 * seconds:8.2f} ms a step")

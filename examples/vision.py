@@ -5,7 +5,7 @@ torchvision's names; jax_nano also takes them packed, and as integers of 8 bits.
 second each way reads. Then a small network learns scikit-learn's digits, and its first filters and what it takes some
 digits for are drawn into examples/vision.png.
 
-usage: python examples/vision.py [--checkpoint resnet18.safetensors] [--batch 8] [--types f32 bf16]
+usage: python examples/vision.py [--checkpoint resnet18.safetensors] [--batch 8] [--size 224] [--types f32 bf16]
                                  [--weights arrays packed int8 "int8 images"]
 """
 
@@ -13,6 +13,7 @@ import argparse
 import functools
 import importlib
 import importlib.util
+import itertools
 import pathlib
 import sys
 import time
@@ -27,6 +28,7 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
 import jax_nano
+from jax_nano.runtime.progress import progress
 
 STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))  # of two blocks each: channels, and the stride of the first
 TURNS = 5
@@ -66,7 +68,7 @@ def block(params: Params, name: str, x: Array, stride: int) -> Array:
 
 
 def resnet18(params: Params, x: Array) -> Array:
-    """The scores of 1000 classes, of images (N, 224, 224, 3)."""
+    """The scores of 1000 classes, of images (N, 224, 224, 3), or of other sizes."""
     x = jax.nn.relu(norm(params, "bn1", convolve(x, params["conv1.weight"], 2)))
     x = lax.reduce_window(
         x, np.array(-np.inf, x.dtype), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
@@ -164,15 +166,17 @@ def torch_network(params: dict[str, np.ndarray], dtype: str) -> Callable[[np.nda
     return run
 
 
-def seconds(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
+def seconds(runs: dict[str, Callable[[], Any]], dtype: str) -> dict[str, float]:
     """The shortest time of each, in turns."""
     best = {}
-    for turn in range(TURNS + 1):
-        for name, run in runs.items():
+    with progress((TURNS + 1) * len(runs), f"ResNet-18, {dtype}") as bar:
+        for turn, (name, run) in itertools.product(range(TURNS + 1), runs.items()):
             start = time.perf_counter()
             run()
             taken = time.perf_counter() - start
             best[name] = min(best.get(name, taken), taken) if turn > 1 else taken
+            bar.advance(name)
+        bar.finish(f"{TURNS} turns")
     return best
 
 
@@ -184,9 +188,9 @@ def kept_as(weights: Params, name: str) -> dict[str, Any]:
     return jax_nano.map_kernels(KEPT[name], weights, lambda _, array: specs.get(array.ndim))
 
 
-def compare(params: dict[str, np.ndarray], dtype: str, batch: int, forms: list[str]) -> None:
-    """Prints the images a second of each way to run the network."""
-    images = np.random.default_rng(1).standard_normal((batch, 224, 224, 3)).astype(np.float32)
+def compare(params: dict[str, np.ndarray], dtype: str, shape: tuple[int, ...], forms: list[str]) -> None:
+    """Prints the images a second of each way to run the network, of images in this shape."""
+    images = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     weights = {name: jnp.asarray(array, DTYPES[dtype]) for name, array in params.items()}
     x = jnp.asarray(images, DTYPES[dtype])
     xla = jax.jit(resnet18)
@@ -200,12 +204,12 @@ def compare(params: dict[str, np.ndarray], dtype: str, batch: int, forms: list[s
         runs["PyTorch"] = lambda: torch(images)
     wide = {name: w.astype(jnp.float32) for name, w in weights.items()}
     wanted = np.asarray(xla(wide, x.astype(jnp.float32)))
-    for name, taken in seconds(runs).items():
+    for name, taken in seconds(runs, dtype).items():
         note = ""
         if name in kept:
             error = np.abs(wanted - np.asarray(nano(kept[name], x), np.float32)).max() / np.abs(wanted).max()
             note = f"   within {error:.1e} of XLA in f32"
-        print(f"{dtype:5s}{name:22s}{batch / taken:9.1f} images/s{note}")
+        print(f"{dtype:5s}{name:22s}{len(images) / taken:9.1f} images/s{note}")
 
 
 # Digits
@@ -226,7 +230,7 @@ def small_network(params: list[Array], x: Array) -> Array:
     return x.reshape(x.shape[0], -1) @ dense + bias3
 
 
-def learn(train: Digits, held_out: Digits, epochs: int = 30, batch: int = 64) -> tuple[list[Array], np.ndarray]:
+def learn(train: Digits, held_out: Digits, epochs: int, batch: int = 64) -> tuple[list[Array], np.ndarray]:
     """Trains by gradient descent with momentum; gives the parameters, and what they take held-out digits for."""
     rng = np.random.default_rng(0)
     sizes = ((3, 3, 1, 32), (3, 3, 32, 64), (16 * 64, 10))
@@ -300,15 +304,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="a ResNet-18 in safetensors, by torchvision's names")
     parser.add_argument("--batch", type=int, default=8, help="images at once (8)")
+    parser.add_argument("--size", type=int, default=224, help="pixels of an image's side (224)")
+    parser.add_argument("--epochs", type=int, default=30, help="of the digits (30)")
     parser.add_argument("--types", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--weights", nargs="+", choices=["arrays", *KEPT], default=["arrays", *KEPT])
     args = parser.parse_args()
     params = load_params(args.checkpoint) if args.checkpoint else random_params(np.random.default_rng(0))
     for dtype in args.types:
-        compare(params, dtype, args.batch, args.weights)
+        compare(params, dtype, (args.batch, args.size, args.size, 3), args.weights)
 
     train, held_out = load()
-    learned, predictions = learn(train, held_out)
+    learned, predictions = learn(train, held_out, args.epochs)
     print(f"held-out accuracy: {(predictions == held_out.labels).mean():.2%}")
     path = pathlib.Path(__file__).with_name("vision.png")
     draw(np.asarray(learned[0]), predictions, held_out, path)

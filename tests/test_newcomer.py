@@ -75,6 +75,16 @@ def test_the_attention_example_draws_time_and_memory(tmp_path, capsys, monkeypat
     assert (tmp_path / "attention.png").stat().st_size > 10_000
 
 
+def test_the_vision_example_agrees_with_xla_and_learns(tmp_path, capsys, monkeypatch):
+    small = "--size", 32, "--batch", 1, "--types", "f32", "--epochs", 4, "--weights"
+    run_example("vision.py", tmp_path, monkeypatch, *small, "arrays")
+    printed = capsys.readouterr().out
+    (error,) = re.findall(r"jax_nano, arrays +[\d.]+ images/s +within (\S+) of XLA", printed)
+    assert float(error) < 1e-5
+    assert float(re.findall(r"held-out accuracy: ([\d.]+)%", printed)[0]) > 90
+    assert (tmp_path / "vision.png").stat().st_size > 10_000
+
+
 def test_the_characters_example_learns(capsys, monkeypatch):
     arguments = ["--steps", "60", "--hidden", "256", "--count", "5"]
     monkeypatch.setattr(sys, "argv", ["characters.py", *arguments])

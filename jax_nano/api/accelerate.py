@@ -16,10 +16,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def accelerate(f: F) -> F:
-    """Gives f jax_nano's products: `fast = jax.jit(jax_nano.accelerate(model))`.
+    """Computes f by jax_nano's kernels: `fast = jax.jit(jax_nano.accelerate(model))`.
 
-    The result has f's signature and values and composes with jit, grad, vmap, scan and the rest on either side. Each
-    lax.dot_general in f becomes jax_nano's, at any depth of jit, scan, while, cond, remat, custom derivatives and
+    The result has f's signature and values and composes with jit, grad, vmap, scan and the rest on either side.
+    Products, convolutions and grouped products in f become kernels, with the elementwise work around them where that
+    pays, attention and loops one kernel each; at any depth of jit, scan, while, cond, remat, custom derivatives and
     shard_map. What jax_nano has no kernel for runs as before; `jax_nano.inspect` says why. Where JAX_NANO=0 is in the
     environment when it is called, or traced by jit, it is f.
 

@@ -30,9 +30,9 @@ def advice(profile: ProgramProfile, machine: Machine, *, installed: bool) -> lis
 def nothing_ran(profile: ProgramProfile, *, installed: bool) -> str:
     """Why there are no kernels."""
     if profile.left:
-        return "no product had a kernel that would be faster; the reasons stand above"
+        return "nothing had a kernel that would be faster; the reasons stand above"
     if installed:
-        return "the program has no matrix products or convolutions; jax_nano computes nothing else"
+        return "the program has no products, convolutions, attention or loops of them; jax_nano computes nothing else"
     return "no product went to jax_nano: leave out --as-is, or wrap the model in jax_nano.accelerate"
 
 

@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import importlib
 import pathlib
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
     from jax_nano.runtime.program_profile import KernelUse, ProgramProfile
 
 ROWS = 12  # of kernels, and of what XLA keeps, that are shown
-NAME_WIDTH = 72
+NAME_WIDTH = 58
+SUMMED = re.compile(r"(\w+)(?: x \1 -> \1)?, summed in \w+")  # types, of which one says enough where all are the same
+FEW, SHOWN_SHARE = 5, 0.005  # of XLA's operations, these are shown, and those with more of the time
+MEANINGS = {"ynn_fusion": "YNNPACK (reductions, products)"}  # of operations, by XLA's names
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -74,7 +79,7 @@ def picture():
 def report(profile: ProgramProfile, *, installed: bool) -> str:
     """All that is said of a program."""
     advice = importlib.import_module("jax_nano.api.advice").advice
-    parts = [heading(profile), kinds_table(profile)]
+    parts = [heading(profile), kinds_table(profile, installed=installed)]
     if profile.kernels:
         parts.append(kernels_table(profile.kernels))
     if profile.left:
@@ -91,19 +96,20 @@ def heading(profile: ProgramProfile) -> str:
     return f"{profile.seconds:.2f} s in all, of which compiled programs computed {profile.computing_seconds:.2f} s"
 
 
-def kinds_table(profile: ProgramProfile) -> str:
+def kinds_table(profile: ProgramProfile, *, installed: bool) -> str:
     """Where the time goes: a row for each kind of kernel, and for what XLA computes."""
     rows: list[tuple[str, int, float]] = []
     for kind in dict.fromkeys(use.kind for use in profile.kernels):
         uses = [use for use in profile.kernels if use.kind == kind]
         rows.append((f"kernels: {kind}", sum(use.runs for use in uses), sum(use.seconds for use in uses)))
     if profile.left_seconds:
-        rows.append(("XLA: products", 0, profile.left_seconds))
-    others = list(profile.others.items())
-    rows += [(f"XLA: {name}", *row) for name, row in others[:ROWS]]
-    if rest := [row for _, row in others[ROWS:]]:
+        calls = "calls of kernels" if installed else "products and calls of kernels"
+        rows.append((f"XLA: {'products' if profile.left else calls}", 0, profile.left_seconds))
+    total, others = profile.computing_seconds or 1.0, list(profile.others.items())
+    shown = max(FEW, sum(seconds > SHOWN_SHARE * total for _, (_, seconds) in others[:ROWS]))
+    rows += [(f"XLA: {MEANINGS.get(name, name)}", *row) for name, row in others[:shown]]
+    if rest := [row for _, row in others[shown:]]:
         rows.append(("XLA: others", sum(times for times, _ in rest), sum(seconds for _, seconds in rest)))
-    total = profile.computing_seconds or 1.0
     lines = [f"{'where the time goes':40}{'runs':>9}{'time':>12}{'share':>8}"]
     lines += [
         f"{name:40}{times or '':>9}{milliseconds(seconds):>12}{seconds / total:8.0%}" for name, times, seconds in rows
@@ -113,12 +119,13 @@ def kinds_table(profile: ProgramProfile) -> str:
 
 def kernels_table(kernels: Iterable[KernelUse]) -> str:
     """The kernels, by time."""
-    describe = importlib.import_module("jax_nano.runtime.tuning").name_of
+    describe, kinds = importlib.import_module("jax_nano.runtime.tuning").name_of, kinds_of_reports()
     kernels = list(kernels)
     total = sum(use.seconds for use in kernels)
     lines = [f"{'kernel':{NAME_WIDTH}}{'runs':>7}{'each':>12}{'share':>7}{'GFLOP/s':>9}{'GB/s':>7}{'of roof':>9}"]
     for use in kernels[:ROWS]:
-        name, each = describe(use.report.problem), use.seconds / use.runs
+        kind = "" if use.kind == "products" else f"{kinds[use.kind]}: "
+        name, each = kind + SUMMED.sub(r"\1", describe(use.report.problem)), use.seconds / use.runs
         short = name if len(name) < NAME_WIDTH else f"{name[: NAME_WIDTH - 4]}..."
         rates = f"{1e-9 * use.roof.flops / each:9.0f}{1e-9 * use.roof.bytes / each:7.1f}"
         share = f"{use.seconds / total:7.0%}"
@@ -129,12 +136,19 @@ def kernels_table(kernels: Iterable[KernelUse]) -> str:
     return "\n".join(lines)
 
 
+def kinds_of_reports() -> dict[str, str]:
+    """One of each kind, by the plural."""
+    return importlib.import_module("jax_nano.runtime.report").KINDS
+
+
 def left_list(profile: ProgramProfile) -> str:
     """What runs without a kernel, and why."""
-    lines = [f"{count(len(profile.left), 'product')} without a kernel:"]
+    kinds = kinds_of_reports()
+    counts = Counter(kinds[report.kind] for report in profile.left)
+    lines = [f"{' and '.join(count(number, kind) for kind, number in counts.items())} without a kernel:"]
     lines += [f"- {report.equation}: {report.reason}" for report in profile.left[:ROWS]]
     if len(profile.left) > ROWS:
-        lines.append(f"- and {len(profile.left) - ROWS} more; jax_nano.inspect shows all")
+        lines.append(f"- and {len(profile.left) - ROWS} more; jax_nano.inspect shows them all")
     return "\n".join(lines)
 
 

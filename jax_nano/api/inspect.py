@@ -16,12 +16,12 @@ from jax_nano.runtime.report import Reports, reports
 
 
 def inspect(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Reports:
-    """Shows what becomes of every product in f under jax_nano, without running it.
+    """Shows what becomes of every product, convolution, attention and loop in f under jax_nano, without running it.
 
-    The program is lowered as `install()` would have it: each lax.dot_general in it, and each product of jax_nano, at
-    any depth of jit, scan, cond, remat, custom derivatives, shard_map and the like. A function that the program calls
-    several times through one jit is compiled once and reported once. Where XLA partitions the program over devices, it
-    is compiled, and products are reported as one device has them.
+    The program is lowered as `install()` would have it: what `install` takes in it, and what jax_nano's own functions
+    and `accelerate` put there, at any depth of jit, scan, cond, remat, custom derivatives, shard_map and the like. A
+    function that the program calls several times through one jit is compiled once and reported once. Where XLA
+    partitions the program over devices, it is compiled, and products are reported as one device has them.
 
     Args:
       f: a function, jitted or not; also jax.grad of one, or a single product such as `jax_nano.matmul`.
@@ -29,7 +29,7 @@ def inspect(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Reports:
       **kwargs: likewise.
 
     Returns:
-      A sequence with a `Report` for each product; printed, it is a readable summary.
+      A sequence with a `Report` for each; printed, it is a readable summary.
     """
     leaves, tree = jax.tree.flatten((args, kwargs))
 

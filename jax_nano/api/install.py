@@ -20,7 +20,8 @@ from jax_nano.lowering.export import unless_exported
 def install() -> None:
     """Makes every product on CPUs jax_nano's: those of jnp, flax, equinox, optax and all that is built on JAX.
 
-    Products are lax.dot_general, lax.ragged_dot_general and lax.conv_general_dilated.
+    Products are lax.dot_general, lax.ragged_dot_general and lax.conv_general_dilated. Loops of them are one kernel
+    where that is predicted to be faster.
 
     Programs compiled before are forgotten (jax.clear_caches) and compiled anew when next called, except those that the
     caller holds from `.lower().compile()`. Calling it again changes nothing. What jax_nano has no kernel for runs as

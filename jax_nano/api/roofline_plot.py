@@ -9,8 +9,10 @@ from matplotlib.figure import Figure
 from jax_nano.machine.isa import Machine
 from jax_nano.runtime.program_profile import KernelUse, ProgramProfile
 
-COLORS = {"products": "#1565c0", "attention": "#e65100", "convolutions": "#2e7d32"}
-OTHER = "#8e24aa"
+COLORS = {
+    "products": "#1565c0", "attention": "#e65100", "convolutions": "#2e7d32", "grouped products": "#8e24aa",
+    "loops": "#6d4c41",
+}  # fmt: skip
 LARGEST = 600.0  # points squared: the mark of a kernel with all of the time
 SMALLEST = 12.0
 
@@ -30,7 +32,7 @@ def draw(profile: ProgramProfile, machine: Machine) -> Figure:
         areas = [max(SMALLEST, LARGEST * use.seconds / profile.kernel_seconds) for use in uses]
         heights = [1e-9 * use.roof.flops * use.runs / use.seconds for use in uses]
         axes.scatter(
-            [intensity(use) for use in uses], heights, s=areas, label=kind, color=COLORS.get(kind, OTHER), alpha=0.6,
+            [intensity(use) for use in uses], heights, s=areas, label=kind, color=COLORS[kind], alpha=0.6,
             edgecolors="white", zorder=3,
         )  # fmt: skip
     axes.set(

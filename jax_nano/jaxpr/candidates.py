@@ -72,14 +72,19 @@ class Candidates:
         return _PrologueWalk(self, self._flow, product, operand).candidates(every=self._every_prologue)
 
     def operand_views(self, product: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """The equations through which strides read both operands: as many conversions as may be, then fewer."""
+        """The equations through which strides read both operands: as many conversions as may be, then fewer.
+
+        A weight on the right is worth more than views on the left: those are tried without, too.
+        """
         flow, seen = self._flow, set()
         lhs, rhs = flow.eqns[product].invars
         for with_lhs, with_rhs in ((True, True), (False, True), (True, False), (False, False)):
             both = self._operand(lhs, converted=with_lhs), self._operand(rhs, converted=with_rhs)
-            if both not in seen:
-                seen.add(both)
-                yield both
+            is_weight = both[1] and flow.eqns[both[1][0]].primitive in WEIGHTS
+            for views in (both, ((), both[1])) if is_weight else (both,):
+                if views not in seen:
+                    seen.add(views)
+                    yield views
 
     def prologue_views(self, x: Atom) -> tuple[int, ...]:
         """The equations through which strides read what a prologue reads, the nearest to the array first."""

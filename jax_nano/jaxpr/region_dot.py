@@ -10,7 +10,7 @@ from typing import Any
 from jax.extend.core import JaxprEqn, Var
 from jax.extend.core.primitives import convert_element_type_p
 
-from jax_nano.ir.axes import Axis, Loops, extent
+from jax_nano.ir.axes import Axis, Loops, extent, merged
 from jax_nano.ir.convolution import LONGEST_STEP, PLACES_IN_LANES
 from jax_nano.ir.dot import ONLY_RHS_IN_PANELS, Dot, Epilogue, Prologue, UnsupportedDot, is_one_run
 from jax_nano.ir.program import Program
@@ -118,7 +118,7 @@ def region_dot(product: Product, ending: Ending) -> RegionDot:
     if is_transposed:
         axes, lhs, rhs = axes.transposed(), rhs, lhs
     _check_last_dimension(axes)
-    _check_quantized(lhs, rhs, axes)
+    _check_quantized(lhs, rhs, axes, product.window)
     if rhs.work:
         raise NoView(WORK_ON_B)
     _check_contiguous(axes, extras.prologue)
@@ -274,7 +274,7 @@ def _check_contiguous(axes: Axes, prologue: range) -> None:
         raise NoView("an array beside A is not contiguous where A is")
 
 
-def _check_quantized(lhs: StridedArray, rhs: StridedArray, axes: Axes) -> None:
+def _check_quantized(lhs: StridedArray, rhs: StridedArray, axes: Axes, window: Window | None) -> None:
     """Checks that quantized integers can be read as they stand.
 
     Raises:
@@ -288,6 +288,9 @@ def _check_quantized(lhs: StridedArray, rhs: StridedArray, axes: Axes) -> None:
     k = [axis for axis in axes.k if axis.size > 1]
     if extent(k) != rows or not is_one_run(k, columns) or not axes.n or axes.n[-1].rhs != 1:
         raise NoView("quantized values are not summed along their rows")
+    in_order = sorted(k, key=lambda axis: axis.rhs, reverse=True)
+    if not window and len(merged(in_order)) > 1:  # words and groups are found by the step of one loop over k
+        raise NoView("A is not one run along the rows of quantized values")
 
 
 def _epilogue_program(product: Product, ending: Ending) -> tuple[Program | None, str]:

@@ -133,13 +133,14 @@ def _lower(
         if devices > 1:
             dot = with_precision(kernel.precision, kernel.dot)
             shards = partition_region(region, accelerated_whole)
-            return partitioned_call(ctx, arrays, shards, Report(equation=equation, problem=dot, fused=region.fused))
+            report = Report(equation=equation, problem=dot, fused=region.fused, otherwise=_namesake(product))
+            return partitioned_call(ctx, arrays, shards, report)
         prepare(_supported_dots(upcoming))
         dot = with_precision(kernel.precision, kernel.dot)
         compiled = kernel_for(dot)
     except UnsupportedDot as reason:
         return _lower_without_kernel(ctx, arrays, region, reason)
-    ends: Any = {"kept": limits.prologue, "stopped": limits.epilogue}
+    ends: Any = {"kept": limits.prologue, "stopped": limits.epilogue, "otherwise": _namesake(product)}
     tell(Report(equation=equation, problem=dot, kernel=compiled, fused=region.fused, **ends))
     operands = ctx.replace(avals_in=[ctx.avals_in[i] for i in kernel.sources])
     return custom_call(operands, compiled, [arrays[i] for i in kernel.sources])
@@ -150,6 +151,10 @@ def _equation(product: JaxprEqn) -> str:
     if product.primitive in CONVOLUTIONS:
         return convolution.equation_of(avals, product.params)
     return equation_of(avals, product.params["dimension_numbers"])
+
+
+def _namesake(product: JaxprEqn) -> str:
+    return convolution.NAMESAKE if product.primitive in CONVOLUTIONS else "lax.dot_general"
 
 
 def _lower_without_kernel(

@@ -9,16 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from jax_nano import _native
-from jax_nano.ir.attention import Attention
-from jax_nano.ir.grouped import Grouped
-from jax_nano.ir.pipeline import Pipeline
 from jax_nano.machine.isa import Machine
 from jax_nano.runtime.report import Report, reports
 from jax_nano.runtime.trace import Trace, traced
 from jax_nano.schedule.roofline import Roof, roof_of
 
-# Operations that XLA names as the primitives that became kernels, or that are products of its own.
-PRODUCTS = ("nano_", "dot", "conv", "ynn_fusion", "custom-call")
+# Operations that XLA names as the primitives that became kernels, or that are products of its own. What it gives to
+# YNNPACK is not among them: most of that is reductions.
+PRODUCTS = ("nano_", "dot", "conv_general", "convolution", "ragged_dot", "custom-call")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +38,7 @@ class KernelUse:
     @property
     def kind(self) -> str:
         """What it is, in the plural: the row of the table that it counts in."""
-        return kind_of(self.report)
+        return self.report.kind
 
     @property
     def share_of_roof(self) -> float:
@@ -79,7 +77,10 @@ class ProgramProfile:
 
     @property
     def left_seconds(self) -> float:
-        """Of products that XLA computes: what operations with their names took beyond the kernels."""
+        """Of products that XLA computes: what operations with their names took beyond the kernels.
+
+        Where no product is left to XLA, it is what calling kernels took.
+        """
         named = sum(seconds for name, (_, seconds) in self.trace.seconds.items() if name.startswith(PRODUCTS))
         return max(0.0, named - self.kernel_seconds)
 
@@ -117,15 +118,3 @@ def uses(found: list[Report], machine: Machine) -> list[KernelUse]:
         for report, runs, seconds in ran
     ]
     return sorted(rows, key=lambda use: -use.seconds)
-
-
-def kind_of(report: Report) -> str:
-    """What a report is of, in the plural."""
-    problem = report.problem
-    if isinstance(problem, Attention):
-        return "attention"
-    if isinstance(problem, Pipeline):
-        return "loops"
-    if isinstance(problem, Grouped):
-        return "grouped products"
-    return "convolutions" if problem and problem.window else "products"

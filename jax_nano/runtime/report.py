@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,14 +19,19 @@ from jax_nano.schedule.grouped import GroupedPlan
 from jax_nano.schedule.pipeline import PipelinePlan
 from jax_nano.schedule.plan import Plan
 
+KINDS = {  # of reports, in the plural, and one of each
+    "products": "product", "convolutions": "convolution", "attention": "attention",
+    "grouped products": "grouped product", "loops": "loop",
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
-    """What became of one product of a program; prints as a few lines.
+    """What became of one product, convolution, attention or loop of a program; prints as a few lines.
 
     Attributes:
-      equation: the product as the program has it: operands, result, dimension numbers.
-      problem: the product as jax_nano sees it, a Dot, an Attention or a Grouped; None where it is none of these.
+      equation: it as the program has it: operands, result, dimension numbers.
+      problem: it as jax_nano sees it, a Dot, an Attention, a Grouped or a Pipeline; None where it is none of these.
       kernel: what runs; None for lax.dot_general, or what else it is in JAX.
       reason: why it runs as that; empty for a kernel.
       fused: what the kernel does beside the product, in the order of the program.
@@ -46,6 +52,17 @@ class Report:
     otherwise: str = "lax.dot_general"
     devices: int = 1
     shards: Sequence[Report] = ()
+
+    @property
+    def kind(self) -> str:
+        """What it is: one of KINDS."""
+        if isinstance(self.problem, Attention) or self.equation.startswith(("attention", "gradients of")):
+            return "attention"
+        if isinstance(self.problem, Pipeline) or self.otherwise == "XLA's loop":
+            return "loops"
+        if isinstance(self.problem, Grouped) or self.otherwise.startswith("lax.ragged_dot"):
+            return "grouped products"
+        return "convolutions" if self.otherwise.startswith("lax.conv") else "products"
 
     @property
     def ran_as(self) -> str:
@@ -107,7 +124,9 @@ class Reports(tuple[Report, ...]):
         kernels = sum(report.ran_as == "kernel" for report in self)
         names = dict.fromkeys(report.otherwise for report in self if report.ran_as != "kernel") or ["lax.dot_general"]
         others = f"{len(self) - kernels} by {' and '.join(names)}"
-        heading = f"{_count(len(self), 'product')}: {kernels} by kernels, {others}"
+        kinds = Counter(report.kind for report in self)
+        counts = ", ".join(_count(kinds[kind], one) for kind, one in KINDS.items() if kinds[kind]) or "0 products"
+        heading = f"{counts}: {kernels} by kernels, {others}"
         return "\n\n".join([heading, *map(str, self)])
 
     __repr__ = __str__

@@ -3,13 +3,18 @@
 import re
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax import lax
 
+import jax_nano
 from jax_nano.__main__ import main
 from jax_nano.api import doctor_command
 from jax_nano.api.advice import advice
 from jax_nano.machine import host
-from jax_nano.runtime.program_profile import profiled
+from jax_nano.runtime.program_profile import ProgramProfile, profiled
+from jax_nano.runtime.report import KINDS, Report
 
 PROGRAM = """
 import sys
@@ -61,9 +66,7 @@ def test_kernels_of_every_kind_are_told_apart_with_how_often_they_ran(program, c
     rows = dict(re.findall(r"^(kernels: \w+) +(\d+) ", sections["where"], re.M))
     assert rows == {"kernels: products": "3", "kernels: attention": "1", "kernels: convolutions": "1"}
     assert "XLA: sort" in sections["where"]
-    first = re.search(
-        r"^M 64, N 200, K 300; f32 x f32 -> f32, summed in f32 +3 +[\d.]+ ms +\d+%", sections["kernel"], re.M
-    )
+    first = re.search(r"^M 64, N 200, K 300; f32 +3 +[\d.]+ ms +\d+%", sections["kernel"], re.M)
     assert first
     assert re.search(r"1 product without a kernel:\n- .*: no kernel multiplies", sections["1"])
 
@@ -86,7 +89,7 @@ def test_a_program_without_products_is_told_so(program, capsys):
     main(["doctor", program("import jax.numpy as jnp\nprint(jnp.sort(jnp.ones(9)))")])
     _, sections = told(capsys)
     assert sections["what"].endswith(
-        "the program has no matrix products or convolutions; jax_nano computes nothing else"
+        "the program has no products, convolutions, attention or loops of them; jax_nano computes nothing else"
     )
 
 
@@ -136,11 +139,6 @@ def test_it_needs_jax_nano_switched_on(monkeypatch, program):
 
 
 def test_a_small_product_of_a_large_weight_waits_for_memory():
-    import jax
-    import jax.numpy as jnp
-
-    import jax_nano
-
     with profiled(host.machine()) as profile:
         product = jax.jit(jax_nano.matmul)
         x, w = jnp.ones((1, 2048)), jnp.ones((2048, 4096))
@@ -156,3 +154,34 @@ def test_a_small_product_of_a_large_weight_waits_for_memory():
 def test_times_are_in_milliseconds():
     assert doctor_command.milliseconds(0.25) == "250.0 ms"
     assert doctor_command.milliseconds(0.0012345) == "1.234 ms"
+
+
+def convolve(x, w):
+    return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def recurrent(x, w):
+    return lax.scan(lambda h, rows: (jnp.tanh(rows + h @ w), None), jnp.zeros(x.shape[1:]), x)[0]
+
+
+PROGRAMS = {
+    "products": (jnp.matmul, (9, 8), (8, 7)),
+    "convolutions": (lambda x, w: jax.nn.relu(convolve(x, w)), (1, 8, 8, 4), (3, 3, 4, 16)),
+    "attention": (lambda q, k: jax.nn.dot_product_attention(q, k, k), (1, 40, 2, 16), (1, 40, 2, 16)),
+    "grouped products": (lambda x, w: lax.ragged_dot(x, w, jnp.array([3, 5])), (8, 16), (2, 16, 16)),
+    "loops": (recurrent, (100, 8, 64), (64, 64)),
+}
+
+
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_kinds_in_accelerated_programs(kind):
+    f, *shapes = PROGRAMS[kind]
+    reports = jax_nano.inspect(jax_nano.accelerate(f), *map(jnp.ones, shapes))
+    assert {report.kind for report in reports} == {kind}
+    assert str(reports).startswith(f"{len(reports)} {KINDS[kind]}")
+
+
+def test_what_has_no_kernel_is_counted_by_kind():
+    left = [Report(equation="a", reason="r"), Report(equation="b", reason="r", otherwise="lax.conv_general_dilated")]
+    text = doctor_command.left_list(ProgramProfile(left=left))
+    assert text.splitlines()[0] == "1 product and 1 convolution without a kernel:"

@@ -12,6 +12,7 @@ import urllib.parse
 import pytest
 
 import jax_nano
+from benchmarks import gallery
 
 ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -85,6 +86,20 @@ def test_no_link_is_dead(pages, site):
             elif url.fragment and target in pages and url.fragment not in pages[target].anchors:
                 dead.append(f"{path.relative_to(site)}: {link}, which has no such place")
     assert not dead
+
+
+def test_the_gallery_shows_every_example():
+    page = (DOCS / "gallery.md").read_text()
+    names = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    assert names == set(gallery.COMMANDS)
+    for name in names:
+        assert f"`{name}.py`" in page and f"images/gallery/{name}.txt" in page
+        assert (gallery.FOLDER / f"{name}.txt").read_text().startswith(f"$ python examples/{name}.py")
+
+
+def test_pictures_are_small():
+    for picture in (DOCS / "images").rglob("*.*g"):
+        assert picture.stat().st_size < 150_000, picture
 
 
 def test_search_finds_what_pages_are_about(site):

@@ -121,6 +121,17 @@ def test_other_functions_take_the_array(options):
         np.testing.assert_allclose(wide(jax_nano.matmul(q, x)), exact(q) @ wide(x), atol=1e-3)
 
 
+@pytest.mark.parametrize("options", [{}, {"group": 32}, {"bits": 4}, {"bits": 4, "group": 64}], ids=str)
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 1, 0)], ids=str)
+def test_heads_that_are_apart_in_memory_are_summed_in_the_order_of_the_rows(options, order):
+    """Attention's result, whose heads have rows of their own, times the weight that mixes them."""
+    shape = (3, 5, 64) if order == (1, 0, 2) else (64, 3, 5)
+    x, q = jnp.asarray(normal(*shape), jnp.bfloat16), quantize(weight(192, 40, dtype=jnp.bfloat16), **options)
+    with kernels(1):
+        result = jax.jit(jax_nano.accelerate(lambda x, q: x.transpose(order).reshape(5, 192) @ q))(x, q)
+    assert_product(result, x.transpose(order).reshape(5, 192), q)
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"bits": 4}, {"group": 32, "symmetric": False}, {"bits": 4, "group": 32}], ids=str
 )
