@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,8 +13,10 @@ from jax.extend.mlir.dialects import arith, memref, vector
 from jax_nano.codegen.index import Index, Values, add, index, mul
 from jax_nano.codegen.load_store import first_lanes, load, load_scalar, store
 from jax_nano.codegen.loops import for_range
+from jax_nano.codegen.nests import Nest, along_lanes, in_squares, loops, nest_of
 from jax_nano.codegen.pipeline_memory import Memory, Reference
 from jax_nano.codegen.registers import broadcast, count_up
+from jax_nano.codegen.shuffles import transpose
 from jax_nano.codegen.types import element_type, is_float
 from jax_nano.codegen.vector import arithmetic as v
 from jax_nano.codegen.vector.cast import cast
@@ -25,24 +26,8 @@ from jax_nano.ir.pipeline import Access, IndexInput, Kind, Map, Place, Reduction
 from jax_nano.ir.program import Operation, Program
 from jax_nano.schedule.pipeline import PipelinePlan
 
-UNROLLED = 4  # registers that are written out, in place of a loop
-
 Input = Reference | IndexInput
-
-
-@dataclass(frozen=True)
-class Nest:
-    """The loops of a stage: axes around, and the one along lanes."""
-
-    sizes: tuple[int, ...]
-    outer: tuple[int, ...]
-    lane: int | None
-    lanes: int
-
-    @property
-    def width(self) -> int:
-        """Elements along lanes."""
-        return 1 if self.lane is None else self.sizes[self.lane]
+Indices = dict[int | None, Index]  # by axis
 
 
 def emit_map(plan: PipelinePlan, stage: Map, memory: Memory) -> None:
@@ -53,14 +38,48 @@ def emit_map(plan: PipelinePlan, stage: Map, memory: Memory) -> None:
     sizes, outputs, inputs = coalesced(stage.sizes, outputs, inputs)
     nest = nest_of(sizes, outputs[0].strides, plan.register_bytes // widest(stage.program))
     whole = [is_whole(plan, access, stage.sizes) for access in stage.outputs]
+
+    def write(indices: Indices, count: int, inputs: Sequence[Input | ir.Value] = tuple(inputs)) -> None:
+        values = values_of(stage.program, inputs, nest, indices, count)
+        for value, target, full in zip(evaluate(stage.program, values), outputs, whole, strict=True):
+            put(value, target, nest, indices, None if full and target.is_padded else count)
+
+    axis = contiguous_elsewhere(inputs, nest)
+    if axis is not None:
+
+        def square(indices: Indices) -> None:
+            turned = [turn(x, nest, indices) if is_along(x, nest, axis) else [x] * nest.lanes for x in inputs]
+            for row, found in enumerate(zip(*turned, strict=True)):
+                write({**indices, axis: add(indices[axis], row)}, nest.lanes, found)
+
+        in_squares(nest, axis, square, write)
+        return
     with loops(nest, nest.outer) as indices:
+        along_lanes(nest, lambda at, count: write({**indices, nest.lane: at}, count))
 
-        def body(at: Index, count: int) -> None:
-            values = values_of(stage.program, inputs, nest, {**indices, nest.lane: at}, count)
-            for value, target, full in zip(evaluate(stage.program, values), outputs, whole, strict=True):
-                put(value, target, nest, {**indices, nest.lane: at}, None if full and target.is_padded else count)
 
-        along_lanes(nest, body)
+def contiguous_elsewhere(inputs: Sequence[Input], nest: Nest) -> int | None:
+    """The axis along which an input is contiguous that is not so along lanes, if squares fit there."""
+    if nest.lane is None or nest.lanes & (nest.lanes - 1) or nest.width < nest.lanes:
+        return None
+    fitting = (axis for axis in nest.outer if nest.sizes[axis] >= nest.lanes)
+    return next((axis for axis in fitting if any(is_along(x, nest, axis) for x in inputs)), None)
+
+
+def is_along(x: Input, nest: Nest, axis: int) -> bool:
+    """Whether an input is contiguous along an axis, and not along lanes."""
+    if not isinstance(x, Reference) or nest.lane is None:
+        return False
+    return x.strides[axis] == 1 and x.strides[nest.lane] not in (0, 1)
+
+
+def turn(x: Input, nest: Nest, indices: Indices) -> Values:
+    """Registers along lanes, for each of as many elements along the axis along which an input is contiguous."""
+    assert isinstance(x, Reference)
+    assert nest.lane is not None
+    at = x.offset(at_indices(nest, indices))
+    rows = [load(x.base, add(at, lane * x.strides[nest.lane]), nest.lanes) for lane in range(nest.lanes)]
+    return transpose(rows)
 
 
 def read(source: Source, memory: Memory, rank: int) -> Input:
@@ -120,50 +139,18 @@ def coalesced(
     return shape, [x for x in new if isinstance(x, Reference)], [joined(x) for x in inputs]
 
 
-def nest_of(sizes: Sequence[int], strides: Sequence[int], lanes: int) -> Nest:
-    """The loops of a stage whose result has these strides; scalars, where nothing is contiguous in it."""
-    unit = [axis for axis, stride in enumerate(strides) if stride == 1 and sizes[axis] > 1]
-    lane = unit[-1] if unit else None
-    outer = sorted((axis for axis in range(len(sizes)) if axis != lane), key=lambda axis: -abs(strides[axis]))
-    return Nest(tuple(sizes), tuple(outer), lane, lanes if lane is not None else 1)
+def values_of(program: Program, inputs: Sequence[Input | ir.Value], nest: Nest, indices: Indices, count: int) -> Values:
+    """Registers of a program's inputs, some of which may be there already."""
+    found = ((inputs[source.argument], source.dtype) for source in program.inputs)
+    return [x if isinstance(x, ir.Value) else get(x, dtype, nest, indices, count) for x, dtype in found]
 
 
-@contextmanager
-def loops(nest: Nest, axes: Sequence[int]) -> Iterator[dict[int | None, Index]]:
-    """Emits loops over axes; the block writes what is inside the innermost."""
-    if not axes:
-        yield {}
-        return
-    with for_range(0, nest.sizes[axes[0]]) as loop, loops(nest, axes[1:]) as inner:
-        yield {axes[0]: loop.i, **inner}
-
-
-def along_lanes(nest: Nest, body: Callable[[Index, int], None]) -> None:
-    """Emits body(first, count) for every register along lanes."""
-    whole = nest.width // nest.lanes * nest.lanes
-    if whole <= UNROLLED * nest.lanes:
-        for at in range(0, whole, nest.lanes):
-            body(at, nest.lanes)
-    else:
-        with for_range(0, whole, nest.lanes) as loop:
-            body(loop.i, nest.lanes)
-    if rest := nest.width - whole:
-        body(whole, rest)
-
-
-def values_of(
-    program: Program, inputs: Sequence[Input], nest: Nest, indices: dict[int | None, Index], count: int
-) -> Values:
-    """Registers of a program's inputs."""
-    return [get(inputs[source.argument], source.dtype, nest, indices, count) for source in program.inputs]
-
-
-def at_indices(nest: Nest, indices: dict[int | None, Index]) -> list[Index]:
+def at_indices(nest: Nest, indices: Indices) -> list[Index]:
     """Indices by axes."""
     return [indices.get(axis, 0) for axis in range(len(nest.sizes))]
 
 
-def get(x: Input, dtype: str, nest: Nest, indices: dict[int | None, Index], count: int) -> ir.Value:
+def get(x: Input, dtype: str, nest: Nest, indices: Indices, count: int) -> ir.Value:
     """A register of an input."""
     if isinstance(x, StepIndex):
         return positions(x, dtype, nest, indices)
@@ -178,7 +165,7 @@ def get(x: Input, dtype: str, nest: Nest, indices: dict[int | None, Index], coun
     return vector.from_elements(ir.VectorType.get([nest.lanes], scalars[0].type), scalars)
 
 
-def positions(x: StepIndex, dtype: str, nest: Nest, indices: dict[int | None, Index]) -> ir.Value:
+def positions(x: StepIndex, dtype: str, nest: Nest, indices: Indices) -> ir.Value:
     """A register of indices, in a type."""
     word = ir.IntegerType.get_signless(64)
     at = add(x.at, *(mul(indices.get(axis, 0), factor) for axis, factor in x.coefficients.items()))
@@ -189,7 +176,7 @@ def positions(x: StepIndex, dtype: str, nest: Nest, indices: dict[int | None, In
     return to_memory(cast(value, "s64", dtype), dtype)
 
 
-def put(value: ir.Value, target: Reference, nest: Nest, indices: dict[int | None, Index], count: int | None) -> None:
+def put(value: ir.Value, target: Reference, nest: Nest, indices: Indices, count: int | None) -> None:
     """Stores a register: whole where `count` is None, else so many lanes."""
     at = target.offset(at_indices(nest, indices))
     stride = target.strides[nest.lane] if nest.lane is not None else 1
@@ -271,13 +258,13 @@ class ReducedRegister:
         operation = Operation(name=self.stage.kind, operands=(0, 1), dtype=self.stage.dtype)
         return apply(operation, [a, b], [self.stage.dtype] * 2, native_bf16=False)
 
-    def value(self, indices: dict[int | None, Index], count: int) -> ir.Value:
+    def value(self, indices: Indices, count: int) -> ir.Value:
         """A register of what is reduced."""
         values = values_of(self.stage.program, self.inputs, self.nest, indices, count)
         (result,) = evaluate(self.stage.program, values)
         return from_memory(result, self.stage.dtype)
 
-    def over(self, axes: Sequence[int], indices: dict[int | None, Index], acc: ir.Value, count: int) -> ir.Value:
+    def over(self, axes: Sequence[int], indices: Indices, acc: ir.Value, count: int) -> ir.Value:
         """Emits loops over reduced axes."""
         if not axes:
             return self.combine(acc, self.value(indices, count))
@@ -290,11 +277,11 @@ class ReducedRegister:
             loop.next = [self.over(axes[1:], {**indices, axes[0]: loop.i}, loop.carry[0], count)]
         return loop.results[0]
 
-    def across_lanes(self, indices: dict[int | None, Index], count: int) -> ir.Value:
+    def across_lanes(self, indices: Indices, count: int) -> ir.Value:
         """The reduction of each lane."""
         return self.over(self.reduced, indices, self.identity(), count)
 
-    def along_lanes(self, indices: dict[int | None, Index]) -> ir.Value:
+    def along_lanes(self, indices: Indices) -> ir.Value:
         """The reduction of all lanes, a scalar as it stands in memory."""
         nest, acc = self.nest, self.identity()
         whole = nest.width // nest.lanes * nest.lanes

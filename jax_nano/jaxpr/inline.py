@@ -80,6 +80,21 @@ def without_unused(jaxpr: Jaxpr) -> Jaxpr:
     return jaxpr if len(eqns) == len(jaxpr.eqns) else jaxpr.replace(eqns=eqns[::-1])
 
 
+def without_repeated(jaxpr: Jaxpr) -> Jaxpr:
+    """The jaxpr in which equations that compute what another one has computed are left out."""
+    known: dict[Hashable, Sequence[Var]] = {}
+    values: dict[Var, Atom] = {}
+    eqns: list[JaxprEqn] = []
+    for eqn in (_with_inputs(eqn, values) for eqn in jaxpr.eqns):
+        inputs = tuple((_freeze(x.val), x.aval) if isinstance(x, Literal) else x for x in eqn.invars)
+        key = eqn.primitive, inputs, tuple((name, _freeze(value)) for name, value in sorted(eqn.params.items()))
+        if eqn.effects or known.setdefault(key, eqn.outvars) is eqn.outvars:
+            eqns.append(eqn)
+        else:
+            values |= dict(zip(eqn.outvars, known[key], strict=True))
+    return jaxpr.replace(eqns=eqns, outvars=[_read(values, x) for x in jaxpr.outvars]) if values else jaxpr
+
+
 def structure(jaxpr: Jaxpr) -> Hashable:
     """A key that is equal for jaxprs that compute the same in the same way; functions in parameters are themselves."""
     numbers: dict[Var, int] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 
-from jax_nano.jaxpr.inline import Atom, body_of, inline_calls
+from jax_nano.jaxpr.inline import Atom, body_of, inline_calls, without_repeated
 from jax_nano.jaxpr.primitives import nano_region_p
 
 CALLS = ("checkpoint", "remat2", "closed_call", "core_call", "custom_vjp_call")
@@ -12,7 +12,7 @@ CALLS = ("checkpoint", "remat2", "closed_call", "core_call", "custom_vjp_call")
 
 def inlined(jaxpr: Jaxpr) -> Jaxpr:
     """A jaxpr with the bodies of calls and of regions in place of these."""
-    return inline_calls(jaxpr, _body)
+    return without_repeated(inline_calls(jaxpr, _body))
 
 
 def _body(eqn: JaxprEqn) -> Jaxpr | None:

@@ -10,7 +10,7 @@ from jax.extend.core import Jaxpr, JaxprEqn
 
 from jax_nano.jaxpr.attention_fusion import fuse_attention
 from jax_nano.jaxpr.fusion import fuse_products
-from jax_nano.jaxpr.inline import inline_calls, type_of
+from jax_nano.jaxpr.inline import inline_calls, type_of, without_repeated
 from jax_nano.jaxpr.legality import inlinable
 from jax_nano.jaxpr.narrow_sums import rewrite_narrow_sums
 from jax_nano.jaxpr.scatter_add import rewrite_scatter_adds
@@ -41,6 +41,7 @@ def _tell_unfused(product: JaxprEqn, reason: str) -> None:
 
 PASSES = [
     Pass("inline", partial(inline_calls, body=inlinable)),
+    Pass("without_repeated", without_repeated),
     Pass("attention", partial(fuse_attention, unfused=_tell_unfused)),
     Pass("narrow_sums", rewrite_narrow_sums),
     Pass("scatter_add", rewrite_scatter_adds),

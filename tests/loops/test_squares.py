@@ -1,0 +1,45 @@
+"""Steps that read arrays along another axis than they write: squares of registers are transposed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from oracle import kernels, normal
+
+import jax_nano
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 7, 16, 17, 48])
+@pytest.mark.parametrize("columns", [1, 8, 16, 33])
+def test_transposed_arrays_of_any_size(rows, columns, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        x, b = (jnp.asarray(normal(*shape), dtype) for shape in ((rows, columns), (columns, rows)))
+        w = jnp.asarray(normal(columns, columns) / 8, dtype)
+
+        def f(x, b, w):
+            def step(x, _):
+                turned = x.T * 2 + b
+                return (x @ w + turned.T) / 4, turned
+
+            return lax.scan(step, x, length=3)
+
+        with kernels(1):
+            found = jax.jit(jax_nano.accelerate(f))(x, b, w)
+        for ours, plain in zip(jax.tree.leaves(found), jax.tree.leaves(jax.jit(f)(x, b, w)), strict=True):
+            tolerance = 3e-2 if dtype == "bfloat16" else 1e-5
+            np.testing.assert_allclose(np.float64(ours), np.float64(plain), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("size", [15, 16, 40, 130])
+def test_a_matrix_whose_columns_stand_in_lanes(size):
+    a, v = normal(size, size) / np.sqrt(size), normal(size)
+
+    def f(a, v):
+        return lax.fori_loop(0, 500, lambda _, v: jnp.tanh(a @ v), v)
+
+    want = v.astype(np.float64)
+    for _ in range(500):
+        want = np.tanh(a.astype(np.float64) @ want)
+    np.testing.assert_allclose(jax.jit(jax_nano.accelerate(f))(a, v), want, rtol=1e-3, atol=1e-3)
