@@ -37,7 +37,7 @@ from jax_nano.codegen.loops import Depth, Span, for_range, panels, panels_of_any
 from jax_nano.codegen.macrokernel import CacheBlock, Macrokernel, TaskBlock
 from jax_nano.codegen.matrix_ref import MatrixRef, scratch
 from jax_nano.codegen.microkernel import KBlock, StepHook
-from jax_nano.codegen.nanokernel import Block
+from jax_nano.codegen.nanokernel import Block, Place
 from jax_nano.codegen.operands import Area, Arguments, Offsets, Operands, offsets
 from jax_nano.codegen.registers import broadcast, zeros
 from jax_nano.codegen.types import element_type
@@ -69,8 +69,8 @@ class GroupedOperands:
 
     def arguments(self) -> Arguments:
         """As the macrokernel of a group's product wants them."""
-        lhs, rhs, _, out = self.arrays
-        return Arguments(0, self.task, self.shared, self.local, lhs, rhs, out)
+        lhs, rhs, _, *extras, out = self.arrays
+        return Arguments(0, self.task, self.shared, self.local, lhs, rhs, out, tuple(extras))
 
     def size(self, batch: Index, group: Index) -> ir.Value:
         """How many rows a group is said to have; numbers below zero are zero."""
@@ -201,15 +201,19 @@ class GroupedKernel:
         RowsOfGroup(Macrokernel(plan), arguments, Area(rows, columns), together(outer, *at)).emit()
 
     def clear_rows(self, operands: GroupedOperands, entry: Entry, n_task: Index, outer: Offsets) -> None:
-        """Zeros in rows of no group."""
+        """Zeros in rows of no group, or what the epilogue makes of them with the arrays of the last group."""
         problem, plan = self.plan.problem, self.plan.plans[0]
-        at = together(outer, place(problem.batch, entry.batch), place(problem.row, entry.first))
-        out = Operands(plan, operands.arguments()).out(at)
-        lanes = plan.instruction.shape[1]
-        nothing = zeros(lanes, element_type(out.dtype))
+        last = place(problem.group, problem.groups - 1)
+        at = together(outer, place(problem.batch, entry.batch), last, place(problem.row, entry.first))
+        of_plan, kernel = Operands(plan, operands.arguments()), Macrokernel(plan)
+        out, extras, lanes = of_plan.out(at), of_plan.epilogue_extras(at), plan.instruction.shape[1]
         with when(n_task_is_there(plan, n_task)), section("rows of no group"), for_range(0, entry.rows) as row:
             for j, count in panels(columns_of(plan, n_task), lanes, "registers of columns"):
-                store(nothing, out.base, out.offset(row.i, j), count)
+                epilogue = kernel.epilogue([extra.block(row.i, j) for extra in extras])
+                value = zeros(lanes, element_type(plan.instruction.acc if epilogue else out.dtype))
+                if epilogue:
+                    (value,) = epilogue([value], [Place(0, 0, count)])
+                store(value, out.base, out.offset(row.i, j), count)
 
     def sum_rows(self, operands: GroupedOperands, number: Index, n_task: Index, outer: Offsets) -> None:
         """A block of a group's result: its sum over the group's rows."""

@@ -19,7 +19,7 @@ from jax_nano.jaxpr.dataflow import Dataflow, variables
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.legality import ELEMENTWISE, WEIGHTS, Reason, illegal, is_moving, is_rounding, takes_long
 from jax_nano.jaxpr.operands import VIEWS, apply_view, is_exact, panel_view
-from jax_nano.jaxpr.primitives import CONVOLUTIONS, nano_dequantize_p, nano_region_p, nano_unpack_p
+from jax_nano.jaxpr.primitives import DOTS, nano_dequantize_p, nano_region_p, nano_unpack_p
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 
 # Equations of an epilogue, of a prologue, and of views in a row.
@@ -67,14 +67,16 @@ class Candidates:
 
     def prologue(self, product: int, operand: int) -> PrologueCandidates:
         """Elementwise work that makes nothing but one operand of a product, the nearest equation first."""
-        if self._flow.eqns[product].primitive in CONVOLUTIONS:
-            return PrologueCandidates((), (), "")  # whose windows would do the work on each element several times
+        if self._flow.eqns[product].primitive not in DOTS:
+            # The windows of convolutions would do the work on each element several times, tasks of groups for each of
+            # their blocks of columns.
+            return PrologueCandidates((), (), "")
         return _PrologueWalk(self, self._flow, product, operand).candidates(every=self._every_prologue)
 
     def operand_views(self, product: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
         """The equations through which strides read both operands: as many conversions as may be, then fewer."""
         flow, seen = self._flow, set()
-        lhs, rhs = flow.eqns[product].invars
+        lhs, rhs, *_ = flow.eqns[product].invars
         for with_lhs, with_rhs in ((True, True), (False, True), (True, False), (False, False)):
             both = self._operand(lhs, converted=with_lhs), self._operand(rhs, converted=with_rhs)
             if both not in seen:

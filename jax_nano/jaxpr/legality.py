@@ -20,7 +20,7 @@ from jax_nano.ir.dtypes import NAMES
 from jax_nano.ir.program import INSTRUCTIONS, OPERATIONS, Unfusable
 from jax_nano.jaxpr.inline import body_of, type_of
 from jax_nano.jaxpr.operands import VIEWS, is_exact
-from jax_nano.jaxpr.primitives import PRODUCTS, nano_dequantize_p, nano_unpack_p
+from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_dequantize_p, nano_unpack_p
 from jax_nano.jaxpr.private import UNSPECIFIED
 from jax_nano.jaxpr.program_reader import SYNONYMS, check_operation, dtype_of, operation_name
 
@@ -139,4 +139,4 @@ class _BodyRule:
 
 
 _is_elementwise = _BodyRule(lambda eqn: illegal_form(eqn) is None)
-_may_hold_products = _BodyRule(lambda eqn: eqn.primitive in PRODUCTS or illegal_form(eqn) is None)
+_may_hold_products = _BodyRule(lambda eqn: eqn.primitive in FUSED_PRODUCTS or illegal_form(eqn) is None)

@@ -43,6 +43,7 @@ class StridedArray:
     panels: Panels | None = None  # what the view's strides mean, where they do not count elements
     quantized: QuantizedOperand | None = None
     work: ArrayExpr | None = None  # of which it is the largest input, where the work on it is an operand
+    groups: tuple[int, int] | None = None  # of a grouped product: how many have an array each, and how far apart
 
     @property
     def dtype(self) -> str:

@@ -12,7 +12,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p
 
 from jax_nano.jaxpr.inline import Atom, body_of, structure, type_of
-from jax_nano.jaxpr.primitives import PRODUCTS, nano_unpack_p
+from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_unpack_p
 from jax_nano.jaxpr.private import ClosedJaxpr
 from jax_nano.jaxpr.region_dot import RegionDot
 from jax_nano.jaxpr.region_reader import read_region
@@ -55,12 +55,12 @@ class Region:
     @functools.cached_property
     def product(self) -> JaxprEqn:
         """Its product."""
-        return next(eqn for eqn in self.jaxpr.eqns if eqn.primitive in PRODUCTS)
+        return next(eqn for eqn in self.jaxpr.eqns if eqn.primitive in FUSED_PRODUCTS)
 
     @property
     def fused(self) -> tuple[str, ...]:
         """The names of what is fused with the product."""
-        return tuple(_name(eqn) for eqn in self.jaxpr.eqns if eqn.primitive not in PRODUCTS)
+        return tuple(_name(eqn) for eqn in self.jaxpr.eqns if eqn.primitive not in FUSED_PRODUCTS)
 
     @property
     def unpacks(self) -> list[JaxprEqn]:

@@ -35,10 +35,11 @@ from jax_nano.jaxpr.operands import (
     is_exact,
     unpack,
 )
-from jax_nano.jaxpr.primitives import PRODUCTS, nano_dequantize_p, nano_unpack_p
+from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_dequantize_p, nano_unpack_p
 from jax_nano.jaxpr.product_reader import read_product, scalar
-from jax_nano.jaxpr.region_dot import Ending, Product, RegionDot, along_sums, extra_runs, region_dot
+from jax_nano.jaxpr.region_dot import Ending, Product, RegionDot, extra_runs, region_dot
 from jax_nano.jaxpr.strided_views import NoView, StridedView
+from jax_nano.jaxpr.sums import along_sums
 
 
 def read_region(jaxpr: Jaxpr) -> RegionDot:
@@ -127,13 +128,13 @@ class RegionReader:
         if isinstance(x, Literal):
             return ElementExpr(x)
         if x not in values:
-            values[x] = StridedArray(x, StridedView.of(type_of(x).shape))
+            values[x] = StridedArray(x, _whole(x))
         return values[x]
 
     def _result(self, eqn: JaxprEqn, operands: Sequence[Value]) -> Value:
         first = operands[0]
-        if eqn.primitive in PRODUCTS:
-            return self._multiply(eqn, *map(self._operand, operands))
+        if eqn.primitive in FUSED_PRODUCTS:
+            return self._multiply(eqn, operands)
         if eqn.primitive is nano_unpack_p:
             return unpack(eqn, first)
         if eqn.primitive is nano_dequantize_p:
@@ -145,13 +146,14 @@ class RegionReader:
         places = {x.view for x in operands if isinstance(x, ElementExpr) and x.view is not None}
         return self._on_elements(eqn, operands, places) if places else self._on_arrays(eqn, operands)
 
-    def _multiply(self, eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> ElementExpr:
+    def _multiply(self, eqn: JaxprEqn, operands: Sequence[Value]) -> ElementExpr:
         """Reads the product: its axes, and the scales of whole sums as the beginning of the epilogue."""
-        product = read_product(eqn, lhs, rhs)
+        lhs, rhs = map(self._operand, operands[:2])
+        product = read_product(eqn, lhs, rhs, *map(_array_as_it_is, operands[2:]))
         self._product = product
         self._cuts.add(product.lhs_runs)
         scales = [
-            along_sums(product, i, operand.quantized.parameters[0])
+            along_sums(eqn, i, operand.quantized.parameters[0])
             for i, operand in enumerate((lhs, rhs))
             if operand.quantized and not operand.quantized.is_scaled
         ]
@@ -240,6 +242,21 @@ class RegionReader:
             values[eqn.outvars[0]] = self._append(eqn, [values[x] for x in eqn.invars])
         (result,) = scaling.outvars
         return values[result]
+
+
+def _array_as_it_is(value: Value) -> Var:
+    """An array that is read as it lies.
+
+    Raises:
+      NoView: it is moved or converted.
+    """
+    if not isinstance(value, StridedArray) or value != StridedArray(value.source, _whole(value.source)):
+        raise NoView("the sizes of groups are moved or converted")
+    return value.source
+
+
+def _whole(array: Var) -> StridedView:
+    return StridedView.of(type_of(array).shape)
 
 
 def _element(array: StridedArray) -> Var:
