@@ -16,6 +16,7 @@ from jax.extend.core import JaxprEqn, Var
 from jax.extend.core.primitives import convert_element_type_p
 
 from jax_nano.jaxpr.dataflow import Dataflow, variables
+from jax_nano.jaxpr.group_rows import is_repeat
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.legality import ELEMENTWISE, WEIGHTS, Reason, illegal, is_moving, is_rounding, takes_long
 from jax_nano.jaxpr.operands import VIEWS, apply_view, is_exact, panel_view
@@ -88,8 +89,15 @@ class Candidates:
         return self._views(x, is_exact)
 
     def epilogue_views(self, x: Atom) -> tuple[int, ...]:
-        """The equations through which strides read what an epilogue reads: conversions that nothing else uses."""
-        return self._views(x, lambda conversion: self._flow.uses(conversion.outvars[0]) == 1)
+        """The equations through which strides read what an epilogue reads: conversions that nothing else uses.
+
+        What groups have each may be repeated for their rows.
+        """
+        chain, array = _chain(self._flow, x, lambda conversion: self._flow.uses(conversion.outvars[0]) == 1)
+        maker = self._flow.maker(array)
+        if maker is not None and is_repeat(self._flow.eqns[maker]):
+            chain = [maker, *chain]
+        return _readable(self._flow, chain)
 
     def _operand(self, x: Atom, *, converted: bool) -> tuple[int, ...]:
         if not converted:
@@ -285,7 +293,7 @@ def _is_readable(eqns: Sequence[JaxprEqn]) -> bool:
     if not eqns:
         return True
     first = eqns[0]
-    (x, *_) = first.outvars if first.primitive is nano_dequantize_p else first.invars
+    (x, *_) = first.outvars if first.primitive is nano_dequantize_p or is_repeat(first) else first.invars
     view = StridedView.of(type_of(x).shape)
     try:
         for eqn in eqns:

@@ -18,6 +18,7 @@ from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p
 
 from jax_nano.ir.dtypes import NAMES
 from jax_nano.ir.program import INSTRUCTIONS, OPERATIONS, Unfusable
+from jax_nano.jaxpr.group_rows import is_repeat
 from jax_nano.jaxpr.inline import body_of, type_of
 from jax_nano.jaxpr.operands import VIEWS, is_exact
 from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_dequantize_p, nano_unpack_p
@@ -92,7 +93,7 @@ def is_rounding(eqn: JaxprEqn) -> bool:
 
 def is_source(eqn: JaxprEqn) -> bool:
     """Is true for what may be read through on the way to a product, which leaves it without use."""
-    return is_moving(eqn) or eqn.primitive in WEIGHTS
+    return is_moving(eqn) or eqn.primitive in WEIGHTS or is_repeat(eqn)
 
 
 def takes_long(eqn: JaxprEqn) -> bool:

@@ -17,7 +17,7 @@ from jax_nano.jaxpr.operands import StridedArray, element_type
 from jax_nano.jaxpr.primitives import CONVOLUTIONS
 from jax_nano.jaxpr.region_dot import Product
 from jax_nano.jaxpr.strided_views import NoView
-from jax_nano.jaxpr.sums import dimensions_of, group_stride
+from jax_nano.jaxpr.sums import dimensions_of, matrices_of_groups
 
 
 def read_product(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray, sizes: Var | None = None) -> Product:
@@ -119,10 +119,10 @@ def _grouped_product(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray, sizes:
             runs.append((part.size, at, *((0, part.stride) if operand else (part.stride, 0))))
             at *= part.size
         ends.append((at, kind))
-    count, stride = group_stride(rhs.view, dims)
-    runs.append((count, at, 0, stride))
+    groups = matrices_of_groups(rhs.view, dims)
+    runs.append((groups.count, at, 0, groups.stride))
     return Product(
-        eqn=eqn, lhs=lhs, rhs=rhs, ends=[*ends, (at * count, "g")], k=k, sum=_sum(eqn, lhs, rhs), sizes=sizes,
+        eqn=eqn, lhs=lhs, rhs=rhs, ends=[*ends, (at * groups.count, "g")], k=k, sum=_sum(eqn, lhs, rhs), sizes=sizes,
         lhs_runs=[Run(size, at, left) for size, at, left, _ in runs],
         rhs_runs=[Run(size, at, right) for size, at, _, right in runs],
     )  # fmt: skip

@@ -17,6 +17,7 @@ from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.program import Program
 from jax_nano.ir.window import Window
 from jax_nano.jaxpr.axes import Axes, Cuts, Run, Runs, runs_along, stride_along
+from jax_nano.jaxpr.group_rows import along_groups
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.operands import StridedArray, element_type
 from jax_nano.jaxpr.program_reader import program_of
@@ -193,10 +194,14 @@ def _extras(product: Product, ending: Ending) -> Extras:
 
 
 def extra_runs(array: StridedArray, place: StridedView) -> Runs:
-    """The runs of another array along C, at a place of which it has the shape, or sizes of 1, and along groups."""
+    """The runs of another array along C, at a place of which it has the shape, or sizes of 1, and along groups.
+
+    Raises:
+      NoView: what belongs to groups does not go along their rows.
+    """
     everywhere = array.view.broadcast(place.shape, range(len(place.dims)))
-    groups = [(array.groups[0], math.prod(place.shape), array.groups[1])] if array.groups else []
-    return tuple(run for run in (*runs_along(place, everywhere), *(Run(*group) for group in groups)) if run.stride)
+    runs = tuple(run for run in runs_along(place, everywhere) if run.stride)
+    return along_groups(runs, array.groups, math.prod(place.shape)) if array.groups else runs
 
 
 def _common_axes(product: Product, ending: Ending, extras: Extras) -> Axes:

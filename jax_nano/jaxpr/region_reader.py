@@ -23,6 +23,7 @@ from jax.extend.core.primitives import convert_element_type_p
 
 from jax_nano.ir.dtypes import NAMES
 from jax_nano.jaxpr.axes import Cuts, Runs, runs_along
+from jax_nano.jaxpr.group_rows import is_repeat, repeated
 from jax_nano.jaxpr.inline import Atom, body_of, type_of
 from jax_nano.jaxpr.operands import (
     VIEWS,
@@ -115,7 +116,7 @@ class RegionReader:
 
     def _read(self, eqn: JaxprEqn, values: dict[Var, Value]) -> None:
         operands = [self._value(x, values) for x in eqn.invars]
-        body = body_of(eqn)
+        body = None if is_repeat(eqn) else body_of(eqn)
         if body is None:
             values[eqn.outvars[0]] = self._result(eqn, operands)
             return
@@ -128,7 +129,7 @@ class RegionReader:
         if isinstance(x, Literal):
             return ElementExpr(x)
         if x not in values:
-            values[x] = StridedArray(x, _whole(x))
+            values[x] = StridedArray(x, StridedView.of(type_of(x).shape))
         return values[x]
 
     def _result(self, eqn: JaxprEqn, operands: Sequence[Value]) -> Value:
@@ -139,6 +140,8 @@ class RegionReader:
             return unpack(eqn, first)
         if eqn.primitive is nano_dequantize_p:
             return dequantize(eqn, operands)
+        if is_repeat(eqn):
+            return repeated(eqn, operands)
         if eqn.primitive in VIEWS:
             return first.through(eqn)
         if eqn.primitive is convert_element_type_p and isinstance(first, StridedArray):
@@ -215,11 +218,13 @@ class RegionReader:
                 raise NoView("work on other arrays alone")
             self._extras |= {(array.source, ()): x for x, array in value.inputs}
             return value.atom
-        check_elements(value)
+        if value.groups and value.groups.sizes not in (None, self._product and self._product.sizes):
+            raise NoView("what belongs to other groups than the product's")
+        check_elements(replace(value, groups=None))
         runs = extra_runs(value, place) if value.view.dims else ()
         self._cuts.add(runs)
         if not runs:  # one element for all of C
-            return self._extra(self._expr(replace(value, view=StridedView(()))), place)
+            return self._extra(self._expr(replace(value, view=StridedView(()), groups=None)), place)
         x = self._extras.setdefault((value.source, runs), _element(value))
         return self._append_conversions(x, value)
 
@@ -250,13 +255,9 @@ def _array_as_it_is(value: Value) -> Var:
     Raises:
       NoView: it is moved or converted.
     """
-    if not isinstance(value, StridedArray) or value != StridedArray(value.source, _whole(value.source)):
+    if not isinstance(value, StridedArray) or value != StridedArray(value.source, value.whole):
         raise NoView("the sizes of groups are moved or converted")
     return value.source
-
-
-def _whole(array: Var) -> StridedView:
-    return StridedView.of(type_of(array).shape)
 
 
 def _element(array: StridedArray) -> Var:

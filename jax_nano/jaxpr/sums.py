@@ -8,7 +8,7 @@ from jax.extend.core import JaxprEqn
 
 from jax_nano.jaxpr.grouped import GroupedDimensions
 from jax_nano.jaxpr.inline import type_of
-from jax_nano.jaxpr.operands import StridedArray
+from jax_nano.jaxpr.operands import OfGroups, StridedArray
 from jax_nano.jaxpr.primitives import CONVOLUTIONS, GROUPED_PRODUCTS
 from jax_nano.jaxpr.strided_views import NoView, StridedView, SubDim, coalesce
 
@@ -73,11 +73,11 @@ def _along_groups(eqn: JaxprEqn, operand: int, array: StridedArray) -> StridedAr
     if operand == 0:
         return replace(array, view=StridedView((*(of[d] for d in dims.lhs_free), *repeated[rows:])))
     view = StridedView((*repeated[:rows], *(of[d] for d in dims.rhs_free)))
-    return replace(array, view=view, groups=group_stride(array.view, dims))
+    return replace(array, view=view, groups=matrices_of_groups(array.view, dims))
 
 
-def group_stride(view: StridedView, dims: GroupedDimensions) -> tuple[int, int]:
-    """How many groups have a matrix in an array of B's shape, and how far apart these are.
+def matrices_of_groups(view: StridedView, dims: GroupedDimensions) -> OfGroups:
+    """How groups have their matrices in an array of B's shape.
 
     Raises:
       NoView: they do not follow one another by one stride.
@@ -86,7 +86,7 @@ def group_stride(view: StridedView, dims: GroupedDimensions) -> tuple[int, int]:
     parts = view.dims[dims.group]
     if len(parts) > 1:
         raise NoView("the matrices of groups do not follow one another by one stride")
-    return (parts[0].size, parts[0].stride) if parts else (1, 0)
+    return OfGroups(parts[0].size, parts[0].stride) if parts else OfGroups(1, 0)
 
 
 def dimensions_of(eqn: JaxprEqn) -> GroupedDimensions:

@@ -123,3 +123,92 @@ def test_batches_of_groups_are_kernels_of_their_own():
     with kernels(1):
         result = jax.block_until_ready(jax.jit(jax_nano.accelerate(f))(x, w, sizes))
     np.testing.assert_allclose(result, f(x, w, sizes), rtol=1e-4, atol=1e-4)
+
+
+# What belongs to groups.
+
+
+def by_group(values, sizes):
+    return jax_nano.repeat_by_group(values, sizes, ROWS)
+
+
+OF_GROUPS = {
+    "bias": ((4, N), lambda y, values, sizes: y + by_group(values, sizes)),
+    "scale": ((4, 1), lambda y, values, sizes: y * by_group(values, sizes)),
+    "scalar": ((4,), lambda y, values, sizes: jnp.tanh(y * by_group(values, sizes)[:, None])),
+    "bf16": ((4, N), lambda y, values, sizes: y + by_group(values.astype(jnp.bfloat16), sizes).astype(jnp.float32)),
+    "reshaped": ((4, 5, 8), lambda y, values, sizes: y.reshape(ROWS, 5, 8) + by_group(values, sizes)),
+}
+each_of_groups = pytest.mark.parametrize(("shape", "work"), OF_GROUPS.values(), ids=OF_GROUPS)
+
+
+def groups_arguments(sizes, shape):
+    x, w, sizes, *_ = operands(sizes)
+    return x, w, sizes, jnp.asarray(normal(*shape, seed=3))
+
+
+@each_filling
+@each_of_groups
+def test_what_belongs_to_groups_is_read_in_place(shape, work, sizes):
+    arguments = groups_arguments(sizes, shape)
+    f = lambda x, w, sizes, values: work(lax.ragged_dot(x, w, sizes), values, sizes)  # noqa: E731
+    expected = np.asarray(f(*arguments))
+    values = arguments[3].astype(jnp.bfloat16) if work is OF_GROUPS["bf16"][1] else arguments[3]
+    actual = run_fused(f, *arguments[:3], values).reshape(expected.shape)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@each_of_groups
+def test_what_belongs_to_groups_has_its_gradient(shape, work):
+    x, w, sizes, values = groups_arguments(FILLED["some"], shape)
+    loss = lambda x, w, values: jnp.sum(jnp.sin(work(lax.ragged_dot(x, w, sizes), values, sizes)))  # noqa: E731
+    expected = jax.grad(loss, (0, 1, 2))(x, w, values)
+    actual = jax.jit(jax.grad(jax_nano.accelerate(loss), (0, 1, 2)))(x, w, values)
+    for found, wanted in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_one_group():
+    x, w, bias = jnp.asarray(normal(9, K)), jnp.asarray(normal(1, K, N)), jnp.asarray(normal(1, N))
+    sizes = jnp.array([7], jnp.int32)
+    f = lambda x, w, g, b: lax.ragged_dot(x, w, g) + jax_nano.repeat_by_group(b, g, 9)  # noqa: E731
+    np.testing.assert_allclose(run_fused(f, x, w, sizes, bias).reshape(9, N), f(x, w, sizes, bias), rtol=1e-4)
+
+
+def test_repeat_by_group_is_jnp_repeat():
+    for sizes in FILLED.values():
+        values = jnp.asarray(normal(4, 3))
+        actual = jax_nano.repeat_by_group(values, jnp.asarray(sizes), ROWS)
+        np.testing.assert_array_equal(actual, jnp.repeat(values, jnp.asarray(sizes), 0, total_repeat_length=ROWS))
+
+
+def square(columns):
+    """Operands whose result has as many rows as columns."""
+    return jnp.asarray(normal(columns, K)), jnp.asarray(normal(4, K, columns)), jnp.asarray([9, 0, 20, 11], jnp.int32)
+
+
+def test_groups_along_the_columns_are_not_the_rows():
+    x, w, sizes = square(40)
+    values = jnp.asarray(normal(4))
+    f = lambda x, w, g, v: lax.ragged_dot(x, w, g) + jax_nano.repeat_by_group(v, g, 40)[None, :]  # noqa: E731
+    actual = jax_nano.accelerate(f)(x, w, sizes, values)
+    np.testing.assert_allclose(actual, f(x, w, sizes, values), rtol=1e-4, atol=1e-4)
+    (report,) = jax_nano.inspect(jax_nano.accelerate(f), x, w, sizes, values)
+    assert "what belongs to groups does not go along their rows" in str(report)
+
+
+def test_other_groups_are_not_the_products():
+    x, w, sizes, values = groups_arguments(FILLED["some"], (4, N))
+    others = sizes[::-1]
+    f = lambda x, w, g, h, v: lax.ragged_dot(x, w, g) + jax_nano.repeat_by_group(v, h, ROWS)  # noqa: E731
+    actual = jax_nano.accelerate(f)(x, w, sizes, others, values)
+    np.testing.assert_allclose(actual, f(x, w, sizes, others, values), rtol=1e-4, atol=1e-4)
+    (report,) = jax_nano.inspect(jax_nano.accelerate(f), x, w, sizes, others, values)
+    assert "what belongs to other groups than the product's" in str(report)
+
+
+def test_it_may_be_mapped_over():
+    x, w, sizes, values = groups_arguments(FILLED["some"], (4, 4, N))
+    f = lambda v: lax.ragged_dot(x, w, sizes) * jax_nano.repeat_by_group(v, sizes, ROWS)  # noqa: E731
+    actual = jax.vmap(jax_nano.accelerate(f))(values)
+    np.testing.assert_allclose(actual, jnp.stack([f(v) for v in values]), rtol=1e-4, atol=1e-4)
