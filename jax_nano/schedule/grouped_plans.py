@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 from jax_nano.ir.dot import Dot, UnsupportedDot
@@ -16,6 +16,7 @@ from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.tasks import LOCAL_BYTES, piece_columns, resident_columns
 
 FEW_ROWS = 16  # of groups that read B where it lies, as packing it would take longer than the products
+FEWEST_ROWS = 4  # of a panel, where groups have no more: wide blocks, which go through memory by long runs of B
 MANY_ROWS = (64, 256)  # of a task of the others: enough to pack B for, few enough to share out a large group
 SUM_ROWS = (64, 512)  # that a plan of sums over the rows of groups is made for
 TASKS_PER_THREAD = 4  # that there should be
@@ -33,18 +34,22 @@ def grouped_plans(problem: Grouped, machine: Machine, isa: Isa) -> list[GroupedP
     if problem.ragged == "k":
         rows = min(problem.rows, max(SUM_ROWS[0], min(SUM_ROWS[1], 2 * problem.expected_rows)))
         plans = [for_all_rows(plan, problem) for plan in best_plans(problem, rows, machine, isa)]
-        pairs: Sequence[tuple[Plan | None, Plan | None]] = [(None, plan) for plan in plans]
-        few_rows = 0
-    else:
-        few_rows = min(FEW_ROWS, problem.rows)
-        few = best_plans(problem, few_rows, machine, isa)
-        # Whole tiles of rows: all code of a kernel then has tiles of one shape.
-        wanted = max(MANY_ROWS[0], min(MANY_ROWS[1], -(-2 * problem.expected_rows // MANY_ROWS[0]) * MANY_ROWS[0]))
-        many = best_plans(problem, wanted, machine, isa) if problem.rows > FEW_ROWS else [None]
-        pairs = [(few[0], plan) for plan in many] + [(plan, many[0]) for plan in few[1:]]
-    return [
-        with_reason(GroupedPlan(problem=problem, few=few, many=many, few_rows=few_rows), machine) for few, many in pairs
+        return [with_reason(GroupedPlan(problem=problem, few=None, many=plan, few_rows=0), machine) for plan in plans]
+    few_rows = min(FEW_ROWS, problem.rows)
+    is_sparse = problem.expected_rows <= FEWEST_ROWS < few_rows
+    few = best_plans(problem, FEWEST_ROWS if is_sparse else few_rows, machine, isa)
+    few = [for_rows(plan, problem, few_rows) for plan in few] if is_sparse else few
+    ones = best_plans(problem, 1, machine, isa) if problem.expected_rows <= FEWEST_ROWS and few_rows > 1 else [None]
+    # Whole tiles of rows: all code of a kernel then has tiles of one shape.
+    wanted = max(MANY_ROWS[0], min(MANY_ROWS[1], -(-2 * problem.expected_rows // MANY_ROWS[0]) * MANY_ROWS[0]))
+    many = best_plans(problem, wanted, machine, isa) if problem.rows > FEW_ROWS else [None]
+    first = GroupedPlan(problem=problem, few=few[0], many=many[0], few_rows=few_rows, one=ones[0])
+    others = [
+        *(first.replace(many=plan) for plan in many[1:]),
+        *(first.replace(few=plan) for plan in few[1:]),
+        *(first.replace(one=plan) for plan in ones[1:]),
     ]
+    return [with_reason(plan, machine) for plan in (first, *others)]
 
 
 def choose_grouped(problem: Grouped, machine: Machine, isa: Isa) -> GroupedPlan:
@@ -92,6 +97,12 @@ def sums_any_rows(plan: Plan) -> bool:
     return by_steps and plan.n.rhs == 1 and not plan.inner_product and plan.instruction.vnni <= 2
 
 
+def for_rows(plan: Plan, problem: Grouped, rows: int) -> Plan:
+    """The plan of so many rows, of which each of its panels takes as many as it was made for."""
+    whole = -(-rows // plan.lhs_panel) * plan.lhs_panel
+    return plan.replace(dot=problem.with_rows(rows), m=replace(plan.m, size=rows), mt=whole, mc=whole)
+
+
 def for_all_rows(plan: Plan, problem: Grouped) -> Plan:
     """The plan of sums over up to all rows, in blocks of as many as it was made for."""
     kc = plan.kc
@@ -102,10 +113,11 @@ def for_all_rows(plan: Plan, problem: Grouped) -> Plan:
 
 def divided(plan: Plan, problem: Grouped, rows: int, machine: Machine) -> Plan:
     """The plan with as many columns in a task as leave tasks for all threads, and no more than scratch holds."""
-    expected = -(-problem.rows // max(rows, problem.expected_rows))
+    is_sparse = problem.ragged == "m" and rows <= FEWEST_ROWS
+    expected = -(-problem.rows // max(1 if is_sparse else rows, problem.expected_rows))
     if problem.ragged == "k":
         expected = problem.groups * problem.batch.size
-    wanted = max(machine.threads, -(-TASKS_PER_THREAD * machine.threads // expected))
+    wanted = max(1 if is_sparse else machine.threads, -(-TASKS_PER_THREAD * machine.threads // expected))
     run = max(plan.nr, RUN_BYTES // bytes_of(plan.dot.rhs))
     parts = max(1, min(wanted, plan.n.size // run))
     return fitting(in_columns(plan, -(-plan.n.size // parts)), machine)
