@@ -118,6 +118,8 @@ def divided(plan: Plan, problem: Grouped, rows: int, machine: Machine) -> Plan:
     if problem.ragged == "k":
         expected = problem.groups * problem.batch.size
     wanted = max(1 if is_sparse else machine.threads, -(-TASKS_PER_THREAD * machine.threads // expected))
+    if plan.streamed and expected >= machine.threads:
+        return fitting(plan, machine)  # rows of B from end to end: pieces of up to 1 KB come at half the rate (Zen 5)
     run = max(plan.nr, RUN_BYTES // bytes_of(plan.dot.rhs))
     parts = max(1, min(wanted, plan.n.size // run))
     return fitting(in_columns(plan, -(-plan.n.size // parts)), machine)
