@@ -39,7 +39,7 @@ def ragged_dot(  # noqa: PLR0913  its namesake's
 
     Args:
       lhs: `(M, K)`, rows in the order of their groups.
-      rhs: `(G, K, N)`.
+      rhs: `(G, K, N)`, also as `pack` and `quantize` keep it.
       group_sizes: integers `(G,)`. Where they add up to less than M, the rows behind are zero; rows beyond M are none.
       precision: as in `dot_general`.
       preferred_element_type: as in `dot_general`.
