@@ -12,6 +12,8 @@ from oracle import kernels, normal, wide
 from quantized import EPS, exact
 
 import jax_nano
+from jax_nano.machine import host
+from jax_nano.schedule.grouped_plans import choose_grouped
 
 pack: Any = jax_nano.pack
 quantize: Any = jax_nano.quantize
@@ -30,7 +32,7 @@ def operands(sizes, dtype=jnp.float32, k=70, n=45):
 
 
 def product(x, w, sizes):
-    return lax.ragged_dot(x, w.__jax_array__(), sizes, preferred_element_type=jnp.float32)
+    return lax.ragged_dot(x, jnp.asarray(w), sizes, preferred_element_type=jnp.float32)
 
 
 def assert_groups(actual, x, matrices, sizes):
@@ -71,6 +73,21 @@ def test_one_kernel_without_and_within_accelerate(weight):
         with kernels(1):
             result = jax.jit(f)(x, small, sizes)
         np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "weight", [lambda w: w, quantize, lambda w: quantize(w, bits=4, group=64)], ids=["w", "8", "4"]
+)
+def test_large_experts_of_one_row_are_streamed(weight):
+    sizes = jnp.array([1, 0, 1, 0, 5, 1], jnp.int32)
+    x = jnp.asarray(normal(9, 771), jnp.bfloat16)
+    small = weight(jnp.asarray(normal(6, 771, 1500, seed=1), jnp.bfloat16))
+    problem, _ = fused_kernel(product, x, small, sizes)
+    plan = choose_grouped(problem, host.machine(), host.target(host.machine()))
+    assert plan.one
+    assert plan.one.streamed or host.machine().l2.bytes > 4 << 20
+    matrices = exact(small) if isinstance(small, jax_nano.QuantizedWeight) else wide(small)
+    assert_groups(run_fused(product, x, small, sizes).reshape(9, 1500), x, matrices, sizes)
 
 
 def test_experts_by_columns_are_read_as_they_lie():
