@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from jax_nano.ir.dot import Dot, UnsupportedDot
@@ -36,10 +36,10 @@ def grouped_plans(problem: Grouped, machine: Machine, isa: Isa) -> list[GroupedP
         plans = [for_all_rows(plan, problem) for plan in best_plans(problem, rows, machine, isa)]
         return [with_reason(GroupedPlan(problem=problem, few=None, many=plan, few_rows=0), machine) for plan in plans]
     few_rows = min(FEW_ROWS, problem.rows)
-    is_sparse = problem.expected_rows <= FEWEST_ROWS < few_rows
-    few = best_plans(problem, FEWEST_ROWS if is_sparse else few_rows, machine, isa)
-    few = [for_rows(plan, problem, few_rows) for plan in few] if is_sparse else few
-    ones = best_plans(problem, 1, machine, isa) if problem.expected_rows <= FEWEST_ROWS and few_rows > 1 else [None]
+    is_sparse = problem.expected_rows <= FEWEST_ROWS
+    few = vector_plans(problem, FEWEST_ROWS, machine, isa) if is_sparse and few_rows > FEWEST_ROWS else []
+    few = [for_rows(plan, problem, few_rows) for plan in few] or best_plans(problem, few_rows, machine, isa)
+    ones = (vector_plans(problem, 1, machine, isa) if is_sparse and few_rows > 1 else []) or [None]
     # Whole tiles of rows: all code of a kernel then has tiles of one shape.
     wanted = max(MANY_ROWS[0], min(MANY_ROWS[1], -(-2 * problem.expected_rows // MANY_ROWS[0]) * MANY_ROWS[0]))
     many = best_plans(problem, wanted, machine, isa) if problem.rows > FEW_ROWS else [None]
@@ -70,8 +70,13 @@ def best_plans(problem: Grouped, rows: int, machine: Machine, isa: Isa) -> list[
     plans = list(candidates(problem.with_rows(rows), machine, isa, problem.ragged))
     if not plans:
         raise UnsupportedDot("no kernel reads operands of groups as they lie")
-    plans.sort(key=lambda plan: KernelCost(plan, machine).seconds(plan, 1).total)
-    return [divided(plan, problem, rows, machine) for plan in plans[:ALTERNATIVES]]
+    return cheapest(plans, problem, rows, machine)
+
+
+def cheapest(plans: Sequence[Plan], problem: Grouped, rows: int, machine: Machine) -> list[Plan]:
+    """The cheapest of plans of so many rows, divided into tasks, the best one first."""
+    ranked = sorted(plans, key=lambda plan: KernelCost(plan, machine).seconds(plan, 1).total)
+    return [divided(plan, problem, rows, machine) for plan in ranked[:ALTERNATIVES]]
 
 
 def candidates(dot: Dot, machine: Machine, isa: Isa, ragged: str) -> Iterator[Plan]:
@@ -95,6 +100,12 @@ def sums_any_rows(plan: Plan) -> bool:
     """Packing and products end at any step of k."""
     by_steps = plan.lhs == "unpacked" or (plan.lhs == "columns" and plan.m.lhs == 1)
     return by_steps and plan.n.rhs == 1 and not plan.inner_product and plan.instruction.vnni <= 2
+
+
+def vector_plans(problem: Grouped, rows: int, machine: Machine, isa: Isa) -> list[Plan]:
+    """The cheapest plans of a group of so few rows by vectors, if there are any: tiles of a kernel are of one shape."""
+    plans = [plan for plan in candidates(problem.with_rows(rows), machine, isa, "m") if not plan.instruction.tiles]
+    return cheapest(plans, problem, rows, machine)
 
 
 def for_rows(plan: Plan, problem: Grouped, rows: int) -> Plan:

@@ -40,6 +40,8 @@ def _with_rounded_rows(eqn: JaxprEqn, weights: dict[Any, JaxprEqn]) -> JaxprEqn:
     if not isinstance(w, Var) or w not in weights:
         return eqn
     numbers = eqn.params["ragged_dot_dimension_numbers" if sizes else "dimension_numbers"]
+    if sizes and not numbers.rhs_group_dimensions:  # groups share out the sum, which the weight's rows are then
+        return eqn
     (_, contracting), _ = numbers.dot_dimension_numbers if sizes else numbers
     along_rows, dtype = tuple(contracting) == (type_of(w).ndim - 2,), type_of(x).dtype
     if not isinstance(x, Var) or not along_rows or not jnp.issubdtype(dtype, jnp.floating):

@@ -4,6 +4,7 @@ JAX's test harnesses have no cases of ragged_dot as of 0.12: shapes, types of si
 """
 
 import itertools
+from typing import Any
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -16,6 +17,7 @@ from oracle import kernels
 
 import jax_nano
 
+ragged_dot: Any = jax_nano.ragged_dot
 KERNEL = "kernel"
 NO_TYPE = "no kernel multiplies"
 OUTCOMES = {
@@ -38,7 +40,7 @@ def operands(m, k, n, groups, dtype, sizes_type="int32"):
 
 
 def outcome(*arrays):
-    (report,) = jax_nano.inspect(jax_nano.ragged_dot, *arrays)
+    (report,) = jax_nano.inspect(ragged_dot, *arrays)
     return KERNEL if report.ran_as == KERNEL else " ".join(report.reason.split()[:3])
 
 
@@ -52,9 +54,10 @@ def test_every_type_has_its_outcome(x64, name, expected):
     arrays = operands(10, 9, 8, 2, ml_dtypes.bfloat16 if name == "bfloat16" else name)
     found = outcome(*arrays)
     with kernels(int(found == KERNEL)):
-        result = jax_nano.ragged_dot(*arrays)
+        result = ragged_dot(*arrays)
     assert found == expected
-    np.testing.assert_array_equal(result, lax.ragged_dot(*map(jnp.asarray, arrays)))
+    lhs, rhs, sizes = map(jnp.asarray, arrays)
+    np.testing.assert_array_equal(result, lax.ragged_dot(lhs, rhs, sizes))
     if np.dtype(arrays[0].dtype).kind not in "iu":
         np.testing.assert_array_equal(np.asarray(result), reference(*arrays))
 
@@ -64,13 +67,13 @@ def test_every_type_has_its_outcome(x64, name, expected):
 def test_shapes_and_types_of_sizes(x64, m, k, n, groups, name, sizes_type):
     arrays = operands(m, k, n, groups, name, sizes_type)
     assert outcome(*arrays) == KERNEL
-    result = jax_nano.ragged_dot(*arrays, preferred_element_type=jnp.int32 if name == "int8" else None)
-    wide = [x.astype(np.float64) for x in arrays[:2]]
-    np.testing.assert_array_equal(np.asarray(result, np.float64), reference(*wide, arrays[2].astype(np.int64)))
+    result = ragged_dot(*arrays, preferred_element_type=jnp.int32 if name == "int8" else None)
+    lhs, rhs = (x.astype(np.float64) for x in arrays[:2])
+    np.testing.assert_array_equal(np.asarray(result, np.float64), reference(lhs, rhs, arrays[2].astype(np.int64)))
 
 
 @cases
 @pytest.mark.parametrize("precision", [None, "default", "high", "highest", "BF16_BF16_F32_X3"])
 def test_precisions(m, k, n, groups, precision):
     arrays = operands(m, k, n, groups, "float32")
-    np.testing.assert_array_equal(jax_nano.ragged_dot(*arrays, precision), reference(*arrays))
+    np.testing.assert_array_equal(ragged_dot(*arrays, precision), reference(*arrays))

@@ -1,5 +1,7 @@
 """Grouped products in loops: the smallest are XLA's, in the one function it makes of a step; others are kernels."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +47,7 @@ def test_others_are_kernels(product):
 
 def test_weights_that_only_kernels_read_make_kernels():
     x, w, sizes = operands(2, 3, 2)
-    packed = jax_nano.pack(w)
+    packed: Any = jax_nano.pack(w)
     f = lambda x: lax.fori_loop(0, 4, lambda _, x: jax_nano.ragged_dot(x, packed, sizes), x)  # noqa: E731
     assert [ran_as for ran_as, _ in outcomes(f, x)] == ["kernel"]
 

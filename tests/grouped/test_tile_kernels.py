@@ -100,3 +100,15 @@ def test_panels_are_read_by_tiles(sizes, monkeypatch):
     assert packed.target == "amx"
     actual = by_tiles(product, x, packed, sizes).reshape(130, 45)
     np.testing.assert_allclose(actual, product(x, w, sizes), rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.int8], ids=["bf16", "s8"])
+def test_single_rows_beside_groups_of_few(dtype):
+    rng = np.random.default_rng(0)
+    lhs, rhs = (rng.integers(-9, 9, s).astype(dtype) for s in ((24, 128), (8, 128, 96)))
+    sizes = np.array([1, 2, 0, 1, 9, 0, 1, 5], np.int32)
+    out = np.float32 if dtype != np.int8 else np.int32
+    plan = choose_grouped(described(lhs, rhs, sizes, out=out), MACHINE, AMX)
+    assert plan.one
+    result = GroupedRunner(plan, MACHINE)(lhs, rhs, sizes, before=True)
+    assert_grouped(result.reshape(24, 96), lhs, rhs, sizes)

@@ -143,6 +143,15 @@ def test_rounded_activations_are_multiplied_as_integers():
     np.testing.assert_allclose(grad, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_groups_that_share_out_the_sum_do_not_round():
+    x, w = jnp.asarray(normal(64, 12)), jnp.asarray(normal(64, 20))
+    numbers = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
+    sizes, small = jnp.array([30, 0, 20], jnp.int32), quantize(w, activations="int8")
+    expected = lax.ragged_dot_general(x, small.dequantize(), sizes, numbers)
+    actual = jax_nano.ragged_dot_general(x, small, sizes, numbers)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_model_of_layers_is_scanned():
     x, _, sizes = operands([10, 0, 20, 3], k=32, n=32)
     stack = jnp.stack([jnp.asarray(normal(4, 32, 32, seed=i)) / 6 for i in range(3)])
