@@ -8,9 +8,10 @@ means nothing; how fast it reads a prompt and writes after it does. Compared are
     ragged_dot   the same program by XLA, whose lax.ragged_dot multiplies all rows by each expert
     dense masks  every expert computes every token by XLA, and the router's weights, mostly zero, add them up
 
+Experts may be of 8 or 4 bits, beside all else in bf16: kernels read the integers, XLA the floats that they stand for.
 Prints tokens per second and how far memory grew, and draws examples/moe.png.
 
-usage: python examples/moe.py [--layers 1 --tokens 128 --count 16 --types bf16]
+usage: python examples/moe.py [--layers 1 --tokens 128 --count 16 --types bf16 int8 int4]
 """
 
 import argparse
@@ -33,12 +34,13 @@ from rich.table import Table
 import jax_nano
 
 COLORS = {"jax_nano": "#1565c0", "ragged_dot": "#e65100", "dense masks": "#9e9e9e"}
-TYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+TYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16, "int8": jnp.bfloat16, "int4": jnp.bfloat16}
+QUANTIZED: dict[str, Any] = {"int8": {"bits": 8}, "int4": {"bits": 4, "group": 64}}
 VOCABULARY = 1024
 HEAD = 128  # elements of a head
 QUERIES_PER_KEY = 8  # heads of queries that share one of keys and values
 
-Layer = dict[str, Array]
+Layer = dict[str, Any]  # arrays, and experts that may be quantized
 Params = list[Layer]  # the table of tokens, then the layers
 Memory = tuple[Array, Array]  # of a layer the keys and values so far, (tokens, heads, HEAD)
 Cache = list[Memory]
@@ -71,17 +73,19 @@ def grouped_experts(layer: Layer, x: Array, chosen: Array, weights: Array) -> Ar
     """
     experts, count = chosen.reshape(-1), chosen.shape[1]
     order = jnp.argsort(experts, stable=True)
-    sizes = jnp.bincount(experts, length=len(layer["expert_in"]))
-    hidden = gated(lax.ragged_dot(x[order // count], layer["expert_in"], sizes))
-    rows = lax.ragged_dot(hidden, layer["expert_out"], sizes)[jnp.argsort(order)]
+    first, second = (jnp.asarray(layer[name]) for name in ("expert_in", "expert_out"))
+    sizes = jnp.bincount(experts, length=len(first))
+    hidden = gated(lax.ragged_dot(x[order // count], first, sizes))
+    rows = lax.ragged_dot(hidden, second, sizes)[jnp.argsort(order)]
     return jnp.einsum("tcd,tc->td", rows.reshape(*chosen.shape, -1), weights)
 
 
 def dense_experts(layer: Layer, x: Array, chosen: Array, weights: Array) -> Array:
     """What grouped_experts computes, of every row by every expert."""
-    share = jnp.zeros((len(x), len(layer["expert_in"])), x.dtype).at[jnp.arange(len(x))[:, None], chosen].add(weights)
-    hidden = gated(jnp.einsum("td,edh->teh", x, layer["expert_in"]))
-    return jnp.einsum("teh,ehd,te->td", hidden, layer["expert_out"], share)
+    first, second = (jnp.asarray(layer[name]) for name in ("expert_in", "expert_out"))
+    share = jnp.zeros((len(x), len(first)), x.dtype).at[jnp.arange(len(x))[:, None], chosen].add(weights)
+    hidden = gated(jnp.einsum("td,edh->teh", x, first))
+    return jnp.einsum("teh,ehd,te->td", hidden, second, share)
 
 
 def attention(layer: Layer, x: Array, memory: Memory, position: Array) -> tuple[Array, Memory]:
@@ -117,8 +121,9 @@ def step(model: Model, params: Params, cache: Cache, tokens: Array, position: Ar
     return jnp.argmax(norm(x[-1:]) @ params[0]["table"].T), filled
 
 
-def random_params(args: argparse.Namespace, dtype: Any) -> Params:
-    """Weights that keep the size of what goes through them."""
+def random_params(args: argparse.Namespace, name: str) -> Params:
+    """Weights of a type, that keep the size of what goes through them."""
+    dtype = TYPES[name]
     heads = max(QUERIES_PER_KEY, args.width // 64) // QUERIES_PER_KEY * QUERIES_PER_KEY
     d, kv = args.width, heads // QUERIES_PER_KEY
     shapes = {
@@ -131,8 +136,12 @@ def random_params(args: argparse.Namespace, dtype: Any) -> Params:
     def normal(key: Array, shape: tuple[int, ...]) -> Array:
         return (jax.random.normal(key, shape) * np.sqrt(1 / shape[-2])).astype(dtype)
 
+    def weight(key: Array, of: str) -> Any:
+        w = normal(key, shapes[of])
+        return jax_nano.quantize(w, **QUANTIZED[name]) if name in QUANTIZED and of.startswith("expert") else w
+
     keys = iter(jax.random.split(jax.random.key(0), 1 + args.layers * len(shapes)))
-    layers = [{name: normal(next(keys), shape) for name, shape in shapes.items()} for _ in range(args.layers)]
+    layers = [{of: weight(next(keys), of) for of in shapes} for _ in range(args.layers)]
     return jax.block_until_ready([{"table": normal(next(keys), (VOCABULARY, d))}, *layers])
 
 
@@ -187,7 +196,7 @@ def compare(args: argparse.Namespace) -> dict[tuple[str, str], Run]:
     runs = {}
     with Progress() as progress:
         for name in args.types:
-            params = random_params(args, TYPES[name])
+            params = random_params(args, name)
             for way, f in ways.items():
                 bar = progress.add_task(f"{name:5s}{way}", total=args.count + 1)
                 runs[name, way] = generate(f, params, prompt, args.count, functools.partial(progress.advance, bar))
@@ -232,7 +241,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=768, help="elements within an expert")
     parser.add_argument("--tokens", type=int, default=128, help="of the prompt")
     parser.add_argument("--count", type=int, default=16, help="how many tokens to write, two or more")
-    parser.add_argument("--types", nargs="+", choices=TYPES, default=["bf16"])
+    parser.add_argument("--types", nargs="+", choices=TYPES, default=["bf16", *QUANTIZED])
     return parser.parse_args()
 
 

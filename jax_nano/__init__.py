@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jax_nano.api.fused_matmul import fused_matmul as fused_matmul
     from jax_nano.api.grouped import ragged_dot as ragged_dot
     from jax_nano.api.grouped import ragged_dot_general as ragged_dot_general
+    from jax_nano.api.grouped import repeat_by_group as repeat_by_group
     from jax_nano.api.inspect import inspect as inspect
     from jax_nano.api.install import install as install
     from jax_nano.api.install import installed as installed
@@ -107,7 +108,7 @@ _HOME = {
         "conv_with_general_padding",
     ),
     "api.fused_matmul": ("fused_matmul",),
-    "api.grouped": ("ragged_dot", "ragged_dot_general"),
+    "api.grouped": ("ragged_dot", "ragged_dot_general", "repeat_by_group"),
     "api.inspect": ("inspect",),
     "api.install": ("install", "installed", "uninstall"),
     "api.malloc": ("release_memory", "retain_memory"),
@@ -166,6 +167,7 @@ __all__ = [
     "ragged_dot",
     "ragged_dot_general",
     "release_memory",
+    "repeat_by_group",
     "retain_memory",
     "set_threads",
     "tensordot",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jax_nano.api.products import compiled, hashable
+from jax_nano.jaxpr import group_rows
 from jax_nano.lowering import grouped as grouped  # the rules of what these become
 
 _STATIC = ("precision", "preferred_element_type", "group_offset", "out_sharding")
@@ -37,7 +39,7 @@ def ragged_dot(  # noqa: PLR0913  its namesake's
 
     Args:
       lhs: `(M, K)`, rows in the order of their groups.
-      rhs: `(G, K, N)`.
+      rhs: `(G, K, N)`, also as `pack` and `quantize` keep it.
       group_sizes: integers `(G,)`. Where they add up to less than M, the rows behind are zero; rows beyond M are none.
       precision: as in `dot_general`.
       preferred_element_type: as in `dot_general`.
@@ -90,3 +92,20 @@ def ragged_dot_general(  # noqa: PLR0913  its namesake's
         precision=hashable(precision), preferred_element_type=preferred_element_type, group_offset=group_offset,
         out_sharding=out_sharding,
     )  # fmt: skip
+
+
+def repeat_by_group(values: ArrayLike, group_sizes: ArrayLike, rows: int) -> Array:
+    """Gives each row what its group has: a bias or a scale of each expert, as it is added to a grouped product.
+
+    It is jax.numpy.repeat(values, group_sizes, 0, total_repeat_length=rows). In accelerated functions that add it to a
+    ragged_dot of the same sizes, or multiply by it, the kernel reads `values` in place, once for each group.
+
+    Args:
+      values: `(G, ...)`.
+      group_sizes: integers `(G,)`.
+      rows: how many rows all groups have; rows behind the last group's are given what that has.
+
+    Returns:
+      `(rows, ...)`.
+    """
+    return group_rows.repeat_by_group(jnp.asarray(values), jnp.asarray(group_sizes), rows=rows)

@@ -37,14 +37,23 @@ from jax_nano.codegen.loops import Depth, Span, for_range, panels, panels_of_any
 from jax_nano.codegen.macrokernel import CacheBlock, Macrokernel, TaskBlock
 from jax_nano.codegen.matrix_ref import MatrixRef, scratch
 from jax_nano.codegen.microkernel import KBlock, StepHook
-from jax_nano.codegen.nanokernel import Block
+from jax_nano.codegen.nanokernel import Block, Place
 from jax_nano.codegen.operands import Area, Arguments, Offsets, Operands, offsets
 from jax_nano.codegen.registers import broadcast, zeros
 from jax_nano.codegen.types import element_type
 from jax_nano.ir.axes import Axis
 from jax_nano.ir.dtypes import BITS, ELEMENT_TYPES
-from jax_nano.schedule.grouped import ENTRY_FIELDS, FEW, MANY, NO_GROUP, TABLE, GroupedPlan
+from jax_nano.schedule.grouped import ENTRY_FIELDS, NO_GROUP, TABLE, GroupedPlan
 from jax_nano.schedule.plan import Plan
+
+
+class Kind(NamedTuple):
+    """Groups that one plan computes: of more than `above` and of up to `most` rows; is it the last to be written?"""
+
+    number: int
+    above: int
+    most: int
+    last: bool
 
 
 class Entry(NamedTuple):
@@ -69,8 +78,8 @@ class GroupedOperands:
 
     def arguments(self) -> Arguments:
         """As the macrokernel of a group's product wants them."""
-        lhs, rhs, _, out = self.arrays
-        return Arguments(0, self.task, self.shared, self.local, lhs, rhs, out)
+        lhs, rhs, _, *extras, out = self.arrays
+        return Arguments(0, self.task, self.shared, self.local, lhs, rhs, out, tuple(extras))
 
     def size(self, batch: Index, group: Index) -> ir.Value:
         """How many rows a group is said to have; numbers below zero are zero."""
@@ -130,36 +139,29 @@ class GroupedKernel:
     def write_blocks(self, operands: GroupedOperands) -> None:
         """Writes the blocks of rows of groups of many rows, then those of few, and the rows of no group."""
         count: ir.Value = index(0)
-        kinds = [kind for kind, plan in ((MANY, self.plan.many), (FEW, self.plan.few)) if plan]
-        for kind in kinds:
+        kinds, most = self.plan.kinds, self.plan.problem.rows
+        for number, (kind, above, _) in enumerate(kinds):
+            of_kind = Kind(kind, above, most, last=number + 1 == len(kinds))
+            most = above
             with section("batch"), for_range(0, self.plan.problem.batch.size, carry=[count]) as batch:
-                batch.next = [self.write_blocks_of(operands, batch.i, kind, batch.carry[0], last=kind == kinds[-1])]
+                batch.next = [self.write_blocks_of(operands, batch.i, of_kind, batch.carry[0])]
             (count,) = batch.results
         operands.write(0, count)
 
-    def write_blocks_of(
-        self, operands: GroupedOperands, batch: Index, kind: int, count: ir.Value, *, last: bool
-    ) -> ir.Value:
+    def write_blocks_of(self, operands: GroupedOperands, batch: Index, kind: Kind, count: ir.Value) -> ir.Value:
         """Writes blocks of groups of one kind, and with the last kind the rows of no group; gives their number."""
         problem = self.plan.problem
         with section("groups"), for_range(0, problem.groups, carry=[index(0), count]) as group:
             first, number = group.carry
             rows = minimum(operands.size(batch, group.i), subtract(problem.rows, first))
-            wanted = select(self.is_of(kind, rows), rows, 0)
-            number = self.write_rows(operands, Entry(batch, group.i, first, wanted, kind), number)
+            wanted = select(both(less(kind.above, rows), negation(less(kind.most, rows))), rows, 0)
+            number = self.write_rows(operands, Entry(batch, group.i, first, wanted, kind.number), number)
             group.next = [index(add(first, rows)), number]
         first, number = group.results
-        if last:
+        if kind.last:
             rest = Entry(batch, problem.groups, first, subtract(problem.rows, first), NO_GROUP)
             number = self.write_rows(operands, rest, number)
         return number
-
-    def is_of(self, kind: int, rows: Index) -> Condition:
-        """Whether a group of so many rows is of a kind."""
-        if not (self.plan.few and self.plan.many):
-            return True
-        is_many = less(self.plan.few_rows, rows)
-        return is_many if kind == MANY else negation(is_many)
 
     def write_rows(self, operands: GroupedOperands, entry: Entry, count: ir.Value) -> ir.Value:
         """Writes an entry in blocks; gives the number of entries then."""
@@ -184,10 +186,9 @@ class GroupedKernel:
         with when(less(number, operands.read(0))):
             at = add(mul(number, ENTRY_FIELDS), 1)
             entry = Entry(*(operands.read(add(at, i)) for i in range(ENTRY_FIELDS)))
-            for kind, group_plan in ((FEW, plan.few), (MANY, plan.many)):
-                if group_plan:
-                    with when(both(equal(entry.kind, kind), n_task_is_there(group_plan, n_task))):
-                        self.multiply_rows(operands, group_plan, entry, n_task, outer)
+            for kind, _, group_plan in plan.kinds:
+                with when(both(equal(entry.kind, kind), n_task_is_there(group_plan, n_task))):
+                    self.multiply_rows(operands, group_plan, entry, n_task, outer)
             with when(equal(entry.kind, NO_GROUP)):
                 self.clear_rows(operands, entry, n_task, outer)
 
@@ -196,20 +197,24 @@ class GroupedKernel:
         problem = self.plan.problem
         at = place(problem.batch, entry.batch), place(problem.group, entry.group), place(problem.row, entry.first)
         columns = columns_of(plan, n_task)
-        rows = Span(0, entry.rows, None)
+        rows = Span(0, 1, 1) if plan is self.plan.one else Span(0, entry.rows, None)
         arguments = Operands(plan, operands.arguments())
         RowsOfGroup(Macrokernel(plan), arguments, Area(rows, columns), together(outer, *at)).emit()
 
     def clear_rows(self, operands: GroupedOperands, entry: Entry, n_task: Index, outer: Offsets) -> None:
-        """Zeros in rows of no group."""
+        """Zeros in rows of no group, or what the epilogue makes of them with the arrays of the last group."""
         problem, plan = self.plan.problem, self.plan.plans[0]
-        at = together(outer, place(problem.batch, entry.batch), place(problem.row, entry.first))
-        out = Operands(plan, operands.arguments()).out(at)
-        lanes = plan.instruction.shape[1]
-        nothing = zeros(lanes, element_type(out.dtype))
+        last = place(problem.group, problem.groups - 1)
+        at = together(outer, place(problem.batch, entry.batch), last, place(problem.row, entry.first))
+        of_plan, kernel = Operands(plan, operands.arguments()), Macrokernel(plan)
+        out, extras, lanes = of_plan.out(at), of_plan.epilogue_extras(at), plan.instruction.shape[1]
         with when(n_task_is_there(plan, n_task)), section("rows of no group"), for_range(0, entry.rows) as row:
             for j, count in panels(columns_of(plan, n_task), lanes, "registers of columns"):
-                store(nothing, out.base, out.offset(row.i, j), count)
+                epilogue = kernel.epilogue([extra.block(row.i, j) for extra in extras])
+                value = zeros(lanes, element_type(plan.instruction.acc if epilogue else out.dtype))
+                if epilogue:
+                    (value,) = epilogue([value], [Place(0, 0, count)])
+                store(value, out.base, out.offset(row.i, j), count)
 
     def sum_rows(self, operands: GroupedOperands, number: Index, n_task: Index, outer: Offsets) -> None:
         """A block of a group's result: its sum over the group's rows."""

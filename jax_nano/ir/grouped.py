@@ -16,7 +16,7 @@ from jax_nano.ir.axes import Axis
 from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.ir.dtypes import ELEMENT_TYPES, bytes_of
 
-Role = Literal["lhs", "rhs", "sizes", "epilogue", "out"]
+Role = Literal["lhs", "rhs", "sizes", "epilogue", "prologue", "scaling", "out"]
 
 
 class GroupedArray(NamedTuple):
@@ -32,10 +32,11 @@ class Grouped:
     """Sizes, types and layouts of one grouped product.
 
     Attributes:
-      dot: the product that a group would be that had all rows.
+      dot: the product that a group would be that had all rows; panels of B, and the arrays beside A and B, are those of
+        all groups.
       ragged: which of its axes the groups share out.
       groups: how many there are.
-      group: how far apart the groups' matrices stand, in B or in C.
+      group: how far apart the groups' matrices stand, in B or in C, and what belongs to a group in Dot.extras.
       batch: independent grouped products, each with sizes of its own, or all with the same ones.
       sizes: the integer type of the sizes.
       sizes_stride: elements of the sizes from one element of the batch to the next.
@@ -91,20 +92,26 @@ class Grouped:
     def arrays(self) -> tuple[GroupedArray, ...]:
         """The arrays in the order in which kernels take them."""
         around = (self.batch, self.group)
-        lhs, rhs, out = (math.prod(axis.size for axis in around if axis.strides()[i]) for i in range(3))
-        of_dot = {array.role: array for array in self.dot.arrays}
+        times = [math.prod(axis.size for axis in around if axis.strides()[i]) for i in range(3)]
+        if self.dot.panels:
+            times[1] = 1
         sizes = self.groups * (self.batch.size if self.sizes_stride else 1)
-        return (
-            GroupedArray("lhs", of_dot["lhs"].dtype, lhs * of_dot["lhs"].elements),
-            GroupedArray("rhs", of_dot["rhs"].dtype, rhs * of_dot["rhs"].elements),
-            GroupedArray("sizes", self.sizes, sizes),
-            GroupedArray("out", of_dot["out"].dtype, out * of_dot["out"].elements),
+        lhs, rhs, *extras, out = (
+            GroupedArray(x.role, x.dtype, x.elements * (times[x.stride] if x.stride < len(times) else 1))
+            for x in self.dot.arrays
         )
+        return lhs, rhs, GroupedArray("sizes", self.sizes, sizes), *extras, out
+
+    @property
+    def acc(self) -> str:
+        """The type of the sums."""
+        return self.dot.acc
 
     @property
     def bytes(self) -> int:
-        """Of all arrays."""
-        return sum(bytes_of(array.dtype, array.elements) for array in self.arrays)
+        """Of all arrays, of B's matrices as many as can have rows."""
+        used = min(self.groups, self.rows) / self.groups if self.ragged == "m" else 1
+        return int(sum(bytes_of(x.dtype, x.elements) * (used if x.role == "rhs" else 1) for x in self.arrays))
 
     def with_rows(self, rows: int) -> Dot:
         """The product of a group of so many rows."""
@@ -122,4 +129,5 @@ class Grouped:
         batch = f"b{self.batch.size}" if self.batch.size > 1 else ""
         _, m, n, k = dot.sizes
         kind = "grouped" if self.ragged == "m" else "grouped_sum"
+        types += ("_panels" if dot.panels else "") + ("_fused" if dot.epilogue or dot.prologue else "")
         return f"{kind}_{types}_{batch}g{self.groups}m{m}n{n}k{k}"

@@ -24,17 +24,18 @@ Runs = tuple[Run, ...]
 
 
 class Axes(NamedTuple):
-    """The axes of a product's groups, the outermost of each first."""
+    """The axes of a product, the outermost of each kind first; of a grouped one also over the groups' matrices."""
 
     b: list[Axis]
     m: list[Axis]
     n: list[Axis]
     k: list[Axis]
+    g: list[Axis]
 
     def transposed(self) -> Axes:
         """The axes of C transposed = B transposed times A transposed."""
-        b, n, m, k = ([replace(axis, lhs=axis.rhs, rhs=axis.lhs) for axis in axes] for axes in self)
-        return Axes(b, m, n, k)
+        b, n, m, k, g = ([replace(axis, lhs=axis.rhs, rhs=axis.lhs) for axis in axes] for axes in self)
+        return Axes(b, m, n, k, g)
 
 
 class Cuts:

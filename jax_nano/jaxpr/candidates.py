@@ -16,10 +16,11 @@ from jax.extend.core import JaxprEqn, Var
 from jax.extend.core.primitives import convert_element_type_p
 
 from jax_nano.jaxpr.dataflow import Dataflow, variables
+from jax_nano.jaxpr.group_rows import is_repeat
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.legality import ELEMENTWISE, WEIGHTS, Reason, illegal, is_moving, is_rounding, takes_long
 from jax_nano.jaxpr.operands import VIEWS, apply_view, is_exact, panel_view
-from jax_nano.jaxpr.primitives import CONVOLUTIONS, nano_dequantize_p, nano_region_p, nano_unpack_p
+from jax_nano.jaxpr.primitives import DOTS, nano_dequantize_p, nano_region_p, nano_unpack_p
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 
 # Equations of an epilogue, of a prologue, and of views in a row.
@@ -67,8 +68,10 @@ class Candidates:
 
     def prologue(self, product: int, operand: int) -> PrologueCandidates:
         """Elementwise work that makes nothing but one operand of a product, the nearest equation first."""
-        if self._flow.eqns[product].primitive in CONVOLUTIONS:
-            return PrologueCandidates((), (), "")  # whose windows would do the work on each element several times
+        if self._flow.eqns[product].primitive not in DOTS:
+            # The windows of convolutions would do the work on each element several times, tasks of groups for each of
+            # their blocks of columns.
+            return PrologueCandidates((), (), "")
         return _PrologueWalk(self, self._flow, product, operand).candidates(every=self._every_prologue)
 
     def operand_views(self, product: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -77,7 +80,7 @@ class Candidates:
         A weight on the right is worth more than views on the left: those are tried without, too.
         """
         flow, seen = self._flow, set()
-        lhs, rhs = flow.eqns[product].invars
+        lhs, rhs, *_ = flow.eqns[product].invars
         for with_lhs, with_rhs in ((True, True), (False, True), (True, False), (False, False)):
             both = self._operand(lhs, converted=with_lhs), self._operand(rhs, converted=with_rhs)
             is_weight = both[1] and flow.eqns[both[1][0]].primitive in WEIGHTS
@@ -91,8 +94,15 @@ class Candidates:
         return self._views(x, is_exact)
 
     def epilogue_views(self, x: Atom) -> tuple[int, ...]:
-        """The equations through which strides read what an epilogue reads: conversions that nothing else uses."""
-        return self._views(x, lambda conversion: self._flow.uses(conversion.outvars[0]) == 1)
+        """The equations through which strides read what an epilogue reads: conversions that nothing else uses.
+
+        What groups have each may be repeated for their rows.
+        """
+        chain, array = _chain(self._flow, x, lambda conversion: self._flow.uses(conversion.outvars[0]) == 1)
+        maker = self._flow.maker(array)
+        if maker is not None and is_repeat(self._flow.eqns[maker]):
+            chain = [maker, *chain]
+        return _readable(self._flow, chain)
 
     def _operand(self, x: Atom, *, converted: bool) -> tuple[int, ...]:
         if not converted:
@@ -288,7 +298,7 @@ def _is_readable(eqns: Sequence[JaxprEqn]) -> bool:
     if not eqns:
         return True
     first = eqns[0]
-    (x, *_) = first.outvars if first.primitive is nano_dequantize_p else first.invars
+    (x, *_) = first.outvars if first.primitive is nano_dequantize_p or is_repeat(first) else first.invars
     view = StridedView.of(type_of(x).shape)
     try:
         for eqn in eqns:

@@ -10,7 +10,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from jax_nano.jaxpr.inline import Atom
 from jax_nano.jaxpr.legality import is_moving, is_source
-from jax_nano.jaxpr.primitives import PRODUCTS
+from jax_nano.jaxpr.primitives import FUSED_PRODUCTS
 
 NAMED_USERS = 8
 
@@ -96,7 +96,7 @@ class Dataflow:
 
 def is_transparent(eqn: JaxprEqn) -> bool:
     """Is true for products and what moves their operands: they can read a value in the type that it is kept in."""
-    return eqn.primitive in PRODUCTS or is_moving(eqn)
+    return eqn.primitive in FUSED_PRODUCTS or is_moving(eqn)
 
 
 def variables(atoms: Iterable[Atom]) -> list[Var]:

@@ -21,7 +21,7 @@ from jax.extend.core import Jaxpr, JaxprEqn
 from jax_nano.jaxpr.candidates import Candidates
 from jax_nano.jaxpr.dataflow import Dataflow
 from jax_nano.jaxpr.legality import WEIGHTS, Reason
-from jax_nano.jaxpr.primitives import PRODUCTS, nano_region_p
+from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_region_p
 from jax_nano.jaxpr.region import Limits
 from jax_nano.jaxpr.region_dot import WORK_ON_B, RegionDot
 from jax_nano.jaxpr.region_growth import UNREADABLE, RegionGrowth
@@ -36,7 +36,7 @@ def fuse_products(jaxpr: Jaxpr, *, every_prologue: bool = False) -> Jaxpr:
       jaxpr: a program.
       every_prologue: whether elementwise work on A is fused however long it takes.
     """
-    products = [i for i, eqn in enumerate(jaxpr.eqns) if eqn.primitive in PRODUCTS]
+    products = [i for i, eqn in enumerate(jaxpr.eqns) if eqn.primitive in FUSED_PRODUCTS]
     if not products or not has_known_sizes(jaxpr):
         return jaxpr
     fusion = _Fusion(jaxpr, every_prologue=every_prologue)

@@ -18,9 +18,10 @@ from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p
 
 from jax_nano.ir.dtypes import NAMES
 from jax_nano.ir.program import INSTRUCTIONS, OPERATIONS, Unfusable
+from jax_nano.jaxpr.group_rows import is_repeat
 from jax_nano.jaxpr.inline import body_of, type_of
 from jax_nano.jaxpr.operands import VIEWS, is_exact
-from jax_nano.jaxpr.primitives import PRODUCTS, nano_dequantize_p, nano_unpack_p
+from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_dequantize_p, nano_unpack_p
 from jax_nano.jaxpr.private import UNSPECIFIED
 from jax_nano.jaxpr.program_reader import SYNONYMS, check_operation, dtype_of, operation_name
 
@@ -92,7 +93,7 @@ def is_rounding(eqn: JaxprEqn) -> bool:
 
 def is_source(eqn: JaxprEqn) -> bool:
     """Is true for what may be read through on the way to a product, which leaves it without use."""
-    return is_moving(eqn) or eqn.primitive in WEIGHTS
+    return is_moving(eqn) or eqn.primitive in WEIGHTS or is_repeat(eqn)
 
 
 def takes_long(eqn: JaxprEqn) -> bool:
@@ -139,4 +140,4 @@ class _BodyRule:
 
 
 _is_elementwise = _BodyRule(lambda eqn: illegal_form(eqn) is None)
-_may_hold_products = _BodyRule(lambda eqn: eqn.primitive in PRODUCTS or illegal_form(eqn) is None)
+_may_hold_products = _BodyRule(lambda eqn: eqn.primitive in FUSED_PRODUCTS or illegal_form(eqn) is None)

@@ -43,6 +43,12 @@ class StridedArray:
     panels: Panels | None = None  # what the view's strides mean, where they do not count elements
     quantized: QuantizedOperand | None = None
     work: ArrayExpr | None = None  # of which it is the largest input, where the work on it is an operand
+    groups: OfGroups | None = None  # whose rows read it, each what belongs to its group
+
+    @property
+    def whole(self) -> StridedView:
+        """All of its memory, as it lies."""
+        return StridedView.of(type_of(self.source).shape)
 
     @property
     def dtype(self) -> str:
@@ -76,6 +82,23 @@ class StridedArray:
         """The array seen through a view."""
         quantized = self.quantized and self.quantized.through(eqn)
         return replace(self, view=apply_view(eqn, self.view), quantized=quantized)
+
+
+@dataclass(frozen=True)
+class OfGroups:
+    """How the groups of a grouped product have an array: each a part of its own, or all the same where stride is 0.
+
+    Attributes:
+      count: of groups.
+      stride: elements from a group's part to the next one's.
+      sizes: those of the groups, where they are not the product's own.
+      rows: that all groups have together, if there is a dimension of them.
+    """
+
+    count: int
+    stride: int
+    sizes: Var | None = None
+    rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -193,8 +216,10 @@ def check_elements(array: StridedArray) -> None:
     """Checks that an array's elements are what it stands for.
 
     Raises:
-      NoView: they are not.
+      NoView: they are not, or belong to groups.
     """
+    if array.groups:
+        raise NoView("work on what belongs to groups alone")
     if array.panels or array.quantized:
         raise NoView("packed and quantized weights are operands of products alone")
 

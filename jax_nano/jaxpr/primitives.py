@@ -40,6 +40,9 @@ ORIGINALS = {primitive: original for original, double in DOUBLES.items() for pri
 DOTS = frozenset({dot_general_p, nano_dot_general_p})
 CONVOLUTIONS = frozenset({conv_general_dilated_p, nano_conv_general_dilated_p})
 PRODUCTS = DOTS | CONVOLUTIONS
+GROUPED_PRODUCTS = frozenset({ragged_dot_general_p, nano_ragged_dot_general_p})
+FUSED_PRODUCTS = PRODUCTS | GROUPED_PRODUCTS
+"""The products that regions are made of."""
 
 
 nano_dequantize_p = Primitive("nano_dequantize")

@@ -17,15 +17,18 @@ from jax_nano.jaxpr.operands import StridedArray, element_type
 from jax_nano.jaxpr.primitives import CONVOLUTIONS
 from jax_nano.jaxpr.region_dot import Product
 from jax_nano.jaxpr.strided_views import NoView
+from jax_nano.jaxpr.sums import dimensions_of, matrices_of_groups
 
 
-def read_product(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> Product:
-    """Reads an equation of one of PRODUCTS, whose operands are these arrays.
+def read_product(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray, sizes: Var | None = None) -> Product:
+    """Reads an equation of one of FUSED_PRODUCTS, whose operands are these arrays, and sizes of groups if it has any.
 
     Raises:
       UnsupportedDot: there is nothing to compute.
       NoView: the operands' dimensions do not fit together, or conversions round.
     """
+    if sizes is not None:
+        return _grouped_product(eqn, lhs, rhs, sizes)
     return (_convolution if eqn.primitive in CONVOLUTIONS else _matrix_product)(eqn, lhs, rhs)
 
 
@@ -89,6 +92,39 @@ def _convolution(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> Product
         lhs_runs=[Run(axis.size, axis.out, axis.lhs) for axis in dims],
         rhs_runs=[Run(axis.size, axis.out, axis.rhs) for axis in dims],
         window_runs=[[Run(axis.size, axis.out, axis.window[d]) for axis in dims] for d in range(bounds)],
+    )  # fmt: skip
+
+
+def _grouped_product(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray, sizes: Var) -> Product:
+    """The product of a group that has all rows; the groups' matrices count behind all of C, where C has none of them.
+
+    Raises:
+      UnsupportedDot: there is nothing to compute.
+      NoView: it is more than rows of groups and their matrices, or conversions round.
+    """
+    dims = dimensions_of(eqn)
+    if 0 in (*lhs.view.shape, *rhs.view.shape):
+        raise UnsupportedDot("a dimension is 0: there is nothing to multiply")
+    if dims.mode != "m" or len(dims.lhs_free) != 1 or dims.lhs_batch or type_of(sizes).ndim != 1:
+        raise NoView("there is more to it than rows of groups and a matrix for each")
+    if lhs.quantized or lhs.panels or rhs.work or eqn.params["group_offset"] is not None:
+        raise NoView("weights are the matrices of groups, not their rows")
+    contracting = dims.lhs_contract, dims.rhs_contract
+    extras = [[x.view for x in array.extras] for array in (lhs, rhs)]
+    k = paired_axes(lhs.view, rhs.view, contracting, extras)
+    _check_conversions(eqn, lhs, rhs, math.prod(axis.size for axis in k))
+    runs, ends, at = [], [], 1
+    for kind, operand, free in (("n", 1, dims.rhs_free), ("m", 0, dims.lhs_free)):
+        for part in reversed([part for d in free for part in (lhs, rhs)[operand].view.dims[d]]):
+            runs.append((part.size, at, *((0, part.stride) if operand else (part.stride, 0))))
+            at *= part.size
+        ends.append((at, kind))
+    groups = matrices_of_groups(rhs.view, dims)
+    runs.append((groups.count, at, 0, groups.stride))
+    return Product(
+        eqn=eqn, lhs=lhs, rhs=rhs, ends=[*ends, (at * groups.count, "g")], k=k, sum=_sum(eqn, lhs, rhs), sizes=sizes,
+        lhs_runs=[Run(size, at, left) for size, at, left, _ in runs],
+        rhs_runs=[Run(size, at, right) for size, at, _, right in runs],
     )  # fmt: skip
 
 

@@ -11,8 +11,9 @@ import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p
 
+from jax_nano.jaxpr.group_rows import is_repeat
 from jax_nano.jaxpr.inline import Atom, body_of, structure, type_of
-from jax_nano.jaxpr.primitives import PRODUCTS, nano_unpack_p
+from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_unpack_p
 from jax_nano.jaxpr.private import ClosedJaxpr
 from jax_nano.jaxpr.region_dot import RegionDot
 from jax_nano.jaxpr.region_reader import read_region
@@ -55,12 +56,12 @@ class Region:
     @functools.cached_property
     def product(self) -> JaxprEqn:
         """Its product."""
-        return next(eqn for eqn in self.jaxpr.eqns if eqn.primitive in PRODUCTS)
+        return next(eqn for eqn in self.jaxpr.eqns if eqn.primitive in FUSED_PRODUCTS)
 
     @property
     def fused(self) -> tuple[str, ...]:
         """The names of what is fused with the product."""
-        return tuple(_name(eqn) for eqn in self.jaxpr.eqns if eqn.primitive not in PRODUCTS)
+        return tuple(_name(eqn) for eqn in self.jaxpr.eqns if eqn.primitive not in FUSED_PRODUCTS)
 
     @property
     def unpacks(self) -> list[JaxprEqn]:
@@ -105,6 +106,8 @@ def _name(eqn: JaxprEqn) -> str:
         return f"conversion to {type_of(eqn.outvars[0]).dtype.name}"
     if eqn.primitive is nano_unpack_p:
         return "packed weight"
+    if is_repeat(eqn):
+        return "array of groups"
     if eqn.primitive is custom_jvp_call_p and (body := body_of(eqn)):
         return body.debug_info.func_name
     return eqn.primitive.name

@@ -13,14 +13,16 @@ from jax.extend.core.primitives import convert_element_type_p
 from jax_nano.ir.axes import Axis, Loops, extent, merged
 from jax_nano.ir.convolution import LONGEST_STEP, PLACES_IN_LANES
 from jax_nano.ir.dot import ONLY_RHS_IN_PANELS, Dot, Epilogue, Prologue, UnsupportedDot, is_one_run
+from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.program import Program
 from jax_nano.ir.window import Window
 from jax_nano.jaxpr.axes import Axes, Cuts, Run, Runs, runs_along, stride_along
+from jax_nano.jaxpr.group_rows import along_groups
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.operands import StridedArray, element_type
-from jax_nano.jaxpr.primitives import CONVOLUTIONS
 from jax_nano.jaxpr.program_reader import program_of
-from jax_nano.jaxpr.strided_views import NoView, StridedView, SubDim, coalesce
+from jax_nano.jaxpr.strided_views import NoView, StridedView
+from jax_nano.jaxpr.sums import along_sums, first_of_sums
 
 WORK_ON_B = "an operand is worked on that lies along the result's last dimension"
 
@@ -40,6 +42,7 @@ class Product:
       sum: the scalar that the epilogue starts with.
       window: how the image of a convolution lies in memory.
       window_runs: positions along each of its bounds, as lhs_runs.
+      sizes: of groups, of a grouped product: runs count their matrices behind all of C.
     """
 
     eqn: JaxprEqn
@@ -52,6 +55,7 @@ class Product:
     sum: Var
     window: Window | None = None
     window_runs: Sequence[Sequence[Run]] = ()
+    sizes: Var | None = None
 
     @property
     def place(self) -> StridedView:
@@ -84,13 +88,13 @@ class RegionDot:
 
     Attributes:
       dot: the product, with the work on A and C.
-      sources: which of the region's arrays are A, B and what Dot.extras has: variables while the region is read, their
-        numbers among its arguments in the region.
+      sources: which of the region's arrays are A, B, the sizes of groups and what Dot.extras has: variables while the
+        region is read, their numbers among its arguments in the region.
       precision: of the product, as lax.dot_general has it.
       lhs: which operand of the product A is, 0 or 1.
     """
 
-    dot: Dot
+    dot: Dot | Grouped
     sources: tuple[Any, ...]
     precision: Any
     lhs: int
@@ -112,9 +116,11 @@ def region_dot(product: Product, ending: Ending) -> RegionDot:
     axes = _common_axes(product, ending, extras)
     lhs, rhs = product.lhs, product.rhs
     along_m = bool(axes.m and axes.m[-1].out == 1)
-    is_transposed = (not axes.n or along_m) and not product.window
+    is_transposed = (not axes.n or along_m) and not product.window and not product.sizes
     if along_m and product.window and (axes.n or axes.b) and not places_can_be_last(axes):
         raise NoView("the places of a convolution are last in the result")
+    if along_m and product.sizes and axes.n:
+        raise NoView("the rows of groups are last in the result")
     if is_transposed:
         axes, lhs, rhs = axes.transposed(), rhs, lhs
     _check_last_dimension(axes)
@@ -123,12 +129,16 @@ def region_dot(product: Product, ending: Ending) -> RegionDot:
         raise NoView(WORK_ON_B)
     _check_contiguous(axes, extras.prologue)
     if rhs.quantized:
-        axes = axes._replace(b=rhs.quantized.in_words(axes.b), n=rhs.quantized.in_words(axes.n))
+        b, n, g = map(rhs.quantized.in_words, (axes.b, axes.n, axes.g))
+        axes = axes._replace(b=b, n=n, g=g)
     epilogue, out = _epilogue_program(product, ending)
     programs = Programs(epilogue, _prologue_program(lhs, ending), out)
     used = extras.used_by(programs)
-    dot = _dot(lhs, rhs, programs, _with_extras(axes, used), used, product.window)
+    axes = _with_extras(axes, used)
+    dot = _dot(lhs, rhs, programs, axes, used, product.window)
     sources = (lhs.source, rhs.source, *used.sources)
+    if product.sizes:
+        dot, sources = _grouped(dot, axes, product.sizes), (*sources[:2], product.sizes, *sources[2:])
     return RegionDot(dot=dot, sources=sources, precision=product.eqn.params["precision"], lhs=int(is_transposed))
 
 
@@ -172,9 +182,9 @@ def _extras(product: Product, ending: Ending) -> Extras:
     epilogue = [array for array, _ in ending.extras]
 
     operands = list(enumerate((product.lhs, product.rhs)))
-    on_a = [first_of_sums(product, i, x) for i, operand in operands for x in operand.extras]
+    on_a = [first_of_sums(product.eqn, i, x) for i, operand in operands for x in operand.extras]
     scales = [
-        along_sums(product, i, x)
+        along_sums(product.eqn, i, x)
         for i, operand in operands
         if operand.quantized and operand.quantized.is_scaled
         for x in operand.quantized.parameters
@@ -184,49 +194,14 @@ def _extras(product: Product, ending: Ending) -> Extras:
 
 
 def extra_runs(array: StridedArray, place: StridedView) -> Runs:
-    """The runs of another array along C, at a place of which it has the shape, or sizes of 1."""
+    """The runs of another array along C, at a place of which it has the shape, or sizes of 1, and along groups.
+
+    Raises:
+      NoView: what belongs to groups does not go along their rows.
+    """
     everywhere = array.view.broadcast(place.shape, range(len(place.dims)))
-    return tuple(run for run in runs_along(place, everywhere) if run.stride)
-
-
-def along_sums(product: Product, operand: int, array: StridedArray) -> StridedArray:
-    """An array of the shape of operand 0 or 1, the same for all of a sum, over the product's dimensions.
-
-    Raises:
-      NoView: it is not the same.
-    """
-    if product.eqn.primitive in CONVOLUTIONS:
-        return _along_channels(product, array)
-    contracting, _ = product.eqn.params["dimension_numbers"]
-    if any(part.stride for d in contracting[operand] for part in array.view.dims[d]):
-        raise NoView("scales differ along the sum")
-    return first_of_sums(product, operand, array)
-
-
-def _along_channels(product: Product, array: StridedArray) -> StridedArray:
-    """An array of a kernel's shape, the same for all of a sum, over the dimensions of a convolution's result.
-
-    Raises:
-      NoView: it is not the same.
-    """
-    _, (outputs, *summed), (_, channels, *_) = product.eqn.params["dimension_numbers"]
-    if any(part.stride for d in summed for part in array.view.dims[d]):
-        raise NoView("scales differ along the sum")
-    dims = [coalesce([SubDim(size, 0)]) for size in type_of(product.eqn.outvars[0]).shape]
-    dims[channels] = array.view.dims[outputs]
-    return replace(array, view=StridedView(tuple(dims)))
-
-
-def first_of_sums(product: Product, operand: int, array: StridedArray) -> StridedArray:
-    """The first element of each sum of an array of the shape of operand 0 or 1, over the product's dimensions."""
-    contracting, batch = (dims[operand] for dims in product.eqn.params["dimension_numbers"])
-    dims = array.view.dims
-    free = [dims[d] for d in range(len(dims)) if d not in (*contracting, *batch)]
-    sizes = type_of(product.eqn.outvars[0]).shape[len(batch) :]
-    sizes = sizes[: len(sizes) - len(free)] if operand else sizes[len(free) :]
-    repeated = [coalesce([SubDim(size, 0)]) for size in sizes]
-    of_c = (*repeated, *free) if operand else (*free, *repeated)
-    return replace(array, view=StridedView((*(dims[d] for d in batch), *of_c)))
+    runs = tuple(run for run in runs_along(place, everywhere) if run.stride)
+    return along_groups(runs, array.groups, math.prod(place.shape)) if array.groups else runs
 
 
 def _common_axes(product: Product, ending: Ending, extras: Extras) -> Axes:
@@ -235,15 +210,15 @@ def _common_axes(product: Product, ending: Ending, extras: Extras) -> Axes:
     for _, runs in extras.arrays:
         ending.cuts.add(runs)
     arrays = (product.lhs_runs, product.rhs_runs, ending.runs, *(runs for _, runs in extras.arrays))
-    groups: dict[str, list[Axis]] = {"b": [], "m": [], "n": []}
+    groups: dict[str, list[Axis]] = {"b": [], "m": [], "n": [], "g": []}
     for low, high in ending.cuts.pieces():
         lhs, rhs, out, *others = (stride_along(runs, low, high) for runs in arrays)
         group = next(group for end, group in product.ends if high <= end)
         window = tuple(stride_along(runs, low, high) for runs in product.window_runs)
         groups[group].append(Axis(size=high // low, lhs=lhs, rhs=rhs, out=out, extras=tuple(others), window=window))
-    b, m, n = (sorted(axes, key=lambda axis: axis.out, reverse=True) for axes in groups.values())
+    b, m, n, g = (sorted(axes, key=lambda axis: axis.out, reverse=True) for axes in groups.values())
     before, behind = (0,) * extras.prologue.start, (0,) * len(extras.scales)
-    return Axes(b, m, n, [replace(axis, extras=(*before, *axis.extras, *behind)) for axis in product.k])
+    return Axes(b, m, n, [replace(axis, extras=(*before, *axis.extras, *behind)) for axis in product.k], g)
 
 
 def places_can_be_last(axes: Axes) -> bool:
@@ -315,8 +290,7 @@ def _prologue_program(lhs: StridedArray, ending: Ending) -> Program | None:
 
 def _with_extras(axes: Axes, extras: Extras) -> Axes:
     """The axes with strides of the extras that are used."""
-    b, m, n, k = ([replace(axis, extras=tuple(axis.extras[i] for i in extras.numbers)) for axis in x] for x in axes)
-    return Axes(b, m, n, k)
+    return Axes(*([replace(axis, extras=tuple(axis.extras[i] for i in extras.numbers)) for axis in x] for x in axes))
 
 
 def _dot(  # noqa: PLR0913
@@ -345,3 +319,16 @@ def _dot(  # noqa: PLR0913
         panels=rhs.panels,
         window=window,
     )
+
+
+def _grouped(dot: Dot, axes: Axes, sizes: Var) -> Grouped:
+    """The grouped product whose groups have this product each.
+
+    Raises:
+      UnsupportedDot: the groups share out rows that are more than one loop.
+    """
+    nothing = Axis(size=1, extras=(0,) * len(dot.extras))
+    (group,) = axes.g or [nothing]
+    return Grouped(
+        dot=dot, ragged="m", groups=group.size, group=group, batch=nothing, sizes=element_type(sizes)
+    )  # fmt: skip

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from jax.extend.core import Jaxpr, Var, no_effects
+from jax.extend.core import Jaxpr, JaxprEqn, Var, no_effects
 
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.program import Unfusable
@@ -15,6 +15,8 @@ from jax_nano.jaxpr.candidates import Candidates
 from jax_nano.jaxpr.dataflow import Dataflow, variables
 from jax_nano.jaxpr.inline import Atom
 from jax_nano.jaxpr.legality import Reason, is_elementwise
+from jax_nano.jaxpr.primitives import DOUBLES
+from jax_nano.jaxpr.private import ragged_dot_general_p
 from jax_nano.jaxpr.region import Region
 from jax_nano.jaxpr.region_dot import RegionDot
 from jax_nano.jaxpr.region_reader import Mark, RegionReader
@@ -133,7 +135,7 @@ class RegionGrowth:
         dot = self.dot(end)
         assert isinstance(dot, RegionDot)
         read = list(self._places)[: self.ends[end].equations]
-        eqns = [self._flow.eqns[place] for place in sorted(read)]
+        eqns = [_with_all_rules(self._flow.eqns[place]) for place in sorted(read)]
         made = {out for eqn in eqns for out in eqn.outvars}
         invars = dict.fromkeys(x for eqn in eqns for x in variables(eqn.invars) if x not in made)
         jaxpr = program.replace(
@@ -208,3 +210,8 @@ class RegionGrowth:
 
     def _has_kernel(self, end: int) -> bool:
         return isinstance(self.dot(end), RegionDot)
+
+
+def _with_all_rules(eqn: JaxprEqn) -> JaxprEqn:
+    """An equation with derivatives and batching: JAX does not have all those of grouped products."""
+    return eqn.replace(primitive=DOUBLES[eqn.primitive]) if eqn.primitive is ragged_dot_general_p else eqn

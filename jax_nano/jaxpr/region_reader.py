@@ -23,6 +23,7 @@ from jax.extend.core.primitives import convert_element_type_p
 
 from jax_nano.ir.dtypes import NAMES
 from jax_nano.jaxpr.axes import Cuts, Runs, runs_along
+from jax_nano.jaxpr.group_rows import is_repeat, repeated
 from jax_nano.jaxpr.inline import Atom, body_of, type_of
 from jax_nano.jaxpr.operands import (
     VIEWS,
@@ -35,10 +36,11 @@ from jax_nano.jaxpr.operands import (
     is_exact,
     unpack,
 )
-from jax_nano.jaxpr.primitives import PRODUCTS, nano_dequantize_p, nano_unpack_p
+from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_dequantize_p, nano_unpack_p
 from jax_nano.jaxpr.product_reader import read_product, scalar
-from jax_nano.jaxpr.region_dot import Ending, Product, RegionDot, along_sums, extra_runs, region_dot
+from jax_nano.jaxpr.region_dot import Ending, Product, RegionDot, extra_runs, region_dot
 from jax_nano.jaxpr.strided_views import NoView, StridedView
+from jax_nano.jaxpr.sums import along_sums
 
 
 def read_region(jaxpr: Jaxpr) -> RegionDot:
@@ -114,7 +116,7 @@ class RegionReader:
 
     def _read(self, eqn: JaxprEqn, values: dict[Var, Value]) -> None:
         operands = [self._value(x, values) for x in eqn.invars]
-        body = body_of(eqn)
+        body = None if is_repeat(eqn) else body_of(eqn)
         if body is None:
             values[eqn.outvars[0]] = self._result(eqn, operands)
             return
@@ -132,12 +134,14 @@ class RegionReader:
 
     def _result(self, eqn: JaxprEqn, operands: Sequence[Value]) -> Value:
         first = operands[0]
-        if eqn.primitive in PRODUCTS:
-            return self._multiply(eqn, *map(self._operand, operands))
+        if eqn.primitive in FUSED_PRODUCTS:
+            return self._multiply(eqn, operands)
         if eqn.primitive is nano_unpack_p:
             return unpack(eqn, first)
         if eqn.primitive is nano_dequantize_p:
             return dequantize(eqn, operands)
+        if is_repeat(eqn):
+            return repeated(eqn, operands)
         if eqn.primitive in VIEWS:
             return first.through(eqn)
         if eqn.primitive is convert_element_type_p and isinstance(first, StridedArray):
@@ -145,13 +149,14 @@ class RegionReader:
         places = {x.view for x in operands if isinstance(x, ElementExpr) and x.view is not None}
         return self._on_elements(eqn, operands, places) if places else self._on_arrays(eqn, operands)
 
-    def _multiply(self, eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray) -> ElementExpr:
+    def _multiply(self, eqn: JaxprEqn, operands: Sequence[Value]) -> ElementExpr:
         """Reads the product: its axes, and the scales of whole sums as the beginning of the epilogue."""
-        product = read_product(eqn, lhs, rhs)
+        lhs, rhs = map(self._operand, operands[:2])
+        product = read_product(eqn, lhs, rhs, *map(_array_as_it_is, operands[2:]))
         self._product = product
         self._cuts.add(product.lhs_runs)
         scales = [
-            along_sums(product, i, operand.quantized.parameters[0])
+            along_sums(eqn, i, operand.quantized.parameters[0])
             for i, operand in enumerate((lhs, rhs))
             if operand.quantized and not operand.quantized.is_scaled
         ]
@@ -213,11 +218,13 @@ class RegionReader:
                 raise NoView("work on other arrays alone")
             self._extras |= {(array.source, ()): x for x, array in value.inputs}
             return value.atom
-        check_elements(value)
+        if value.groups and value.groups.sizes not in (None, self._product and self._product.sizes):
+            raise NoView("what belongs to other groups than the product's")
+        check_elements(replace(value, groups=None))
         runs = extra_runs(value, place) if value.view.dims else ()
         self._cuts.add(runs)
         if not runs:  # one element for all of C
-            return self._extra(self._expr(replace(value, view=StridedView(()))), place)
+            return self._extra(self._expr(replace(value, view=StridedView(()), groups=None)), place)
         x = self._extras.setdefault((value.source, runs), _element(value))
         return self._append_conversions(x, value)
 
@@ -240,6 +247,17 @@ class RegionReader:
             values[eqn.outvars[0]] = self._append(eqn, [values[x] for x in eqn.invars])
         (result,) = scaling.outvars
         return values[result]
+
+
+def _array_as_it_is(value: Value) -> Var:
+    """An array that is read as it lies.
+
+    Raises:
+      NoView: it is moved or converted.
+    """
+    if not isinstance(value, StridedArray) or value != StridedArray(value.source, value.whole):
+        raise NoView("the sizes of groups are moved or converted")
+    return value.source
 
 
 def _element(array: StridedArray) -> Var:

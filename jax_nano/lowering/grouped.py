@@ -28,6 +28,7 @@ from jax_nano.lowering.export import register_lowering
 from jax_nano.lowering.grouped_rules import Params, batch_rule, product, transpose_sums
 from jax_nano.lowering.partition import check_partitioning
 from jax_nano.lowering.precision import with_precision
+from jax_nano.lowering.small_loops import check_inline
 from jax_nano.runtime.kernel import Kernel
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
 from jax_nano.runtime.report import Report, tell
@@ -72,7 +73,7 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
     """The CPU lowering rule: the custom call of a kernel, or `default` where there is none."""
 
     def lower(ctx: mlir.LoweringRuleContext, *operands: mlir.ir.Value, **params: Any) -> Any:
-        equation, problem = equation_of(ctx, params), None
+        equation, problem = equation_of((*ctx.avals_in, *ctx.avals_out), params), None
         try:
             if not config.enabled():
                 raise UnsupportedDot(TURNED_OFF)
@@ -81,6 +82,7 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
                 raise UnsupportedDot("JAX does not implement group_offset")
             if dimensions(ctx, params).mode == "b":
                 return lower_product(ctx, *operands, **params)
+            check_inline(params, (*ctx.avals_in, *ctx.avals_out))
             arrays, problem, kernel = best_kernel(ctx, operands, params)
         except UnsupportedDot as reason:
             tell(Report(equation=equation, problem=problem, reason=str(reason), otherwise=NAMESAKE))
@@ -126,8 +128,7 @@ def describe(ctx: mlir.LoweringRuleContext, sources: Sequence[Operand], params: 
     (aval,) = ctx.avals_out
     out = Operand.row_major(aval.shape, dtype_name(aval.dtype))
     lhs, rhs, sizes = sources
-    problem = grouped_of(params["ragged_dot_dimension_numbers"], lhs, rhs, sizes, out)
-    return problem.replace(dot=with_precision(params["precision"], problem.dot))
+    return with_precision(params["precision"], grouped_of(params["ragged_dot_dimension_numbers"], lhs, rhs, sizes, out))
 
 
 def lower_product(ctx: mlir.LoweringRuleContext, *operands: mlir.ir.Value, **params: Any) -> Any:
@@ -136,9 +137,9 @@ def lower_product(ctx: mlir.LoweringRuleContext, *operands: mlir.ir.Value, **par
     return rule(ctx, *operands)
 
 
-def equation_of(ctx: mlir.LoweringRuleContext, params: Params) -> str:
-    """What is lowered, in words."""
-    lhs, rhs, sizes, out = map(type_name, (*ctx.avals_in, *ctx.avals_out))
+def equation_of(avals: Sequence[Any], params: Params) -> str:
+    """A grouped product of such operands and with such a result, in words."""
+    lhs, rhs, sizes, out = map(type_name, avals)
     (ragged,) = params["ragged_dot_dimension_numbers"].lhs_ragged_dimensions
     (contract, batch) = params["ragged_dot_dimension_numbers"].dot_dimension_numbers
     text = f"{lhs} x {rhs} -> {out}, groups of {sizes} along dimension {ragged}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 from jax.lax import DotAlgorithm, DotAlgorithmPreset
 
 from jax_nano.ir.dot import Algorithm, Dot, UnsupportedDot
 from jax_nano.ir.dtypes import FLOAT8, WIDENS, dtype_name
+from jax_nano.ir.grouped import Grouped
 
 Preset = DotAlgorithmPreset
 
@@ -37,7 +40,13 @@ X9 = ((2, 2), (1, 2), (2, 1), *X6)
 TERMS = {Preset.BF16_BF16_F32_X3: X3, Preset.BF16_BF16_F32_X6: X6, Preset.BF16_BF16_F32_X9: X9}
 
 
-def with_precision(precision, dot: Dot) -> Dot:
+@overload
+def with_precision(precision, dot: Dot) -> Dot: ...
+@overload
+def with_precision(precision, dot: Grouped) -> Grouped: ...
+@overload
+def with_precision(precision, dot: Dot | Grouped) -> Dot | Grouped: ...
+def with_precision(precision, dot: Dot | Grouped) -> Dot | Grouped:
     """Gives a product the algorithm that a `precision` of lax.dot_general asks for.
 
     Without one, products are exact and summed in the problem's accumulator. A lax.Precision asks for nothing else: it
@@ -46,6 +55,8 @@ def with_precision(precision, dot: Dot) -> Dot:
     Raises:
       UnsupportedDot: kernels do not compute what it asks for.
     """
+    if isinstance(dot, Grouped):
+        return dot.replace(dot=with_precision(precision, dot.dot))
     match precision:
         case DotAlgorithmPreset() if precision in ANY_FLOAT8:
             if not {*dot.operands} <= FLOAT8:

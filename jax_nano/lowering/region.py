@@ -14,18 +14,18 @@ from jax.extend.core import JaxprEqn, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir, partial_eval, xla
 
 from jax_nano.ir.dot import Dot, UnsupportedDot
-from jax_nano.jaxpr.primitives import CONVOLUTIONS, DOUBLES, nano_region_p
+from jax_nano.ir.grouped import Grouped
+from jax_nano.jaxpr.primitives import CONVOLUTIONS, DOUBLES, GROUPED_PRODUCTS, nano_region_p
 from jax_nano.jaxpr.private import ClosedJaxpr
 from jax_nano.jaxpr.region import Limits, Region
 from jax_nano.jaxpr.region_growth import UNREADABLE
 from jax_nano.jaxpr.rewrite import PrimitiveRewrite
-from jax_nano.lowering import convolution
-from jax_nano.lowering import grouped as grouped  # the rules of what grouped products become
+from jax_nano.lowering import convolution, grouped
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import equation_of, nano, remat_rule
 from jax_nano.lowering.experimental import register_jet_rules, register_sparse_rules
 from jax_nano.lowering.export import register_lowering
-from jax_nano.lowering.partition import devices_to_partition, partitioned_call
+from jax_nano.lowering.partition import check_partitioning, devices_to_partition, partitioned_call
 from jax_nano.lowering.pipeline import WHOLE_PASSES, run_passes
 from jax_nano.lowering.precision import with_precision
 from jax_nano.lowering.region_partition import partition_region
@@ -33,7 +33,7 @@ from jax_nano.lowering.small_loops import check_inline
 from jax_nano.runtime.kernels import kernel_for, prepare
 from jax_nano.runtime.report import Report, reports, tell
 
-Kernels = tuple[tuple[Dot, Any], ...]  # of products: each with the precision of its product
+Kernels = tuple[tuple[Dot | Grouped, Any], ...]  # of products: each with the precision of its product
 
 accelerated = PrimitiveRewrite(DOUBLES, first=run_passes, before=register_sparse_rules)
 """`accelerated(f)` is f with a kernel for every product in it and what can be fused with it, however deep."""
@@ -130,7 +130,9 @@ def _lower(
     try:
         devices = devices_to_partition(ctx)
         check_inline({"region": region}, ())
-        if devices > 1:
+        if isinstance(kernel.dot, Grouped):
+            check_partitioning(ctx)
+        elif devices > 1:
             dot = with_precision(kernel.precision, kernel.dot)
             shards = partition_region(region, accelerated_whole)
             report = Report(equation=equation, problem=dot, fused=region.fused, otherwise=_namesake(product))
@@ -150,6 +152,8 @@ def _equation(product: JaxprEqn) -> str:
     avals = [x.aval for x in (*product.invars, *product.outvars)]
     if product.primitive in CONVOLUTIONS:
         return convolution.equation_of(avals, product.params)
+    if product.primitive in GROUPED_PRODUCTS:
+        return grouped.equation_of(avals, product.params)
     return equation_of(avals, product.params["dimension_numbers"])
 
 
@@ -169,7 +173,7 @@ def _lower_without_kernel(
     return result
 
 
-def _supported_dots(upcoming: Kernels) -> Iterator[Dot]:
+def _supported_dots(upcoming: Kernels) -> Iterator[Dot | Grouped]:
     """The products of kernels that follow what their precision asks for."""
     for dot, precision in upcoming:
         with suppress(UnsupportedDot):

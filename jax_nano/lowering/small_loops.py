@@ -26,7 +26,7 @@ from jax_nano import config
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.jaxpr.attention_program import definition
 from jax_nano.jaxpr.inline import type_of
-from jax_nano.jaxpr.primitives import DOUBLES, PRODUCTS, nano_attention_p, nano_region_p
+from jax_nano.jaxpr.primitives import DOUBLES, FUSED_PRODUCTS, nano_attention_p, nano_region_p
 from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering, functions_apart, wrap_lowering
 from jax_nano.lowering.export import has_kernels
 from jax_nano.lowering.xla_inline import (
@@ -98,7 +98,7 @@ def read_loop(*step: Jaxpr, kernels: bool = False) -> Loop:
         for eqn, conditional in _equations(jaxpr):
             if eqn.primitive in (while_p, scan_p):
                 loops.append(read_loop(*jaxprs_in_params(eqn.params)))
-            elif eqn.primitive in PRODUCTS or eqn.primitive is nano_region_p:
+            elif eqn.primitive in FUSED_PRODUCTS or eqn.primitive is nano_region_p:
                 avals = [type_of(x) for x in (*eqn.invars, *eqn.outvars)]
                 own = kernels or eqn.primitive not in DOUBLES or ReplacedLowering.has_replaced(eqn.primitive)
                 products.append(read_product(eqn.params, avals, kernels=own, conditional=conditional))

@@ -19,8 +19,10 @@ from jax.lax import DotAlgorithm, DotAlgorithmPreset
 from jax_nano import config
 from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
+from jax_nano.ir.grouped import Grouped
+from jax_nano.jaxpr.grouped import GroupedDimensions, grouped_of
 from jax_nano.jaxpr.inline import type_of
-from jax_nano.jaxpr.primitives import nano_dequantize_p, nano_unpack_p
+from jax_nano.jaxpr.legality import WEIGHTS
 from jax_nano.jaxpr.region import Region
 from jax_nano.lowering.precision import with_precision
 from jax_nano.machine.isa import Machine
@@ -59,6 +61,7 @@ class Rules:
         return not (library and k >= MIN_STEPS and max(m, n) >= MIN_WIDTH and max(m, n, k) >= self.library_size)
 
 
+GROUPED = "ragged_dot_dimension_numbers"  # the parameter that only grouped products have
 CONVOLUTION_SPECS = 3  # of the image, the kernel and the result, where products have pairs of dimensions
 EIGEN_SIZE = 8  # from which on XLA has Eigen compute a product of floats whose A has contiguous rows
 MIN_STEPS = MIN_WIDTH = 4  # of what YNNPACK computes
@@ -101,7 +104,7 @@ class Product:
     sizes: tuple[int, int, int, int]
     types: tuple[str, str, str]
     contiguous_rows: bool
-    dot: Dot | None = None
+    dot: Dot | Grouped | None = None
     for_kernels: bool = False
     conditional: bool = False
     bytes: int = 0
@@ -172,10 +175,12 @@ def read_product(params: Params, avals: Sequence[Any], *, kernels: bool = True, 
     region, weight = params.get("region"), False
     if region:
         params, avals = region.product.params, list(map(type_of, (*region.product.invars, *region.product.outvars)))
-        weight = any(eqn.primitive in (nano_unpack_p, nano_dequantize_p) for eqn in region.jaxpr.eqns)
-    lhs, rhs, out = avals
+        weight = any(eqn.primitive in WEIGHTS for eqn in region.jaxpr.eqns)
+    lhs, rhs, *_, out = avals
     size = sum(map(bytes_in, avals))
     types = dtype_name(lhs.dtype), dtype_name(rhs.dtype), dtype_name(out.dtype)
+    if GROUPED in params:
+        return _grouped_product(params, avals, region, kernels=kernels, conditional=conditional)
     if len(params["dimension_numbers"]) == CONVOLUTION_SPECS:
         dot = region.kernel.dot if region else None
         return Product(
@@ -196,17 +201,39 @@ def read_product(params: Params, avals: Sequence[Any], *, kernels: bool = True, 
     )
 
 
+def _grouped_product(
+    params: Params, avals: Sequence[Any], region: Region | None, *, kernels: bool, conditional: bool
+) -> Product:
+    """Reads a grouped product: to XLA one of all rows, masked, with the matrices of all groups behind one another."""
+    lhs, rhs, _, out = avals
+    dims = GroupedDimensions.of(params[GROUPED], lhs.ndim, rhs.ndim)
+    groups, k = avals[2].shape[-1], math.prod(lhs.shape[d] for d in dims.lhs_contract)
+    batch = math.prod(lhs.shape[d] for d in dims.lhs_batch)
+    free = lhs.size // max(batch * k, 1), math.prod(rhs.shape[d] for d in dims.rhs_free)
+    sizes = (batch, *free, groups * k) if dims.mode == "m" else (groups * batch, *free, k)
+    types = dtype_name(lhs.dtype), dtype_name(rhs.dtype), dtype_name(out.dtype)
+    dot = _dot_of_kernel(region, params, avals) if kernels else None
+    weight = region is not None and any(eqn.primitive in WEIGHTS for eqn in region.jaxpr.eqns)
+    otherwise = weight or not {*types[:2]} <= XLA_TYPES or _asks_for_rounding(params["precision"])
+    return Product(
+        sizes=sizes, types=types, contiguous_rows=True, dot=dot, for_kernels=dot is not None and otherwise,
+        conditional=conditional, bytes=sum(map(bytes_in, avals)),
+    )  # fmt: skip
+
+
 def _asks_for_rounding(precision: Any) -> bool:
     """Whether a precision is an algorithm, which XLA may not know, or not follow."""
     return isinstance(precision, DotAlgorithm | DotAlgorithmPreset) and precision is not DotAlgorithmPreset.DEFAULT
 
 
-def _dot_of_kernel(region: Region | None, params: Params, avals: Sequence[Any]) -> Dot | None:
+def _dot_of_kernel(region: Region | None, params: Params, avals: Sequence[Any]) -> Dot | Grouped | None:
     """What the kernel of a product computes; None where it has none."""
     try:
         if region:
             return with_precision(region.kernel.precision, region.kernel.dot)
-        a, b = (Operand.row_major(aval.shape, dtype_name(aval.dtype)) for aval in avals[:2])
+        a, b, *others = (Operand.row_major(aval.shape, dtype_name(aval.dtype)) for aval in avals)
+        if GROUPED in params:
+            return with_precision(params["precision"], grouped_of(params[GROUPED], a, b, *others))
         dot = Dot.of(a, b, params["dimension_numbers"], dtype_name(avals[2].dtype))
         return with_precision(params["precision"], dot)
     except UnsupportedDot:

@@ -233,6 +233,8 @@ def describe_grouped(problem: Grouped) -> str:
 def summary_of_grouped(plan: GroupedPlan) -> dict[str, str]:
     """The plan in words, by topic."""
     lines = {"target": f"{plan.isa}, {plan.instruction.name}"}
+    if plan.one:
+        lines["one row"] = blocks_of(plan.one)
     if plan.few:
         lines["few rows"] = f"up to {plan.few_rows}: {blocks_of(plan.few)}"
     if plan.many:

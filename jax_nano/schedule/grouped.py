@@ -7,8 +7,8 @@ Where the groups share out the sum, the table only says where groups begin, and 
     "m"    | entries | batch, group, first row, rows, kind | ...       a line for each block of rows
     "k"    | first row, rows | ...                                     a line for each group
 
-Groups of few rows and of many are computed by plans of their own. Which one it is depends on the group's own rows, so
-its bits do not depend on how other groups are filled.
+Groups of one row, of few and of many are computed by plans of their own. Which one it is depends on the group's own
+rows, so its bits do not depend on how other groups are filled.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jax_nano.machine.isa import DotInstruction
 from jax_nano.schedule.plan import Plan
 
 ENTRY_FIELDS = 5  # of a block of rows: batch, group, first row, rows, kind
-FEW, MANY, NO_GROUP = range(3)  # kinds
+FEW, MANY, NO_GROUP, ONE = range(4)  # kinds
 TABLE = "s32"
 
 
@@ -36,6 +36,7 @@ class GroupedPlan:
       few: computes groups of up to `few_rows` rows; None where no group can have so few that it pays.
       many: computes all others; None where no group can have more.
       few_rows: rows of the largest group that `few` computes.
+      one: computes groups of a single row; None where `few` or `many` does.
       why: why it was chosen.
       predicted_seconds: by the cost model, on all threads, if rows are shared out evenly.
     """
@@ -44,6 +45,7 @@ class GroupedPlan:
     few: Plan | None
     many: Plan | None
     few_rows: int
+    one: Plan | None = None
     why: str = field(default="", compare=False)
     predicted_seconds: float = field(default=0.0, compare=False)
 
@@ -52,8 +54,10 @@ class GroupedPlan:
             raise ValueError("a grouped product needs a plan for groups of few rows or of many")
         if self.few and self.few.mt < self.few_rows:
             raise ValueError(f"groups of {self.few_rows} rows do not fit into one task of {self.few.mt}")
-        if self.problem.ragged == "k" and self.few:
+        if self.problem.ragged == "k" and (self.few or self.one):
             raise ValueError("sums over few rows and over many go by one plan")
+        if self.one and not self.few:
+            raise ValueError("a plan for single rows stands beside one for few")
 
     def replace(self, **changes: Any) -> GroupedPlan:
         """The plan with some fields changed."""
@@ -62,13 +66,18 @@ class GroupedPlan:
     @property
     def plans(self) -> tuple[Plan, ...]:
         """The plans of groups, that for the most rows first."""
-        return tuple(plan for plan in (self.many, self.few) if plan)
+        return tuple(plan for plan in (self.many, self.few, self.one) if plan)
+
+    @property
+    def kinds(self) -> tuple[tuple[int, int, Plan], ...]:
+        """By how many rows groups have, the most first: the kind, more rows than which it has, and its plan."""
+        found = ((MANY, self.few_rows if self.few else 0, self.many), (FEW, 1 if self.one else 0, self.few))
+        return tuple((kind, above, plan) for kind, above, plan in (*found, (ONE, 0, self.one)) if plan)
 
     @property
     def main(self) -> Plan:
         """The plan of the groups that there are if rows are shared out evenly."""
-        few = self.few and self.problem.expected_rows <= self.few_rows
-        return self.few if few and self.few else self.plans[0]
+        return next(plan for _, above, plan in self.kinds if self.problem.expected_rows > above)
 
     @property
     def isa(self) -> str:

@@ -16,6 +16,7 @@ from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.tasks import LOCAL_BYTES, piece_columns, resident_columns
 
 FEW_ROWS = 16  # of groups that read B where it lies, as packing it would take longer than the products
+FEWEST_ROWS = 4  # of a panel, where groups have no more: wide blocks, which go through memory by long runs of B
 MANY_ROWS = (64, 256)  # of a task of the others: enough to pack B for, few enough to share out a large group
 SUM_ROWS = (64, 512)  # that a plan of sums over the rows of groups is made for
 TASKS_PER_THREAD = 4  # that there should be
@@ -33,18 +34,22 @@ def grouped_plans(problem: Grouped, machine: Machine, isa: Isa) -> list[GroupedP
     if problem.ragged == "k":
         rows = min(problem.rows, max(SUM_ROWS[0], min(SUM_ROWS[1], 2 * problem.expected_rows)))
         plans = [for_all_rows(plan, problem) for plan in best_plans(problem, rows, machine, isa)]
-        pairs: Sequence[tuple[Plan | None, Plan | None]] = [(None, plan) for plan in plans]
-        few_rows = 0
-    else:
-        few_rows = min(FEW_ROWS, problem.rows)
-        few = best_plans(problem, few_rows, machine, isa)
-        # Whole tiles of rows: all code of a kernel then has tiles of one shape.
-        wanted = max(MANY_ROWS[0], min(MANY_ROWS[1], -(-2 * problem.expected_rows // MANY_ROWS[0]) * MANY_ROWS[0]))
-        many = best_plans(problem, wanted, machine, isa) if problem.rows > FEW_ROWS else [None]
-        pairs = [(few[0], plan) for plan in many] + [(plan, many[0]) for plan in few[1:]]
-    return [
-        with_reason(GroupedPlan(problem=problem, few=few, many=many, few_rows=few_rows), machine) for few, many in pairs
+        return [with_reason(GroupedPlan(problem=problem, few=None, many=plan, few_rows=0), machine) for plan in plans]
+    few_rows = min(FEW_ROWS, problem.rows)
+    is_sparse = problem.expected_rows <= FEWEST_ROWS
+    few = vector_plans(problem, FEWEST_ROWS, machine, isa) if is_sparse and few_rows > FEWEST_ROWS else []
+    few = [for_rows(plan, problem, few_rows) for plan in few] or best_plans(problem, few_rows, machine, isa)
+    ones = (vector_plans(problem, 1, machine, isa) if is_sparse and few_rows > 1 else []) or [None]
+    # Whole tiles of rows: all code of a kernel then has tiles of one shape.
+    wanted = max(MANY_ROWS[0], min(MANY_ROWS[1], -(-2 * problem.expected_rows // MANY_ROWS[0]) * MANY_ROWS[0]))
+    many = best_plans(problem, wanted, machine, isa) if problem.rows > FEW_ROWS else [None]
+    first = GroupedPlan(problem=problem, few=few[0], many=many[0], few_rows=few_rows, one=ones[0])
+    others = [
+        *(first.replace(many=plan) for plan in many[1:]),
+        *(first.replace(few=plan) for plan in few[1:]),
+        *(first.replace(one=plan) for plan in ones[1:]),
     ]
+    return [with_reason(plan, machine) for plan in (first, *others)]
 
 
 def choose_grouped(problem: Grouped, machine: Machine, isa: Isa) -> GroupedPlan:
@@ -65,8 +70,13 @@ def best_plans(problem: Grouped, rows: int, machine: Machine, isa: Isa) -> list[
     plans = list(candidates(problem.with_rows(rows), machine, isa, problem.ragged))
     if not plans:
         raise UnsupportedDot("no kernel reads operands of groups as they lie")
-    plans.sort(key=lambda plan: KernelCost(plan, machine).seconds(plan, 1).total)
-    return [divided(plan, problem, rows, machine) for plan in plans[:ALTERNATIVES]]
+    return cheapest(plans, problem, rows, machine)
+
+
+def cheapest(plans: Sequence[Plan], problem: Grouped, rows: int, machine: Machine) -> list[Plan]:
+    """The cheapest of plans of so many rows, divided into tasks, the best one first."""
+    ranked = sorted(plans, key=lambda plan: KernelCost(plan, machine).seconds(plan, 1).total)
+    return [divided(plan, problem, rows, machine) for plan in ranked[:ALTERNATIVES]]
 
 
 def candidates(dot: Dot, machine: Machine, isa: Isa, ragged: str) -> Iterator[Plan]:
@@ -92,6 +102,18 @@ def sums_any_rows(plan: Plan) -> bool:
     return by_steps and plan.n.rhs == 1 and not plan.inner_product and plan.instruction.vnni <= 2
 
 
+def vector_plans(problem: Grouped, rows: int, machine: Machine, isa: Isa) -> list[Plan]:
+    """The cheapest plans of a group of so few rows by vectors, if there are any: tiles of a kernel are of one shape."""
+    plans = [plan for plan in candidates(problem.with_rows(rows), machine, isa, "m") if not plan.instruction.tiles]
+    return cheapest(plans, problem, rows, machine)
+
+
+def for_rows(plan: Plan, problem: Grouped, rows: int) -> Plan:
+    """The plan of so many rows, of which each of its panels takes as many as it was made for."""
+    whole = -(-rows // plan.lhs_panel) * plan.lhs_panel
+    return plan.replace(dot=problem.with_rows(rows), m=replace(plan.m, size=rows), mt=whole, mc=whole)
+
+
 def for_all_rows(plan: Plan, problem: Grouped) -> Plan:
     """The plan of sums over up to all rows, in blocks of as many as it was made for."""
     kc = plan.kc
@@ -102,10 +124,13 @@ def for_all_rows(plan: Plan, problem: Grouped) -> Plan:
 
 def divided(plan: Plan, problem: Grouped, rows: int, machine: Machine) -> Plan:
     """The plan with as many columns in a task as leave tasks for all threads, and no more than scratch holds."""
-    expected = -(-problem.rows // max(rows, problem.expected_rows))
+    is_sparse = problem.ragged == "m" and rows <= FEWEST_ROWS
+    expected = -(-problem.rows // max(1 if is_sparse else rows, problem.expected_rows))
     if problem.ragged == "k":
         expected = problem.groups * problem.batch.size
-    wanted = max(machine.threads, -(-TASKS_PER_THREAD * machine.threads // expected))
+    wanted = max(1 if is_sparse else machine.threads, -(-TASKS_PER_THREAD * machine.threads // expected))
+    if plan.streamed and expected >= machine.threads:
+        return fitting(plan, machine)  # rows of B from end to end: pieces of up to 1 KB come at half the rate (Zen 5)
     run = max(plan.nr, RUN_BYTES // bytes_of(plan.dot.rhs))
     parts = max(1, min(wanted, plan.n.size // run))
     return fitting(in_columns(plan, -(-plan.n.size // parts)), machine)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 
 from jax_nano.jaxpr.inline import type_of
-from jax_nano.jaxpr.primitives import DOTS, nano_dequantize_p
+from jax_nano.jaxpr.primitives import DOTS, GROUPED_PRODUCTS, nano_dequantize_p
 from jax_nano.weights.quantized import STEPS, no_derivative
 
 
@@ -34,20 +34,23 @@ def quantize_activations(jaxpr: Jaxpr) -> Jaxpr:
 
 
 def _with_rounded_rows(eqn: JaxprEqn, weights: dict[Any, JaxprEqn]) -> JaxprEqn:
-    if eqn.primitive not in DOTS:
+    if eqn.primitive not in DOTS | GROUPED_PRODUCTS:
         return eqn
-    x, w = eqn.invars
+    x, w, *sizes = eqn.invars
     if not isinstance(w, Var) or w not in weights:
         return eqn
-    (_, contracting), _ = eqn.params["dimension_numbers"]
+    numbers = eqn.params["ragged_dot_dimension_numbers" if sizes else "dimension_numbers"]
+    if sizes and not numbers.rhs_group_dimensions:  # groups share out the sum, which the weight's rows are then
+        return eqn
+    (_, contracting), _ = numbers.dot_dimension_numbers if sizes else numbers
     along_rows, dtype = tuple(contracting) == (type_of(w).ndim - 2,), type_of(x).dtype
     if not isinstance(x, Var) or not along_rows or not jnp.issubdtype(dtype, jnp.floating):
         return eqn
-    inputs = (x, *weights[w].invars)
-    call = _call(
+    inputs = (x, *sizes, *weights[w].invars)
+    call = (_grouped_call if sizes else _call)(
         tuple(type_of(atom) for atom in inputs),
         tuple(weights[w].params.items()),
-        eqn.params["dimension_numbers"],
+        numbers,
         eqn.params["precision"],
         jnp.dtype(type_of(eqn.outvars[0]).dtype),
     )
@@ -60,14 +63,35 @@ def _call(
 ) -> JaxprEqn:
     """The equation of such a product of x, integers and scales."""
 
-    def multiply(x: Array, w: Array, out: Any) -> Array:
-        return lax.dot_general(x, w, dimension_numbers, precision=precision, preferred_element_type=out)
+    def multiply(x: Array, operands: Sequence[Array], out: Any) -> Array:
+        return lax.dot_general(x, operands[0], dimension_numbers, precision=precision, preferred_element_type=out)
 
-    def scale(total: Array, steps: Array) -> Array:
-        return total * lax.expand_dims(steps, range(steps.ndim, total.ndim))
+    def operands(*arrays: Array) -> Sequence[Array]:
+        return (nano_dequantize_p.bind(*arrays, **(dict(params) | {"activations": None})),)
 
-    weight = functools.partial(nano_dequantize_p.bind, **(dict(params) | {"activations": None}))
-    return rounded_call(inputs, weight, multiply, Rounding(lambda x: rows_of_steps(x, dimension_numbers), scale), dtype)
+    rounding = Rounding(lambda x: rows_of_steps(x, dimension_numbers), _scale_rows)
+    return rounded_call(inputs, operands, multiply, rounding, dtype)
+
+
+@functools.lru_cache(maxsize=1024)
+def _grouped_call(
+    inputs: tuple[ShapedArray, ...], params: tuple[tuple[str, Any], ...], numbers, precision, dtype
+) -> JaxprEqn:
+    """The equation of such a grouped product of x, sizes of groups, integers and scales."""
+
+    def multiply(x: Array, operands: Sequence[Array], out: Any) -> Array:
+        w, sizes = operands
+        return lax.ragged_dot_general(x, w, sizes, numbers, precision, preferred_element_type=out)
+
+    def operands(sizes: Array, *arrays: Array) -> Sequence[Array]:
+        return nano_dequantize_p.bind(*arrays, **(dict(params) | {"activations": None})), sizes
+
+    rounding = Rounding(lambda x: rows_of_steps(x, numbers.dot_dimension_numbers), _scale_rows)
+    return rounded_call(inputs, operands, multiply, rounding, dtype)
+
+
+def _scale_rows(total: Array, steps: Array) -> Array:
+    return total * lax.expand_dims(steps, range(steps.ndim, total.ndim))
 
 
 class Rounding(NamedTuple):
@@ -79,17 +103,17 @@ class Rounding(NamedTuple):
 
 def rounded_call(
     inputs: tuple[ShapedArray, ...],
-    weight: Callable[..., Array],
-    multiply: Callable[[Array, Array, Any], Array],
+    operands: Callable[..., Sequence[Array]],
+    multiply: Callable[[Array, Sequence[Array], Any], Array],
     rounding: Rounding,
     dtype: Any,
 ) -> JaxprEqn:
     """The equation of a product with an operand that is rounded, whose derivative is that of one that is not.
 
     Args:
-      inputs: the types of the operand and of a weight's arrays.
-      weight: gives the array that those stand for.
-      multiply: gives the product of two arrays in a type.
+      inputs: the types of the operand, and of a weight's arrays among others.
+      operands: gives, of these others, those of the product, the weight as the array that it stands for first.
+      multiply: gives the product of an array with such operands in a type.
       rounding: how the operand is rounded.
       dtype: the type of the result.
     """
@@ -97,8 +121,9 @@ def rounded_call(
     @jax.custom_jvp
     def product(x: Array, *arrays: Array) -> Array:
         integers, steps = rounding.integers(x)
-        w = weight(*arrays)
-        return rounding.scale(multiply(integers.astype(w.dtype), w, jnp.float32), steps).astype(dtype)
+        others = operands(*arrays)
+        total = multiply(integers.astype(others[0].dtype), others, jnp.float32)
+        return rounding.scale(total, steps).astype(dtype)
 
     @functools.partial(product.defjvp, symbolic_zeros=True)
     def _(primals, tangents):
@@ -109,7 +134,7 @@ def rounded_call(
         out = product(x, *arrays)
         if isinstance(tangent, SymbolicZero):
             return out, jnp.zeros_like(out)
-        return out, multiply(tangent, weight(*arrays), dtype)
+        return out, multiply(tangent, operands(*arrays), dtype)
 
     (eqn,) = jax.make_jaxpr(product)(*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs)).eqns
     return eqn

@@ -6,7 +6,7 @@ All places of an image are in many sums: so an image has one step, where rows of
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -73,15 +73,15 @@ def _call(
     given = dict(params)
     numbers = given["dimension_numbers"]
 
-    def kernel(*arrays: Array) -> Array:
+    def kernel(*arrays: Array) -> tuple[Array]:
         w = nano_dequantize_p.bind(*arrays, **(dict(weight_params) | {"activations": None}))
         for primitive, view in views:
             w = primitive.bind(w, **dict(view))
-        return w
+        return (w,)
 
-    def convolve(x: Array, w: Array, out: Any) -> Array:
+    def convolve(x: Array, operands: Sequence[Array], out: Any) -> Array:
         return lax.conv_general_dilated(
-            x, w, given["window_strides"], given["padding"], given["lhs_dilation"], given["rhs_dilation"],
+            x, operands[0], given["window_strides"], given["padding"], given["lhs_dilation"], given["rhs_dilation"],
             numbers, precision=given["precision"], preferred_element_type=out,
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax_nano.weights.weight import Weight
 
 SPATIAL = {2: "", 4: "HW", 5: "DHW"}  # by dimensions; of three, kernels of attention are more frequent than of audio
+EXPERTS_RANK = 3  # of the matrices of experts in one array
 CHANNELS_LAST = frozenset({"kernel", "w"})  # of flax and keras, of haiku
 CHANNELS_FIRST = frozenset({"weight"})  # of equinox
 
@@ -27,10 +28,11 @@ def kernel_spec(name: str, array: Any) -> str | None:
 
     Returns:
       As `pack` takes it: "IO" or "HWIO" of `kernel` (flax, keras) and `w` (haiku), "OI" or "OIHW" of `weight`
-      (equinox); None for all else.
+      (equinox), "IO" or "OI" also of a stack of experts, one of whose keys has that word; None for all else.
     """
     parts = [part for part in name.split("/") if part not in ("value", "raw_value")]  # flax.nnx's variables hold those
-    spatial = SPATIAL.get(getattr(array, "ndim", 0))
+    rank = getattr(array, "ndim", 0)
+    spatial = "" if rank == EXPERTS_RANK and "expert" in name.lower() else SPATIAL.get(rank)
     if not parts or spatial is None or not jnp.issubdtype(array.dtype, jnp.floating):
         return None
     if parts[-1] in CHANNELS_LAST:

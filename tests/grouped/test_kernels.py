@@ -151,3 +151,29 @@ def test_what_has_no_kernel_says_why():
         replace(problem, sizes="f32")
     with pytest.raises(UnsupportedDot, match="there is no group: there is nothing to multiply"):
         replace(problem, groups=0)
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1, 1, 1, 1], [1, 2, 0, 1, 0, 3], [0, 0, 17, 1, 0, 1], [1, 0, 0, 0, 0, 0]])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["f32", "bf16"])
+def test_groups_of_one_row_beside_others(dtype, sizes):
+    """Where groups have few rows, three plans share the work: bits depend on a group's own rows alone."""
+    lhs, rhs = operands(24, 130, 300, 6, dtype=dtype)
+    plan = choose_grouped(described(lhs, rhs, np.array(sizes, np.int32)), host.machine(), host.target(host.machine()))
+    assert plan.one
+    check(24, 130, 300, sizes, dtype=dtype)
+
+
+def test_one_row_has_the_same_bits_whatever_others_have():
+    lhs, rhs = operands(24, 130, 300, 6)
+    first = run(lhs, rhs, np.array([1, 5, 0, 1, 0, 3], np.int32))
+    second = run(lhs, rhs, np.array([1, 0, 0, 0, 0, 20], np.int32))
+    np.testing.assert_array_equal(first[:1], second[:1])
+
+
+def test_plans_of_a_grouped_product_are_ranked_by_rows():
+    lhs, rhs = operands(24, 130, 300, 6)
+    plan = choose_grouped(described(lhs, rhs, np.zeros(6, np.int32)), host.machine(), host.target(host.machine()))
+    assert [above for _, above, _ in plan.kinds] == [16, 1, 0]
+    assert plan.main is plan.few
+    with pytest.raises(ValueError, match="a plan for single rows stands beside one for few"):
+        plan.replace(few=None)

@@ -7,11 +7,13 @@ import numpy as np
 from kernel_runner import LINE, POISONED_BYTES, Guarded, guarded_copy, linked
 from products import DTYPES
 
+import jax_nano
 from jax_nano import _native
 from jax_nano.codegen.module import build_module, phase_symbols
 from jax_nano.ir.axes import Operand
 from jax_nano.ir.dtypes import dtype_name
 from jax_nano.jaxpr.grouped import grouped_of
+from jax_nano.jaxpr.primitives import nano_region_p
 from jax_nano.machine import host
 from jax_nano.runtime.kernel import processor_for
 from jax_nano.schedule.grouped_plans import choose_grouped
@@ -98,6 +100,24 @@ class GroupedRunner:
                 entry(0, int(task), shared.address, local.address, buffers)
         assert all(x.untouched() for x in memory), "something was written outside of a buffer"
         return result.bytes.view(dtype).copy()
+
+
+def fused_kernel(f, *operands):
+    """The one region of f's accelerated program: its description, and the kernel's operands in order."""
+    program = jax.make_jaxpr(jax_nano.accelerate(f))(*operands)
+    (eqn,) = (eqn for eqn in program.eqns if eqn.primitive is nano_region_p)
+    values = dict(zip(program.jaxpr.invars, jax.tree.leaves(operands), strict=True))
+    kernel = eqn.params["region"].kernel
+    return kernel.dot, [values[eqn.invars[i]] for i in kernel.sources]
+
+
+def run_fused(f, *operands):
+    """What the kernel of f's region gives in guarded memory, flat: the same bits wherever arrays stand."""
+    problem, arrays = fused_kernel(f, *operands)
+    runner = GroupedRunner(choose_grouped(problem, host.machine(), host.target(host.machine())))
+    first, second = (runner(*arrays, before=before, seed=before) for before in (False, True))
+    assert np.array_equal(first.view(np.uint8), second.view(np.uint8))
+    return first
 
 
 def run(lhs, rhs, sizes, numbers=ROWS, *, isa=None, out=None):

@@ -138,3 +138,18 @@ def test_weights_stay_what_they_are():
     arrays = jax_nano.as_arrays(params)
     assert isinstance(arrays["kernel"], jnp.ndarray)
     assert arrays["count"] == 3
+
+
+def test_experts_are_matrices_in_one_array():
+    params = {"experts": {"up": {"kernel": normal(4, 16, 32)}}, "attention": {"kernel": normal(4, 16, 32)}}
+    kept = jax_nano.map_kernels(jax_nano.pack, params)
+    packed = kept["experts"]["up"]["kernel"]
+    assert isinstance(packed, Weight)
+    assert not isinstance(kept["attention"]["kernel"], Weight)
+    sizes = jnp.array([2, 0, 5, 1], jnp.int32)
+    x = jnp.asarray(normal(8, 16))
+    with kernels(1):
+        result = jax.block_until_ready(jax.jit(jax_nano.ragged_dot)(x, packed, sizes))
+    expected = jax.lax.ragged_dot(x, jnp.asarray(params["experts"]["up"]["kernel"]), sizes)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+    assert jax_nano.kernel_spec("experts/weight", normal(4, 32, 16)) == "OI"
