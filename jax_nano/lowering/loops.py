@@ -25,6 +25,7 @@ from jax_nano.ir.dtypes import NUMPY_TYPES
 from jax_nano.ir.pipeline import Pipeline, UnsupportedPipeline
 from jax_nano.jaxpr.loop_motion import move_products
 from jax_nano.jaxpr.pipeline_inline import inlined
+from jax_nano.jaxpr.pipeline_random import inner, physical, without_keys
 from jax_nano.jaxpr.pipeline_reader import read_scan, read_while
 from jax_nano.jaxpr.primitives import nano_dot_general_p, nano_loop_p, nano_region_p
 from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering, wrap_lowering
@@ -100,7 +101,9 @@ def lower_scan(ctx: mlir.LoweringRuleContext, operands: Any, params: dict[str, A
       UnsupportedDot: it is none, or would be no faster.
     """
     check_partitioning(ctx)
+    ctx = ctx.replace(avals_in=list(map(physical, ctx.avals_in)), avals_out=list(map(physical, ctx.avals_out)))
     scan = Scan.of(params)
+    scan = replace(scan, jaxpr=without_keys(scan.jaxpr))
     if scan.jaxpr.effects or scan.jaxpr.constvars:
         raise UnsupportedPipeline("the loop has effects, or constants of its own")
     scan = replace(scan, jaxpr=inlined(scan.jaxpr))
@@ -123,6 +126,8 @@ def lower_scan(ctx: mlir.LoweringRuleContext, operands: Any, params: dict[str, A
 def lower_while(ctx: mlir.LoweringRuleContext, operands: Any, params: dict[str, Any]) -> Any:
     """Lowers a while loop as a kernel, likewise."""
     check_partitioning(ctx)
+    ctx = ctx.replace(avals_in=list(map(physical, ctx.avals_in)), avals_out=list(map(physical, ctx.avals_out)))
+    params = params | {name: inner(params[name]) for name in ("cond_jaxpr", "body_jaxpr")}
     pipeline = read_while(params, ctx.avals_in)
     kernel = faster_kernel(pipeline, pipeline)
     tell(Report(equation=equation_of(params), problem=pipeline, kernel=kernel))

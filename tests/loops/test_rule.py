@@ -45,7 +45,6 @@ def test_large_products_are_kernels_of_their_own():
     "step, reason",
     [
         (lambda w, x: jnp.sort(w @ x), "sort is not elementwise, or has no vector code"),
-        (lambda w, x: lax.cond(x[0] > 0, lambda: w @ x, lambda: x), "cond is not elementwise, or has no vector code"),
         (lambda w, x: (w.astype(jnp.int8) @ x.astype(jnp.int8)).astype(x.dtype),
          "a product of s8 and s8 into s8; loops multiply f64, or f32, bf16 and f16"),
         (lambda w, x: lax.dot(w, x, precision=lax.DotAlgorithmPreset.BF16_BF16_F32_X3),
