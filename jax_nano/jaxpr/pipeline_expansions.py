@@ -22,11 +22,25 @@ NARROW = (jnp.bfloat16, jnp.float16)
 def expansion_of(eqn: JaxprEqn) -> Jaxpr | None:
     """The program that an operation is; None where it is none of these."""
     make = EXPANSIONS.get(eqn.primitive.name)
-    program = make(eqn.params) if make else None
+    program = make(eqn.params) if make else implementation_of(eqn)
     if program is None:
         return None
     traced = jax.make_jaxpr(program)(*map(type_of, eqn.invars))
     return None if traced.consts else traced.jaxpr
+
+
+def implementation_of(eqn: JaxprEqn) -> Callable[..., Any] | None:
+    """What an operation of another library, such as Equinox, is in JAX's operations; None where it does not say so."""
+    rule = getattr(eqn.primitive, "impl", None)
+    owner = getattr(getattr(rule, "func", rule), "__module__", None) or "jax"
+    if rule is None or owner.partition(".")[0] in ("jax", "jaxlib", "jax_nano"):
+        return None
+    program = partial(rule, **eqn.params)
+    try:
+        jax.eval_shape(program, *map(type_of, eqn.invars))
+    except Exception:  # noqa: BLE001, whatever keeps it from being traced: it wants numbers
+        return None
+    return program
 
 
 # Along an axis
@@ -97,6 +111,20 @@ def total_order(_: Params, compare: Callable[..., Array]) -> Callable[..., Array
     return lambda a, b: compare(key(a), key(b))
 
 
+def population_count(x: Array) -> Array:
+    """lax.population_count: of pairs, of fours, of bytes, and the sum of these, which a product has in its top byte."""
+    bits = 8 * x.dtype.itemsize
+    word = lax.bitcast_convert_type(x, jnp.dtype(f"uint{bits}"))
+
+    def repeated(byte: int) -> Array:
+        return jnp.asarray(int.from_bytes(bytes([byte]) * (bits // 8)), word.dtype)
+
+    word = word - ((word >> 1) & repeated(0x55))
+    word = (word & repeated(0x33)) + ((word >> 2) & repeated(0x33))
+    word = (word + (word >> 4)) & repeated(0x0F)
+    return lax.bitcast_convert_type((word * repeated(1)) >> (bits - 8), x.dtype)
+
+
 # Elementary functions
 
 
@@ -160,6 +188,7 @@ EXPANSIONS: dict[str, Callable[[Params], Callable[..., Any] | None]] = {
     "cumlogsumexp": partial(cumulative, combine=jnp.logaddexp, first=smallest),
     "stack": stack,
     "unstack": unstack,
+    "population_count": function_of(population_count),
     "lt_to": partial(total_order, compare=lax.lt),
     "le_to": partial(total_order, compare=lax.le),
     "cosh": of_f32(cosh),

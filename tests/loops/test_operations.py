@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 from oracle import kernels, normal
 
 import jax_nano
@@ -273,3 +275,20 @@ def test_scatters_of_any_indices(places, how, mode, columns):
         return (y, getattr(at, how)(y[: rows.shape[0], None] if columns else y, mode=mode)), None
 
     assert_one_kernel_computes_what_xla_does(*looped(step, X, normal(6, 8), length=8))
+
+
+def test_operations_of_other_libraries_are_what_they_say_they_are():
+    """Equinox, and diffrax by it, have operations of their own."""
+    double = Primitive("double_of_a_library")
+    double.def_impl(lambda x, *, by: by * x)
+    double.def_abstract_eval(lambda x, *, by: x)
+    mlir.register_lowering(double, mlir.lower_fun(lambda x, *, by: by * x, multiple_results=False))
+    assert_one_kernel_computes_what_xla_does(*looped(lambda y, i, x: ((double.bind(y, by=2.0),), None), X))
+
+
+def test_numbers_of_bits():
+    def step(y, i, x):
+        words = jnp.arange(8, dtype=jnp.uint32) * 123456789 * i.astype(jnp.uint32)
+        return (y,), [lax.population_count(words.astype(dtype)) for dtype in (jnp.uint32, jnp.uint8, jnp.int16)]
+
+    assert_one_kernel_computes_what_xla_does(*looped(step, X))
