@@ -41,7 +41,9 @@ def stage_cycles(stage: Map | Reduction | Contraction, plan: PipelinePlan, machi
         chains = rows * width * block.chains
         latency = updates / chains * core.dot_latency_cycles
         loaded, passes = reading_of(stage, plan)
-        from_l2 = loaded * passes / machine.l2_bytes_per_cycle if loaded > machine.l1.bytes // 2 else 0.0
+        kept = machine.l1.bytes // 2 if block.turning is not None and passes == 1 else 0
+        from_l2 = (loaded * passes - kept) / machine.l2_bytes_per_cycle if loaded > machine.l1.bytes // 2 else 0.0
+        from_l2 += kept / (core.loads_per_cycle * plan.register_bytes)
         largest = max(operand_bytes(x, stage) for x in (stage.lhs, stage.rhs))
         is_far = largest > FAR_SHARE * machine.l2.bytes
         from_l3 = largest * machine.ghz / machine.l3_gb_per_s if is_far else 0.0
