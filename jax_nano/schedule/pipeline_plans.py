@@ -29,9 +29,9 @@ from jax_nano.schedule.pipeline_fusion import reads, with_epilogues
 from jax_nano.schedule.pipeline_hoist import hoisted, identity_program, is_invariant, written
 
 FEW_ROWS_REGISTERS = 8  # of a row alone: as many sums as cover the latency of multiply-accumulates
-# Registers of a panel of an operand beyond half of L1, for one row: in narrow panels, those that the step before read last
-# are in L1 still. 3, 4 and 5 registers took 0.96 of the time of 6 or 8 where the operand has 48 KiB, and 0.68 of that
-# where it has 77 or 196 (Zen 5, with 48 of L1).
+# Registers of a panel of an operand beyond half of L1, for one row: in narrow panels, those that the step before read
+# last are in L1 still. 3, 4 and 5 registers took 0.96 of the time of 6 or 8 where the operand has 48 KiB, and 0.68 of
+# that where it has 75 or 192 (Zen 5, with 48 of L1).
 PANEL_REGISTERS = (3, 4, 5)
 MOST_SCRATCH = 1 << 25  # bytes of a thread
 MOST_STAGES = 300  # which take a second to compile
