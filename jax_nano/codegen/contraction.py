@@ -121,6 +121,7 @@ class ContractionKernel:
         """All blocks."""
         block = self.block
         outer = [axis for axis in range(len(self.stage.sizes)) if axis not in (block.lane, block.row)]
+        outer.sort(key=lambda axis: axis != block.turning)  # a panel for all that needs it
         self.over(outer, [0] * len(self.sizes))
 
     def over(self, axes: Sequence[int], at: list[Index]) -> None:

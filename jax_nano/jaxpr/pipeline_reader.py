@@ -12,6 +12,7 @@ from jax_nano.ir.pipeline import Access, Kind, Loop, Pipeline, Place, Unsupporte
 from jax_nano.ir.program import NARROW_FLOATS, Constant, Operation, Unfusable
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.pipeline_branches import read_branches
+from jax_nano.jaxpr.pipeline_forwarding import forward
 from jax_nano.jaxpr.pipeline_inline import inlined
 from jax_nano.jaxpr.pipeline_rules import (
     REDUCTIONS,
@@ -239,7 +240,10 @@ class PipelineReader:
                 wanted.append((x, replace(whole, next=True)))
             elif x.node.access != whole or not x.is_whole:
                 late.append((self.writer.copied(x), whole))
-        self.write_all([*wanted, *zip(results[len(carries) :], targets, strict=True)])
+        elements = list(zip(results[len(carries) :], targets, strict=True))
+        scratch = {i for i, value in enumerate(self.writer.values) if value.role == "scratch"} - {*carries}
+        found = forward(self.writer.blocks[-1], [*elements, *wanted, *late], scratch)
+        self.write_all([pair for pair in (*wanted, *elements) if pair in found])
         self.write_all(late)
 
     def while_loop(self, params: Mapping[str, Any], operands: list[View]) -> list[View]:
