@@ -23,7 +23,7 @@ LIBRARY_SHARE, KERNEL_SHARE = 0.5, 0.8
 # Of a byte that a product before a loop leaves to it: it is given pages, written and read again. 6400 x 128 x 768 takes
 # 4.7 ms, of which multiplying is 2.6 (Zen 5, 2 cores).
 FRESH_SECONDS = 0.1e-9
-LARGE_BYTES = 1 << 22  # smaller ones are in the caches still
+LARGE_BYTES = 1 << 22  # from where on that counts: smaller results are in the caches still
 # What a step of a loop around takes longer, of which XLA makes one function no more: that of a No-U-Turn sampler of 8
 # variables, whose trees are an inner loop, took 16 us in place of 9 (Zen 5).
 INTERRUPTION_SECONDS = 10e-6
@@ -52,8 +52,7 @@ def check_is_faster(plan: PipelinePlan, whole: Pipeline, machine: Machine, outer
 
 def before_seconds(multiplications: int, size: int, plan: PipelinePlan, machine: Machine) -> float:
     """The predicted time of products before a loop, whose results have a size in bytes."""
-    fresh = FRESH_SECONDS * size if size >= LARGE_BYTES else 0.0
-    return KERNEL_SECONDS + multiplications / (KERNEL_SHARE * peak(plan, machine)) + fresh
+    return KERNEL_SECONDS + multiplications / (KERNEL_SHARE * peak(plan, machine)) + FRESH_SECONDS * size
 
 
 def other_seconds(plan: PipelinePlan, whole: Pipeline, machine: Machine) -> float:

@@ -35,7 +35,7 @@ from jax_nano.lowering import small_loops as small_loops  # whose lowering of wh
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import nano
 from jax_nano.lowering.export import has_kernels
-from jax_nano.lowering.loop_cost import INTERRUPTION_SECONDS, before_seconds, check_is_faster
+from jax_nano.lowering.loop_cost import INTERRUPTION_SECONDS, LARGE_BYTES, before_seconds, check_is_faster
 from jax_nano.lowering.partition import check_partitioning
 from jax_nano.machine.host import machine_for, target
 from jax_nano.runtime.kernel import Kernel
@@ -137,6 +137,9 @@ def faster_parts(moved: MovedLoop, pipeline: Pipeline, avals: Sequence[Any]) -> 
       avals: the types of its operands, without those that are made before it.
     """
     machine = machine_for()
+    size = moved.scan.length * sum(map(bytes_of, moved.before.outvars))
+    if size < LARGE_BYTES:
+        return None
     try:
         parts = in_parts(moved, avals)
         if parts is None:
@@ -145,7 +148,6 @@ def faster_parts(moved: MovedLoop, pipeline: Pipeline, avals: Sequence[Any]) -> 
         plans = [choose_pipeline(each, machine, target(machine)) for each in (pipeline, other)]
     except UnsupportedDot:
         return None
-    size = moved.scan.length * sum(map(bytes_of, moved.before.outvars))
     before = before_seconds(other.multiplications - pipeline.multiplications, size, plans[0], machine)
     return (parts, other) if plans[1].predicted_seconds < plans[0].predicted_seconds + before else None
 

@@ -15,6 +15,7 @@ from jax_nano.lowering import loops
 @pytest.fixture
 def by_parts(monkeypatch):
     """Loops are computed by parts wherever they can be."""
+    monkeypatch.setattr(loops, "LARGE_BYTES", 0)
     monkeypatch.setattr(loops, "before_seconds", lambda *_: float("inf"))
 
 
