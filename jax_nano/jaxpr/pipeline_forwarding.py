@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from jax_nano.ir.pipeline import Access, Contraction, IndexInput, Loop, Map, Reduction, Source, Stage
-from jax_nano.jaxpr.pipeline_updates import accesses
+from jax_nano.jaxpr.pipeline_updates import depends
 from jax_nano.jaxpr.pipeline_views import View, identity
 
 
@@ -22,7 +22,7 @@ def forward(stages: list[Stage], wanted: Sequence[tuple[View, Access]], scratch:
     for number, (x, target) in enumerate(wanted):
         value = whole_value(x)
         others = [view for i, (view, _) in enumerate(wanted) if i != number]
-        is_free = value in scratch and not target.next and not any(reads(view, value) for view in others)
+        is_free = value in scratch and not target.next and not any(depends(view, value) for view in others)
         writers = [i for i, stage in enumerate(stages) if value in written_by(stage)]
         if is_free and len(writers) == 1 and isinstance(stages[writers[0]], Loop) and value not in read_by(stages):
             stages[writers[0]] = moved(stages[writers[0]], value, target)
@@ -36,11 +36,6 @@ def whole_value(x: View) -> int:
     access = x.node.access
     is_whole = x.is_whole and access and access.places == identity(len(x.shape)) and not access.next
     return access.value if access and is_whole else -1
-
-
-def reads(x: View, value: int) -> bool:
-    """Whether a view is made of elements of a value."""
-    return any(access.value == value for access in accesses(x))
 
 
 def outputs(stage: Map | Reduction | Contraction) -> tuple[Access, ...]:

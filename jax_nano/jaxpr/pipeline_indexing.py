@@ -40,7 +40,7 @@ class Slices(NamedTuple):
         shape = indices.shape[:-1]
         found = [jnp.zeros(shape, jnp.int32) for _ in self.shape]
         for number, dim in enumerate(self.starts):
-            found[dim] = indices[..., number].astype(jnp.int32)
+            found[dim] = as_int32(indices[..., number])
         for dim, axis in self.batch:
             found[dim] = lax.broadcasted_iota(jnp.int32, shape, axis)
         return found
@@ -55,6 +55,16 @@ class Slices(NamedTuple):
     def read(self, x: Array, starts: Sequence[Array]) -> Array:
         """One slice, moved to where there is room."""
         return dynamic_slice_p.bind(x, *starts, slice_sizes=self.sizes)
+
+
+def as_int32(indices: Array) -> Array:
+    """Indices of any type; those that are too large or too small for int32 stay beyond an array."""
+    info, most = jnp.iinfo(indices.dtype), jnp.iinfo(jnp.int32).max
+    if info.max > most:
+        indices = jnp.minimum(indices, jnp.asarray(most, indices.dtype))
+    if info.min < -most:
+        indices = jnp.maximum(indices, jnp.asarray(-most, indices.dtype))
+    return indices.astype(jnp.int32)
 
 
 def gather(params: Params) -> Callable[..., Array]:

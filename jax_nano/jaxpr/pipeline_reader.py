@@ -25,8 +25,8 @@ from jax_nano.jaxpr.pipeline_rules import (
     shape_of,
 )
 from jax_nano.jaxpr.pipeline_updates import (
+    can_settle_in_place,
     flush,
-    is_change_of,
     last_uses,
     pending,
     selected,
@@ -129,7 +129,7 @@ class PipelineReader:
                 result.node.users = max(result.node.users, users.get(out, 0))
                 env[out] = result
             for out in eqn.outvars:
-                if out in in_place and pending(env[out]) and is_change_of(env[out], in_place[out]):
+                if out in in_place and pending(env[out]) and can_settle_in_place(env[out], in_place[out]):
                     live = [x for x in env if x is not out and uses.get(x, -1) > number]
                     flush(self.writer, env, in_place[out], live)
                     env[out] = settle_in_place(self.writer, env[out], in_place[out])

@@ -8,7 +8,7 @@ A changed array waits, as elementwise work does; who reads it in another way has
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Var
@@ -150,11 +150,16 @@ def select(which: View, cases: Sequence[View], shape: Sequence[int], dtype: str)
     return View.of(Node(tuple(shape), dtype, operation=operation, operands=(which, *cases)))
 
 
-def is_change_of(x: View, value: int) -> bool:
-    """Whether an array is a value in memory but for changes that wait."""
+def can_settle_in_place(x: View, value: int) -> bool:
+    """Whether an array is a value in memory but for changes that wait, of which only the first reads what it was."""
+    chain: list[Update] = []
+    nodes: set[int] = set()
     while change := pending(x):
+        chain.append(change)
+        nodes.add(id(x.node))
         x = change.base
-    return x.is_whole and x.node.access == Access(value, identity(len(x.shape)))
+    is_it = x.is_whole and x.node.access == Access(value, identity(len(x.shape)))
+    return is_it and not any(depends(change.part, value, nodes) for change in chain[:-1])
 
 
 def settle_in_place(writer: PipelineWriter, x: View, value: int) -> View:
@@ -180,8 +185,11 @@ def reads_elsewhere(x: View, value: int, target: Access) -> bool:
     return any(access != target for access in accesses(x) if access.value == value)
 
 
-def accesses(x: View) -> set[Access]:
-    """All places in memory that a view is made of, by its axes, and those of the indices among them."""
+def accesses(x: View, but: Collection[int] = ()) -> set[Access]:
+    """All places in memory that a view is made of, by its axes, and those of the indices among them.
+
+    Nodes whose id is in `but` do not count.
+    """
     found: set[Access] = set()
     seen: set[tuple[int, tuple[Place, ...]]] = set()
 
@@ -192,7 +200,7 @@ def accesses(x: View) -> set[Access]:
                 index(place.index.places)
 
     def visit(node: Node, places: tuple[Place, ...]) -> None:
-        if (id(node), places) in seen:
+        if (id(node), places) in seen or id(node) in but:
             return
         seen.add((id(node), places))
         index(places)
@@ -211,9 +219,9 @@ def accesses(x: View) -> set[Access]:
     return found
 
 
-def depends(x: View, value: int) -> bool:
-    """Whether a view is made of elements of a value."""
-    return any(access.value == value for access in accesses(x))
+def depends(x: View, value: int, but: Collection[int] = ()) -> bool:
+    """Whether a view is made of elements of a value, other than by the nodes whose id is in `but`."""
+    return any(access.value == value for access in accesses(x, but))
 
 
 def flush(writer: PipelineWriter, env: dict[Var, View], value: int, live: Sequence[Var]) -> None:

@@ -93,6 +93,7 @@ class Planner:
     inner: list[int | None] = field(init=False)
     blocks: list[tuple[Contraction, Block]] = field(default_factory=list)
     copies: dict[tuple[Access, tuple[int, ...], int], int] = field(default_factory=dict)
+    places: list[list[Stage]] = field(default_factory=list)  # of copies; kept, as `copies` knows them by their ids
 
     def __post_init__(self):
         self.values = list(self.pipeline.values)
@@ -201,6 +202,7 @@ class Planner:
         key = source, shape, id(stages)
         if key not in self.copies:
             self.copies[key] = len(self.values)
+            self.places.append(stages)
             self.values.append(Value(role="scratch", dtype=stage.dtype, shape=shape))
             self.inner.append(len(shape) - 1)
             whole = tuple(Place(0, ((axis, 1),)) for axis in range(len(shape)))

@@ -74,6 +74,31 @@ def test_what_is_read_before_a_change_is_what_it_was():
     assert_one_kernel_computes_what_xla_does(*looped(step, X, normal(4, 8)))
 
 
+@pytest.mark.parametrize("first, second", [(0, 1), (1, 0), (2, 2)])
+def test_later_changes_made_of_what_there_was_before_the_first(first, second):
+    def step(y, i, x, rows):
+        old = rows[first]
+        rows = lax.dynamic_update_slice(rows, y[None], (first, 0))
+        rows = lax.dynamic_update_slice(rows, 2 * old[None], (second, 0))
+        return (y, rows), None
+
+    assert_one_kernel_computes_what_xla_does(*looped(step, X, normal(4, 8), length=6))
+
+
+def test_products_see_what_was_changed_before_them():
+    def step(y, i, x, rows):
+        before = rows @ rows.T
+        rows = lax.dynamic_update_slice(rows, y[None], (i % 4, 0))
+        return (y, rows), before
+
+    def after(y, i, x, rows):
+        rows = lax.dynamic_update_slice(rows, y[None], (i % 4, 0))
+        return (y, rows), (rows @ rows.T, rows.T @ rows @ y)
+
+    for each in (step, after):
+        assert_one_kernel_computes_what_xla_does(*looped(each, X, normal(4, 8)))
+
+
 def test_what_is_read_after_a_change_keeps_both():
     def step(y, i, x, rows):
         changed = rows.at[i].set(y)
@@ -257,6 +282,23 @@ def test_arrays_of_keys_are_gone_through():
 
     arguments = W, X, jax.random.split(jax.random.key(0), 20)
     assert_one_kernel_computes_what_xla_does(loop, arguments)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.uint32, np.int8, np.uint8])
+def test_indices_of_any_type(dtype):
+    places = np.array([-(1 << 40), 1 << 40, 3, -1, 200]).astype(dtype)
+
+    def loop(w, x, table, places):
+        def step(x, i):
+            filled, clipped = (table.at[i].get(mode=mode) for mode in ("fill", "clip"))
+            return jnp.tanh(w @ x), (filled, clipped, table.at[i].set(x, mode="drop"))
+
+        return lax.scan(step, x, places)
+
+    found = jax.jit(jax_nano.accelerate(loop))(W, X, TABLE, places)
+    for x, true in zip(jax.tree.leaves(found), jax.tree.leaves(jax.jit(loop)(W, X, TABLE, places)), strict=True):
+        np.testing.assert_allclose(x, true, rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=25, deadline=None)
