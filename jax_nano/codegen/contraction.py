@@ -16,7 +16,7 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, vector
 
 from jax_nano.codegen.elementwise import Input, Nest, get, is_whole, put, read
-from jax_nano.codegen.index import Index, Values, add, mul
+from jax_nano.codegen.index import Index, Values, add, index, mul, subtract
 from jax_nano.codegen.load_store import load, load_scalar, store
 from jax_nano.codegen.loops import for_range
 from jax_nano.codegen.pipeline_memory import Memory, Reference
@@ -43,6 +43,7 @@ def emit_contraction(plan: PipelinePlan, stage: Contraction, memory: Memory) -> 
         lhs=lhs,
         rhs=rhs,
         out=memory.reference(stage.output, rank),
+        half=memory.loops[-1].half if memory.loops else 0,
     ).emit()
 
 
@@ -95,7 +96,7 @@ class Epilogue:
 
 @dataclass(frozen=True, kw_only=True)
 class ContractionKernel:
-    """Writes one product."""
+    """Writes one product; `half` is 0 and 1 in turns, by the steps of the loop around."""
 
     stage: Contraction
     block: Block
@@ -104,6 +105,7 @@ class ContractionKernel:
     rhs: Reference
     out: Reference
     epilogue: Epilogue | None = None
+    half: Index = 0
 
     @functools.cached_property
     def k_axes(self) -> list[int]:
@@ -119,6 +121,7 @@ class ContractionKernel:
         """All blocks."""
         block = self.block
         outer = [axis for axis in range(len(self.stage.sizes)) if axis not in (block.lane, block.row)]
+        outer.sort(key=lambda axis: axis != block.turning)  # a panel for all that needs it
         self.over(outer, [0] * len(self.sizes))
 
     def over(self, axes: Sequence[int], at: list[Index]) -> None:
@@ -126,7 +129,7 @@ class ContractionKernel:
         if axes:
             with for_range(0, self.sizes[axes[0]]) as loop:
                 inner = list(at)
-                inner[axes[0]] = loop.i
+                inner[axes[0]] = self.there_and_back(loop.i, axes[0])
                 self.over(axes[1:], inner)
             return
         width = self.block.registers * self.lanes
@@ -135,6 +138,14 @@ class ContractionKernel:
                 inner = list(at)
                 inner[self.block.lane] = loop.i
                 self.over_rows(inner, columns)
+
+    def there_and_back(self, i: Index, axis: int) -> Index:
+        """The i-th index of an axis; of the one that is turning, from the end in every other step."""
+        if axis != self.block.turning or isinstance(self.half, int):
+            return i
+        last = self.sizes[axis] - 1
+        is_back = arith.cmpi(arith.CmpIPredicate.ne, self.half, index(0))
+        return arith.select(is_back, index(subtract(last, i)), index(i))
 
     def over_rows(self, at: list[Index], columns: int) -> None:
         """Loops over blocks of rows."""

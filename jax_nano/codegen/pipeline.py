@@ -20,9 +20,9 @@ from jax_nano.codegen.elementwise import emit_map, emit_reduction
 from jax_nano.codegen.index import Index, index, subtract
 from jax_nano.codegen.load_store import load_scalar
 from jax_nano.codegen.location import section
-from jax_nano.codegen.loops import for_range
+from jax_nano.codegen.loops import for_range, when
 from jax_nano.codegen.pipeline_memory import LoopState, Memory
-from jax_nano.ir.pipeline import Contraction, Loop, Map, Reduction, Stage
+from jax_nano.ir.pipeline import Access, Contraction, Loop, Map, Reduction, Stage
 from jax_nano.schedule.pipeline import PipelinePlan
 
 
@@ -53,6 +53,9 @@ class PipelineKernel:
 
     def emit_loop(self, stage: Loop, memory: Memory) -> None:
         """Emits a loop; then its carried values are where the last step wrote them."""
+        if stage.going and stage.length:
+            self.emit_branch(stage, memory)
+            return
         half = self.emit_while(stage, memory) if stage.length is None else self.emit_steps(stage, stage.length, memory)
         memory.finish(stage.carries, half)
 
@@ -65,6 +68,12 @@ class PipelineKernel:
             loop.next = [index(subtract(1, half))]
         return loop.results[0]
 
+    def emit_branch(self, stage: Loop, memory: Memory) -> None:
+        """Emits stages that run once or not at all."""
+        assert stage.going
+        with when(is_true(memory, stage.going)):
+            self.emit(stage.stages, memory.inside(LoopState((), 0, 0)))
+
     def emit_while(self, stage: Loop, memory: Memory) -> Index:
         """Emits a loop with a condition, likewise."""
         kind = ir.IndexType.get()
@@ -75,11 +84,16 @@ class PipelineKernel:
             (half,) = before.arguments
             state = memory.inside(LoopState(stage.carries, 0, half))
             self.emit(stage.condition, state)
-            going = state.reference(stage.going)
-            byte = load_scalar(going.base, going.at)
-            scf.condition(arith.cmpi(arith.CmpIPredicate.ne, byte, arith.constant(byte.type, 0)), [half])
+            scf.condition(is_true(state, stage.going), [half])
         with ir.InsertionPoint(after):
             (half,) = after.arguments
             self.emit(stage.stages, memory.inside(LoopState(stage.carries, 0, half)))
             scf.yield_([index(subtract(1, half))])
         return op.results[0]
+
+
+def is_true(memory: Memory, access: Access) -> ir.Value:
+    """Whether a truth value in memory holds."""
+    found = memory.reference(access)
+    byte = load_scalar(found.base, found.at)
+    return arith.cmpi(arith.CmpIPredicate.ne, byte, arith.constant(byte.type, 0))

@@ -173,7 +173,8 @@ class Loop:
     """Stages that are repeated.
 
     Attributes:
-      length: how many steps; None where `condition` decides before each.
+      length: how many steps; None where `condition` decides before each. A branch is a loop of one step that runs
+        where `going` holds.
       reverse: whether steps are counted downwards.
       carries: the values that it carries.
       stages: of a step.

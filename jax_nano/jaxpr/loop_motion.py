@@ -24,6 +24,7 @@ from jax_nano.jaxpr.primitives import DOTS
 from jax_nano.jaxpr.private import ClosedJaxpr
 from jax_nano.jaxpr.scans import Scan
 
+EMPTY = jax.make_jaxpr(lambda: ())().jaxpr
 MOST_BYTES = 1 << 28  # of what steps leave to products behind the loop, or take from those before
 # Of one operand: of a sum, they are the sum of their results.
 LINEAR = ("transpose", "reshape", "squeeze", "reduce_sum")

@@ -1,17 +1,18 @@
-"""Calls and regions in the steps of loops, with their bodies in their place."""
+"""Calls, regions and operations that are programs of others, in the steps of loops, with these in their place."""
 
 from __future__ import annotations
 
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 
 from jax_nano.jaxpr.inline import Atom, body_of, inline_calls, without_repeated
+from jax_nano.jaxpr.pipeline_expansions import expansion_of
 from jax_nano.jaxpr.primitives import nano_region_p
 
 CALLS = ("checkpoint", "remat2", "closed_call", "core_call", "custom_vjp_call")
 
 
 def inlined(jaxpr: Jaxpr) -> Jaxpr:
-    """A jaxpr with the bodies of calls and of regions in place of these."""
+    """A jaxpr with the bodies of calls and of regions, and what operations are made of, in place of these."""
     return without_repeated(inline_calls(jaxpr, _body))
 
 
@@ -25,7 +26,7 @@ def _body(eqn: JaxprEqn) -> Jaxpr | None:
         if eqn.primitive.name in CALLS and inner:
             inner = getattr(inner, "jaxpr", inner)
             return None if inner.constvars else inner
-    return None
+    return expansion_of(eqn)
 
 
 def _with_own_arguments(jaxpr: Jaxpr) -> Jaxpr:

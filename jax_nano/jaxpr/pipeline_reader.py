@@ -11,6 +11,8 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jax_nano.ir.pipeline import Access, Kind, Loop, Pipeline, Place, UnsupportedPipeline
 from jax_nano.ir.program import NARROW_FLOATS, Constant, Operation, Unfusable
 from jax_nano.jaxpr.inline import Atom, type_of
+from jax_nano.jaxpr.pipeline_branches import read_branches
+from jax_nano.jaxpr.pipeline_forwarding import forward
 from jax_nano.jaxpr.pipeline_inline import inlined
 from jax_nano.jaxpr.pipeline_rules import (
     REDUCTIONS,
@@ -21,6 +23,15 @@ from jax_nano.jaxpr.pipeline_rules import (
     dtype_name_of,
     read_product,
     shape_of,
+)
+from jax_nano.jaxpr.pipeline_updates import (
+    can_settle_in_place,
+    flush,
+    last_uses,
+    pending,
+    selected,
+    settle_in_place,
+    updated_in_place,
 )
 from jax_nano.jaxpr.pipeline_views import Node, View, broadcast, check_size, constant_node, identity
 from jax_nano.jaxpr.pipeline_writer import MOST_INSTRUCTIONS, PipelineWriter
@@ -86,13 +97,19 @@ class PipelineReader:
 
     # Equations.
 
-    def run(self, jaxpr: Jaxpr, arguments: Sequence[View]) -> list[View]:
-        """Reads a jaxpr: its results as views."""
+    def run(self, jaxpr: Jaxpr, arguments: Sequence[View], in_place: Mapping[Var, int] | None = None) -> list[View]:
+        """Reads a jaxpr: its results as views.
+
+        Args:
+          jaxpr: what to read.
+          arguments: what it is given.
+          in_place: the variables that are written over what they change, each with the number of that value.
+        """
         if jaxpr.constvars:
             raise UnsupportedPipeline("a function in the loop has constants of its own")
         if jaxpr.effects:
             raise UnsupportedPipeline("the loop has effects")
-        jaxpr = inlined(jaxpr)
+        jaxpr, in_place = inlined(jaxpr), in_place or {}
         env: dict[Var, View] = dict(zip(jaxpr.invars, arguments, strict=True))
         users = _users(jaxpr)
 
@@ -103,13 +120,19 @@ class PipelineReader:
                 else env[x]
             )
 
-        for eqn in jaxpr.eqns:
+        uses = last_uses(jaxpr)
+        for number, eqn in enumerate(jaxpr.eqns):
             for out in eqn.outvars:
                 check_size(shape_of(out))
             results = self.equation(eqn, [value(x) for x in eqn.invars])
             for out, result in zip(eqn.outvars, results, strict=True):
                 result.node.users = max(result.node.users, users.get(out, 0))
                 env[out] = result
+            for out in eqn.outvars:
+                if out in in_place and pending(env[out]) and can_settle_in_place(env[out], in_place[out]):
+                    live = [x for x in env if x is not out and uses.get(x, -1) > number]
+                    flush(self.writer, env, in_place[out], live)
+                    env[out] = settle_in_place(self.writer, env[out], in_place[out])
         return [value(x) for x in jaxpr.outvars]
 
     def equation(self, eqn: JaxprEqn, operands: list[View]) -> list[View]:
@@ -120,7 +143,7 @@ class PipelineReader:
         if name == "while":
             return self.while_loop(eqn.params, operands)
         if name == "cond":
-            return self.branch(eqn, *operands)
+            return read_branches(self, eqn, *operands)
         if eqn.primitive in DOTS:
             return [read_product(self.writer, eqn, *operands)]
         if name in SAME:
@@ -133,25 +156,19 @@ class PipelineReader:
             return [self.reduction(operands[0], eqn.params["axes"], REDUCTIONS[name])]
         return [self.elementwise(eqn, operands)]
 
-    def branch(self, eqn: JaxprEqn, choice: View, *operands: View) -> list[View]:
-        """lax.cond whose branch is known, as that of lax.platform_dependent is."""
-        if not isinstance(choice.node.leaf, Constant):
-            raise UnsupportedPipeline("cond is not elementwise, or has no vector code")
-        branches = eqn.params["branches"]
-        number = min(max(int(choice.node.leaf.number), 0), len(branches) - 1)
-        return self.run(branches[number].jaxpr, operands)
-
     def elementwise(self, eqn: JaxprEqn, operands: list[View]) -> View:
         """Work on each element."""
         out = eqn.outvars[0]
         shape = shape_of(out)
         name = operation_name(eqn)
         try:
-            check_operation(name, [x.node.dtype for x in operands])
+            check_operation(name, [x.node.dtype for x in (operands[:1] if name == "pow" else operands)])
             dtype = dtype_of(out)
         except Unfusable as reason:
             raise UnsupportedPipeline(str(reason)) from None
         operands = [x if x.shape == shape else broadcast(x, shape, range(len(x.shape))) for x in operands]
+        if name == "select_n":
+            return selected(operands[0], operands[1:], shape, dtype)
         if name == "pow" and operands[1].node.dtype != dtype:
             operands[1] = converted(operands[1], dtype)
         params = tuple((key, int(eqn.params[key])) for key in KEPT_PARAMS if key in eqn.params)
@@ -183,28 +200,51 @@ class PipelineReader:
         for x in (*consts, *xs):
             if x.node.leaf is None:
                 self.writer.force(x)
-        carries = self.begin(start)
+        jaxpr = inlined(scan.jaxpr)
+        in_place = updated_in_place(jaxpr, scan.split(jaxpr.invars)[1])
+        carries = self.begin(start, set(in_place))
         y_types = [type_of(x) for x in scan.jaxpr.outvars[len(start) :]]
         ys = [self.writer.new_value("scratch", dtype_name_of(y), (scan.length, *y.shape)) for y in y_types]
         step = Place(0, ((-1 - self.level, 1),))
         with self.writer.block() as stages:
             elements = [x.through([step, *identity(len(x.shape) - 1)], x.shape[1:]) for x in xs]
-            results = self.run(scan.jaxpr, [*consts, *map(self.writer.stored, carries), *elements])
-            targets = [Access(c, identity(len(x.shape)), next=True) for c, x in zip(carries, results, strict=False)]
-            targets += [
+            arguments = [*consts, *map(self.writer.stored, carries), *elements]
+            results = self.run(jaxpr, arguments, {out: carries[i] for i, out in in_place.items()})
+            targets = [
                 Access(y, (step, *identity(len(x.shape)))) for y, x in zip(ys, results[len(carries) :], strict=True)
             ]
-            self.write_all([(x, access) for x, access in zip(results, targets, strict=True)])
-        self.writer.add(Loop(length=scan.length, reverse=scan.reverse, carries=tuple(carries), stages=tuple(stages)))
+            self.write_step(carries, set(in_place), results, targets)
+        doubled = tuple(value for i, value in enumerate(carries) if i not in in_place)
+        self.writer.add(Loop(length=scan.length, reverse=scan.reverse, carries=doubled, stages=tuple(stages)))
         return [self.writer.stored(value) for value in (*carries, *ys)]
 
-    def begin(self, start: Sequence[View]) -> list[int]:
-        """Values for what a loop carries, with what it starts from."""
-        carries = [self.writer.new_value("carry", x.node.dtype, x.shape) for x in start]
+    def begin(self, start: Sequence[View], in_place: set[int]) -> list[int]:
+        """Values for what a loop carries, with what it starts from; those that are changed in place stand once."""
+        carries = [
+            self.writer.new_value("scratch" if i in in_place else "carry", x.node.dtype, x.shape)
+            for i, x in enumerate(start)
+        ]
         self.write_all([
             (x, Access(value, identity(len(x.shape)))) for x, value in zip(start, carries, strict=True)
         ])  # fmt: skip
         return carries
+
+    def write_step(
+        self, carries: Sequence[int], in_place: set[int], results: Sequence[View], targets: Sequence[Access]
+    ) -> None:
+        """Writes what a step gives: what is carried, and elements of ys to their targets."""
+        wanted, late = [], []
+        for i, (value, x) in enumerate(zip(carries, results, strict=False)):
+            whole = Access(value, identity(len(x.shape)))
+            if i not in in_place:
+                wanted.append((x, replace(whole, next=True)))
+            elif x.node.access != whole or not x.is_whole:
+                late.append((self.writer.copied(x), whole))
+        elements = list(zip(results[len(carries) :], targets, strict=True))
+        scratch = {i for i, value in enumerate(self.writer.values) if value.role == "scratch"} - {*carries}
+        found = forward(self.writer.blocks[-1], [*elements, *wanted, *late], scratch)
+        self.write_all([pair for pair in (*wanted, *elements) if pair in found])
+        self.write_all(late)
 
     def while_loop(self, params: Mapping[str, Any], operands: list[View]) -> list[View]:
         """lax.while_loop."""
@@ -213,7 +253,9 @@ class PipelineReader:
             if x.node.leaf is None:
                 self.writer.force(x)
         start = operands[split[1] :]
-        carries = self.begin(start)
+        body = inlined(params["body_jaxpr"].jaxpr)
+        in_place = updated_in_place(body, body.invars[params["body_nconsts"] :])
+        carries = self.begin(start, set(in_place))
         with self.writer.block() as condition:
             (going,) = self.run(params["cond_jaxpr"].jaxpr, [*operands[: split[0]], *map(self.writer.stored, carries)])
             if going.shape:
@@ -221,11 +263,12 @@ class PipelineReader:
             access = self.writer.force(going)
         with self.writer.block() as stages:
             consts = operands[split[0] : split[1]]
-            results = self.run(params["body_jaxpr"].jaxpr, [*consts, *map(self.writer.stored, carries)])
-            targets = [Access(c, identity(len(x.shape)), next=True) for c, x in zip(carries, results, strict=True)]
-            self.write_all([(x, to) for x, to in zip(results, targets, strict=True)])
+            arguments = [*consts, *map(self.writer.stored, carries)]
+            results = self.run(body, arguments, {out: carries[i] for i, out in in_place.items()})
+            self.write_step(carries, set(in_place), results, [])
+        doubled = tuple(value for i, value in enumerate(carries) if i not in in_place)
         self.writer.add(
-            Loop(length=None, carries=tuple(carries), stages=tuple(stages), condition=tuple(condition), going=access)
+            Loop(length=None, carries=doubled, stages=tuple(stages), condition=tuple(condition), going=access)
         )
         return list(map(self.writer.stored, carries))
 

@@ -8,10 +8,11 @@ from typing import Any
 from jax.extend.core import JaxprEqn
 from jax.lax import DotAlgorithm, DotAlgorithmPreset
 
-from jax_nano.ir.dtypes import NAMES
+from jax_nano.ir.dtypes import BITS, NAMES
 from jax_nano.ir.pipeline import Access, Contraction, Kind, Place, UnsupportedPipeline
 from jax_nano.ir.program import NARROW_FLOATS, Constant, Operation
 from jax_nano.jaxpr.inline import Atom, type_of
+from jax_nano.jaxpr.pipeline_updates import updated
 from jax_nano.jaxpr.pipeline_views import (
     Node,
     View,
@@ -123,6 +124,22 @@ def read_dynamic_slice(writer: PipelineWriter, eqn: JaxprEqn, operands: list[Vie
     ]
 
 
+def read_dynamic_update_slice(writer: PipelineWriter, _: JaxprEqn, operands: list[View]) -> list[View]:
+    """lax.dynamic_update_slice: a change, which waits."""
+    x, part, *indices = operands
+    each = zip(range(len(x.shape)), x.shape, part.shape, indices, strict=True)
+    return [updated(x, part, [shifted(writer, *one) for one in each])]
+
+
+def read_bitcast(_writer: PipelineWriter, eqn: JaxprEqn, operands: list[View]) -> list[View]:
+    """lax.bitcast_convert_type between types of one width."""
+    (x,), dtype = operands, dtype_name_of(type_of(eqn.outvars[0]))
+    if BITS[dtype] != BITS[x.node.dtype] or "pred" in (dtype, x.node.dtype):
+        raise UnsupportedPipeline(f"bitcast_convert_type of {x.node.dtype} to {dtype}, which are not of one width")
+    operation = Operation(name="bitcast_convert_type", operands=(0,), dtype=dtype)
+    return [View.of(Node(x.shape, dtype, operation=operation, operands=(x,)))]
+
+
 def shifted(writer: PipelineWriter, axis: int, extent: int, size: int, index: View) -> Place:
     """The place along an axis of what begins at an index that is read, as far as there is room."""
     if extent == size:
@@ -205,5 +222,7 @@ RULES: dict[str, Callable[[PipelineWriter, JaxprEqn, list[View]], list[View]]] =
     "concatenate": read_concatenate,
     "pad": read_pad,
     "dynamic_slice": read_dynamic_slice,
+    "dynamic_update_slice": read_dynamic_update_slice,
+    "bitcast_convert_type": read_bitcast,
     "platform_index": read_platform_index,
 }

@@ -15,7 +15,7 @@ class Node:
     """An array of a program.
 
     It is in memory (`access`), or a constant in every element, or an index, or made by an operation of other views of
-    its shape.
+    its shape, or another array of which a part is changed.
 
     Attributes:
       shape: its dimensions.
@@ -25,6 +25,7 @@ class Node:
       operation: what makes it; its operands are numbers in `operands`.
       operands: what it is made of.
       users: how many equations read it.
+      update: the change that makes it.
     """
 
     shape: tuple[int, ...]
@@ -34,6 +35,7 @@ class Node:
     operation: Operation | None = None
     operands: tuple[View, ...] = ()
     users: int = 0
+    update: Update | None = None
 
     @property
     def weight(self) -> int:
@@ -80,6 +82,15 @@ class View:
     def through(self, axes: Sequence[Place], shape: Sequence[int]) -> View:
         """The view of a shape whose axes say where along this one's each of its own is."""
         return View(self.node, tuple(shape), tuple(place.substituted(axes) for place in self.places))
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """A part of an array changed: `part`, at `places` by its axes."""
+
+    base: View
+    part: View
+    places: tuple[Place, ...]
 
 
 def identity(rank: int, start: int = 0) -> tuple[Place, ...]:

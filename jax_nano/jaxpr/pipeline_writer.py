@@ -71,13 +71,31 @@ class PipelineWriter:
     def force(self, x: View) -> Access:
         """Where a view is in memory; its node is computed if it is not there."""
         if x.node.access is None:
-            self.compute([x.node])
+            self.settle(x.node) if x.node.update else self.compute([x.node])
         assert x.node.access
         return x.node.access.substituted(x.places)
 
     def compute(self, nodes: Sequence[Node]) -> None:
         """Computes nodes of one shape into scratch."""
         self.write([(View.of(node), None) for node in nodes])
+
+    def copied(self, x: View) -> View:
+        """A view's elements in scratch."""
+        access = self.scratch(x)
+        self.write([(x, access)])
+        return self.stored(access.value)
+
+    def settle(self, node: Node) -> None:
+        """Makes an array of which a part is changed: a copy, unless what it was is a copy that nobody else reads."""
+        assert node.update
+        base, whole = node.update.base, identity(len(node.shape))
+        if base.is_whole and base.node.update and base.node.users <= 1:
+            access = self.force(base)
+        else:
+            access = Access(self.new_value("scratch", node.dtype, node.shape), whole)
+            self.write([(base, access)])
+        self.write([(node.update.part, access.substituted(node.update.places))])
+        node.access = access
 
     def write(self, wanted: Sequence[tuple[View, Access | None]]) -> None:
         """Computes views of one shape, together, each into an access or, where that is None, into scratch.
@@ -114,6 +132,9 @@ class PipelineWriter:
             node = x.node
             if node.access is not None or node.leaf is not None:
                 return
+            if node.update:
+                self.settle(node)
+                return
             if id(node) not in seen:
                 seen.add(id(node))
                 for operand in node.operands:
@@ -134,6 +155,7 @@ class PipelineWriter:
             if node not in roots
             and node.access is None
             and node.leaf is None
+            and node.update is None
             and node.weight >= HEAVY
             and node.users > used.get(id(node), 0)
         ]

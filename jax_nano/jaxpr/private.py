@@ -162,6 +162,11 @@ def register_remat3_rule(primitive: Primitive, asked: Asked) -> None:
     _remat.rules[primitive] = rule_of_policy if dots_saveable else rule
 
 
+def implementation_of_keys(dtype: Any) -> Any:
+    """What an element type of random keys does: seed, split, fold_in, random_bits and key_shape, on words."""
+    return dtype._impl
+
+
 def roofline_rule(primitive: Primitive) -> Callable[..., Any] | None:
     """The rule by which jax.experimental.roofline counts a primitive, if it does; its module needs absl-py."""
     module = importlib.import_module("jax.experimental.roofline.roofline")

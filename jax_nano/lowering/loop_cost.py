@@ -20,26 +20,39 @@ FUNCTION_CYCLES = 6  # that an operation takes longer in XLA's function than a s
 # Of the peak, what XLA's products in a loop reach, and kernels of all steps at once: 0.4 and 0.8 (Zen 5, recurrent
 # networks of 256 with 32 rows).
 LIBRARY_SHARE, KERNEL_SHARE = 0.5, 0.8
+# Of a byte that a product before a loop leaves to it: it is given pages, written and read again. 6400 x 128 x 768 takes
+# 4.7 ms, of which multiplying is 2.6 (Zen 5, 2 cores).
+FRESH_SECONDS = 0.1e-9
+LARGE_BYTES = 1 << 22  # from where on that counts: smaller results are in the caches still
+# What a step of a loop around takes longer, of which XLA makes one function no more: that of a No-U-Turn sampler of 8
+# variables, whose trees are an inner loop, took 16 us in place of 9 (Zen 5).
+INTERRUPTION_SECONDS = 10e-6
 WHILE_STEPS = 20  # of a loop of unknown length, when its call is weighed
 
 
-def check_is_faster(plan: PipelinePlan, whole: Pipeline, machine: Machine) -> None:
+def check_is_faster(plan: PipelinePlan, whole: Pipeline, machine: Machine, outer: float = 0.0) -> None:
     """Checks that a loop's plan is predicted to take less time than what would run without it.
 
     Args:
       plan: of the loop.
       whole: the loop with the products that stand before and behind it.
       machine: where it runs.
+      outer: seconds that a call adds to what is around it.
 
     Raises:
       UnsupportedPipeline: it is not.
     """
     xla = other_seconds(plan, whole, machine)
     moved = whole.multiplications - plan.problem.multiplications
-    own = plan.predicted_seconds + moved / (KERNEL_SHARE * peak(plan, machine))
+    own = outer + plan.predicted_seconds + moved / (KERNEL_SHARE * peak(plan, machine))
     steps = WHILE_STEPS if any(isinstance(stage, Loop) and stage.length is None for stage in plan.program.stages) else 1
     if own / steps >= xla:
         raise UnsupportedPipeline(FASTER.format(xla=1e6 * xla, kernel=1e6 * own / steps))
+
+
+def before_seconds(multiplications: int, size: int, plan: PipelinePlan, machine: Machine) -> float:
+    """The predicted time of products before a loop, whose results have a size in bytes."""
+    return KERNEL_SECONDS + multiplications / (KERNEL_SHARE * peak(plan, machine)) + FRESH_SECONDS * size
 
 
 def other_seconds(plan: PipelinePlan, whole: Pipeline, machine: Machine) -> float:

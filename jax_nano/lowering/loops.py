@@ -7,7 +7,7 @@ pipeline, or would be no faster as one, is lowered as it was.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,8 +23,10 @@ from jax_nano import config
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import NUMPY_TYPES
 from jax_nano.ir.pipeline import Pipeline, UnsupportedPipeline
-from jax_nano.jaxpr.loop_motion import move_products
+from jax_nano.jaxpr.loop_motion import EMPTY, MovedLoop, bytes_of, move_products
+from jax_nano.jaxpr.loop_parts import avals_in_parts, by_parts, in_parts
 from jax_nano.jaxpr.pipeline_inline import inlined
+from jax_nano.jaxpr.pipeline_random import inner, physical, without_keys
 from jax_nano.jaxpr.pipeline_reader import read_scan, read_while
 from jax_nano.jaxpr.primitives import nano_dot_general_p, nano_loop_p, nano_region_p
 from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering, wrap_lowering
@@ -33,7 +35,7 @@ from jax_nano.lowering import small_loops as small_loops  # whose lowering of wh
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import nano
 from jax_nano.lowering.export import has_kernels
-from jax_nano.lowering.loop_cost import check_is_faster
+from jax_nano.lowering.loop_cost import INTERRUPTION_SECONDS, LARGE_BYTES, before_seconds, check_is_faster
 from jax_nano.lowering.partition import check_partitioning
 from jax_nano.machine.host import machine_for, target
 from jax_nano.runtime.kernel import Kernel
@@ -100,29 +102,61 @@ def lower_scan(ctx: mlir.LoweringRuleContext, operands: Any, params: dict[str, A
       UnsupportedDot: it is none, or would be no faster.
     """
     check_partitioning(ctx)
+    ctx = ctx.replace(avals_in=list(map(physical, ctx.avals_in)), avals_out=list(map(physical, ctx.avals_out)))
     scan = Scan.of(params)
+    scan = replace(scan, jaxpr=without_keys(scan.jaxpr))
     if scan.jaxpr.effects or scan.jaxpr.constvars:
         raise UnsupportedPipeline("the loop has effects, or constants of its own")
     scan = replace(scan, jaxpr=inlined(scan.jaxpr))
     moved = move_products(scan)
     if moved.scan.length < 1:
         raise UnsupportedPipeline("a loop of no steps")
-    avals = moved.avals(ctx.avals_in, scan)
-    pipeline = read_scan(moved.scan, avals)
-    kernel = faster_kernel(pipeline, read_scan(scan, ctx.avals_in) if moved.moves else pipeline)
+    pipeline = read_scan(moved.scan, moved.avals(ctx.avals_in, scan))
+    whole = read_scan(scan, ctx.avals_in) if moved.moves else pipeline
+    parts = faster_parts(moved, pipeline, replace(moved, before=EMPTY).avals(ctx.avals_in, scan))
+    if parts:
+        moved, pipeline = parts
+    kernel = faster_kernel(pipeline, whole)
     tell(Report(equation=equation_of(params), problem=pipeline, kernel=kernel))
-    if not moved.moves:
+    if not moved.moves and not parts:
         return custom_call(ctx, kernel, operands)
 
     def run(*arrays: Any) -> Any:
         return nano_loop_p.bind(*arrays, kernel=Called(kernel))
 
-    return mlir.lower_fun(nano(partial(moved, run, scan.carries)), multiple_results=True)(ctx, *operands)
+    program = partial(moved, by_parts(run, moved.scan, scan.length) if parts else run, scan.carries)
+    return mlir.lower_fun(nano(program), multiple_results=True)(ctx, *operands)
+
+
+def faster_parts(moved: MovedLoop, pipeline: Pipeline, avals: Sequence[Any]) -> tuple[MovedLoop, Pipeline] | None:
+    """The loop with the products before it made in its parts, and its pipeline, where that is predicted to be faster.
+
+    Args:
+      moved: the loop.
+      pipeline: what is left of it behind those products.
+      avals: the types of its operands, without those that are made before it.
+    """
+    machine = machine_for()
+    size = moved.scan.length * sum(map(bytes_of, moved.before.outvars))
+    if size < LARGE_BYTES:
+        return None
+    try:
+        parts = in_parts(moved, avals)
+        if parts is None:
+            return None
+        other = read_scan(parts.scan, avals_in_parts(parts.scan, avals, moved.scan.length))
+        plans = [choose_pipeline(each, machine, target(machine)) for each in (pipeline, other)]
+    except UnsupportedDot:
+        return None
+    before = before_seconds(other.multiplications - pipeline.multiplications, size, plans[0], machine)
+    return (parts, other) if plans[1].predicted_seconds < plans[0].predicted_seconds + before else None
 
 
 def lower_while(ctx: mlir.LoweringRuleContext, operands: Any, params: dict[str, Any]) -> Any:
     """Lowers a while loop as a kernel, likewise."""
     check_partitioning(ctx)
+    ctx = ctx.replace(avals_in=list(map(physical, ctx.avals_in)), avals_out=list(map(physical, ctx.avals_out)))
+    params = params | {name: inner(params[name]) for name in ("cond_jaxpr", "body_jaxpr")}
     pipeline = read_while(params, ctx.avals_in)
     kernel = faster_kernel(pipeline, pipeline)
     tell(Report(equation=equation_of(params), problem=pipeline, kernel=kernel))
@@ -136,7 +170,8 @@ def faster_kernel(pipeline: Pipeline, whole: Pipeline) -> Kernel:
       UnsupportedDot: there is none, or it is predicted to be no faster.
     """
     machine = machine_for()
-    check_is_faster(choose_pipeline(pipeline, machine, target(machine)), whole, machine)
+    outer = INTERRUPTION_SECONDS if small_loops.is_in_function() else 0.0
+    check_is_faster(choose_pipeline(pipeline, machine, target(machine)), whole, machine, outer)
     return kernel_for(pipeline)
 
 

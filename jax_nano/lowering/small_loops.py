@@ -146,13 +146,18 @@ Place = Literal["function", "operations"]
 _place: ContextVar[Place | None] = ContextVar("jax_nano_loop", default=None)
 
 
+def is_in_function() -> bool:
+    """Whether what is lowered stands in a loop of which XLA makes one function."""
+    return _place.get() == "function"
+
+
 def check_attention_inline() -> None:
     """Checks that an attention is not left to XLA because of the loop around it.
 
     Raises:
       UnsupportedDot: it is.
     """
-    if _place.get() == "function":
+    if is_in_function():
         raise UnsupportedDot(INLINE)
 
 

@@ -51,6 +51,8 @@ class Block:
       rows: of those so many.
       registers: of the lanes so many.
       chains: sums of every so many-th step, side by side.
+      turning: the axis of panels, which every other step goes through backwards: those that the step before read last
+        are in L1 still. None where there is none.
     """
 
     lane: int
@@ -58,6 +60,7 @@ class Block:
     rows: int
     registers: int
     chains: int = 1
+    turning: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

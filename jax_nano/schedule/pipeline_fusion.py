@@ -65,4 +65,6 @@ def is_epilogue(stage: Map, product: Contraction, counts: Counter[int], keep: se
     value, whole = product.output.value, tuple(Place(0, ((axis, 1),)) for axis in range(len(product.sizes)))
     is_alone = not product.epilogue and counts[value] == 1 and value not in keep
     read = Access(value, whole)
+    operands = {product.lhs.value, product.rhs.value}
+    is_alone &= not any(access.value in operands and not access.next for access in stage.outputs)
     return is_alone and stage.sizes == product.sizes and product.output == read and read in stage.sources

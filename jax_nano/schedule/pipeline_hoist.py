@@ -71,7 +71,7 @@ def without_invariants(loop: Loop, pipeline: Pipeline) -> tuple[list[Stage], Loo
     before: list[Stage] = []
 
     def writers(value: int) -> int:
-        return sum(value == other for other in written([loop]))
+        return sum(value == other for other in written(pipeline.stages))
 
     stages: list[Stage] = []
     for stage in loop.stages:

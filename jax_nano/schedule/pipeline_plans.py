@@ -29,6 +29,10 @@ from jax_nano.schedule.pipeline_fusion import reads, with_epilogues
 from jax_nano.schedule.pipeline_hoist import hoisted, identity_program, is_invariant, written
 
 FEW_ROWS_REGISTERS = 8  # of a row alone: as many sums as cover the latency of multiply-accumulates
+# Registers of a panel of an operand beyond half of L1, for one row: in narrow panels, those that the step before read
+# last are in L1 still. 3, 4 and 5 registers took 0.96 of the time of 6 or 8 where the operand has 48 KiB, and 0.68 of
+# that where it has 75 or 192 (Zen 5, with 48 of L1).
+PANEL_REGISTERS = (3, 4, 5)
 MOST_SCRATCH = 1 << 25  # bytes of a thread
 MOST_STAGES = 300  # which take a second to compile
 SPARE_REGISTERS = 2  # beside accumulators and a row of B
@@ -89,6 +93,7 @@ class Planner:
     inner: list[int | None] = field(init=False)
     blocks: list[tuple[Contraction, Block]] = field(default_factory=list)
     copies: dict[tuple[Access, tuple[int, ...], int], int] = field(default_factory=dict)
+    places: list[list[Stage]] = field(default_factory=list)  # of copies; kept, as `copies` knows them by their ids
 
     def __post_init__(self):
         self.values = list(self.pipeline.values)
@@ -151,9 +156,9 @@ class Planner:
         for name, x in unfit.items():
             to = before if is_invariant(x, changing) else here
             stage = replace(stage, **{name: self.copy(x, stage, lane, to)})
-        block = self.block(stage, lane)
+        block, rank = self.block(stage, lane), len(stage.sizes)
         stage = self.in_panels(stage, block, before, changing)
-        self.blocks.append((stage, block))
+        self.blocks.append((stage, replace(block, turning=rank) if len(stage.sizes) > rank else block))
         return [*here, stage]
 
     def in_panels(self, stage: Contraction, block: Block, before: list[Stage], changing: set[int]) -> Contraction:
@@ -197,6 +202,7 @@ class Planner:
         key = source, shape, id(stages)
         if key not in self.copies:
             self.copies[key] = len(self.values)
+            self.places.append(stages)
             self.values.append(Value(role="scratch", dtype=stage.dtype, shape=shape))
             self.inner.append(len(shape) - 1)
             whole = tuple(Place(0, ((axis, 1),)) for axis in range(len(shape)))
@@ -214,13 +220,15 @@ class Planner:
         lanes = self.isa.register_bytes // bytes_of(stage.dtype)
         registers = -(-stage.sizes[lane] // lanes)
         others = [axis for axis, size in enumerate(stage.sizes) if axis != lane and size > 1]
+        is_large = bytes_of(stage.dtype, stage.sizes[lane] * math.prod(stage.summed)) > self.l1_bytes // 2
         if not others:
-            wide = even(registers, FEW_ROWS_REGISTERS)
-            chains = max(1, min(FEW_ROWS_REGISTERS // wide, math.prod(stage.summed) // 4))
+            is_even = is_large and stage.sizes[lane] % lanes == 0
+            narrow = [width for width in PANEL_REGISTERS if is_even and registers % width == 0]
+            wide = min(narrow[0], registers) if narrow else even(registers, FEW_ROWS_REGISTERS)
+            chains = max(1, min(-(-FEW_ROWS_REGISTERS // wide), math.prod(stage.summed) // 4))
             return Block(lane=lane, row=None, rows=1, registers=wide, chains=chains)
         row = max(others, key=lambda axis: stage.sizes[axis])
         most = self.isa.register_count - SPARE_REGISTERS
-        is_large = bytes_of(stage.dtype, stage.sizes[lane] * math.prod(stage.summed)) > self.l1_bytes // 2
         line = L2_CYCLES if is_large else 0.5
         found = [
             (

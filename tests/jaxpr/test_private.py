@@ -112,3 +112,11 @@ def test_the_program_of_a_shard_has_collectives():
     avals = [jax.ShapeDtypeStruct((4,), jnp.float32)]
     code = private.shard_program(lambda x: [jax.lax.psum(x, "a")], avals, mesh, jax.extend.backend.get_backend("cpu"))
     assert b"all_reduce" in code
+
+
+def test_random_keys_have_an_implementation_on_words():
+    found = private.implementation_of_keys(jax.random.key(0).dtype)
+    assert found.key_shape == (2,)
+    words = jax.random.key_data(jax.random.key(5))
+    assert jnp.array_equal(found.split(words, (3,)), jax.random.key_data(jax.random.split(jax.random.key(5), 3)))
+    assert jnp.array_equal(found.random_bits(words, 32, (4,)), jax.random.bits(jax.random.key(5), (4,)))

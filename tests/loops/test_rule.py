@@ -45,7 +45,6 @@ def test_large_products_are_kernels_of_their_own():
     "step, reason",
     [
         (lambda w, x: jnp.sort(w @ x), "sort is not elementwise, or has no vector code"),
-        (lambda w, x: lax.cond(x[0] > 0, lambda: w @ x, lambda: x), "cond is not elementwise, or has no vector code"),
         (lambda w, x: (w.astype(jnp.int8) @ x.astype(jnp.int8)).astype(x.dtype),
          "a product of s8 and s8 into s8; loops multiply f64, or f32, bf16 and f16"),
         (lambda w, x: lax.dot(w, x, precision=lax.DotAlgorithmPreset.BF16_BF16_F32_X3),
@@ -65,7 +64,7 @@ def test_reports_say_what_keeps_a_loop_from_being_a_kernel(step, reason):
 def test_an_inner_loop_is_a_kernel_where_the_outer_one_is_none():
     def loop(w, x):
         def step(x, _):
-            return jnp.sort(matrix_by_vector(1000)(w, x)), None
+            return jnp.sort(matrix_by_vector(20000)(w, x)), None
 
         return lax.scan(step, x, None, length=3)[0]
 
@@ -113,3 +112,14 @@ def test_faults_in_reading_are_reported_and_xla_computes_the_loop(monkeypatch, c
     found = loop_report(matrix_by_vector(1000), spec(24, 24), spec(24))
     assert found.reason == "jax_nano could not read the loop (ZeroDivisionError: on purpose)"
     assert "Please report: ZeroDivisionError: on purpose" in caplog.text
+
+
+def test_a_short_inner_loop_is_no_kernel_where_xla_makes_a_function_of_the_outer_one():
+    def loop(w, x):
+        def step(x, _):
+            return lax.sort(matrix_by_vector(20)(w, x)), None
+
+        return lax.scan(step, x, None, length=1000)[0]
+
+    with kernels(0):
+        jax.jit(jax_nano.accelerate(loop))(0.1 * normal(8, 8), normal(8))

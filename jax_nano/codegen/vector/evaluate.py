@@ -13,6 +13,7 @@ from functools import partial
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, math
 
+from jax_nano.codegen.registers import bitcast
 from jax_nano.codegen.types import is_float, is_signed, register_type
 from jax_nano.codegen.vector import arithmetic as v
 from jax_nano.codegen.vector import math as vmath
@@ -67,6 +68,8 @@ def apply(operation: Operation, operands: list[ir.Value], types: list[str], *, n
     name, dtype = operation.name, types[-1]
     if name == "convert":
         return cast(operands[0], dtype, operation.dtype, native_bf16=native_bf16)
+    if name == "bitcast_convert_type":
+        return bitcast(operands[0], v.count(operands[0]), register_type(operation.dtype))
     operands = [widen(x, source) for x, source in zip(operands, types, strict=True)]
     if name == "select_n":
         result = arith.select(operands[0], operands[2], operands[1])

@@ -16,6 +16,7 @@ CALL_SECONDS = 1e-6
 # Of the peak, what blocks reach whose weights L2 holds, and others: sums are not made by blocks of k.
 BLOCK_SHARE, FAR_BLOCK_SHARE = 0.9, 0.7
 FAR_SHARE = 1.25  # of L2: what weights may fill, and most of them be there in the next step
+KEPT_SHARE = 0.75  # of L1, that a step finds there of panels that the last one went through in the other direction
 TASK_SECONDS = 10e-6  # until another thread takes part
 
 
@@ -41,7 +42,9 @@ def stage_cycles(stage: Map | Reduction | Contraction, plan: PipelinePlan, machi
         chains = rows * width * block.chains
         latency = updates / chains * core.dot_latency_cycles
         loaded, passes = reading_of(stage, plan)
-        from_l2 = loaded * passes / machine.l2_bytes_per_cycle if loaded > machine.l1.bytes // 2 else 0.0
+        kept = KEPT_SHARE * machine.l1.bytes if block.turning is not None and passes == 1 else 0.0
+        from_l2 = (loaded * passes - kept) / machine.l2_bytes_per_cycle if loaded > machine.l1.bytes // 2 else 0.0
+        from_l2 += kept / (core.loads_per_cycle * plan.register_bytes)
         largest = max(operand_bytes(x, stage) for x in (stage.lhs, stage.rhs))
         is_far = largest > FAR_SHARE * machine.l2.bytes
         from_l3 = largest * machine.ghz / machine.l3_gb_per_s if is_far else 0.0
