@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from jax_nano.ir.dtypes import bytes_of
@@ -150,7 +151,7 @@ class Planner:
         operands = {name: getattr(stage, name) for name in ("lhs", "rhs")}
         unfit = {name: x for name, x in operands.items() if self.stride(x, lane) not in (0, 1)}
         varying = [x for x in unfit.values() if not is_invariant(x, changing)]
-        if varying and self.sums_along_lanes(stage):
+        if varying and self.sums_along_lanes(stage) and not self.is_worth_copying(stage, varying):
             return [as_reduction(stage)]
         here: list[Stage] = []
         for name, x in unfit.items():
@@ -186,6 +187,18 @@ class Planner:
         """Whether both operands are contiguous along an axis that is summed over."""
         axes = range(len(stage.sizes), len(stage.sizes) + len(stage.summed))
         return any(self.stride(stage.lhs, axis) == 1 == self.stride(stage.rhs, axis) for axis in axes)
+
+    def is_worth_copying(self, stage: Contraction, operands: Sequence[Access]) -> bool:
+        """Whether a product by lanes, with operands copied, takes fewer instructions than sums along lanes.
+
+        Those load both operands for each register, and add up the lanes of each element; a copy moves each element of
+        an operand out of a register and into another.
+        """
+        lanes = self.isa.register_bytes // bytes_of(stage.dtype)
+        results, steps, sizes = math.prod(stage.sizes), math.prod(stage.summed), (*stage.sizes, *stage.summed)
+        along = results * (3 * -(-steps // lanes) + 2 * (lanes.bit_length() - 1))
+        copied = sum(math.prod(size for axis, size in enumerate(sizes) if self.depends(x, axis)) for x in operands)
+        return 2 * copied + 2 * results * steps // lanes < along
 
     def stride(self, access: Access, axis: int) -> int:
         """How far a step along an axis moves."""
