@@ -15,17 +15,17 @@ gradients = d1^T and d2^T, transposed
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from jax.extend.mlir import ir
 
-from jax_nano.codegen.attention_gradient_arrays import GradientArrays, Side, Statistics
+from jax_nano.codegen.attention_gradient_arrays import GradientArrays, OfHead, Side
 from jax_nano.codegen.attention_gradient_scores import Elementwise
 from jax_nano.codegen.attention_microkernel import microkernel_for
 from jax_nano.codegen.attention_pairs import Pairs
-from jax_nano.codegen.index import Index, add, divmod_, maximum, minimum, mul, subtract
-from jax_nano.codegen.load_store import load, store
+from jax_nano.codegen.index import Index, add, divmod_, less, maximum, minimum, mul, select, subtract
+from jax_nano.codegen.load_store import load, load_scalar, store
 from jax_nano.codegen.location import section
 from jax_nano.codegen.loops import Depth, Span, for_range, panels, when
 from jax_nano.codegen.matrix_ref import MatrixRef
@@ -33,6 +33,7 @@ from jax_nano.codegen.microkernel import KBlock, Result
 from jax_nano.codegen.nanokernel import Block, PanelProduct
 from jax_nano.codegen.operand_loader import OperandLoader, rounds_to_bf16
 from jax_nano.codegen.pack import Destination, Packer
+from jax_nano.codegen.registers import broadcast
 from jax_nano.codegen.shuffles import transpose
 from jax_nano.codegen.softmax import broadcast_zero
 from jax_nano.codegen.vector.convert import convert
@@ -67,6 +68,7 @@ class GradientTask:
         self.batch, self.head = divmod_(rest, heads) if heads > 1 else (rest, 0)
         self.begin = mul(block, plan.query_block)
         self.end = minimum(add(self.begin, plan.query_block), plan.columns)
+        self.lengths = self.arrays.lengths(self.batch)
 
     @property
     def gradients(self) -> list[tuple[str, int]]:
@@ -132,14 +134,24 @@ class GradientTask:
         return self.arrays.sums(name, depth).advance(mul(j, self.plan.sum_rows(depth)))
 
     def clear(self) -> None:
-        """Sets gradients to zero."""
+        """Sets gradients to zero, or to what rows whose keys are all masked add to them."""
         plan, zero = self.plan, broadcast_zero(self.plan)
+        average = self.arrays.average(self.batch, self.head)
         for name, depth in self.gradients:
             with for_range(0, self.padded_columns, plan.nr) as panel:
                 out = self.sums_of(name, depth, panel.i)
-                with for_range(0, plan.sum_rows(depth)) as row:
-                    for j in range(0, plan.nr, plan.lanes):
-                        store(zero, out.base, out.offset(row.i, j))
+                self.fill(out, plan.sum_rows(depth), lambda _: zero)
+                if average and name == "d2":
+                    self.fill(
+                        out, depth, lambda i: broadcast(load_scalar(average.base, average.offset(0, i)), plan.lanes)
+                    )
+
+    def fill(self, out: MatrixRef, rows: int, value: Callable[[Index], ir.Value]) -> None:
+        """Stores a value in all columns of each row of a panel."""
+        with for_range(0, rows) as row:
+            register = value(row.i)
+            for j in range(0, self.plan.nr, self.plan.lanes):
+                store(register, out.base, out.offset(row.i, j))
 
     # Blocks of rows.
 
@@ -157,6 +169,11 @@ class GradientTask:
             begin = maximum(begin, subtract(self.begin, before))
         if behind is not None:
             end = minimum(end, add(last, behind + 1))
+        of_rows, of_columns = self.lengths if plan.of_keys else self.lengths[::-1]
+        if of_rows is not None:
+            end = minimum(end, of_rows)
+        if of_columns is not None:
+            end = select(less(self.begin, of_columns), end, 0)
         block, _ = divmod_(begin, plan.key_block)
         return mul(block, plan.key_block), end
 
@@ -164,7 +181,7 @@ class GradientTask:
         """Emits the loop over blocks of rows."""
         plan = self.plan
         _, rows = self.sides(member)
-        statistics = self.arrays.statistics(self.batch, self.head, member)
+        head = self.arrays.of_head(self.batch, self.head, member)
         begin, end = self.visited()
         with section("blocks of rows"), for_range(begin, end, plan.key_block) as block:
             steps: Index = min(plan.key_block, plan.rows)
@@ -172,9 +189,9 @@ class GradientTask:
                 steps = minimum(plan.key_block, subtract(plan.rows, block.i))
             found = self.pack_rows(rows, block.i, Depth(steps, plan.rows))
             with section("panels of columns"), for_range(0, self.padded_columns, plan.nr) as panel:
-                pairs = Pairs(plan, block.i, add(self.begin, panel.i))
+                pairs = Pairs(plan, block.i, add(self.begin, panel.i), self.lengths)
                 with when(pairs.any_visible()):
-                    self.add_panel(panel.i, found, pairs, statistics)
+                    self.add_panel(panel.i, found, pairs, head)
 
     def pack_rows(self, rows: Side, begin: Index, depth: Depth) -> RowBlock:
         """Copies a block of y1 and y2."""
@@ -210,7 +227,7 @@ class GradientTask:
 
     # A panel of columns.
 
-    def add_panel(self, j: Index, block: RowBlock, pairs: Pairs, statistics: Statistics) -> None:
+    def add_panel(self, j: Index, block: RowBlock, pairs: Pairs, head: OfHead) -> None:
         """Adds what a block of rows contributes to a panel of columns."""
         depths, arrays = self.depths(), self.arrays
         for y, x, size, name in zip(
@@ -219,7 +236,7 @@ class GradientTask:
             with section(name):
                 self.multiply_rows(y, self.panel_of(x, j, size), block, (size, arrays.panel(name)))
         with section("probabilities and their gradients"):
-            Elementwise(arrays, block.depth, pairs, statistics).emit()
+            Elementwise(arrays, block.depth, pairs, head).emit()
         panels_ = (arrays.rounded_panel("ds", "products"), arrays.rounded_panel("p", "scores"))
         for (name, size), y, x in zip(self.gradients, block.transposed, panels_, strict=False):
             with section("gradients"):

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import arith
 
 from jax_nano.codegen.index import Index, add, mul
+from jax_nano.codegen.load_store import load_scalar
 from jax_nano.codegen.matrix_ref import MatrixRef, scratch
 from jax_nano.schedule.attention_gradient import GradientPlan
 
@@ -24,6 +26,20 @@ class Statistics(NamedTuple):
 
     logsumexp: MatrixRef
     delta: MatrixRef
+
+
+class OfHead(NamedTuple):
+    """What probabilities of a query head depend on beside the products."""
+
+    statistics: Statistics
+    mask: MatrixRef | None  # (columns, rows), of bytes
+
+
+class Lengths(NamedTuple):
+    """How many queries and keys there are in an element of the batch; None where there are all."""
+
+    queries: Index | None
+    keys: Index | None
 
 
 class GradientArrays:
@@ -65,6 +81,32 @@ class GradientArrays:
             return MatrixRef(self.named[name], mul(row, problem.queries), (0, 1), problem.acc)
 
         return Statistics(of("logsumexp"), of("delta"))
+
+    def of_head(self, batch: Index, head: Index, member: Index) -> OfHead:
+        """That of a query head."""
+        return OfHead(self.statistics(batch, head, member), self.mask(batch, head, member))
+
+    def lengths(self, batch: Index) -> Lengths:
+        """Those of an element of the batch."""
+        found = (self.named.get(role) for role in ("query_lengths", "key_lengths"))
+        word = ir.IndexType.get()
+        return Lengths(*(None if x is None else arith.index_cast(word, load_scalar(x, batch)) for x in found))
+
+    def mask(self, batch: Index, head: Index, member: Index) -> MatrixRef | None:
+        """The mask of a query head, (columns, rows), of bytes."""
+        mask = self.problem.mask
+        if mask is None:
+            return None
+        b, h, g, t, s = mask.strides
+        at = add(mul(batch, b), mul(head, h), mul(member, g))
+        return MatrixRef(self.named["mask"], at, (s, t) if self.plan.of_keys else (t, s), "u8")
+
+    def average(self, batch: Index, head: Index) -> MatrixRef | None:
+        """What dV of a head begins with, a row."""
+        if not self.problem.averages:
+            return None
+        at = mul(add(mul(batch, self.problem.heads), head), self.problem.value_depth)
+        return MatrixRef(self.named["average"], at, (0, 1), self.problem.acc)
 
     def results(self, batch: Index, head: Index, member: Index) -> list[MatrixRef]:
         """The gradients of a head, (columns, d): row-major as [B, T, N, H] or [B, S, K, H]."""
@@ -112,7 +154,7 @@ class GradientArrays:
         return Side(of("t1", self.problem.depth), of("t2", self.problem.value_depth))
 
     def panel(self, name: str) -> MatrixRef:
-        """Scores or products of a block of rows and a panel of columns."""
+        """Scores or products of a block of rows and a panel of columns, or what a mask has of them."""
         plan, acc = self.plan, self.plan.instruction.acc
         return MatrixRef(self._place(name, plan.key_block * plan.nr, acc), 0, (plan.nr, 1), acc)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jax_nano.codegen.attention_gradient_arrays import GradientArrays, Statistics
+from jax_nano.codegen.attention_gradient_arrays import GradientArrays, OfHead
+from jax_nano.codegen.attention_pair_arrays import PanelPairs
 from jax_nano.codegen.attention_pairs import Pairs
 from jax_nano.codegen.index import Index, Values, add, index, subtract, unequal
 from jax_nano.codegen.load_store import load, load_scalar, store
@@ -16,15 +17,20 @@ from jax_nano.codegen.shuffles import interleave
 from jax_nano.codegen.softmax import broadcast_zero
 from jax_nano.codegen.vector import arithmetic as v
 from jax_nano.codegen.vector import math as vmath
+from jax_nano.codegen.vector.cast import cast
 from jax_nano.codegen.vector.convert import convert
 
 
 class Elementwise:
     """Writes P^T and dS^T of a block of rows and a panel of columns, each as the last products read it."""
 
-    def __init__(self, arrays: GradientArrays, depth: Depth, pairs: Pairs, statistics: Statistics):
-        """Loads the statistics of the panel's columns, if these are queries."""
+    def __init__(self, arrays: GradientArrays, depth: Depth, pairs: Pairs, head: OfHead):
+        """Loads the statistics of the panel's columns, if these are queries, and copies the mask where need be."""
         self.plan, self.problem, self.depth, self.pairs = arrays.plan, arrays.problem, depth, pairs
+        statistics, mask = head
+        self.mask = mask and PanelPairs(self.plan, pairs.column, pairs.row, depth).rows(
+            mask, lambda: arrays.panel("mask")
+        )
         self.statistics, self.columns = statistics, range(0, self.plan.nr, self.plan.lanes)
         self.scores, self.products = arrays.panel("scores"), arrays.panel("products")
         self.p, self.ds = arrays.rounded_panel("p", "scores"), arrays.rounded_panel("ds", "products")
@@ -44,7 +50,7 @@ class Elementwise:
         return [[broadcast(load_scalar(*place), self.plan.lanes)] * len(self.columns) for place in places]
 
     def emit(self) -> None:
-        """Emits the loop over rows, with masks where any of the pairs may be masked."""
+        """Emits the loop over rows, with masks by place where any of the pairs may be masked by them."""
         either(self.pairs.any_masked(), [], lambda: self.loop(masked=True), lambda: self.loop(masked=False))
 
     def loop(self, *, masked: bool) -> Values:
@@ -65,12 +71,15 @@ class Elementwise:
     def row(self, i: Index, *, masked: bool) -> tuple[Values, Values]:
         """P^T and dS^T of a row."""
         logsumexp, delta = self.of_row(i)
+        visible = [cast(x, self.mask.dtype, "pred") for x in self.mask.row(i)] if self.mask else []
         p, ds = [], []
         for number, j in enumerate(self.columns):
             score = v.mul(load(self.scores.base, self.scores.offset(i, j), self.plan.lanes), self.problem.scale)
             value = vmath.exp_of_difference(v.sub(score, logsumexp[number]))
             if masked:
                 value = v.select(self.pairs.visible(i, j), value, 0.0)
+            if visible:
+                value = v.select(visible[number], value, 0.0)
             product = load(self.products.base, self.products.offset(i, j), self.plan.lanes)
             p.append(value)
             ds.append(v.mul(v.mul(value, v.sub(product, delta[number])), self.problem.scale))

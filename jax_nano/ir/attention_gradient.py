@@ -7,6 +7,9 @@ lse are the logarithms of sums of exponentials that the attention left, delta is
 lse. One kernel has dQ, of which tasks are blocks of queries, and another one dK and dV, of which they are blocks of
 keys: so each sum has one order, and nothing is added up by several tasks.
 
+Masked pairs have neither p nor ds. Rows whose keys are all masked average all values: what they add to dV is the same
+for all keys, and is given as `average`, with which dV begins.
+
 Source: Dao et al., "FlashAttention" (arXiv 2205.14135), algorithm 4.
 """
 
@@ -15,8 +18,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from jax_nano.ir.attention import Attention, AttentionArray, UnsupportedAttention
+from jax_nano.ir.attention import Attention, AttentionArray, Role, UnsupportedAttention
 from jax_nano.ir.attention_spec import AttentionSpec, hides_rows
+
+Of = Literal["queries", "keys"]
+STATISTICS: tuple[Role, ...] = ("logsumexp", "delta")
+"""What is given of each query."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,28 +36,35 @@ class AttentionGradient(Attention):
         is row-major [B, S, K, Hv], as that of dK is [B, S, K, H].
     """
 
-    of: Literal["queries", "keys"]
+    of: Of
     cotangent: tuple[int, int, int, int, int]
 
     def __post_init__(self):
         super().__post_init__()
-        of_pairs = self.arrays_of_pairs or self.score or self.blocks
-        if of_pairs or self.query_lengths or self.key_lengths or self.key_scales or self.residual:
+        if self.bias or self.score or self.score_arrays or self.blocks or self.key_scales or self.residual:
             raise UnsupportedAttention(
-                "no kernel has gradients of an attention with bias, score function, mask, lengths or quantized cache"
+                "no kernel has gradients of an attention with bias, score function, block mask or quantized cache"
             )
 
     @property
     def arrays(self) -> tuple[AttentionArray, ...]:
         """The arrays in the order in which kernels take them, the results last."""
         rows, keys = self.batch * self.query_heads * self.queries, self.batch * self.heads * self.keys
-        query = AttentionArray("query", self.dtype, rows * self.depth)
-        key, value = (AttentionArray("key", self.dtype, keys * self.depth),
-                      AttentionArray("value", self.dtype, keys * self.value_depth))  # fmt: skip
-        statistics = (AttentionArray("logsumexp", self.acc, rows), AttentionArray("delta", self.acc, rows))
-        given = (query, key, value, AttentionArray("cotangent", self.dtype, rows * self.value_depth), *statistics)
+        given = [array for array in super().arrays if array.role != "out"]
+        query, key, value, *_ = given
+        given.append(AttentionArray("cotangent", self.dtype, rows * self.value_depth))
+        given += [AttentionArray(role, self.acc, rows) for role in STATISTICS]
+        if self.averages:
+            given.append(AttentionArray("average", self.acc, keys // self.keys * self.value_depth))
         like = (query,) if self.of == "queries" else (key, value)
         return (*given, *(AttentionArray("out", array.dtype, array.elements) for array in like))
+
+    @property
+    def averages(self) -> bool:
+        """Whether dV begins with what rows whose keys are all masked add to it."""
+        return self.of == "keys" and (
+            self.mask is not None or self.key_lengths or hides_rows(self.causal, self.window, self.queries, self.keys)
+        )
 
     @property
     def multiplications(self) -> float:
@@ -65,6 +79,6 @@ class AttentionGradient(Attention):
         return super().label.replace("attention", f"attention_gradient_of_{self.of}", 1)
 
 
-def has_gradient_kernels(spec: AttentionSpec, queries: int, keys: int) -> bool:
-    """Whether kernels have the gradients: no operands but queries, keys, values; no score function; no blind query."""
-    return not (spec.extras or spec.score or hides_rows(spec.causal, spec.window, queries, keys))
+def has_gradient_kernels(spec: AttentionSpec) -> bool:
+    """Whether kernels have the gradients: not of biases, score functions, block masks and quantized caches."""
+    return not (spec.bias or spec.score or spec.blocks or spec.quantized)

@@ -44,7 +44,7 @@ class Backward:
           cotangents: those of its results.
         """
         spec = self.spec
-        query, key, value, *extras = operands
+        query, key, _, *extras = operands
         named = dict(zip(spec.extras, extras, strict=True))
         if 0 in (*query.shape[:3], key.shape[1]):
             given = zip(operands, self.wanted, strict=False)
@@ -55,14 +55,20 @@ class Backward:
             is_query = jnp.arange(query.shape[1])[None, :] < named["query_lengths"][:, None]
             out_ct = jnp.where(is_query[:, :, None, None], out_ct, jnp.zeros((), out_ct.dtype))
         delta = (out_ct.astype(acc) * results[0].astype(acc)).sum(-1).transpose(0, 2, 1) - lse_ct
-        if has_gradient_kernels(spec, query.shape[1], key.shape[1]):
-            return self.by_kernels(query, key, value, out_ct, results[1], delta)
+        if has_gradient_kernels(spec):
+            return self.by_kernels(operands, (out_ct, results[1], delta))
         return self.by_blocks(operands, (out_ct, results[1], delta))
 
-    def by_kernels(self, *arrays: Array) -> list[Array | None]:
-        """The gradients by the primitive that kernels compute."""
-        spec = replace(self.spec, residual=False)
-        bind = functools.partial(nano_attention_gradient_p.bind, *varying_alike(arrays), spec=spec)
+    def by_kernels(self, operands: Sequence[Array], of_queries: tuple[Array, Array, Array]) -> list[Array | None]:
+        """The gradients by the primitive that kernels compute. See `by_blocks`."""
+        spec, (query, key, *_) = replace(self.spec, residual=False), operands
+        out_ct, lse, _ = of_queries
+        if Blocks.of(spec, query, key).has_blind_rows(spec):
+            average = average_of(out_ct, lse, key)
+        else:
+            average = jnp.zeros((key.shape[0], key.shape[2], out_ct.shape[3]), lse.dtype)
+        arrays = varying_alike([*operands, *of_queries, average])
+        bind = functools.partial(nano_attention_gradient_p.bind, *arrays, spec=spec)
         of_query, *of_keys = self.wanted
         found = bind(of="queries") if of_query else [None]
         found += bind(of="keys") if any(of_keys) else [None, None]
@@ -91,6 +97,15 @@ class Backward:
         back = [blocks.queries_back, blocks.keys_back, blocks.keys_back, *[blocks.scores_back] * len(extras)]
         pairs = zip(back, found, (query, key, value, *extras), strict=False)
         return [None if x is None else of(x, like) for of, x, like in pairs]
+
+
+def average_of(out_ct: Array, lse: Array, key: Array) -> Array:
+    """What rows whose keys are all masked add to the gradient of each value, [B, K, Hv]: they average all values."""
+    b, t, n, depth = out_ct.shape
+    _, s, heads, _ = key.shape
+    blind = jnp.where(lse < MASKED / 2, jnp.asarray(1 / s, lse.dtype), jnp.zeros((), lse.dtype))
+    grouped = out_ct.reshape(b, t, heads, n // heads, depth), blind.reshape(b, heads, n // heads, t)
+    return jnp.einsum("btkgv,bkgt->bkv", *grouped, preferred_element_type=lse.dtype)
 
 
 @dataclass(frozen=True)

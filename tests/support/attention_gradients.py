@@ -1,8 +1,10 @@
 """Gradients of attention in NumPy, and what their kernels take: sizes are (B, T, S, N, K, H, Hv)."""
 
+from dataclasses import fields
+
 import ml_dtypes
 import numpy as np
-from attention import exact, row_major, visible
+from attention import described, exact, row_major, visible
 from products import DTYPES
 
 from jax_nano.ir.attention_gradient import AttentionGradient
@@ -15,38 +17,46 @@ def gradient_arrays(sizes, dtype):
     return [rng.standard_normal(shape).astype(DTYPES[dtype]) for shape in shapes]
 
 
-def problem_of(sizes, dtype, of, **masks):
-    b, t, s, n, k, d, dv = sizes
-    group = n // k
+def problem_of(sizes, dtype, of, *, mask=None, query_lengths=None, key_lengths=None, **places):
+    """The gradients of arrays that are row-major."""
+    q, k, v, ct = gradient_arrays(sizes, dtype)
+    attention = described(
+        q, k, v, mask=mask, scale=sizes[5] ** -0.5, query_lengths=query_lengths, key_lengths=key_lengths, **places
+    )
+    given = {field.name: getattr(attention, field.name) for field in fields(attention)}
+    like = {"out": attention.query, "cotangent": by_query(ct.shape, k.shape[2])}
+    return AttentionGradient(**given | like, of=of)
 
-    def by_query(depth):
-        batch, row, head, one = row_major(b, t, n, depth)
-        return batch, group * head, head, row, one
 
-    def by_key(depth):
-        batch, row, head, one = row_major(b, s, k, depth)
-        return batch, head, row, one
-
-    return AttentionGradient(
-        batch=b, heads=k, group=group, queries=t, keys=s, depth=d, value_depth=dv, dtype=dtype, query=by_query(d),
-        key=by_key(d), value=by_key(dv), out=by_query(d), scale=d**-0.5, of=of, cotangent=by_query(dv), **masks,
-    )  # fmt: skip
+def by_query(shape, heads):
+    """The strides of an array [B, T, N, H] over (b, h, g, t, d)."""
+    batch, row, head, one = row_major(*shape)
+    return batch, shape[2] // heads * head, head, row, one
 
 
 def exact_gradients(q, k, v, ct, **masks):
-    """(dQ, dK, dV), logarithms of sums of exponentials, and deltas."""
+    """(dQ, dK, dV), logarithms of sums of exponentials, deltas, and what rows without keys add to dV."""
     out, lse, _ = exact(q, k, v, **masks)
     q, k, v, ct = (np.asarray(x, np.float64) for x in (q, k, v, ct))
-    (b, s, heads, d), group = k.shape, q.shape[2] // k.shape[2]
+    (_, s, heads, d), group = k.shape, q.shape[2] // k.shape[2]
+    if (lengths := masks.get("query_lengths")) is not None:
+        ct = ct * (np.arange(q.shape[1]) < lengths[:, None])[..., None, None]
     every_k, every_v = (np.repeat(x, group, axis=2) for x in (k, v))
     scores = np.einsum("btnd,bsnd->bnts", q, every_k) / np.sqrt(d)
-    p = np.where(visible(scores.shape, **masks), np.exp(scores - lse[..., None]), 0)
+    seen = visible(scores.shape, **masks)
+    blind = ~seen.any(-1, keepdims=True)
+    p = np.where(seen, np.exp(np.minimum(scores - lse[..., None], 1)), np.where(blind, 1 / s, 0))
     delta = np.einsum("btnd,btnd->bnt", ct, out)
-    ds = p * (np.einsum("btnd,bsnd->bnts", ct, every_v) - delta[..., None]) / np.sqrt(d)
+    ds = np.where(seen, p * (np.einsum("btnd,bsnd->bnts", ct, every_v) - delta[..., None]) / np.sqrt(d), 0)
+
+    def of_heads(x):
+        return x.reshape(*x.shape[:-2], heads, group, -1).sum(-2)
+
     dq = np.einsum("bnts,bsnd->btnd", ds, every_k)
-    dk = np.einsum("bnts,btnd->bsnd", ds, q).reshape(b, s, heads, group, -1).sum(3)
-    dv = np.einsum("bnts,btnd->bsnd", p, ct).reshape(b, s, heads, group, -1).sum(3)
-    return (dq, dk, dv), lse, delta
+    dk = of_heads(np.einsum("bnts,btnd->bsnd", ds, q))
+    dv = of_heads(np.einsum("bnts,btnd->bsnd", p, ct))
+    average = of_heads(np.einsum("bnt,btnd->bnd", blind[..., 0] / s, ct))
+    return (dq, dk, dv), lse, delta, average
 
 
 def assert_gradients(run, problem_of_one, operands, **masks):
@@ -58,14 +68,19 @@ def assert_gradients(run, problem_of_one, operands, **masks):
       operands: of problems.
       masks: of the attention.
     """
-    wanted, lse, delta = exact_gradients(*operands, **masks)
+    wanted, *statistics = exact_gradients(*operands, **masks)
+    extras = [masks[name] for name in ("mask", "query_lengths", "key_lengths") if masks.get(name) is not None]
+    *of_attention, ct = operands
+    if (lengths := masks.get("query_lengths")) is not None:
+        ct = ct * (np.arange(ct.shape[1]) < lengths[:, None])[..., None, None].astype(ct.dtype)
     for of, expected in (("queries", wanted[:1]), ("keys", wanted[1:])):
         problem = problem_of_one(of)
         runner = run(problem)
-        statistics = [np.ascontiguousarray(x.astype(DTYPES[problem.acc])) for x in (lse, delta)]
-        first, second = (runner(*operands, *statistics, before=before, seed=before) for before in (False, True))
+        given = [np.ascontiguousarray(x.astype(DTYPES[problem.acc])) for x in statistics[: 2 + problem.averages]]
+        arrays = (*of_attention, *extras, ct, *given)
+        first, second = (runner(*arrays, before=before, seed=before) for before in (False, True))
         for one, other, exact_one in zip(first, second, expected, strict=True):
             np.testing.assert_array_equal(one, other)
             eps = float(ml_dtypes.finfo(one.dtype).eps) + 8 * float(np.finfo(DTYPES[problem.acc]).eps)
             error = np.abs(np.asarray(one, np.float64).reshape(exact_one.shape) - exact_one).max()
-            assert error <= 4 * eps * np.abs(exact_one).max()
+            assert error <= 4 * eps * max(np.abs(exact_one).max(), 0.5)  # operands are about 1
