@@ -11,6 +11,7 @@ from jax.extend.mlir.dialects import arith
 from jax_nano.codegen.index import Index, add, mul
 from jax_nano.codegen.load_store import load_scalar
 from jax_nano.codegen.matrix_ref import MatrixRef, scratch
+from jax_nano.ir.attention import Role, ScoreArray
 from jax_nano.schedule.attention_gradient import GradientPlan
 
 
@@ -21,18 +22,18 @@ class Side(NamedTuple):
     second: MatrixRef
 
 
-class Statistics(NamedTuple):
-    """Of each query of a head: the logarithm of its sum of exponentials, and delta."""
-
-    logsumexp: MatrixRef
-    delta: MatrixRef
-
-
 class OfHead(NamedTuple):
-    """What probabilities of a query head depend on beside the products."""
+    """What probabilities of a query head depend on beside the products.
 
-    statistics: Statistics
-    mask: MatrixRef | None  # (columns, rows), of bytes
+    Attributes:
+      statistics: by role, the numbers of each query, a column.
+      bias: (columns, rows).
+      mask: (columns, rows), of bytes.
+    """
+
+    statistics: dict[str, MatrixRef]
+    bias: MatrixRef | None
+    mask: MatrixRef | None
 
 
 class Lengths(NamedTuple):
@@ -72,34 +73,27 @@ class GradientArrays:
 
         return Side(of(self.named["key"], problem.key), of(self.named["value"], problem.value))
 
-    def statistics(self, batch: Index, head: Index, member: Index) -> Statistics:
-        """Those of a query head, rows of queries."""
-        problem = self.problem
-        row = add(mul(batch, problem.query_heads), mul(head, problem.group), member)
-
-        def of(name: str) -> MatrixRef:
-            return MatrixRef(self.named[name], mul(row, problem.queries), (0, 1), problem.acc)
-
-        return Statistics(of("logsumexp"), of("delta"))
-
     def of_head(self, batch: Index, head: Index, member: Index) -> OfHead:
-        """That of a query head."""
-        return OfHead(self.statistics(batch, head, member), self.mask(batch, head, member))
+        """What probabilities of a query head depend on."""
+        problem = self.problem
+        at = mul(add(mul(batch, problem.query_heads), mul(head, problem.group), member), problem.queries)
+        statistics = {role: MatrixRef(self.named[role], at, (1, 0), problem.acc) for role in problem.statistics}
+
+        def of_pairs(role: Role, array: ScoreArray | None) -> MatrixRef | None:
+            if array is None:
+                return None
+            b, h, g, t, s = array.strides
+            first = add(mul(batch, b), mul(head, h), mul(member, g))
+            dtype = "u8" if array.dtype == "pred" else array.dtype
+            return MatrixRef(self.named[role], first, (s, t) if self.plan.of_keys else (t, s), dtype)
+
+        return OfHead(statistics, of_pairs("bias", problem.bias), of_pairs("mask", problem.mask))
 
     def lengths(self, batch: Index) -> Lengths:
         """Those of an element of the batch."""
         found = (self.named.get(role) for role in ("query_lengths", "key_lengths"))
         word = ir.IndexType.get()
         return Lengths(*(None if x is None else arith.index_cast(word, load_scalar(x, batch)) for x in found))
-
-    def mask(self, batch: Index, head: Index, member: Index) -> MatrixRef | None:
-        """The mask of a query head, (columns, rows), of bytes."""
-        mask = self.problem.mask
-        if mask is None:
-            return None
-        b, h, g, t, s = mask.strides
-        at = add(mul(batch, b), mul(head, h), mul(member, g))
-        return MatrixRef(self.named["mask"], at, (s, t) if self.plan.of_keys else (t, s), "u8")
 
     def average(self, batch: Index, head: Index) -> MatrixRef | None:
         """What dV of a head begins with, a row."""
@@ -154,7 +148,7 @@ class GradientArrays:
         return Side(of("t1", self.problem.depth), of("t2", self.problem.value_depth))
 
     def panel(self, name: str) -> MatrixRef:
-        """Scores or products of a block of rows and a panel of columns, or what a mask has of them."""
+        """Scores or products of a block of rows and a panel of columns, or what a bias or a mask has of them."""
         plan, acc = self.plan, self.plan.instruction.acc
         return MatrixRef(self._place(name, plan.key_block * plan.nr, acc), 0, (plan.nr, 1), acc)
 

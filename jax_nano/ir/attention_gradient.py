@@ -1,14 +1,16 @@
 """The gradients of an attention: a frozen description of what a kernel computes of its scores a second time.
 
-    p = exp(scale * q . k - lse)      ds = scale * p * (do . v - delta)
-    dQ = dS K                         dK = dS^T Q      dV = P^T dO
+    p = exp(scale * q . k + bias - lse - rest)      ds = p * (do . v - delta)
+    dQ = scale * dS K      dK = scale * dS^T Q      dV = P^T dO      dB = dS, added up where the bias is broadcast
 
 lse are the logarithms of sums of exponentials that the attention left, delta is rowsum(dO * O) less the cotangent of
 lse. One kernel has dQ, of which tasks are blocks of queries, and another one dK and dV, of which they are blocks of
 keys: so each sum has one order, and nothing is added up by several tasks.
 
 Masked pairs have neither p nor ds. Rows whose keys are all masked average all values: what they add to dV is the same
-for all keys, and is given as `average`, with which dV begins.
+for all keys, and is given as `average`, with which dV begins. Beside a bias, two more numbers of each query are given:
+`rest`, the logarithm of what exponentials add up to, as a large lse has lost it; and `hidden`, the probability of each
+masked pair, which is in `average` for all keys, and taken from the p of those that are not masked.
 
 Source: Dao et al., "FlashAttention" (arXiv 2205.14135), algorithm 4.
 """
@@ -22,8 +24,8 @@ from jax_nano.ir.attention import Attention, AttentionArray, Role, UnsupportedAt
 from jax_nano.ir.attention_spec import AttentionSpec, hides_rows
 
 Of = Literal["queries", "keys"]
-STATISTICS: tuple[Role, ...] = ("logsumexp", "delta")
-"""What is given of each query."""
+STATISTICS: tuple[Role, ...] = ("logsumexp", "delta", "rest", "hidden")
+"""What may be given of each query."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +43,9 @@ class AttentionGradient(Attention):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.bias or self.score or self.score_arrays or self.blocks or self.key_scales or self.residual:
+        if self.score or self.score_arrays or self.blocks or self.key_scales or self.residual:
             raise UnsupportedAttention(
-                "no kernel has gradients of an attention with bias, score function, block mask or quantized cache"
+                "no kernel has gradients of an attention with score function, block mask or quantized cache"
             )
 
     @property
@@ -53,11 +55,17 @@ class AttentionGradient(Attention):
         given = [array for array in super().arrays if array.role != "out"]
         query, key, value, *_ = given
         given.append(AttentionArray("cotangent", self.dtype, rows * self.value_depth))
-        given += [AttentionArray(role, self.acc, rows) for role in STATISTICS]
+        given += [AttentionArray(role, self.acc, rows) for role in self.statistics]
         if self.averages:
             given.append(AttentionArray("average", self.acc, keys // self.keys * self.value_depth))
         like = (query,) if self.of == "queries" else (key, value)
         return (*given, *(AttentionArray("out", array.dtype, array.elements) for array in like))
+
+    @property
+    def statistics(self) -> tuple[Role, ...]:
+        """What is given of each query."""
+        unused = {"rest": not self.bias, "hidden": not (self.bias and self.averages)}
+        return tuple(role for role in STATISTICS if not unused.get(role))
 
     @property
     def averages(self) -> bool:
@@ -80,5 +88,5 @@ class AttentionGradient(Attention):
 
 
 def has_gradient_kernels(spec: AttentionSpec) -> bool:
-    """Whether kernels have the gradients: not of biases, score functions, block masks and quantized caches."""
-    return not (spec.bias or spec.score or spec.blocks or spec.quantized)
+    """Whether kernels have the gradients: not of score functions, block masks and quantized caches."""
+    return not (spec.score or spec.blocks or spec.quantized)

@@ -15,6 +15,7 @@ from jax_nano.ir.attention_gradient import has_gradient_kernels
 from jax_nano.ir.attention_spec import AttentionSpec
 from jax_nano.jaxpr.attention_blocks import Blocks
 from jax_nano.jaxpr.attention_program import scored
+from jax_nano.jaxpr.attention_statistics import RowStatistics
 from jax_nano.jaxpr.primitives import nano_attention_gradient_p
 from jax_nano.jaxpr.varying import varying_alike
 
@@ -50,29 +51,50 @@ class Backward:
             given = zip(operands, self.wanted, strict=False)
             return [jnp.zeros_like(x) if wanted else None for x, wanted in given]
         out_ct, lse_ct = cotangents
-        acc = lse_ct.dtype
+        acc, lse = lse_ct.dtype, results[1]
         if spec.query_lengths:
             is_query = jnp.arange(query.shape[1])[None, :] < named["query_lengths"][:, None]
             out_ct = jnp.where(is_query[:, :, None, None], out_ct, jnp.zeros((), out_ct.dtype))
+            lse = jnp.where(is_query[:, None, :], lse, jnp.zeros((), acc))
         delta = (out_ct.astype(acc) * results[0].astype(acc)).sum(-1).transpose(0, 2, 1) - lse_ct
         if has_gradient_kernels(spec):
-            return self.by_kernels(operands, (out_ct, results[1], delta))
-        return self.by_blocks(operands, (out_ct, results[1], delta))
+            return self.by_kernels(operands, (out_ct, lse, delta))
+        return self.by_blocks(operands, (out_ct, lse, delta))
 
     def by_kernels(self, operands: Sequence[Array], of_queries: tuple[Array, Array, Array]) -> list[Array | None]:
         """The gradients by the primitive that kernels compute. See `by_blocks`."""
-        spec, (query, key, *_) = replace(self.spec, residual=False), operands
-        out_ct, lse, _ = of_queries
-        if Blocks.of(spec, query, key).has_blind_rows(spec):
-            average = average_of(out_ct, lse, key)
-        else:
-            average = jnp.zeros((key.shape[0], key.shape[2], out_ct.shape[3]), lse.dtype)
-        arrays = varying_alike([*operands, *of_queries, average])
+        spec = replace(self.spec, residual=False)
+        given = varying_alike([*operands, *of_queries])
+        count = len(operands)
+        arrays = varying_alike([*given, *self.of_rows(given[:count], given[count:])])
         bind = functools.partial(nano_attention_gradient_p.bind, *arrays, spec=spec)
-        of_query, *of_keys = self.wanted
+        of_query, *of_keys = self.wanted[:3]
         found = bind(of="queries") if of_query else [None]
         found += bind(of="keys") if any(of_keys) else [None, None]
-        return [x if wanted else None for x, wanted in zip(found, self.wanted, strict=True)]
+        if any(self.wanted[3:]):
+            found += replace(self, wanted=(False, False, False, True)).by_blocks(operands, of_queries)[3:]
+        return [x if wanted else None for x, wanted in zip(found, self.wanted, strict=False)]
+
+    def of_rows(self, operands: Sequence[Array], of_queries: Sequence[Array]) -> RowStatistics:
+        """What kernels are given of rows beside the statistics."""
+        spec, key, (out_ct, lse, _) = self.spec, operands[1], of_queries
+        rows = RowStatistics.none(out_ct, lse, key.shape[2])
+        step = self.step(operands, (out_ct, lse, lse)).with_totals()
+        if step.totals is not None:
+            totals = step.totals.reshape(*lse.shape[:2], -1)[..., : lse.shape[2]]
+            rows = rows._replace(rest=jnp.log(totals))
+        if step.blocks.has_blind_rows(spec):
+            rows = rows.with_blind_rows(out_ct, lse, key.shape[1], biased=spec.bias)
+        return rows
+
+    def step(self, operands: Sequence[Array], of_queries: tuple[Array, Array, Array]) -> BackwardStep:
+        """A block's step. See `by_blocks`."""
+        spec, (query, key, value, *extras), (out_ct, lse, delta) = self.spec, operands, of_queries
+        heads, blocks = key.shape[2], Blocks.of(spec, query, key)
+        rows = blocks.queries(query, heads), blocks.queries(out_ct, heads)
+        stats = blocks.rows(lse, heads), blocks.rows(delta, heads)
+        named = dict(zip(spec.extras, extras, strict=True))
+        return BackwardStep(spec, blocks, named, (*rows, *stats), (blocks.keys(key), blocks.keys(value)))
 
     def by_blocks(self, operands: Sequence[Array], of_queries: tuple[Array, Array, Array]) -> list[Array | None]:
         """The gradients by a scan over blocks.
@@ -81,13 +103,9 @@ class Backward:
           operands: those of nano_attention.
           of_queries: cotangents of the result, logarithms of sums, and what is taken from dP.
         """
-        spec, (query, key, value, *extras), (out_ct, lse, delta) = self.spec, operands, of_queries
-        named = dict(zip(spec.extras, extras, strict=True))
-        acc, heads = lse.dtype, key.shape[2]
-        blocks = Blocks.of(spec, query, key)
-        rows = blocks.queries(query, heads), blocks.queries(out_ct, heads)
-        stats = blocks.rows(lse, heads), blocks.rows(delta, heads)
-        step = BackwardStep(spec, blocks, named, (*rows, *stats), (blocks.keys(key), blocks.keys(value)))
+        spec, (query, key, value, *extras), (_, lse, delta) = self.spec, operands, of_queries
+        step, acc = self.step(operands, of_queries), lse.dtype
+        blocks, rows = step.blocks, step.rows
         sums = [jnp.zeros(x.shape, acc) for x in (rows[0], *step.keys)]
         sums += [blocks.score_zeros(x.shape, acc) for x in extras[: spec.differentiable - 3]]
         sums = varying_alike([*sums, delta])
@@ -97,15 +115,6 @@ class Backward:
         back = [blocks.queries_back, blocks.keys_back, blocks.keys_back, *[blocks.scores_back] * len(extras)]
         pairs = zip(back, found, (query, key, value, *extras), strict=False)
         return [None if x is None else of(x, like) for of, x, like in pairs]
-
-
-def average_of(out_ct: Array, lse: Array, key: Array) -> Array:
-    """What rows whose keys are all masked add to the gradient of each value, [B, K, Hv]: they average all values."""
-    b, t, n, depth = out_ct.shape
-    _, s, heads, _ = key.shape
-    blind = jnp.where(lse < MASKED / 2, jnp.asarray(1 / s, lse.dtype), jnp.zeros((), lse.dtype))
-    grouped = out_ct.reshape(b, t, heads, n // heads, depth), blind.reshape(b, heads, n // heads, t)
-    return jnp.einsum("btkgv,bkgt->bkv", *grouped, preferred_element_type=lse.dtype)
 
 
 @dataclass(frozen=True)

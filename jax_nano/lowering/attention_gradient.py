@@ -12,7 +12,7 @@ from jax.core import ShapedArray
 from jax.interpreters import ad, batching, mlir, xla
 
 from jax_nano import config
-from jax_nano.ir.attention_gradient import AttentionGradient, Of
+from jax_nano.ir.attention_gradient import STATISTICS, AttentionGradient, Of
 from jax_nano.ir.attention_spec import AttentionSpec
 from jax_nano.ir.axes import Operand
 from jax_nano.ir.dot import UnsupportedDot
@@ -30,7 +30,8 @@ from jax_nano.lowering.small_loops import check_attention_inline
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
 from jax_nano.runtime.report import Report, tell
 
-GIVEN = 4  # operands behind those of the attention: cotangents, two statistics, and the average
+GIVEN = ("cotangent", *STATISTICS, "average")
+"""The operands behind those of the attention."""
 
 
 def _abstract(*operands: Any, spec: AttentionSpec, of: Of) -> list[ShapedArray]:  # noqa: ARG001
@@ -39,7 +40,7 @@ def _abstract(*operands: Any, spec: AttentionSpec, of: Of) -> list[ShapedArray]:
 
 def _by_blocks(*operands: Array, spec: AttentionSpec, of: Of) -> list[Array]:
     wanted = (of == "queries", of == "keys", of == "keys")
-    *arrays, out_ct, lse, delta, _ = operands
+    arrays, (out_ct, lse, delta, *_) = operands[: -len(GIVEN)], operands[-len(GIVEN) :]
     found = Backward(spec, wanted).by_blocks(arrays, (out_ct, lse, delta))
     return [x for x in found if x is not None]
 
@@ -53,7 +54,7 @@ def _jvp(primals: Sequence[Array], moving: Sequence[Any], *, spec: AttentionSpec
 def _batch(arrays: Sequence[Array], axes: Sequence[int | None], *, spec: AttentionSpec, of: Of):
     """Makes one dimension of the batch and the one that is mapped over."""
     size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
-    broadcast = [False] * 3 + [spec.is_of_scores(name) for name in spec.extras] + [False] * GIVEN
+    broadcast = [False] * 3 + [spec.is_of_scores(name) for name in spec.extras] + [False] * len(GIVEN)
     joined = joined_batch(arrays, axes, size, broadcast)
     results = nano_attention_gradient_p.bind(*joined, spec=spec, of=of)
     return [x.reshape(size, x.shape[0] // size, *x.shape[1:]) for x in results], [0] * len(results)
@@ -74,7 +75,9 @@ def describe(spec: AttentionSpec, sources: Sequence[Operand], of: Of) -> Attenti
         batch=b, heads=heads, group=group, queries=t, keys=s, depth=h, value_depth=depth, dtype=query.dtype,
         query=by_query(query, group), key=by_key(key), value=by_key(value),
         out=by_query(Operand.row_major(query.shape, query.dtype), group), scale=float(spec.scale),
-        causal=spec.causal, window=spec.window, mask=of_scores(named["mask"], group) if spec.mask else None,
+        causal=spec.causal, window=spec.window,
+        bias=of_scores(named["bias"], group) if spec.bias else None,
+        mask=of_scores(named["mask"], group) if spec.mask else None,
         query_lengths=spec.query_lengths, key_lengths=spec.key_lengths,
         of=of, cotangent=by_query(cotangent, group),
     )  # fmt: skip
@@ -99,8 +102,11 @@ def _lower(ctx: mlir.LoweringRuleContext, *operands: mlir.ir.Value, spec: Attent
         tell(Report(equation=equation, problem=problem, reason=str(reason), otherwise="a scan over blocks"))
         return _lower_by_blocks(ctx, *operands, spec=spec, of=of)
     tell(Report(equation=equation, problem=problem, kernel=kernel))
-    given = len(operands) - (not problem.averages)
-    return custom_call(ctx.replace(avals_in=avals[:given]), kernel, [*arrays, *operands[count:given]])
+    named = dict(zip(GIVEN, zip(operands[count - 1 :], avals[count - 1 :], strict=True), strict=True))
+    roles = [array.role for array in problem.arrays]
+    rest = [named[role] for role in GIVEN[1:] if role in roles]
+    ctx = ctx.replace(avals_in=[*avals[:count], *(aval for _, aval in rest)])
+    return custom_call(ctx, kernel, [*arrays, *(x for x, _ in rest)])
 
 
 nano_attention_gradient_p.def_impl(partial(xla.apply_primitive, nano_attention_gradient_p))

@@ -9,7 +9,7 @@ are queries and cotangents, or keys and values, of the columns; y1 and y2 what t
 
 A task's scratch:
 
-    | x1^T, x2^T panels | y1, y2 by rows | y1^T, y2^T | scores | dP^T | P^T | dS^T | mask | d1^T | d2^T | tiles |
+    | x1^T, x2^T panels | y1, y2 by rows | y1^T, y2^T | scores | dP^T | P^T | dS^T | bias, mask | d1^T | d2^T | tiles |
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ class GradientPlan(AttentionPlan):
         sizes |= {f"t{n}": bytes_of(i.lhs, self.transposed_elements(depth)) for n, depth in depths.items()}
         sizes |= {name: bytes_of(i.acc, panel) for name in ("scores", "products")}
         sizes |= {name: bytes_of(i.rhs, panel) if self.rounds_scores else 0 for name in ("p", "ds")}
+        sizes["bias"] = bytes_of(i.acc, panel) if self.problem.bias else 0
         sizes["mask"] = bytes_of(i.acc, panel) if self.problem.mask else 0
         sizes |= {f"d{n}": bytes_of(i.acc, self.query_block * self.sum_rows(depth)) for n, depth in depths.items()}
         sizes["tiles"] = bytes_of(i.acc, self.mr * self.nr) if i.tiles else 0

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from attention import AttentionRunner
-from attention_gradients import assert_gradients, exact_gradients, gradient_arrays, problem_of
+from attention_gradients import arrays_of, assert_gradients, exact_gradients, gradient_arrays, problem_of
+from products import DTYPES
 
 from jax_nano.ir.attention import UnsupportedAttention
 from jax_nano.ir.attention_gradient import has_gradient_kernels
@@ -61,11 +62,12 @@ def test_depths(dtype, depth):
 def test_blocks_of_columns_do_not_change_bits():
     sizes = (1, 300, 300, 1, 1, 16, 16)
     operands = gradient_arrays(sizes, "f32")
-    statistics = [np.ascontiguousarray(x.astype(np.float32)) for x in exact_gradients(*operands, causal=True)[1:3]]
+    _, given = exact_gradients(*operands, causal=True)
     for of in ("queries", "keys"):
-        plan = choose_attention(problem_of(sizes, "f32", of, causal=True), host.machine(), host.machine().isas[0])
+        problem = problem_of(sizes, "f32", of, causal=True)
+        plan = choose_attention(problem, host.machine(), host.machine().isas[0])
         plans = [replace(plan, query_block=blocks * plan.nr) for blocks in (1, 2, 4)]
-        results = [AttentionRunner(plan)(*operands, *statistics) for plan in plans]
+        results = [AttentionRunner(plan)(*arrays_of(problem, operands, given)) for plan in plans]
         for other in results[1:]:
             np.testing.assert_array_equal(results[0], other)
 
@@ -124,26 +126,57 @@ def test_lengths(dtype, masks, lengths):
 
 def test_a_mask_that_lies_transposed():
     sizes, mask = (2, 70, 128, 4, 2, 8, 8), mask_of((2, 1, 0, 0), 70, 128)
-    wanted, *statistics = exact_gradients(*gradient_arrays(sizes, "f32"), mask=mask)
+    operands = gradient_arrays(sizes, "f32")
+    wanted, given = exact_gradients(*operands, mask=mask)
     lying = np.ascontiguousarray(mask.transpose(0, 1, 3, 2))
-    for of, expected in (("queries", wanted[:1]), ("keys", wanted[1:])):
+    for of, expected in (("queries", wanted[:1]), ("keys", wanted[1:3])):
         problem = problem_of(sizes, "f32", of, mask=mask)
         problem = replace(problem, mask=replace(problem.mask, strides=(70 * 128, 0, 0, 1, 70)))
-        q, k, v, ct = gradient_arrays(sizes, "f32")
-        given = [np.ascontiguousarray(x, np.float32) for x in statistics[: 2 + problem.averages]]
         plan = choose_attention(problem, host.machine(), host.machine().isas[0])
-        for found, exact in zip(AttentionRunner(plan)(q, k, v, lying, ct, *given), expected, strict=True):
+        results = AttentionRunner(plan)(*arrays_of(problem, operands, given, mask=lying))
+        for found, exact in zip(results, expected, strict=True):
             np.testing.assert_allclose(found.reshape(exact.shape), exact, atol=1e-5 * np.abs(exact).max(), rtol=0)
+
+
+def bias_of(shape, t, s, dtype="f32"):
+    b, n, rows, columns = shape
+    full = b, n, rows or t, columns or s
+    return np.random.default_rng(full).standard_normal(full).astype(DTYPES[dtype])
+
+
+@pytest.mark.parametrize(("t", "s"), [(1, 1), (63, 65), (64, 64), (65, 63), (129, 32)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("dtype", "of_bias"), [("f32", "f32"), ("bf16", "bf16"), ("bf16", "f32"), ("f32", "f16")])
+def test_biases_of_every_shape(dtype, of_bias, shape, t, s):
+    check((2, t, s, 4, 2, 16, 24), dtype, bias=bias_of(shape, t, s, of_bias))
+
+
+@each_type
+@each_isa
+def test_biases_beside_masks(isa, dtype):
+    bias, mask = bias_of((1, 4, 0, 0), 70, 90), mask_of((2, 1, 0, 0), 70, 90, 0.5)
+    mask[:, :, [0, 3, 64, 69]] = False
+    lengths = np.array([40, 70], np.int32)
+    check((2, 70, 90, 4, 2, 8, 8), dtype, isa, bias=bias, mask=mask, causal=True, query_lengths=lengths)
+
+
+@pytest.mark.parametrize("lowest", [-1e30, np.finfo(np.float32).min])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_rows_that_a_bias_hides(dtype, masked, lowest):
+    bias = np.where(mask_of((2, 1, 0, 0), 70, 90, 0.5), 0, np.float32(lowest))
+    bias[:, :, [0, 3, 64, 69]] = lowest
+    masks = {"mask": mask_of((1, 4, 0, 0), 70, 90)} if masked else {}
+    check((2, 70, 90, 4, 2, 8, 8), dtype, bias=bias, **masks)
 
 
 def test_what_has_no_gradient_kernels():
     problem = problem_of((1, 8, 8, 1, 1, 8, 8), "f32", "keys")
     with pytest.raises(
-        UnsupportedAttention, match="no kernel has gradients of an attention with bias, score function, block mask"
+        UnsupportedAttention, match="no kernel has gradients of an attention with score function, block mask"
     ):
         replace(problem, residual=True)
-    assert has_gradient_kernels(AttentionSpec(scale=1.0, mask=True, query_lengths=True, key_lengths=True))
-    assert not has_gradient_kernels(AttentionSpec(scale=1.0, bias=True))
+    assert has_gradient_kernels(AttentionSpec(scale=1.0, bias=True, mask=True, query_lengths=True, key_lengths=True))
     score = ScoreFunction.identity("f32")
     blocks = AttentionSpec(scale=1.0, score=score, blocks=(128, 128))
     for spec in (AttentionSpec(scale=1.0, score=score), blocks, AttentionSpec(scale=1.0, quantized=True)):

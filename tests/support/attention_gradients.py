@@ -7,6 +7,7 @@ import numpy as np
 from attention import described, exact, row_major, visible
 from products import DTYPES
 
+from jax_nano.ir.attention import MASKED
 from jax_nano.ir.attention_gradient import AttentionGradient
 
 
@@ -17,11 +18,19 @@ def gradient_arrays(sizes, dtype):
     return [rng.standard_normal(shape).astype(DTYPES[dtype]) for shape in shapes]
 
 
-def problem_of(sizes, dtype, of, *, mask=None, query_lengths=None, key_lengths=None, **places):
+def problem_of(sizes, dtype, of, *, bias=None, mask=None, query_lengths=None, key_lengths=None, **places):
     """The gradients of arrays that are row-major."""
     q, k, v, ct = gradient_arrays(sizes, dtype)
     attention = described(
-        q, k, v, mask=mask, scale=sizes[5] ** -0.5, query_lengths=query_lengths, key_lengths=key_lengths, **places
+        q,
+        k,
+        v,
+        bias=bias,
+        mask=mask,
+        scale=sizes[5] ** -0.5,
+        query_lengths=query_lengths,
+        key_lengths=key_lengths,
+        **places,
     )
     given = {field.name: getattr(attention, field.name) for field in fields(attention)}
     like = {"out": attention.query, "cotangent": by_query(ct.shape, k.shape[2])}
@@ -35,28 +44,45 @@ def by_query(shape, heads):
 
 
 def exact_gradients(q, k, v, ct, **masks):
-    """(dQ, dK, dV), logarithms of sums of exponentials, deltas, and what rows without keys add to dV."""
-    out, lse, _ = exact(q, k, v, **masks)
+    """(dQ, dK, dV, dS), and by role what kernels are given: of rows, and what rows without keys add to dV."""
+    bias = masks.pop("bias", None)
+    out, lse, _ = exact(q, k, v, bias=bias, **masks)
+    acc = np.promote_types(q.dtype, np.float32)
     q, k, v, ct = (np.asarray(x, np.float64) for x in (q, k, v, ct))
-    (_, s, heads, d), group = k.shape, q.shape[2] // k.shape[2]
+    (*_, heads, d), group = k.shape, q.shape[2] // k.shape[2]
     if (lengths := masks.get("query_lengths")) is not None:
         ct = ct * (np.arange(q.shape[1]) < lengths[:, None])[..., None, None]
     every_k, every_v = (np.repeat(x, group, axis=2) for x in (k, v))
     scores = np.einsum("btnd,bsnd->bnts", q, every_k) / np.sqrt(d)
+    scores += 0 if bias is None else np.asarray(bias, np.float64)
     seen = visible(scores.shape, **masks)
-    blind = ~seen.any(-1, keepdims=True)
-    p = np.where(seen, np.exp(np.minimum(scores - lse[..., None], 1)), np.where(blind, 1 / s, 0))
+    scores = np.where(seen, scores, MASKED)
+    largest = scores.max(-1, keepdims=True)
+    p = np.exp(scores - largest) / np.exp(scores - largest).sum(-1, keepdims=True)
     delta = np.einsum("btnd,btnd->bnt", ct, out)
-    ds = np.where(seen, p * (np.einsum("btnd,bsnd->bnts", ct, every_v) - delta[..., None]) / np.sqrt(d), 0)
+    ds = np.where(seen, p * (np.einsum("btnd,bsnd->bnts", ct, every_v) - delta[..., None]), 0)
 
     def of_heads(x):
         return x.reshape(*x.shape[:-2], heads, group, -1).sum(-2)
 
-    dq = np.einsum("bnts,bsnd->btnd", ds, every_k)
-    dk = of_heads(np.einsum("bnts,btnd->bsnd", ds, q))
+    dq = np.einsum("bnts,bsnd->btnd", ds, every_k) / np.sqrt(d)
+    dk = of_heads(np.einsum("bnts,btnd->bsnd", ds, q)) / np.sqrt(d)
     dv = of_heads(np.einsum("bnts,btnd->bsnd", p, ct))
-    average = of_heads(np.einsum("bnt,btnd->bnd", blind[..., 0] / s, ct))
-    return (dq, dk, dv), lse, delta, average
+    hidden = np.where(lse < MASKED / 2, (p * ~seen).max(-1), 0)
+    given = {"logsumexp": lse.astype(acc), "delta": delta, "hidden": hidden}
+    given["rest"] = np.log(np.exp(scores - given["logsumexp"][..., None]).sum(-1))
+    given["average"] = of_heads(np.einsum("bnt,btnd->bnd", hidden, ct))
+    return (dq, dk, dv, ds), given
+
+
+def arrays_of(problem, operands, given, **masks):
+    """The arrays of a kernel."""
+    q, k, v, ct = operands
+    if (lengths := masks.get("query_lengths")) is not None:
+        ct = ct * (np.arange(ct.shape[1]) < lengths[:, None])[..., None, None].astype(ct.dtype)
+    named = {"query": q, "key": k, "value": v, "cotangent": ct, **masks}
+    named |= {name: np.ascontiguousarray(x.astype(DTYPES[problem.acc])) for name, x in given.items()}
+    return [named[array.role] for array in problem.arrays if array.role != "out"]
 
 
 def assert_gradients(run, problem_of_one, operands, **masks):
@@ -68,16 +94,11 @@ def assert_gradients(run, problem_of_one, operands, **masks):
       operands: of problems.
       masks: of the attention.
     """
-    wanted, *statistics = exact_gradients(*operands, **masks)
-    extras = [masks[name] for name in ("mask", "query_lengths", "key_lengths") if masks.get(name) is not None]
-    *of_attention, ct = operands
-    if (lengths := masks.get("query_lengths")) is not None:
-        ct = ct * (np.arange(ct.shape[1]) < lengths[:, None])[..., None, None].astype(ct.dtype)
-    for of, expected in (("queries", wanted[:1]), ("keys", wanted[1:])):
+    wanted, given = exact_gradients(*operands, **masks)
+    for of, expected in (("queries", wanted[:1]), ("keys", wanted[1:3])):
         problem = problem_of_one(of)
         runner = run(problem)
-        given = [np.ascontiguousarray(x.astype(DTYPES[problem.acc])) for x in statistics[: 2 + problem.averages]]
-        arrays = (*of_attention, *extras, ct, *given)
+        arrays = arrays_of(problem, operands, given, **masks)
         first, second = (runner(*arrays, before=before, seed=before) for before in (False, True))
         for one, other, exact_one in zip(first, second, expected, strict=True):
             np.testing.assert_array_equal(one, other)
