@@ -24,15 +24,14 @@ from jax_nano.codegen.vector.cast import cast
 from jax_nano.codegen.vector.convert import convert
 
 
-class Elementwise:
-    """Writes P^T and dS^T of a block of rows and a panel of columns, each as the last products read it."""
+class Probabilities:
+    """P^T and dS^T of a block of rows and a panel of columns, row by row."""
 
     def __init__(self, arrays: GradientArrays, depth: Depth, pairs: Pairs, head: OfHead):
         """Loads what is the same for all rows, and copies a panel's part of bias and mask where need be."""
         self.plan, self.problem, self.depth, self.pairs = arrays.plan, arrays.problem, depth, pairs
         self.statistics, self.columns = head.statistics, range(0, self.plan.nr, self.plan.lanes)
         self.scores, self.products = arrays.panel("scores"), arrays.panel("products")
-        self.p, self.ds = arrays.rounded_panel("p", "scores"), arrays.rounded_panel("ds", "products")
         panel = PanelPairs(self.plan, pairs.column, pairs.row, depth)
         self.bias = head.bias and panel.rows(head.bias, lambda: arrays.panel("bias"))
         self.mask = head.mask and panel.rows(head.mask, lambda: arrays.panel("mask"))
@@ -54,27 +53,8 @@ class Elementwise:
             for role, place in places.items()
         }
 
-    def emit(self) -> None:
-        """Emits the loop over rows, with masks by place where any of the pairs may be masked by them."""
-        either(self.pairs.any_masked(), [], lambda: self.loop(masked=True), lambda: self.loop(masked=False))
-
-    def loop(self, *, masked: bool) -> Values:
-        """The loop over rows: VNNI groups of them, the last padded with zeros."""
-        vnni = self.plan.instruction.vnni
-        for i, rows in self.depth.pieces(max(vnni, self.plan.unroll)):
-            for group in range(0, rows, vnni):
-                live = min(vnni, rows - group)
-                found = [self.row(add(i, group + row), masked=masked) for row in range(live)]
-                nothing = [broadcast_zero(self.plan)] * len(self.columns)
-                found += [(nothing, nothing)] * (vnni - live)
-                for values, target in zip(zip(*found, strict=True), (self.p, self.ds), strict=True):
-                    if target is self.ds or self.plan.of_keys:
-                        self.store_group(values, target, add(i, group))
-        self.clear_rest()
-        return []
-
     def row(self, i: Index, *, masked: bool) -> tuple[Values, Values]:
-        """P^T and dS^T of a row, this one by the scale of scores."""
+        """P^T and dS^T of a row."""
         statistics = self.of_row(i)
         hidden = statistics.get("hidden")
         visible = [cast(x, self.mask.dtype, "pred") for x in self.mask.row(i)] if self.mask else []
@@ -84,7 +64,7 @@ class Elementwise:
             product = load(self.products.base, self.products.offset(i, j), self.plan.lanes)
             kept = where_all(masks, value)
             p.append(where_all(masks, v.sub(value, hidden[number])) if hidden else kept)
-            ds.append(v.mul(v.mul(kept, v.sub(product, statistics["delta"][number])), self.problem.scale))
+            ds.append(v.mul(kept, v.sub(product, statistics["delta"][number])))
         return p, ds
 
     def exponentials(self, i: Index, statistics: dict[str, Values]) -> Values:
@@ -98,6 +78,39 @@ class Elementwise:
             if role in statistics:
                 values = [v.sub(x, taken) for x, taken in zip(values, statistics[role], strict=True)]
         return [vmath.exp_of_difference(x) for x in values]
+
+
+class Elementwise(Probabilities):
+    """Writes P^T and dS^T, by the scale of scores, each as the last products read it."""
+
+    def __init__(self, arrays: GradientArrays, depth: Depth, pairs: Pairs, head: OfHead):
+        """Finds where they go."""
+        super().__init__(arrays, depth, pairs, head)
+        self.p, self.ds = arrays.rounded_panel("p", "scores"), arrays.rounded_panel("ds", "products")
+
+    def emit(self) -> None:
+        """Emits the loop over rows, with masks by place where any of the pairs may be masked by them."""
+        either(self.pairs.any_masked(), [], lambda: self.loop(masked=True), lambda: self.loop(masked=False))
+
+    def loop(self, *, masked: bool) -> Values:
+        """The loop over rows: VNNI groups of them, the last padded with zeros."""
+        vnni = self.plan.instruction.vnni
+        for i, rows in self.depth.pieces(max(vnni, self.plan.unroll)):
+            for group in range(0, rows, vnni):
+                live = min(vnni, rows - group)
+                found = [self.scaled_row(add(i, group + row), masked=masked) for row in range(live)]
+                nothing = [broadcast_zero(self.plan)] * len(self.columns)
+                found += [(nothing, nothing)] * (vnni - live)
+                for values, target in zip(zip(*found, strict=True), (self.p, self.ds), strict=True):
+                    if target is self.ds or self.plan.of_keys:
+                        self.store_group(values, target, add(i, group))
+        self.clear_rest()
+        return []
+
+    def scaled_row(self, i: Index, *, masked: bool) -> tuple[Values, Values]:
+        """P^T and dS^T of a row, this one by the scale."""
+        p, ds = self.row(i, masked=masked)
+        return p, [v.mul(x, self.problem.scale) for x in ds]
 
     def store_group(self, rows: Sequence[Values], target: MatrixRef, i: Index) -> None:
         """Stores rows from i on as products read them: rounded, and as many interleaved as it takes."""

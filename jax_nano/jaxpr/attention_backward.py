@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_nano.ir.attention import MASKED
-from jax_nano.ir.attention_gradient import has_gradient_kernels
+from jax_nano.ir.attention_gradient import has_bias_kernel, has_gradient_kernels
 from jax_nano.ir.attention_spec import AttentionSpec
 from jax_nano.jaxpr.attention_blocks import Blocks
 from jax_nano.jaxpr.attention_program import scored
@@ -72,7 +72,10 @@ class Backward:
         found = bind(of="queries") if of_query else [None]
         found += bind(of="keys") if any(of_keys) else [None, None]
         if any(self.wanted[3:]):
-            found += replace(self, wanted=(False, False, False, True)).by_blocks(operands, of_queries)[3:]
+            if has_bias_kernel(operands[3].shape, operands[0].shape[1], operands[1].shape[1]):
+                found += bind(of="bias")
+            else:
+                found += replace(self, wanted=(False, False, False, True)).by_blocks(operands, of_queries)[3:]
         return [x if wanted else None for x, wanted in zip(found, self.wanted, strict=False)]
 
     def of_rows(self, operands: Sequence[Array], of_queries: Sequence[Array]) -> RowStatistics:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
-from jax import Array
+import jax.numpy as jnp
+from jax import Array, lax
 from jax.core import ShapedArray
 from jax.interpreters import ad, batching, mlir, xla
 
@@ -32,14 +33,16 @@ from jax_nano.runtime.report import Report, tell
 
 GIVEN = ("cotangent", *STATISTICS, "average")
 """The operands behind those of the attention."""
+PLACES = {"queries": slice(0, 1), "keys": slice(1, 3), "bias": slice(3, 4)}
+"""Of which operands the gradients are."""
 
 
 def _abstract(*operands: Any, spec: AttentionSpec, of: Of) -> list[ShapedArray]:  # noqa: ARG001
-    return [like(x, x.shape, x.dtype) for x in (operands[:1] if of == "queries" else operands[1:3])]
+    return [like(x, x.shape, x.dtype) for x in operands[PLACES[of]]]
 
 
 def _by_blocks(*operands: Array, spec: AttentionSpec, of: Of) -> list[Array]:
-    wanted = (of == "queries", of == "keys", of == "keys")
+    wanted = tuple(i in range(4)[PLACES[of]] for i in range(3 + spec.bias))
     arrays, (out_ct, lse, delta, *_) = operands[: -len(GIVEN)], operands[-len(GIVEN) :]
     found = Backward(spec, wanted).by_blocks(arrays, (out_ct, lse, delta))
     return [x for x in found if x is not None]
@@ -52,12 +55,35 @@ def _jvp(primals: Sequence[Array], moving: Sequence[Any], *, spec: AttentionSpec
 
 
 def _batch(arrays: Sequence[Array], axes: Sequence[int | None], *, spec: AttentionSpec, of: Of):
-    """Makes one dimension of the batch and the one that is mapped over."""
+    """Makes one dimension of the batch and the one that is mapped over.
+
+    The gradient of a bias that is broadcast over the batch is computed for one after the other.
+    """
     size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
+    bind = partial(nano_attention_gradient_p.bind, spec=spec, of=of)
+    if of == "bias" and first_size(arrays[3], axes[3]) != first_size(arrays[0], axes[0]):
+        return one_by_one(bind, arrays, axes), [0]
     broadcast = [False] * 3 + [spec.is_of_scores(name) for name in spec.extras] + [False] * len(GIVEN)
+    broadcast[3] &= of != "bias"
     joined = joined_batch(arrays, axes, size, broadcast)
-    results = nano_attention_gradient_p.bind(*joined, spec=spec, of=of)
+    results = bind(*joined)
     return [x.reshape(size, x.shape[0] // size, *x.shape[1:]) for x in results], [0] * len(results)
+
+
+def first_size(x: Array, axis: int | None) -> int:
+    """The size of the first dimension that is not mapped over."""
+    return x.shape[axis == 0]
+
+
+def one_by_one(f: Callable[..., list[Array]], arrays: Sequence[Array], axes: Sequence[int | None]) -> list[Array]:
+    """The results of a function that is mapped over, in a loop."""
+    mapped = [jnp.moveaxis(x, axis, 0) for x, axis in zip(arrays, axes, strict=True) if axis is not None]
+
+    def of_one(given: list[Array]) -> list[Array]:
+        left = list(given)
+        return f(*(x if axis is None else left.pop(0) for x, axis in zip(arrays, axes, strict=True)))
+
+    return lax.map(of_one, mapped)
 
 
 def describe(spec: AttentionSpec, sources: Sequence[Operand], of: Of) -> AttentionGradient:
@@ -71,6 +97,7 @@ def describe(spec: AttentionSpec, sources: Sequence[Operand], of: Of) -> Attenti
     s, heads, depth = value.shape[1:]
     group = n // max(heads, 1)
     named = dict(zip(spec.extras, extras, strict=True))
+    sizes = named["bias"].shape if of == "bias" else (0, 0)
     return AttentionGradient(
         batch=b, heads=heads, group=group, queries=t, keys=s, depth=h, value_depth=depth, dtype=query.dtype,
         query=by_query(query, group), key=by_key(key), value=by_key(value),
@@ -79,7 +106,7 @@ def describe(spec: AttentionSpec, sources: Sequence[Operand], of: Of) -> Attenti
         bias=of_scores(named["bias"], group) if spec.bias else None,
         mask=of_scores(named["mask"], group) if spec.mask else None,
         query_lengths=spec.query_lengths, key_lengths=spec.key_lengths,
-        of=of, cotangent=by_query(cotangent, group),
+        of=of, cotangent=by_query(cotangent, group), bias_sizes=(sizes[0], sizes[1]),
     )  # fmt: skip
 
 

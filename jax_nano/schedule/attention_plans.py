@@ -140,7 +140,7 @@ def gradient_plan(problem: AttentionGradient, machine: Machine, isa: Isa) -> Gra
     """
     level, instruction = instruction_for(problem, isa)
     columns, rows = problem.queries, problem.keys
-    if problem.of == "keys":
+    if problem.of != "queries":
         columns, rows = rows, columns
     mr, nr = register_block(problem, machine, level, instruction, columns)
     steps = block_steps(mr, instruction)

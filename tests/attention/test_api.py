@@ -240,9 +240,61 @@ def test_gradients_of_rows_that_a_bias_hides(name, lowest, monkeypatch):
     jax.clear_caches()
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 90), (2, 4, 70, 90), (2, 1, 70, 90)])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 90), (2, 4, 70, 90), (2, 1, 70, 90), (1, 4, 70, 90), (1, 1, 70, 90)])
 def test_the_gradient_of_a_bias_has_its_shape(shape):
     assert_gradients(jnp.float32, {"bias": jax.random.normal(KEYS[3], shape)}, 1e-5, arrays())
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_vmap_of_the_gradient_of_a_bias(batch):
+    q, k, v = (jnp.stack([x, -x])[:, :batch] for x in arrays())
+    bias = jax.random.normal(KEYS[3], (1, 4, 70, 90))
+
+    def gradient(f):
+        def of(bias, q, k, v):
+            return (f(q, k, v, bias) ** 2).sum()
+
+        mapped = jax.vmap(jax.grad(of), (None, 0, 0, 0))(bias, q, k, v)
+        return mapped, jax.vmap(jax.grad(of), (0, 0, None, None))(jnp.stack([bias, 2 * bias]), q, k[0], v[0])
+
+    for a, b in zip(gradient(jax_nano.dot_product_attention), gradient(NN), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
+
+
+def gradient_names(attention, operands, options):
+    """The kernels of gradients, and what else inspect says of attention."""
+    places = tuple(range(len(operands)))
+    reports = jax_nano.inspect(jax.grad(loss(attention, options), places), *operands)
+    names = [report.kernel.name for report in reports if report.kernel]
+    return [name for name in names if "gradient" in name]
+
+
+@pytest.mark.parametrize("name", ["causal", "bias", "mask", "window", "lengths"])
+def test_gradients_are_kernels(name):
+    options = dict(OPTIONS[name])
+    bias = [options.pop("bias")] if "bias" in options else []
+    names = gradient_names(jax_nano.dot_product_attention, [*arrays(), *bias], options)
+    assert [of for of in ("queries", "keys", "bias") if any(f"gradient_of_{of}" in x for x in names)] == [
+        "queries", "keys", *(["bias"] if bias else []),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_of_queries_that_see_nothing(dtype):
+    hidden = jnp.arange(70)[:, None] % 7 == 0
+    mask = (jax.random.uniform(KEYS[4], (2, 1, 70, 90)) < 0.7) & ~hidden
+    tolerance = 1e-5 if dtype == jnp.float32 else 3e-2
+    assert_gradients(dtype, {"mask": mask, "is_causal": True}, tolerance, arrays(dtype))
+    assert_gradients(dtype, {"mask": ~hidden[None, None]}, tolerance, arrays(dtype))
+
+
+def test_gradients_by_blocks_where_kernels_are_turned_off(monkeypatch):
+    monkeypatch.setattr("jax_nano.jaxpr.attention_blocks.BLOCK", 32)
+    monkeypatch.setenv("JAX_NANO", "0")
+    jax.clear_caches()
+    for name in ("mask", "lengths", "bias"):
+        assert_gradients(jnp.float32, OPTIONS[name], 1e-5, arrays())
+    jax.clear_caches()
 
 
 def test_gradients_keep_no_scores():

@@ -160,6 +160,23 @@ def test_biases_beside_masks(isa, dtype):
     check((2, 70, 90, 4, 2, 8, 8), dtype, isa, bias=bias, mask=mask, causal=True, query_lengths=lengths)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 0, 0), (2, 1, 0, 0), (1, 4, 0, 0), (2, 4, 0, 0)], ids=str)
+@pytest.mark.parametrize(
+    "masks", [{"causal": True}, {"window": (20, 4)}, {"window": (-3, 9)}, {"lengths": True}], ids=str
+)
+@pytest.mark.parametrize(("t", "s"), [(150, 90), (70, 300)])
+def test_gradients_of_biases_beside_masks(masks, shape, t, s):
+    masks = dict(masks)
+    if masks.pop("lengths", None):
+        masks = {"query_lengths": np.array([40, t], np.int32), "key_lengths": np.array([s, 33], np.int32)}
+    check((2, t, s, 4, 2, 8, 8), "f32", bias=bias_of(shape, t, s), **masks)
+
+
+def test_a_bias_of_one_head_of_keys():
+    check((3, 40, 50, 2, 1, 8, 8), "f32", bias=bias_of((1, 2, 0, 0), 40, 50))
+    check((1, 40, 50, 1, 1, 8, 8), "bf16", bias=bias_of((1, 1, 0, 0), 40, 50))
+
+
 @pytest.mark.parametrize("lowest", [-1e30, np.finfo(np.float32).min])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])

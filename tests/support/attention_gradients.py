@@ -34,6 +34,7 @@ def problem_of(sizes, dtype, of, *, bias=None, mask=None, query_lengths=None, ke
     )
     given = {field.name: getattr(attention, field.name) for field in fields(attention)}
     like = {"out": attention.query, "cotangent": by_query(ct.shape, k.shape[2])}
+    like |= {"bias_sizes": bias.shape[:2]} if of == "bias" and bias is not None else {}
     return AttentionGradient(**given | like, of=of)
 
 
@@ -75,6 +76,11 @@ def exact_gradients(q, k, v, ct, **masks):
     return (dq, dk, dv, ds), given
 
 
+def of_bias(shape, ds):
+    """The gradient of a bias of a shape."""
+    return ds.sum(tuple(i for i, size in enumerate(shape) if size == 1 != ds.shape[i]), keepdims=True)
+
+
 def arrays_of(problem, operands, given, **masks):
     """The arrays of a kernel."""
     q, k, v, ct = operands
@@ -95,7 +101,10 @@ def assert_gradients(run, problem_of_one, operands, **masks):
       masks: of the attention.
     """
     wanted, given = exact_gradients(*operands, **masks)
-    for of, expected in (("queries", wanted[:1]), ("keys", wanted[1:3])):
+    results = {"queries": wanted[:1], "keys": wanted[1:3]}
+    if "bias" in masks and masks["bias"].shape[2:] == wanted[3].shape[2:]:
+        results["bias"] = [of_bias(masks["bias"].shape, wanted[3])]
+    for of, expected in results.items():
         problem = problem_of_one(of)
         runner = run(problem)
         arrays = arrays_of(problem, operands, given, **masks)
