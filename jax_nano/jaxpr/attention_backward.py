@@ -68,15 +68,16 @@ class Backward:
         count = len(operands)
         arrays = varying_alike([*given, *self.of_rows(given[:count], given[count:])])
         bind = functools.partial(nano_attention_gradient_p.bind, *arrays, spec=spec)
-        of_query, *of_keys = self.wanted[:3]
+        (of_query, *of_keys), of_bias = self.wanted[:3], self.wanted[3:]
         found = bind(of="queries") if of_query else [None]
         found += bind(of="keys") if any(of_keys) else [None, None]
-        if any(self.wanted[3:]):
-            if has_bias_kernel(operands[3].shape, operands[0].shape[1], operands[1].shape[1]):
-                found += bind(of="bias")
-            else:
-                found += replace(self, wanted=(False, False, False, True)).by_blocks(operands, of_queries)[3:]
-        return [x if wanted else None for x, wanted in zip(found, self.wanted, strict=False)]
+        if any(of_bias) and has_bias_kernel(operands[3].shape, operands[0].shape[1], operands[1].shape[1]):
+            found += bind(of="bias")
+        elif any(of_bias):
+            found += replace(self, wanted=(False, False, False, True)).by_blocks(operands, of_queries)[3:]
+        else:
+            found += [None] * len(of_bias)
+        return [x if wanted else None for x, wanted in zip(found, self.wanted, strict=True)]
 
     def of_rows(self, operands: Sequence[Array], of_queries: Sequence[Array]) -> RowStatistics:
         """What kernels are given of rows beside the statistics."""

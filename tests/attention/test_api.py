@@ -279,6 +279,13 @@ def test_gradients_are_kernels(name):
     ]  # fmt: skip
 
 
+def test_gradients_of_all_but_the_bias():
+    f = loss(jax_nano.dot_product_attention, OPTIONS["bias"]), loss(NN, OPTIONS["bias"])
+    for a, b in zip(*(jax.jit(jax.grad(g, (0, 1, 2)))(*arrays()) for g in f), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
+    assert len(gradient_names(jax_nano.dot_product_attention, arrays(), OPTIONS["bias"])) == 2
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_of_queries_that_see_nothing(dtype):
     hidden = jnp.arange(70)[:, None] % 7 == 0
