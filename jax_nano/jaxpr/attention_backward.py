@@ -83,13 +83,21 @@ class Backward:
         """What kernels are given of rows beside the statistics."""
         spec, key, (out_ct, lse, _) = self.spec, operands[1], of_queries
         rows = RowStatistics.none(out_ct, lse, key.shape[2])
-        step = self.step(operands, (out_ct, lse, lse)).with_totals()
-        if step.totals is not None:
-            totals = step.totals.reshape(*lse.shape[:2], -1)[..., : lse.shape[2]]
-            rows = rows._replace(rest=jnp.log(totals))
-        if step.blocks.has_blind_rows(spec):
+        if spec.bias:
+            rows = rows._replace(rest=self.rest(operands, out_ct, lse))
+        if Blocks.of(spec, operands[0], key).has_blind_rows(spec):
             rows = rows.with_blind_rows(out_ct, lse, key.shape[1], biased=spec.bias)
         return rows
+
+    def rest(self, operands: Sequence[Array], out_ct: Array, lse: Array) -> Array:
+        """The logarithms of what exponentials less the logarithms of sums add up to, [B, N, T]."""
+
+        def counted() -> Array:  # all of its work is in the branch
+            totals = self.step(operands, (out_ct, lse, lse)).counted()
+            return jnp.log(totals.reshape(*lse.shape[:2], -1)[..., : lse.shape[2]])
+
+        nothing, _ = varying_alike([jnp.zeros_like(lse), lse])
+        return lax.cond((jnp.abs(lse) > LARGE).any(), counted, lambda: nothing)
 
     def step(self, operands: Sequence[Array], of_queries: tuple[Array, Array, Array]) -> BackwardStep:
         """A block's step. See `by_blocks`."""
@@ -150,6 +158,12 @@ class BackwardStep:
         if not (self.spec.bias or self.spec.score):
             return self
         lse = self.rows[2]
+        ones, _ = varying_alike([jnp.ones_like(lse), lse])
+        return replace(self, totals=lax.cond((jnp.abs(lse) > LARGE).any(), self.counted, lambda: ones))
+
+    def counted(self) -> Array:
+        """What exponentials less the logarithms of sums add up to, in blocks of queries; 1 where there are none."""
+        lse = self.rows[2]
         zeros, ones, _ = varying_alike([jnp.zeros_like(lse), jnp.ones_like(lse), lse])
 
         def add(totals: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
@@ -159,11 +173,8 @@ class BackwardStep:
             p, _ = self.probabilities(scores, self.blocks.query_block(lse, i), pairs, i, j)
             return self.blocks.add_query(totals, p.sum(-1), i), None
 
-        def counted() -> Array:
-            totals, _ = lax.scan(add, zeros, self.blocks.pairs(self.spec))
-            return jnp.where(totals > 0, totals, ones)
-
-        return replace(self, totals=lax.cond((jnp.abs(lse) > LARGE).any(), counted, lambda: ones))
+        totals, _ = lax.scan(add, zeros, self.blocks.pairs(self.spec))
+        return jnp.where(totals > 0, totals, ones)
 
     def __call__(self, sums: Sequence[Array | None], i: Array, j: Array) -> list[Array | None]:
         """Adds it to the sums, unless a block mask hides it."""
