@@ -98,11 +98,6 @@ class AttentionGradient(Attention):
         return super().label.replace("attention", f"attention_gradient_of_{self.of}", 1)
 
 
-def has_bias_kernel(bias: tuple[int, ...], queries: int, keys: int) -> bool:
-    """Whether a kernel has the gradient of a bias of a shape [B | 1, N | 1, T, S]: one along queries and keys."""
-    return bias[2:] == (queries, keys)
-
-
 def has_gradient_kernels(spec: AttentionSpec) -> bool:
     """Whether kernels have the gradients: not of score functions, block masks and quantized caches."""
     return not (spec.score or spec.blocks or spec.quantized)

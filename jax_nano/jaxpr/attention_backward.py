@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_nano.ir.attention import MASKED
-from jax_nano.ir.attention_gradient import has_bias_kernel, has_gradient_kernels
+from jax_nano.ir.attention_gradient import has_gradient_kernels
 from jax_nano.ir.attention_spec import AttentionSpec
 from jax_nano.jaxpr.attention_blocks import Blocks
 from jax_nano.jaxpr.attention_program import scored
@@ -71,12 +71,7 @@ class Backward:
         (of_query, *of_keys), of_bias = self.wanted[:3], self.wanted[3:]
         found = bind(of="queries") if of_query else [None]
         found += bind(of="keys") if any(of_keys) else [None, None]
-        if any(of_bias) and has_bias_kernel(operands[3].shape, operands[0].shape[1], operands[1].shape[1]):
-            found += bind(of="bias")
-        elif any(of_bias):
-            found += replace(self, wanted=(False, False, False, True)).by_blocks(operands, of_queries)[3:]
-        else:
-            found += [None] * len(of_bias)
+        found += bind(of="bias") if any(of_bias) else [None] * len(of_bias)
         return [x if wanted else None for x, wanted in zip(found, self.wanted, strict=True)]
 
     def of_rows(self, operands: Sequence[Array], of_queries: Sequence[Array]) -> RowStatistics:
@@ -90,7 +85,11 @@ class Backward:
         return rows
 
     def rest(self, operands: Sequence[Array], out_ct: Array, lse: Array) -> Array:
-        """The logarithms of what exponentials less the logarithms of sums add up to, [B, N, T]."""
+        """The logarithms of what exponentials less the logarithms of sums add up to, [B, N, T].
+
+        They are 0 but for rounding, and so are their derivatives.
+        """
+        operands, out_ct, lse = jax.tree.map(lax.stop_gradient, (list(operands), out_ct, lse))
 
         def counted() -> Array:  # all of its work is in the branch
             totals = self.step(operands, (out_ct, lse, lse)).counted()
@@ -157,9 +156,10 @@ class BackwardStep:
         """
         if not (self.spec.bias or self.spec.score):
             return self
-        lse = self.rows[2]
+        named, rows, keys = jax.tree.map(lax.stop_gradient, (self.named, self.rows, self.keys))
+        lse, known = rows[2], replace(self, named=named, rows=rows, keys=keys)
         ones, _ = varying_alike([jnp.ones_like(lse), lse])
-        return replace(self, totals=lax.cond((jnp.abs(lse) > LARGE).any(), self.counted, lambda: ones))
+        return replace(self, totals=lax.cond((jnp.abs(lse) > LARGE).any(), known.counted, lambda: ones))
 
     def counted(self) -> Array:
         """What exponentials less the logarithms of sums add up to, in blocks of queries; 1 where there are none."""

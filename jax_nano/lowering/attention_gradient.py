@@ -97,7 +97,9 @@ def describe(spec: AttentionSpec, sources: Sequence[Operand], of: Of) -> Attenti
     s, heads, depth = value.shape[1:]
     group = n // max(heads, 1)
     named = dict(zip(spec.extras, extras, strict=True))
-    sizes = named["bias"].shape if of == "bias" else (0, 0)
+    sizes = named["bias"].shape if of == "bias" else (0, 0, t, s)
+    if sizes[2:] != (t, s):
+        raise UnsupportedDot(f"no kernel adds up gradients of scores to those of a bias {[*sizes]}, but of {t} x {s}")
     return AttentionGradient(
         batch=b, heads=heads, group=group, queries=t, keys=s, depth=h, value_depth=depth, dtype=query.dtype,
         query=by_query(query, group), key=by_key(key), value=by_key(value),

@@ -68,6 +68,11 @@ class GradientPlan(AttentionPlan):
         return self.problem.queries if self.of_keys else self.problem.keys
 
     @property
+    def kinds(self) -> tuple[str, str, str]:
+        """What rows are, what columns are, and whose elements rows of sums are."""
+        return ("queries", "keys", "queries and cotangents") if self.of_keys else ("keys", "queries", "keys")
+
+    @property
     def outer(self) -> tuple[int, int, int]:
         """Over what tasks run beside blocks of columns: those of keys add up over the query heads that share them."""
         problem = self.problem
