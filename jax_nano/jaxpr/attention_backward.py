@@ -238,11 +238,12 @@ class BackwardStep:
     ) -> tuple[Array, Array | None]:
         """The probabilities of a block, and which of its pairs are not masked."""
         spec, blocks, heads = self.spec, self.blocks, scores.shape[1]
-        p = self.exponentials(scores, lse, i)
         seen = blocks.visible(spec, self.named | pairs, i, j)
         if seen is None:
-            return p, None
+            return self.exponentials(scores, lse, i), None
         seen = blocks.grouped(seen, heads)
+        # What is not seen may be far above the logarithm: nothing that becomes infinite may have derivatives.
+        p = self.exponentials(jnp.where(seen, scores, lse[..., None]), lse, i)
         zero = jnp.zeros((), p.dtype)
         if not blocks.has_blind_rows(spec):
             return jnp.where(seen, p, zero), seen
