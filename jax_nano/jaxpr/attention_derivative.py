@@ -2,8 +2,8 @@
 
 That is elementwise work on dP = dO V^T and the probabilities, whose outcome dS goes into products with keys and with
 queries and, with a bias, into sums over what that is broadcast over; and the product of the probabilities and dO. How
-JAX writes the work differs from version to version: so it is
-not matched, but computed, for a few elements, and compared with the derivative of a softmax.
+JAX writes the work differs from version to version: so it is not matched, but computed, for a few elements, and
+compared with the derivative of a softmax.
 """
 
 from __future__ import annotations

@@ -131,6 +131,7 @@ def test_a_mask_that_lies_transposed():
     lying = np.ascontiguousarray(mask.transpose(0, 1, 3, 2))
     for of, expected in (("queries", wanted[:1]), ("keys", wanted[1:3])):
         problem = problem_of(sizes, "f32", of, mask=mask)
+        assert problem.mask
         problem = replace(problem, mask=replace(problem.mask, strides=(70 * 128, 0, 0, 1, 70)))
         plan = choose_attention(problem, host.machine(), host.machine().isas[0])
         results = AttentionRunner(plan)(*arrays_of(problem, operands, given, mask=lying))

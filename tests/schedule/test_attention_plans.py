@@ -61,6 +61,18 @@ def test_scratch_of_long_sequences_is_small(machine):
 
 
 @each_machine
+@pytest.mark.parametrize("shape", [(1, 1), (1, 8), (4, 1), (4, 8)])
+def test_a_bias_that_heads_share_has_tasks_for_all_threads(machine, shape):
+    batch, heads = shape
+    strides = 1024**2 * heads * (batch > 1), 1024**2 * (heads > 1), 0, 1024, 1
+    bias = ScoreArray(dtype="f32", elements=batch * heads * 1024**2, strides=strides)
+    plan = gradient_plan_of(
+        replace(machine, threads=8), "bias", 4, 1024, 1024, 8, 8, 64, "f32", bias=bias, bias_sizes=shape
+    )
+    assert plan.tasks["compute"] >= 8
+
+
+@each_machine
 def test_predictions_grow_with_work(machine):
     def seconds(t, **options):
         return plan_of(machine, 1, t, t, 12, 12, 64, "f32", **options).predicted_seconds
