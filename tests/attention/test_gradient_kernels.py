@@ -145,9 +145,9 @@ def bias_of(shape, t, s, dtype="f32"):
     return np.random.default_rng(full).standard_normal(full).astype(DTYPES[dtype])
 
 
-@pytest.mark.parametrize(("t", "s"), [(1, 1), (63, 65), (64, 64), (65, 63), (129, 32)])
+@pytest.mark.parametrize(("t", "s"), [(1, 1), (63, 65), (64, 64), (65, 63)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("dtype", "of_bias"), [("f32", "f32"), ("bf16", "bf16"), ("bf16", "f32"), ("f32", "f16")])
+@pytest.mark.parametrize(("dtype", "of_bias"), [("f32", "f32"), ("bf16", "bf16"), ("f32", "f16")])
 def test_biases_of_every_shape(dtype, of_bias, shape, t, s):
     check((2, t, s, 4, 2, 16, 24), dtype, bias=bias_of(shape, t, s, of_bias))
 
