@@ -15,17 +15,18 @@ gradients = d1^T and d2^T, transposed
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from jax.extend.mlir import ir
 
-from jax_nano.codegen.attention_gradient_arrays import GradientArrays, Side, Statistics
+from jax_nano.codegen.attention_gradient_arrays import GradientArrays, Lengths, OfHead, Side
 from jax_nano.codegen.attention_gradient_scores import Elementwise
 from jax_nano.codegen.attention_microkernel import microkernel_for
+from jax_nano.codegen.attention_operands import Head
 from jax_nano.codegen.attention_pairs import Pairs
-from jax_nano.codegen.index import Index, add, divmod_, maximum, minimum, mul, subtract
-from jax_nano.codegen.load_store import load, store
+from jax_nano.codegen.index import Index, add, divmod_, less, maximum, minimum, mul, select, subtract
+from jax_nano.codegen.load_store import load, load_scalar, store
 from jax_nano.codegen.location import section
 from jax_nano.codegen.loops import Depth, Span, for_range, panels, when
 from jax_nano.codegen.matrix_ref import MatrixRef
@@ -33,6 +34,7 @@ from jax_nano.codegen.microkernel import KBlock, Result
 from jax_nano.codegen.nanokernel import Block, PanelProduct
 from jax_nano.codegen.operand_loader import OperandLoader, rounds_to_bf16
 from jax_nano.codegen.pack import Destination, Packer
+from jax_nano.codegen.registers import broadcast
 from jax_nano.codegen.shuffles import transpose
 from jax_nano.codegen.softmax import broadcast_zero
 from jax_nano.codegen.vector.convert import convert
@@ -63,8 +65,8 @@ class GradientTask:
             block = 0
         elif self.problem.causal and not plan.of_keys:
             block = subtract(plan.query_blocks - 1, block)
-        rest, self.member = divmod_(number, group) if group > 1 else (number, 0)
-        self.batch, self.head = divmod_(rest, heads) if heads > 1 else (rest, 0)
+        rest, member = divmod_(number, group) if group > 1 else (number, 0)
+        self.head = Head(*(divmod_(rest, heads) if heads > 1 else (rest, 0)), member)
         self.begin = mul(block, plan.query_block)
         self.end = minimum(add(self.begin, plan.query_block), plan.columns)
 
@@ -86,36 +88,39 @@ class GradientTask:
     def emit(self) -> None:
         """Emits the task."""
         with section("pack columns"):
-            self.pack_columns()
+            self.pack_columns(self.head)
         with section("clear"):
             self.clear()
-        for member in self.members():
-            self.visit_rows(member)
+        for head in self.members():
+            self.visit_rows(head)
         with section("results"):
             self.finish()
 
-    def members(self) -> Iterator[Index]:
-        """Emits a loop over the query heads that add to the task's gradients."""
-        if not self.plan.of_keys:
-            yield self.member
-            return
-        with section("query heads"), for_range(0, self.problem.group) as loop:
-            yield loop.i
+    def members(self) -> Iterator[Head]:
+        """Emits a loop over the query heads that add to the task's gradients, where several do."""
+        batches, heads, group = self.plan.outer
+        problem, (batch, head, member) = self.problem, self.head
+        with (
+            section("query heads"),
+            for_range(0, 1 if batches > 1 else problem.batch) as b,
+            for_range(0, 1 if heads > 1 else problem.heads) as h,
+            for_range(0, 1 if group > 1 else problem.group) as g,
+        ):
+            yield Head(add(batch, b.i), add(head, h.i), add(member, g.i))
 
-    def sides(self, member: Index) -> tuple[Side, Side]:
+    def sides(self, head: Head) -> tuple[Side, Side]:
         """What columns have, and what rows have."""
-        queries = self.arrays.queries(self.batch, self.head, member)
-        keys = self.arrays.keys(self.batch, self.head)
+        queries, keys = self.arrays.queries(head), self.arrays.keys(head)
         return (keys, queries) if self.plan.of_keys else (queries, keys)
 
     def depths(self) -> tuple[int, int]:
         """That of queries and keys, and that of values and cotangents."""
         return self.problem.depth, self.problem.value_depth
 
-    def pack_columns(self) -> None:
+    def pack_columns(self, head: Head) -> None:
         """Copies x1^T and x2^T in panels."""
         plan, packer = self.plan, Packer(OperandLoader(self.plan.instruction, "rhs"), self.plan.nr)
-        columns, _ = self.sides(self.member)
+        columns, _ = self.sides(head)
         for source, target, depth in zip(columns, self.arrays.packed_columns(), self.depths(), strict=True):
             to = Destination(
                 Span(self.begin, self.end, plan.columns), plan.nr,
@@ -132,18 +137,28 @@ class GradientTask:
         return self.arrays.sums(name, depth).advance(mul(j, self.plan.sum_rows(depth)))
 
     def clear(self) -> None:
-        """Sets gradients to zero."""
+        """Sets gradients to zero, or to what rows whose keys are all masked add to them."""
         plan, zero = self.plan, broadcast_zero(self.plan)
+        average = self.arrays.average(self.head)
         for name, depth in self.gradients:
             with for_range(0, self.padded_columns, plan.nr) as panel:
                 out = self.sums_of(name, depth, panel.i)
-                with for_range(0, plan.sum_rows(depth)) as row:
-                    for j in range(0, plan.nr, plan.lanes):
-                        store(zero, out.base, out.offset(row.i, j))
+                self.fill(out, plan.sum_rows(depth), lambda _: zero)
+                if average and name == "d2":
+                    self.fill(
+                        out, depth, lambda i: broadcast(load_scalar(average.base, average.offset(0, i)), plan.lanes)
+                    )
+
+    def fill(self, out: MatrixRef, rows: int, value: Callable[[Index], ir.Value]) -> None:
+        """Stores a value in all columns of each row of a panel."""
+        with for_range(0, rows) as row:
+            register = value(row.i)
+            for j in range(0, self.plan.nr, self.plan.lanes):
+                store(register, out.base, out.offset(row.i, j))
 
     # Blocks of rows.
 
-    def visited(self) -> tuple[Index, Index]:
+    def visited(self, lengths: Lengths) -> tuple[Index, Index]:
         """The rows that the block's columns may meet, from the beginning of a block on."""
         problem, plan = self.problem, self.plan
         begin: Index = 0
@@ -157,24 +172,37 @@ class GradientTask:
             begin = maximum(begin, subtract(self.begin, before))
         if behind is not None:
             end = minimum(end, add(last, behind + 1))
+        of_rows, of_columns = lengths if plan.of_keys else lengths[::-1]
+        if of_rows is not None:
+            end = minimum(end, of_rows)
+        if of_columns is not None:
+            end = select(less(self.begin, of_columns), end, 0)
         block, _ = divmod_(begin, plan.key_block)
         return mul(block, plan.key_block), end
 
-    def visit_rows(self, member: Index) -> None:
+    def visit_rows(self, head: Head) -> None:
         """Emits the loop over blocks of rows."""
+        begin, end = self.visited(self.arrays.lengths(head.batch))
+        with section("blocks of rows"), for_range(begin, end, self.plan.key_block) as block:
+            self.visit_block(head, block.i)
+
+    def visit_block(self, head: Head, begin: Index) -> None:
+        """Emits a block of rows with all panels of columns."""
+        plan, lengths, of_head = self.plan, self.arrays.lengths(head.batch), self.arrays.of_head(head)
+        _, rows = self.sides(head)
+        block = self.pack_rows(rows, begin, self.block_depth(begin))
+        with section("panels of columns"), for_range(0, self.padded_columns, plan.nr) as panel:
+            pairs = Pairs(plan, begin, add(self.begin, panel.i), lengths)
+            with when(pairs.any_visible()):
+                self.add_panel(panel.i, block, pairs, of_head)
+
+    def block_depth(self, begin: Index) -> Depth:
+        """How many rows a block has."""
         plan = self.plan
-        _, rows = self.sides(member)
-        statistics = self.arrays.statistics(self.batch, self.head, member)
-        begin, end = self.visited()
-        with section("blocks of rows"), for_range(begin, end, plan.key_block) as block:
-            steps: Index = min(plan.key_block, plan.rows)
-            if plan.rows > plan.key_block and plan.rows % plan.key_block:
-                steps = minimum(plan.key_block, subtract(plan.rows, block.i))
-            found = self.pack_rows(rows, block.i, Depth(steps, plan.rows))
-            with section("panels of columns"), for_range(0, self.padded_columns, plan.nr) as panel:
-                pairs = Pairs(plan, block.i, add(self.begin, panel.i))
-                with when(pairs.any_visible()):
-                    self.add_panel(panel.i, found, pairs, statistics)
+        steps: Index = min(plan.key_block, plan.rows)
+        if plan.rows > plan.key_block and plan.rows % plan.key_block:
+            steps = minimum(plan.key_block, subtract(plan.rows, begin))
+        return Depth(steps, plan.rows)
 
     def pack_rows(self, rows: Side, begin: Index, depth: Depth) -> RowBlock:
         """Copies a block of y1 and y2."""
@@ -210,20 +238,25 @@ class GradientTask:
 
     # A panel of columns.
 
-    def add_panel(self, j: Index, block: RowBlock, pairs: Pairs, statistics: Statistics) -> None:
+    def add_panel(self, j: Index, block: RowBlock, pairs: Pairs, head: OfHead) -> None:
         """Adds what a block of rows contributes to a panel of columns."""
+        arrays = self.arrays
+        self.multiply(j, block)
+        with section("probabilities and their gradients"):
+            Elementwise(arrays, block.depth, pairs, head).emit()
+        panels_ = (arrays.rounded_panel("ds", "products"), arrays.rounded_panel("p", "scores"))
+        for (name, size), y, x in zip(self.gradients, block.transposed, panels_, strict=False):
+            with section("gradients"):
+                self.add_product(y, x, block, (size, self.sums_of(name, size, j)))
+
+    def multiply(self, j: Index, block: RowBlock) -> None:
+        """Multiplies a block of rows by a panel of columns: scores, and gradients of probabilities."""
         depths, arrays = self.depths(), self.arrays
         for y, x, size, name in zip(
             block.rows, arrays.packed_columns(), depths, ("scores", "products"), strict=True
         ):  # fmt: skip
             with section(name):
                 self.multiply_rows(y, self.panel_of(x, j, size), block, (size, arrays.panel(name)))
-        with section("probabilities and their gradients"):
-            Elementwise(arrays, block.depth, pairs, statistics).emit()
-        panels_ = (arrays.rounded_panel("ds", "products"), arrays.rounded_panel("p", "scores"))
-        for (name, size), y, x in zip(self.gradients, block.transposed, panels_, strict=False):
-            with section("gradients"):
-                self.add_product(y, x, block, (size, self.sums_of(name, size, j)))
 
     def multiply_rows(self, y: MatrixRef, x: MatrixRef, block: RowBlock, to: tuple[int, MatrixRef]) -> None:
         """Rows by columns, over so many steps into a panel: whole register blocks, whose last rows may be anything."""
@@ -254,7 +287,7 @@ class GradientTask:
     def finish(self) -> None:
         """Stores gradients, transposed and rounded."""
         plan, lanes = self.plan, self.plan.lanes
-        outs = self.arrays.results(self.batch, self.head, self.member)
+        outs = self.arrays.results(self.head)
         for (name, depth), out in zip(self.gradients, outs, strict=True):
             for column, count in panels(Span(self.begin, self.end, plan.columns), plan.nr, "panels of columns"):
                 sums = self.sums_of(name, depth, subtract(column, self.begin))

@@ -1,4 +1,6 @@
-"""Pairs of queries and keys, and which of them masks by place rule out: rows of one kind, columns of the other."""
+"""Pairs of queries and keys, and which of them masks by place and lengths rule out: rows of one kind, columns of the
+other.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from dataclasses import dataclass
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
+from jax_nano.codegen.attention_gradient_arrays import Lengths
 from jax_nano.codegen.index import Condition, Index, add, any_of, both, index, less, subtract
 from jax_nano.codegen.registers import broadcast, count_up
 from jax_nano.codegen.vector import arithmetic as v
@@ -21,6 +24,7 @@ class Pairs:
     plan: GradientPlan
     row: Index
     column: Index
+    lengths: Lengths
 
     @property
     def _reach(self) -> tuple[int | None, int | None]:
@@ -46,10 +50,13 @@ class Pairs:
             condition = both(condition, less(first, add(high, left + 1)))
         if right is not None:
             condition = both(condition, less(subtract(low, right + 1), last))
+        for first_place, length in ((first, self.lengths.queries), (low, self.lengths.keys)):
+            if length is not None:
+                condition = both(condition, less(first_place, length))
         return condition
 
     def any_masked(self) -> Condition:
-        """Whether any pair may be masked."""
+        """Whether any pair may be masked by place or lengths."""
         (first, last), (low, high) = self._spans
         left, right = self._reach
         conditions: list[Condition] = []
@@ -57,6 +64,9 @@ class Pairs:
             conditions.append(less(add(low, left), last))
         if right is not None:
             conditions.append(less(add(first, right), high))
+        for last_place, length in ((last, self.lengths.queries), (high, self.lengths.keys)):
+            if length is not None:
+                conditions.append(less(subtract(length, 1), last_place))
         return any_of(*conditions)
 
     def visible(self, i: Index, j: int) -> ir.Value:
@@ -71,4 +81,8 @@ class Pairs:
             masks.append(arith.cmpi(arith.CmpIPredicate.sle, v.sub(query, v.like(query, left)), key))
         if right is not None:
             masks.append(arith.cmpi(arith.CmpIPredicate.sle, key, v.add(query, v.like(query, right))))
+        for place, length in ((query, self.lengths.queries), (key, self.lengths.keys)):
+            if length is not None:
+                end = broadcast(arith.index_cast(word, length), lanes)
+                masks.append(arith.cmpi(arith.CmpIPredicate.slt, place, end))
         return functools.reduce(arith.andi, masks)

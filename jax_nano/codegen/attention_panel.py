@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from jax_nano.codegen import attention_rows
 from jax_nano.codegen.attention_microkernel import microkernel_for
 from jax_nano.codegen.attention_operands import AttentionOperands, Head, Sums
+from jax_nano.codegen.attention_pair_arrays import PanelPairs
 from jax_nano.codegen.attention_score import PanelScore, ScoreArrays
-from jax_nano.codegen.index import Index, add, divmod_, minimum, mul, subtract
+from jax_nano.codegen.index import Index, add, divmod_, mul, subtract
 from jax_nano.codegen.load_store import prefetch
 from jax_nano.codegen.location import section
 from jax_nano.codegen.loops import Depth, Span, for_range, panels, when
@@ -23,7 +24,6 @@ from jax_nano.codegen.softmax import Softmax, Visible, finite_or_zero, grew, upd
 from jax_nano.codegen.vector import arithmetic as v
 from jax_nano.ir.attention import Attention
 from jax_nano.ir.dtypes import bytes_of
-from jax_nano.machine.isa import DotInstruction
 from jax_nano.schedule.attention import AttentionPlan
 from jax_nano.schedule.plan import LINE_BYTES
 
@@ -146,28 +146,20 @@ class PanelAttention:
             return source and source.block(0, block.key).transposed
         target = self.operands.packed_scores(name)
         with section(f"pack the {name}"):
-            self.pack_scores(source, target, j, block)
+            self.pairs(j, block).pack(source, target)
         return target
+
+    def pairs(self, j: Index, block: KeyBlock) -> PanelPairs:
+        """The pairs of a panel of queries and a block of keys."""
+        return PanelPairs(self.plan, add(self.begin, j), block.key, block.depth)
 
     def score_function(self, j: Index, block: KeyBlock, visible: Visible) -> PanelScore | None:
         """The score function on a panel's scores."""
         if self.problem.score is None:
             return None
-        arrays = ScoreArrays(
-            self.operands, self.head, add(self.begin, j), block.key, lambda x, to: self.pack_scores(x, to, j, block)
-        )
+        arrays = ScoreArrays(self.operands, self.head, self.pairs(j, block))
         with section("arrays of the score function"):
             return PanelScore(self.plan, visible.queries(), block.key, arrays.rows())
-
-    def pack_scores(self, source: MatrixRef, target: MatrixRef, j: Index, block: KeyBlock) -> None:
-        """Copies a panel's part of an array, (columns, keys), in the scores' type, transposed."""
-        plan, acc, column = self.plan, self.plan.instruction.acc, add(self.begin, j)
-        instruction = DotInstruction(name="scores", lhs=acc, rhs=acc, acc=acc, shape=(1, plan.lanes, 1))
-        span = Span(column, minimum(add(column, plan.nr), plan.columns), plan.columns)
-        to = Destination(span, plan.nr, lambda _: target)
-        self.prefetch_scores(source.block(column, 0), block.key)
-        packer = Packer(OperandLoader(instruction, "rhs"), plan.nr)
-        packer.pack_panels(to, source.block(0, block.key).transposed, block.depth)
 
     # Products.
 
@@ -218,13 +210,6 @@ class PanelAttention:
                 prefetch(source.base, source.offset(add(block.key, plan.key_block, i), column))
 
         return [hook]
-
-    def prefetch_scores(self, source: MatrixRef, key: Index) -> None:
-        """Prefetches a panel's part of the bias or the mask for the next block of keys: rows are far apart."""
-        line = LINE_BYTES // bytes_of(source.dtype)
-        with for_range(0, self.plan.nr) as row:
-            for column in range(0, self.plan.key_block, line):
-                prefetch(source.base, source.offset(row.i, add(key, self.plan.key_block + column)))
 
     def add_values(self, block: KeyBlock, out: MatrixRef) -> None:
         """O^T += V^T @ P^T."""

@@ -10,6 +10,7 @@ from jax.interpreters.mlir import make_ir_context
 
 from jax_nano.codegen.attention import AttentionKernel
 from jax_nano.codegen.attention_gradient import GradientTask
+from jax_nano.codegen.attention_gradient_bias import BiasGradientTask
 from jax_nano.codegen.attention_operands import AttentionOperands
 from jax_nano.codegen.grouped import GroupedKernel, GroupedOperands
 from jax_nano.codegen.location import section
@@ -89,7 +90,8 @@ def attention_phase(plan: AttentionPlan, phase: str, values: Sequence[ir.Value])
     _, task, shared, local, *arrays = values
     task = 0 if plan.tasks[phase] == 1 else task
     if isinstance(plan, GradientPlan):
-        GradientTask(plan, task, local, arrays).emit()
+        kind = BiasGradientTask if plan.of_bias else GradientTask
+        kind(plan, task, local, arrays).emit()
         return
     kernel = AttentionKernel(plan)
     phases = {"compute": kernel.compute_phase, "combine": kernel.combine_phase}

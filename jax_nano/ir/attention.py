@@ -20,7 +20,8 @@ from jax_nano.ir.pipeline import Pipeline
 from jax_nano.ir.score_function import ScoreFunction
 
 Role = Literal["query", "key", "value", "bias", "score", "mask", "query_lengths", "key_lengths", "blocks",
-               "key_scales", "value_scales", "out", "cotangent", "logsumexp", "delta"]  # fmt: skip
+               "key_scales", "value_scales", "out", "cotangent", "logsumexp", "delta", "rest", "hidden",
+               "average"]  # fmt: skip
 
 MASKED = float(-0.7 * np.finfo(np.float32).max)
 """The score of a masked pair, as jax.nn has it: finite, so that a row whose keys are all masked averages V."""

@@ -15,6 +15,7 @@ from jax_nano.ir.attention_gradient import has_gradient_kernels
 from jax_nano.ir.attention_spec import AttentionSpec
 from jax_nano.jaxpr.attention_blocks import Blocks
 from jax_nano.jaxpr.attention_program import scored
+from jax_nano.jaxpr.attention_statistics import RowStatistics
 from jax_nano.jaxpr.primitives import nano_attention_gradient_p
 from jax_nano.jaxpr.varying import varying_alike
 
@@ -44,29 +45,67 @@ class Backward:
           cotangents: those of its results.
         """
         spec = self.spec
-        query, key, value, *extras = operands
+        query, key, _, *extras = operands
         named = dict(zip(spec.extras, extras, strict=True))
         if 0 in (*query.shape[:3], key.shape[1]):
             given = zip(operands, self.wanted, strict=False)
             return [jnp.zeros_like(x) if wanted else None for x, wanted in given]
         out_ct, lse_ct = cotangents
-        acc = lse_ct.dtype
+        acc, lse = lse_ct.dtype, results[1]
         if spec.query_lengths:
             is_query = jnp.arange(query.shape[1])[None, :] < named["query_lengths"][:, None]
             out_ct = jnp.where(is_query[:, :, None, None], out_ct, jnp.zeros((), out_ct.dtype))
+            lse = jnp.where(is_query[:, None, :], lse, jnp.zeros((), acc))
         delta = (out_ct.astype(acc) * results[0].astype(acc)).sum(-1).transpose(0, 2, 1) - lse_ct
-        if has_gradient_kernels(spec, query.shape[1], key.shape[1]):
-            return self.by_kernels(query, key, value, out_ct, results[1], delta)
-        return self.by_blocks(operands, (out_ct, results[1], delta))
+        if has_gradient_kernels(spec):
+            return self.by_kernels(operands, (out_ct, lse, delta))
+        return self.by_blocks(operands, (out_ct, lse, delta))
 
-    def by_kernels(self, *arrays: Array) -> list[Array | None]:
-        """The gradients by the primitive that kernels compute."""
+    def by_kernels(self, operands: Sequence[Array], of_queries: tuple[Array, Array, Array]) -> list[Array | None]:
+        """The gradients by the primitive that kernels compute. See `by_blocks`."""
         spec = replace(self.spec, residual=False)
-        bind = functools.partial(nano_attention_gradient_p.bind, *varying_alike(arrays), spec=spec)
-        of_query, *of_keys = self.wanted
+        given = varying_alike([*operands, *of_queries])
+        count = len(operands)
+        arrays = varying_alike([*given, *self.of_rows(given[:count], given[count:])])
+        bind = functools.partial(nano_attention_gradient_p.bind, *arrays, spec=spec)
+        (of_query, *of_keys), of_bias = self.wanted[:3], self.wanted[3:]
         found = bind(of="queries") if of_query else [None]
         found += bind(of="keys") if any(of_keys) else [None, None]
+        found += bind(of="bias") if any(of_bias) else [None] * len(of_bias)
         return [x if wanted else None for x, wanted in zip(found, self.wanted, strict=True)]
+
+    def of_rows(self, operands: Sequence[Array], of_queries: Sequence[Array]) -> RowStatistics:
+        """What kernels are given of rows beside the statistics."""
+        spec, key, (out_ct, lse, _) = self.spec, operands[1], of_queries
+        rows = RowStatistics.none(out_ct, lse, key.shape[2])
+        if spec.bias:
+            rows = rows._replace(rest=self.rest(operands, out_ct, lse))
+        if Blocks.of(spec, operands[0], key).has_blind_rows(spec):
+            rows = rows.with_blind_rows(out_ct, lse, key.shape[1], biased=spec.bias)
+        return rows
+
+    def rest(self, operands: Sequence[Array], out_ct: Array, lse: Array) -> Array:
+        """The logarithms of what exponentials less the logarithms of sums add up to, [B, N, T].
+
+        They are 0 but for rounding, and so are their derivatives.
+        """
+        operands, out_ct, lse = jax.tree.map(lax.stop_gradient, (list(operands), out_ct, lse))
+
+        def counted() -> Array:  # all of its work is in the branch
+            totals = self.step(operands, (out_ct, lse, lse)).counted()
+            return jnp.log(totals.reshape(*lse.shape[:2], -1)[..., : lse.shape[2]])
+
+        nothing, _ = varying_alike([jnp.zeros_like(lse), lse])
+        return lax.cond((jnp.abs(lse) > LARGE).any(), counted, lambda: nothing)
+
+    def step(self, operands: Sequence[Array], of_queries: tuple[Array, Array, Array]) -> BackwardStep:
+        """A block's step. See `by_blocks`."""
+        spec, (query, key, value, *extras), (out_ct, lse, delta) = self.spec, operands, of_queries
+        heads, blocks = key.shape[2], Blocks.of(spec, query, key)
+        rows = blocks.queries(query, heads), blocks.queries(out_ct, heads)
+        stats = blocks.rows(lse, heads), blocks.rows(delta, heads)
+        named = dict(zip(spec.extras, extras, strict=True))
+        return BackwardStep(spec, blocks, named, (*rows, *stats), (blocks.keys(key), blocks.keys(value)))
 
     def by_blocks(self, operands: Sequence[Array], of_queries: tuple[Array, Array, Array]) -> list[Array | None]:
         """The gradients by a scan over blocks.
@@ -75,13 +114,9 @@ class Backward:
           operands: those of nano_attention.
           of_queries: cotangents of the result, logarithms of sums, and what is taken from dP.
         """
-        spec, (query, key, value, *extras), (out_ct, lse, delta) = self.spec, operands, of_queries
-        named = dict(zip(spec.extras, extras, strict=True))
-        acc, heads = lse.dtype, key.shape[2]
-        blocks = Blocks.of(spec, query, key)
-        rows = blocks.queries(query, heads), blocks.queries(out_ct, heads)
-        stats = blocks.rows(lse, heads), blocks.rows(delta, heads)
-        step = BackwardStep(spec, blocks, named, (*rows, *stats), (blocks.keys(key), blocks.keys(value)))
+        spec, (query, key, value, *extras), (_, lse, delta) = self.spec, operands, of_queries
+        step, acc = self.step(operands, of_queries), lse.dtype
+        blocks, rows = step.blocks, step.rows
         sums = [jnp.zeros(x.shape, acc) for x in (rows[0], *step.keys)]
         sums += [blocks.score_zeros(x.shape, acc) for x in extras[: spec.differentiable - 3]]
         sums = varying_alike([*sums, delta])
@@ -121,6 +156,13 @@ class BackwardStep:
         """
         if not (self.spec.bias or self.spec.score):
             return self
+        named, rows, keys = jax.tree.map(lax.stop_gradient, (self.named, self.rows, self.keys))
+        lse, known = rows[2], replace(self, named=named, rows=rows, keys=keys)
+        ones, _ = varying_alike([jnp.ones_like(lse), lse])
+        return replace(self, totals=lax.cond((jnp.abs(lse) > LARGE).any(), known.counted, lambda: ones))
+
+    def counted(self) -> Array:
+        """What exponentials less the logarithms of sums add up to, in blocks of queries; 1 where there are none."""
         lse = self.rows[2]
         zeros, ones, _ = varying_alike([jnp.zeros_like(lse), jnp.ones_like(lse), lse])
 
@@ -131,11 +173,8 @@ class BackwardStep:
             p, _ = self.probabilities(scores, self.blocks.query_block(lse, i), pairs, i, j)
             return self.blocks.add_query(totals, p.sum(-1), i), None
 
-        def counted() -> Array:
-            totals, _ = lax.scan(add, zeros, self.blocks.pairs(self.spec))
-            return jnp.where(totals > 0, totals, ones)
-
-        return replace(self, totals=lax.cond((jnp.abs(lse) > LARGE).any(), counted, lambda: ones))
+        totals, _ = lax.scan(add, zeros, self.blocks.pairs(self.spec))
+        return jnp.where(totals > 0, totals, ones)
 
     def __call__(self, sums: Sequence[Array | None], i: Array, j: Array) -> list[Array | None]:
         """Adds it to the sums, unless a block mask hides it."""
@@ -199,11 +238,12 @@ class BackwardStep:
     ) -> tuple[Array, Array | None]:
         """The probabilities of a block, and which of its pairs are not masked."""
         spec, blocks, heads = self.spec, self.blocks, scores.shape[1]
-        p = self.exponentials(scores, lse, i)
         seen = blocks.visible(spec, self.named | pairs, i, j)
         if seen is None:
-            return p, None
+            return self.exponentials(scores, lse, i), None
         seen = blocks.grouped(seen, heads)
+        # What is not seen may be far above the logarithm: nothing that becomes infinite may have derivatives.
+        p = self.exponentials(jnp.where(seen, scores, lse[..., None]), lse, i)
         zero = jnp.zeros((), p.dtype)
         if not blocks.has_blind_rows(spec):
             return jnp.where(seen, p, zero), seen

@@ -1,8 +1,9 @@
 """The derivative of an attention in a program that JAX differentiated: what reads its probabilities beside the result.
 
 That is elementwise work on dP = dO V^T and the probabilities, whose outcome dS goes into products with keys and with
-queries, and the product of the probabilities and dO. How JAX writes the work differs from version to version: so it is
-not matched, but computed, for a few elements, and compared with the derivative of a softmax.
+queries and, with a bias, into sums over what that is broadcast over; and the product of the probabilities and dO. How
+JAX writes the work differs from version to version: so it is not matched, but computed, for a few elements, and
+compared with the derivative of a softmax.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class _Finder:
           Unreadable: it has work that is not computed for a few elements.
         """
         inner = (*self.softmax.equations, *self.match.scores.equations)
-        work, ends = self.reached(inner)
+        work, ends, sums = self.reached(inner)
         made = {out for eqn in (*inner, *work) for out in eqn.outvars}
         outside = dict.fromkeys(x for eqn in work for x in eqn.invars if isinstance(x, Var) and x not in made)
         products = [(x, eqn) for x in outside if (eqn := self.product_behind(x))]
@@ -69,33 +70,62 @@ class _Finder:
             return None
         for cotangent, labels in self.cotangents(products[0][1]):
             with contextlib.suppress(Unreadable):
-                if found := self.classified(ends, made, cotangent, Labeled(products[0][1].outvars[0], labels)):
+                change = Labeled(products[0][1].outvars[0], labels)
+                if found := self.classified((ends, sums), made, cotangent, change):
                     return found
         return None
 
-    def reached(self, inner: Sequence[JaxprEqn]) -> tuple[list[JaxprEqn], list[JaxprEqn]]:
-        """(work, products) that values on the way flow into, beside the attention itself.
+    def reached(self, inner: Sequence[JaxprEqn]) -> tuple[list[JaxprEqn], list[JaxprEqn], list[JaxprEqn]]:
+        """(work, products, sums) that values on the way flow into, beside the attention itself.
+
+        With a bias, sums are over other axes than that of the keys, or values that the caller has.
 
         Raises:
           Unreadable: the caller has some, or there is too much.
         """
+        sums: list[JaxprEqn] = []
         known = {id(eqn) for eqn in (*inner, self.match.product)}
         left = [out for eqn in inner for out in eqn.outvars if not self.equations.is_constant(out)]
         work: list[JaxprEqn] = []
         ends: list[JaxprEqn] = []
         while left:
-            for user in self.equations.users.get(left.pop(), []):
-                if user is None or len(work) > MOST_EQUATIONS:
+            x = left.pop()
+            for user in self.equations.users.get(x, []):
+                if len(work) > MOST_EQUATIONS:
                     raise Unreadable
+                if user is None:
+                    sums.append(self.maker_of_bias(x, work))
+                    continue
                 if id(user) in known:
                     continue
                 known.add(id(user))
-                if user.primitive in PRODUCTS:
+                if self.is_sum_over_others(user):
+                    sums.append(user)
+                elif user.primitive in PRODUCTS:
                     ends.append(user)
                 else:
                     work.append(user)
                     left += user.outvars
-        return work, ends
+        return work, ends, sums
+
+    def maker_of_bias(self, x: Var, work: Sequence[JaxprEqn]) -> JaxprEqn:
+        """The equation that may make the gradient of a bias, which the caller has.
+
+        Raises:
+          Unreadable: there is no bias, or the value is one of the attention's own.
+        """
+        found = [eqn for eqn in work if x in eqn.outvars]
+        if not found or not self.match.scores.bias:
+            raise Unreadable
+        return found[0]
+
+    def is_sum_over_others(self, eqn: JaxprEqn) -> bool:
+        """Whether an equation may make the gradient of a bias, as it adds up all scores' over axes but the keys'."""
+        scores = self.softmax.scores
+        if eqn.primitive.name != "reduce_sum" or not self.match.scores.bias:
+            return False
+        axes, shape = eqn.params["axes"], type_of(scores.atom).shape
+        return type_of(eqn.invars[0]).shape == shape and scores.labels.index(self.match.roles.key) not in axes
 
     def product_behind(self, x: Var) -> JaxprEqn | None:
         """The product that a value is the result of, perhaps moved."""
@@ -132,10 +162,11 @@ class _Finder:
                     yield Labeled(other, full), tuple(label for part in order for label in part)
 
     def classified(
-        self, ends: Sequence[JaxprEqn], made: set[Var], cotangent: Labeled, change: Labeled
-    ) -> Derivative | None:
-        """The derivative whose products these are; None where one of them is something else."""
-        values = self.tiny(change)
+        self, found_ends: tuple[Sequence[JaxprEqn], Sequence[JaxprEqn]], made: set[Var], cotangent: Labeled,
+        change: Labeled,
+    ) -> Derivative | None:  # fmt: skip
+        """The derivative whose products and sums these are; None where one of them is something else."""
+        values, (ends, sums) = self.tiny(change), found_ends
         p, slope = values.probabilities, values.slope
         found: dict[str, tuple[JaxprEqn, Labels]] = {}
         for eqn in ends:
@@ -157,7 +188,29 @@ class _Finder:
                     break
             else:
                 return None
+        for eqn in sums:
+            labels = self.labels_of_bias(eqn, values)
+            if labels is None or "bias" in found:
+                return None
+            found["bias"] = (eqn, labels)
         return Derivative(cotangent, found) if found else None
+
+    def labels_of_bias(self, eqn: JaxprEqn, values: _Values) -> Labels | None:
+        """The labels of what an equation makes, if that is the gradient of the bias; None where it is not.
+
+        It has the axes of queries and of keys, and beside them only such as the bias has.
+        """
+        roles, bias, slope = self.match.roles, self.match.scores.bias, values.bias_slope
+        assert bias
+        labels = values.of(eqn.outvars[0]).labels
+        names = {label for label in labels if label is not None}
+        of_bias = set(self.equations.unconverted(bias).labels)
+        groups = set(roles.batch), {roles.head, roles.member}
+        if not {roles.query, roles.key} <= names or any(names & group and not of_bias & group for group in groups):
+            return None
+        summed = tuple(axis for axis, label in enumerate(slope.labels) if label not in names)
+        kept = tuple(label for label in slope.labels if label in names)
+        return labels if aligned_equal(values.of(eqn.outvars[0]), Tiny(slope.array.sum(summed), kept)) else None
 
     def tiny(self, change: Labeled) -> _Values:
         """A few elements of everything."""
@@ -169,11 +222,19 @@ class _Finder:
             if x and isinstance(x.atom, Var):
                 tiny.give(x.atom, x.labels, rng)
         assert isinstance(self.first.atom, Var)
+        given_atoms = list(tiny.values)
         further = TinyValues(self.equations.makers, sizes, dict(tiny.values))
         given = tiny.values[self.first.atom]
         further.values[self.first.atom] = Tiny(given.array + 1, given.labels)
         assert isinstance(change.atom, Var)
-        return _Values(tiny, *expected(tiny, further, self.softmax, tiny.values[change.atom]))
+        p, slope = expected(tiny, further, self.softmax, tiny.values[change.atom])
+        bias = self.match.scores.bias
+        if bias is None or not isinstance(bias.atom, Var):
+            return _Values(tiny, p, slope, slope)
+        more = TinyValues(self.equations.makers, sizes, {x: tiny.values[x] for x in given_atoms})
+        more.values[bias.atom] = Tiny(more.values[bias.atom].array + 1, more.values[bias.atom].labels)
+        _, bias_slope = expected(tiny, more, self.softmax, tiny.values[change.atom])
+        return _Values(tiny, p, slope, bias_slope)
 
 
 @dataclass(frozen=True)
@@ -183,6 +244,7 @@ class _Values:
     of: TinyValues
     probabilities: Tiny
     slope: Tiny
+    bias_slope: Tiny  # for the bias in the place of the first product
 
 
 def expected(tiny: TinyValues, further: TinyValues, softmax: Softmax, change: Tiny) -> tuple[Tiny, Tiny]:

@@ -221,20 +221,40 @@ class Call:
         shape = (*operands[0].shape[:-1], -1)
         out = ordered(out, match.out, roles.rows).reshape(shape)
         cotangent = ordered(cotangent, derivative.cotangent.labels, roles.rows).reshape(shape).astype(out.dtype)
-        wanted = tuple(name in derivative.products for name in ("query", "key", "value"))
-        backward = Backward(spec, (*wanted, *([False] * spec.bias)))
+        names = ("query", "key", "value", *(["bias"] if spec.bias else []))
+        backward = Backward(spec, tuple(name in derivative.products for name in names))
         found = backward(operands, (out, sums), (cotangent, jnp.zeros(sums.shape, sums.dtype)))
         keys = (*roles.batch, roles.key, roles.head)
-        named: dict[str, Array | None] = dict(zip(("query", "key", "value"), found, strict=False))
+        named: dict[str, Array | None] = dict(zip(names, found, strict=False))
         results = []
         for name, (eqn, labels) in derivative.products.items():
             places = [label for label in (roles.rows if name == "query" else keys) if label is not None]
             x = named[name]
             assert x is not None
+            if name == "bias":
+                results.append(self.of_bias(x, labels).astype(type_of(eqn.outvars[0]).dtype))
+                continue
             x = x.reshape(*(self.sizes[label] for label in places), x.shape[-1])
             x = moved(x, [(*places, FEATURE).index(label) for label in labels])
             results.append(x.astype(type_of(eqn.outvars[0]).dtype))
         return results
+
+    def of_bias(self, x: Array, labels: Sequence[Label]) -> Array:
+        """The gradient of a bias, [B | 1, N | 1, T, S], with axes of some labels, added up over the others."""
+        roles = self.match.roles
+        groups = roles.batch, (roles.head, roles.member), (roles.query,), (roles.key,)
+        order = [label for group in groups for label in group if label is not None]
+        shape = [
+            self.sizes[label] if size > 1 else 1
+            for size, group in zip(x.shape, groups, strict=True)
+            for label in group
+            if label is not None
+        ]
+        x = x.reshape(shape).sum([axis for axis, label in enumerate(order) if label not in labels], keepdims=True)
+        places = [order.index(label) for label in labels if label is not None]
+        kept = x.transpose(*places, *(axis for axis in range(x.ndim) if axis not in places))
+        sizes = iter(kept.shape)
+        return kept.reshape([1 if label is None else next(sizes) for label in labels])
 
     def extras(self, arrays: Sequence[Array]) -> dict[str, Array]:
         """Bias, mask and lengths, as the primitive takes them."""

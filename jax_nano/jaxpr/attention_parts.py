@@ -77,7 +77,8 @@ FEATURE = -1
 class Derivative:
     """The derivative of an attention: the cotangent of its result, and the products that make the gradients.
 
-    `products` has, for "query", "key" and "value", the equation and the labels of its result.
+    `products` has, for "query", "key", "value" and "bias", the equation and the labels of its result; that of the bias
+    is a sum, or moves scores' gradients.
     """
 
     cotangent: Labeled

@@ -108,14 +108,27 @@ def _batch(arrays: Sequence[Array], axes: Sequence[int | None], *, spec: Attenti
     broadcast = [False] * 3 + [spec.is_of_scores(name) for name in spec.extras]
     if primitive is nano_attention_tangent_p:
         broadcast += [False] * 5 + [True] * (spec.differentiable - 3)
+    results = primitive.bind(*joined_batch(arrays, axes, size, broadcast), spec=spec)
+    return [x.reshape(size, x.shape[0] // size, *x.shape[1:]) for x in results], [0] * len(results)
+
+
+def joined_batch(
+    arrays: Sequence[Array], axes: Sequence[int | None], size: int, broadcast: Sequence[bool]
+) -> list[Array]:
+    """Operands whose first dimension runs over a mapped one and the batch.
+
+    Args:
+      arrays: the operands, queries first.
+      axes: which of their dimensions is mapped over.
+      size: of that.
+      broadcast: which of them broadcast to the scores, and stay as they are where none of these is mapped over.
+    """
     stays = not any(is_score and axis is not None for is_score, axis in zip(broadcast, axes, strict=True))
     batch = jnp.moveaxis(arrays[0], axes[0], 0).shape[1] if axes[0] is not None else arrays[0].shape[0]
-    joined = [
+    return [
         x if is_score and stays and x.shape[0] == 1 else _joined(x, axis, (size, batch))
         for x, axis, is_score in zip(arrays, axes, broadcast, strict=True)
     ]
-    results = primitive.bind(*joined, spec=spec)
-    return [x.reshape(size, batch, *x.shape[1:]) for x in results], [0] * len(results)
 
 
 def _joined(x: Array, axis: int | None, sizes: tuple[int, int]) -> Array:
@@ -152,6 +165,13 @@ def by_key(x: Operand) -> tuple[int, int, int, int]:
     return batch, head, row, column
 
 
+def of_scores(x: Operand, group: int) -> ScoreArray:
+    """An array that broadcasts to the scores, [B, N, T, S]."""
+    strides = (stride if size > 1 else 0 for size, stride in zip(x.shape, x.strides, strict=True))
+    batch, head, row, column = strides
+    return ScoreArray(dtype=x.dtype, elements=x.elements, strides=(batch, group * head, head, row, column))
+
+
 def describe(spec: AttentionSpec, sources: Sequence[Operand], out: Operand) -> Attention:
     """The attention of operands as they lie in memory, [B, T, N, H], [B, S, K, H] and so on.
 
@@ -163,12 +183,7 @@ def describe(spec: AttentionSpec, sources: Sequence[Operand], out: Operand) -> A
     s, heads, depth = value.shape[1:]
     group = n // max(heads, 1)
 
-    def of_scores(x: Operand) -> ScoreArray:
-        strides = (stride if size > 1 else 0 for size, stride in zip(x.shape, x.strides, strict=True))
-        batch, head, row, column = strides
-        return ScoreArray(dtype=x.dtype, elements=x.elements, strides=(batch, group * head, head, row, column))
-
-    arrays = {name: of_scores(x) for name, x in zip(spec.extras, extras, strict=True) if spec.is_of_scores(name)}
+    arrays = {name: of_scores(x, group) for name, x in zip(spec.extras, extras, strict=True) if spec.is_of_scores(name)}
     blocks = arrays.pop("blocks", None)
 
     def of_scales(x: Operand) -> ScoreArray:

@@ -258,11 +258,12 @@ def summary_of_attention(plan: AttentionPlan) -> dict[str, str]:
     if blocks := problem.blocks:
         skipped.append(f"blocks of {blocks.queries} x {blocks.keys} that a block mask hides, as the kernel runs")
     packed = {"K": plan.packs_keys, "V": plan.packs_values}
+    rows, columns, summed = plan.kinds
     modes = ", ".join(f"{name} {'packed per task' if is_packed else 'unpacked'}" for name, is_packed in packed.items())
     return {
         "target": f"{plan.isa}, {plan.instruction.name}",
-        "block": f"{plan.mr} x {plan.nr} accumulators: keys or elements of values x queries",
-        "cache": f"{plan.query_block} queries a task, {plan.key_block} keys a block{splits}; {modes}",
+        "block": f"{plan.mr} x {plan.nr} accumulators: {rows} or elements of {summed} x {columns}",
+        "cache": f"{plan.query_block} {columns} a task, {plan.key_block} {rows} a block{splits}; {modes}",
         "skipped": "; ".join(skipped) or "none",
         "phases": _phases(plan),
         "chosen": plan.why,

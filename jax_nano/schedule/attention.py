@@ -114,6 +114,11 @@ class AttentionPlan:
         return self.problem.queries * (self.problem.group if self.folds_heads else 1)
 
     @property
+    def kinds(self) -> tuple[str, str, str]:
+        """What rows are, what columns are, and whose elements rows of sums are."""
+        return "keys", "queries", "values"
+
+    @property
     def outer(self) -> tuple[int, int, int]:
         """Over what tasks run beside blocks of queries and splits: (batch, heads of K, query heads of each)."""
         problem = self.problem

@@ -140,7 +140,7 @@ def gradient_plan(problem: AttentionGradient, machine: Machine, isa: Isa) -> Gra
     """
     level, instruction = instruction_for(problem, isa)
     columns, rows = problem.queries, problem.keys
-    if problem.of == "keys":
+    if problem.of != "queries":
         columns, rows = rows, columns
     mr, nr = register_block(problem, machine, level, instruction, columns)
     steps = block_steps(mr, instruction)
@@ -198,6 +198,8 @@ def vector_block(
 def query_block(problem: Attention, machine: Machine, columns: int, nr: int) -> int:
     """Queries of a task: enough to copy K and V for, few enough for each thread to have several tasks."""
     heads = problem.batch * problem.heads * (problem.group if columns == problem.queries else 1)
+    if isinstance(problem, AttentionGradient) and problem.of == "bias":
+        heads = math.prod(problem.sizes_of_bias)
     most = rounded_up(min(columns, QUERIES_PER_TASK), nr)
     while most > nr and heads * -(-columns // most) < 4 * machine.threads:
         most = rounded_up(most // 2, nr)

@@ -234,14 +234,72 @@ def test_some_gradients_alone():
     np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
 
 
-def test_the_gradient_of_a_bias_is_left_to_products():
+BIASED = {
+    "jax.nn": NN,
+    "causal": lambda *x: NN(*x, is_causal=True),
+    "mask": lambda *x: NN(*x, mask=MASK),
+    "by hand": lambda q, k, v, bias: jnp.einsum(
+        "bhts,bshd->bthd", jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k) / 4 + bias), v
+    ),
+}
+
+
+def gradients_of(names):
+    return [of for of in ("queries", "keys", "bias") if any(f"gradient_of_{of}" in name for name in names)]
+
+
+@TYPES
+@pytest.mark.parametrize("f", BIASED.values(), ids=BIASED)
+@pytest.mark.parametrize("shape", [(1, 4, 70, 90), (2, 4, 70, 90), (2, 1, 70, 90), (1, 1, 70, 90)])
+def test_programs_whose_bias_has_a_gradient(shape, f, dtype):
+    operands = *arrays(dtype, 4), jax.random.normal(KEYS[4], shape).astype(dtype)
+    g = jax.grad(lambda *x: (f(*x).astype(jnp.float32) ** 2 * jnp.arange(70)[:, None, None]).sum(), (0, 1, 2, 3))
+    reports = jax_nano.inspect(jax_nano.accelerate(g), *operands)
+    names = [report.kernel.name for report in reports if report.kernel]
+    assert gradients_of(names) == ["queries", "keys", "bias"], reports
+    found, right = (jax.jit(h)(*operands) for h in (jax_nano.accelerate(g), g))
+    for a, b in zip(found, right, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        exact, tolerance = np.asarray(b, np.float64), 1e-5 if dtype == jnp.float32 else 4e-2
+        np.testing.assert_allclose(np.asarray(a, np.float64), exact, atol=tolerance * np.abs(exact).max(), rtol=0)
+
+
+def test_the_gradient_of_a_bias_alone():
     operands = arrays(kv=4)
 
     def f(bias):
         return (NN(*operands, bias) ** 2).sum()
 
-    a, b = (jax.jit(h)(BIAS) for h in (jax_nano.accelerate(jax.grad(f)), jax.grad(f)))
+    step = jax.grad(f)
+    names = [x.kernel.name for x in jax_nano.inspect(jax_nano.accelerate(step), BIAS) if x.kernel]
+    assert gradients_of(names) == ["bias"]
+    a, b = (jax.jit(h)(BIAS) for h in (jax_nano.accelerate(step), step))
     np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
+
+
+def test_a_training_step_with_a_table_of_biases():
+    operands, table = arrays(kv=4), jax.random.normal(KEYS[3], (200, 4))
+    places = jnp.arange(90)[None] - jnp.arange(70)[:, None] + 100
+
+    def step(table, *x):
+        def loss(table, *x):
+            return (NN(*x, table[places].transpose(2, 0, 1)[None]) ** 2).sum()
+
+        value, gradients = jax.value_and_grad(loss, (0, 1, 2, 3))(table, *x)
+        return value, *(y - 0.1 * g for y, g in zip((table, *x), gradients, strict=True))
+
+    names = [x.kernel.name for x in jax_nano.inspect(jax_nano.accelerate(step), table, *operands) if x.kernel]
+    assert gradients_of(names) == ["queries", "keys", "bias"]
+    for a, b in zip(*(jax.jit(h)(table, *operands) for h in (jax_nano.accelerate(step), step)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 1, 90), (2, 1, 70, 1)])
+def test_biases_along_one_axis_are_left_to_products(shape):
+    bias = jax.random.normal(KEYS[3], shape)
+    g = jax.grad(lambda *x: (NN(*x) ** 2).sum(), (0, 1, 2, 3))
+    for a, b in zip(*(jax.jit(h)(*arrays(kv=4), bias) for h in (jax_nano.accelerate(g), g)), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max() + 1e-4, rtol=0)
 
 
 def test_in_a_scan_with_remat():

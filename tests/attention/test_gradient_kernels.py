@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from attention import AttentionRunner
-from attention_gradients import assert_gradients, exact_gradients, gradient_arrays, problem_of
+from attention_gradients import arrays_of, assert_gradients, exact_gradients, gradient_arrays, problem_of
+from products import DTYPES
 
 from jax_nano.ir.attention import UnsupportedAttention
 from jax_nano.ir.attention_gradient import has_gradient_kernels
@@ -49,8 +50,6 @@ def test_query_heads_that_share_keys_add_up(dtype):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_masks_by_place(dtype, causal, window, t, s):
-    if window and t - 1 - window[0] >= s:
-        pytest.skip("rows without keys have no kernel")
     check((1, t, s, 2, 1, 8, 8), dtype, causal=causal, window=window)
 
 
@@ -63,11 +62,12 @@ def test_depths(dtype, depth):
 def test_blocks_of_columns_do_not_change_bits():
     sizes = (1, 300, 300, 1, 1, 16, 16)
     operands = gradient_arrays(sizes, "f32")
-    statistics = [np.ascontiguousarray(x.astype(np.float32)) for x in exact_gradients(*operands, causal=True)[1:]]
+    _, given = exact_gradients(*operands, causal=True)
     for of in ("queries", "keys"):
-        plan = choose_attention(problem_of(sizes, "f32", of, causal=True), host.machine(), host.machine().isas[0])
+        problem = problem_of(sizes, "f32", of, causal=True)
+        plan = choose_attention(problem, host.machine(), host.machine().isas[0])
         plans = [replace(plan, query_block=blocks * plan.nr) for blocks in (1, 2, 4)]
-        results = [AttentionRunner(plan)(*operands, *statistics) for plan in plans]
+        results = [AttentionRunner(plan)(*arrays_of(problem, operands, given)) for plan in plans]
         for other in results[1:]:
             np.testing.assert_array_equal(results[0], other)
 
@@ -78,18 +78,126 @@ def test_blocks_that_a_mask_leaves_whole(t, s):
         check((1, t, s, 1, 1, 8, 8), dtype, causal=True)
 
 
+SHAPES = [(1, 1, 1, 1), (2, 1, 1, 0), (1, 4, 0, 1), (2, 4, 0, 0), (1, 1, 0, 0), (2, 4, 1, 0)]
+"""Of masks; 0 stands for the queries or keys of an attention of 2 sequences, 4 heads and 2 heads of keys."""
+
+
+def mask_of(shape, t, s, share=0.4):
+    b, n, rows, columns = shape
+    full = b, n, rows or t, columns or s
+    return np.random.default_rng(full).random(full) < share
+
+
+@pytest.mark.parametrize(("t", "s"), [(1, 1), (63, 65), (64, 64), (65, 63), (37, 200), (129, 32)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_masks_of_every_shape(dtype, shape, t, s):
+    check((2, t, s, 4, 2, 16, 24), dtype, mask=mask_of(shape, t, s))
+
+
+@each_type
+@each_isa
+def test_masks_beside_masks_by_place(isa, dtype):
+    check((2, 70, 90, 4, 2, 8, 8), dtype, isa, mask=mask_of((2, 1, 0, 0), 70, 90, 0.1), causal=True, window=(30, 5))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_masks_that_hide_all_keys_of_some_queries(dtype):
+    mask = mask_of((2, 1, 0, 0), 70, 90, 0.5)
+    mask[:, :, [0, 3, 64, 69]] = False
+    check((2, 70, 90, 4, 2, 8, 8), dtype, mask=mask)
+    check((2, 70, 90, 4, 2, 8, 8), dtype, mask=mask, causal=True)
+    check((2, 70, 90, 4, 2, 8, 8), dtype, mask=np.zeros((1, 1, 70, 1), bool))
+
+
+LENGTHS = [(0, 0), (1, 1), (63, 64), (64, 65), (65, 63), (150, 150), (-3, 400)]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("masks", [{}, {"causal": True}, {"window": (20, 4)}], ids=str)
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_lengths(dtype, masks, lengths):
+    queries, keys = (np.array([length, 150], np.int32) for length in lengths)
+    sizes = (2, 150, 150, 2, 1, 8, 16)
+    check(sizes, dtype, query_lengths=queries, key_lengths=keys, **masks)
+    check(sizes, dtype, query_lengths=queries, **masks)
+    check(sizes, dtype, key_lengths=keys, **masks)
+
+
+def test_a_mask_that_lies_transposed():
+    sizes, mask = (2, 70, 128, 4, 2, 8, 8), mask_of((2, 1, 0, 0), 70, 128)
+    operands = gradient_arrays(sizes, "f32")
+    wanted, given = exact_gradients(*operands, mask=mask)
+    lying = np.ascontiguousarray(mask.transpose(0, 1, 3, 2))
+    for of, expected in (("queries", wanted[:1]), ("keys", wanted[1:3])):
+        problem = problem_of(sizes, "f32", of, mask=mask)
+        assert problem.mask
+        problem = replace(problem, mask=replace(problem.mask, strides=(70 * 128, 0, 0, 1, 70)))
+        plan = choose_attention(problem, host.machine(), host.machine().isas[0])
+        results = AttentionRunner(plan)(*arrays_of(problem, operands, given, mask=lying))
+        for found, exact in zip(results, expected, strict=True):
+            np.testing.assert_allclose(found.reshape(exact.shape), exact, atol=1e-5 * np.abs(exact).max(), rtol=0)
+
+
+def bias_of(shape, t, s, dtype="f32"):
+    b, n, rows, columns = shape
+    full = b, n, rows or t, columns or s
+    return np.random.default_rng(full).standard_normal(full).astype(DTYPES[dtype])
+
+
+@pytest.mark.parametrize(("t", "s"), [(1, 1), (63, 65), (64, 64), (65, 63)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("dtype", "of_bias"), [("f32", "f32"), ("bf16", "bf16"), ("f32", "f16")])
+def test_biases_of_every_shape(dtype, of_bias, shape, t, s):
+    check((2, t, s, 4, 2, 16, 24), dtype, bias=bias_of(shape, t, s, of_bias))
+
+
+@each_type
+@each_isa
+def test_biases_beside_masks(isa, dtype):
+    bias, mask = bias_of((1, 4, 0, 0), 70, 90), mask_of((2, 1, 0, 0), 70, 90, 0.5)
+    mask[:, :, [0, 3, 64, 69]] = False
+    lengths = np.array([40, 70], np.int32)
+    check((2, 70, 90, 4, 2, 8, 8), dtype, isa, bias=bias, mask=mask, causal=True, query_lengths=lengths)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 0, 0), (2, 1, 0, 0), (1, 4, 0, 0), (2, 4, 0, 0)], ids=str)
+@pytest.mark.parametrize(
+    "masks", [{"causal": True}, {"window": (20, 4)}, {"window": (-3, 9)}, {"lengths": True}], ids=str
+)
+@pytest.mark.parametrize(("t", "s"), [(150, 90), (70, 300)])
+def test_gradients_of_biases_beside_masks(masks, shape, t, s):
+    masks = dict(masks)
+    if masks.pop("lengths", None):
+        masks = {"query_lengths": np.array([40, t], np.int32), "key_lengths": np.array([s, 33], np.int32)}
+    check((2, t, s, 4, 2, 8, 8), "f32", bias=bias_of(shape, t, s), **masks)
+
+
+def test_a_bias_of_one_head_of_keys():
+    check((3, 40, 50, 2, 1, 8, 8), "f32", bias=bias_of((1, 2, 0, 0), 40, 50))
+    check((1, 40, 50, 1, 1, 8, 8), "bf16", bias=bias_of((1, 1, 0, 0), 40, 50))
+
+
+@pytest.mark.parametrize("lowest", [-1e30, np.finfo(np.float32).min])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_rows_that_a_bias_hides(dtype, masked, lowest):
+    bias = np.where(mask_of((2, 1, 0, 0), 70, 90, 0.5), 0, np.float32(lowest))
+    bias[:, :, [0, 3, 64, 69]] = lowest
+    masks = {"mask": mask_of((1, 4, 0, 0), 70, 90)} if masked else {}
+    check((2, 70, 90, 4, 2, 8, 8), dtype, bias=bias, **masks)
+
+
 def test_what_has_no_gradient_kernels():
     problem = problem_of((1, 8, 8, 1, 1, 8, 8), "f32", "keys")
     with pytest.raises(
-        UnsupportedAttention, match="no kernel has gradients of an attention with bias, score function, mask"
+        UnsupportedAttention, match="no kernel has gradients of an attention with score function, block mask"
     ):
-        replace(problem, key_lengths=True)
-    assert has_gradient_kernels(AttentionSpec(scale=1.0, window=(3, 3)), 8, 8)
-    assert not has_gradient_kernels(AttentionSpec(scale=1.0, window=(3, 3)), 12, 8)
-    assert not has_gradient_kernels(AttentionSpec(scale=1.0, bias=True), 8, 8)
+        replace(problem, residual=True)
+    assert has_gradient_kernels(AttentionSpec(scale=1.0, bias=True, mask=True, query_lengths=True, key_lengths=True))
     score = ScoreFunction.identity("f32")
     blocks = AttentionSpec(scale=1.0, score=score, blocks=(128, 128))
     for spec in (AttentionSpec(scale=1.0, score=score), blocks, AttentionSpec(scale=1.0, quantized=True)):
-        assert not has_gradient_kernels(spec, 8, 8)
+        assert not has_gradient_kernels(spec)
     with pytest.raises(UnsupportedAttention, match="score function"):
         replace(problem, score=score)

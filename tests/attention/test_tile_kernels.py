@@ -66,3 +66,15 @@ def test_gradients(sizes, causal):
         lambda problem: AttentionRunner(choose_attention(problem, MACHINE, AMX), MACHINE),
         lambda of: problem_of(sizes, "bf16", of, causal=causal), gradient_arrays(sizes, "bf16"), causal=causal,
     )  # fmt: skip
+
+
+def test_gradients_with_bias_mask_and_lengths():
+    sizes, rng = (2, 40, 70, 4, 2, 16, 16), np.random.default_rng(0)
+    masks = {
+        "bias": rng.standard_normal((1, 4, 40, 70)).astype(ml_dtypes.bfloat16),
+        "mask": rng.random((2, 1, 40, 70)) < 0.6, "key_lengths": np.array([0, 60], np.int32),
+    }  # fmt: skip
+    assert_gradients(
+        lambda problem: AttentionRunner(choose_attention(problem, MACHINE, AMX), MACHINE),
+        lambda of: problem_of(sizes, "bf16", of, **masks), gradient_arrays(sizes, "bf16"), **masks,
+    )  # fmt: skip

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from jax_nano.ir.attention import Attention
+from jax_nano.ir.attention import Attention, ScoreArray
 from jax_nano.ir.attention_gradient import AttentionGradient
 from jax_nano.machine import x86
 from jax_nano.schedule.attention_plans import choose_attention
@@ -50,8 +50,26 @@ def test_scratch_of_long_sequences_is_small(machine):
     machine = replace(machine, threads=64)
     plan = plan_of(machine, 1, 16384, 16384, 8, 8, 64, "bf16", causal=True)
     plans = [plan, *(gradient_plan_of(machine, of, 1, 16384, 16384, 8, 8, 64, "bf16") for of in ("queries", "keys"))]
+    of_heads = 16384 * 16384, 16384 * 16384, 0, 16384, 1
+    bias = ScoreArray(dtype="bf16", elements=8 * 16384 * 16384, strides=of_heads)
+    plans += [
+        gradient_plan_of(machine, of, 1, 16384, 16384, 8, 8, 64, "bf16", bias=bias, bias_sizes=(1, 8))
+        for of in ("queries", "keys", "bias")
+    ]
     for plan in plans:
         assert plan.shared_bytes + plan.local_bytes <= MIB
+
+
+@each_machine
+@pytest.mark.parametrize("shape", [(1, 1), (1, 8), (4, 1), (4, 8)])
+def test_a_bias_that_heads_share_has_tasks_for_all_threads(machine, shape):
+    batch, heads = shape
+    strides = 1024**2 * heads * (batch > 1), 1024**2 * (heads > 1), 0, 1024, 1
+    bias = ScoreArray(dtype="f32", elements=batch * heads * 1024**2, strides=strides)
+    plan = gradient_plan_of(
+        replace(machine, threads=8), "bias", 4, 1024, 1024, 8, 8, 64, "f32", bias=bias, bias_sizes=shape
+    )
+    assert plan.tasks["compute"] >= 8
 
 
 @each_machine

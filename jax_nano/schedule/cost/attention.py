@@ -56,9 +56,10 @@ def panel_cycles(plan: AttentionPlan, machine: Machine) -> float:
 
     scores = product(-(-keys // plan.mr) * plan.mr, problem.depth)
     cycles = scores + product(problem.value_depth, keys)
-    if isinstance(problem, AttentionGradient):  # scores, dP, and one or two sums
+    if isinstance(problem, AttentionGradient):  # scores, dP, and up to two sums
         more = product(-(-keys // plan.mr) * plan.mr, problem.value_depth)
-        cycles += more if problem.of == "queries" else more + product(problem.depth, keys)
+        sums = product(problem.depth, keys), product(problem.value_depth, keys)
+        cycles = scores + more + sum(sums[: {"queries": 1, "keys": 2, "bias": 0}[problem.of]])
     core = machine.vector_core(plan.isa)
     return cycles + keys * registers * score_instructions(plan) / core.vector_per_cycle * SOFTMAX_WAITS
 
