@@ -12,9 +12,8 @@ depend on, so that it stands in the keys of JAX's persistent compilation cache f
 from __future__ import annotations
 
 import contextlib
-import math
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -24,11 +23,12 @@ import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.backend import get_backend
 from jax.interpreters import mlir
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding
 
 from jax_nano import config
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.jaxpr import private
+from jax_nano.lowering.device_mesh import Spread, mesh_of
 from jax_nano.lowering.sharding import GROUPED, Axes, Factors, ShardingRule, assign, fitting, sharded, spec_by
 from jax_nano.runtime import keys
 from jax_nano.runtime.kernel import FORMAT
@@ -63,14 +63,14 @@ class Partitioned:
 
     Attributes:
       shards: what it computes.
-      devices: how many there are.
+      spread: the devices that compute it.
       threads: of each kernel; 0: any.
       x64: whether types of 64 bits are known.
       told: what became of it when XLA last compiled it.
     """
 
     shards: Shards
-    devices: int
+    spread: Spread
     threads: int
     x64: bool
     told: list[Report]
@@ -94,22 +94,21 @@ _partitioned: WeakValueDictionary[str, Partitioned] = WeakValueDictionary()  # b
 
 
 def devices_to_partition(ctx: mlir.LoweringRuleContext) -> int:
-    """Over how many devices XLA partitions what stands here; 1 inside shard_map and on one device.
+    """Over how many devices XLA partitions what stands here; 1 inside shard_map over all axes, and on one device.
 
     Raises:
       UnsupportedDot: it does so in a way that kernels cannot follow, or there are no kernels.
       ValueError: no machine has the target asked for.
     """
-    context = ctx.module_context.axis_context
-    devices = _automatic_devices(context)
-    if devices == 1:
-        return devices
+    spread = Spread.of(ctx.module_context.axis_context)
+    if spread.count == 1:
+        return 1
     if not config.enabled():
         raise UnsupportedDot(TURNED_OFF)
-    if problem := _unfit(ctx, context):
-        raise UnsupportedDot(f"XLA partitions this program over {devices} devices, and {problem}")
+    if problem := _unfit(ctx, spread):
+        raise UnsupportedDot(f"XLA partitions this program over {spread.count} devices, and {problem}")
     Place.of()  # shards are of no use where there is no target
-    return devices
+    return spread.count
 
 
 def check_partitioning(ctx: mlir.LoweringRuleContext) -> None:
@@ -118,32 +117,22 @@ def check_partitioning(ctx: mlir.LoweringRuleContext) -> None:
     Raises:
       UnsupportedDot: it does.
     """
-    if (devices := _automatic_devices(ctx.module_context.axis_context)) > 1:
+    if (devices := Spread.of(ctx.module_context.axis_context).count) > 1:
         raise UnsupportedDot(
             f"XLA partitions this program over {devices} devices, and this has no rule of how it may be sharded; under "
             "shard_map every device runs a kernel on its shard"
         )
 
 
-def _unfit(ctx: mlir.LoweringRuleContext, context: Any) -> str:
+def _unfit(ctx: mlir.LoweringRuleContext, spread: Spread) -> str:
     """Why there can be no kernels on shards; empty where there can."""
     if ctx.module_context.lowering_parameters.for_export:
         return "an exported program cannot ask jax_nano how"
     if not private.is_shardy_used():
         return "without Shardy, which takes jax_nano's rules: set jax_use_shardy_partitioner"
-    if not isinstance(context, mlir.ShardingContext):
-        return "some axes of its mesh are manual; under shard_map over all of them, every device runs a kernel"
+    if spread.axes > 1:  # XLA does not say in which order these have the devices
+        return f"they are {spread.axes} automatic axes beside manual ones; with one, every device runs a kernel"
     return ""
-
-
-def _automatic_devices(context: Any) -> int:
-    """Over how many devices XLA itself spreads the program at this point: 1 inside shard_map."""
-    match context:
-        case mlir.ShardingContext():
-            return context.num_devices
-        case mlir.SPMDAxisContext():
-            return math.prod(n for name, n in context.mesh.shape.items() if name not in context.manual_axes)
-    return 1
 
 
 def partitioned_call(
@@ -157,19 +146,19 @@ def partitioned_call(
       shards: what it computes.
       report: of the whole, before its shards are known.
     """
-    devices = _automatic_devices(ctx.module_context.axis_context)
-    digest = _digest(shards, arrays, devices)
-    call = _partitioned.get(digest) or Partitioned(shards, devices, program_limit(), jax.config.jax_enable_x64, [])
+    spread = Spread.of(ctx.module_context.axis_context)
+    digest = _digest(shards, arrays, spread)
+    call = _partitioned.get(digest) or Partitioned(shards, spread, program_limit(), jax.config.jax_enable_x64, [])
     _partitioned[digest] = call
     ctx.module_context.add_keepalive(call)
-    tell(replace(report, devices=devices, shards=call.told))
+    tell(replace(report, devices=spread.devices, shards=call.told))
     return private.partitioned_call(ctx, PARTITIONED, arrays, digest, shards.rule.for_shardy())
 
 
-def _digest(shards: Shards, arrays: Sequence[mlir.ir.Value], devices: int) -> str:
+def _digest(shards: Shards, arrays: Sequence[mlir.ir.Value], spread: Spread) -> str:
     """Names a call, by all that its kernels depend on."""
     place = Place.of()
-    values = (shards.rule, [str(array.type) for array in arrays], devices, program_limit(), FORMAT)
+    values = (shards.rule, [str(array.type) for array in arrays], spread, program_limit(), FORMAT)
     here = (place.facts, place.isa.name, toolchain().digest or THIS_PROCESS, str(jax.config.jax_enable_x64))
     return keys.digest(shards.text, repr(values), *here)
 
@@ -179,12 +168,9 @@ def _partition(shapes: Any, shardings: Any, result: Any, result_sharding: Any, n
     call = _partitioned[name.decode()]
     rule, body = call.shards.rule, call.shards.body
     wanted = result_sharding.tuple_elements() if result.is_tuple() else [result_sharding]
-    mesh, specs = mesh_of(call.devices, [*shardings, *wanted])
+    mesh, specs = mesh_of(call.spread.count, [*shardings, *wanted])
     assigned = assign(rule, specs[: len(shardings)], specs[len(shardings) :])
-    grouped = {sharded(factor) for dims in rule.operands for factor in dims if GROUPED in factor}
-    for factor in (*grouped, *rule.even):
-        whole = sizes_of(rule, shapes, factor)
-        assigned[factor] = fitting(assigned.get(factor, ()), mesh.shape, whole)
+    assigned = _computable(call, assigned, mesh, {name: sizes_of(rule, shapes, name) for name in assigned})
     given, made = (
         [private.xla_sharding(NamedSharding(mesh, spec_by(factors, assigned)), len(factors)) for factors in arrays]
         for arrays in (rule.operands, rule.results)
@@ -199,9 +185,29 @@ def _partition(shapes: Any, shardings: Any, result: Any, result_sharding: Any, n
         return body(*whole, sums=sums)
 
     with call.settings(), reports(alone=True) as told:
-        code = private.shard_program(program, avals, mesh, get_backend("cpu"))
-    call.told[:] = [replace(report, devices=call.devices) for report in told]
+        code = private.shard_program(program, avals, call.spread.whole(mesh), get_backend("cpu"))
+    call.told[:] = [replace(report, devices=call.spread.devices) for report in told]
     return code, given, private.tuple_sharding(result, made)
+
+
+def _computable(
+    call: Partitioned, assigned: dict[str, Axes], mesh: AbstractMesh, sizes: dict[str, list[int]]
+) -> dict[str, Axes]:
+    """The axes that factors are computed by, of those that were assigned to them."""
+    rule = call.shards.rule
+    grouped = {sharded(factor) for dims in rule.operands for factor in dims if GROUPED in factor}
+    found = {
+        factor: fitting(axes, mesh.shape, sizes[factor]) if factor in (*grouped, *rule.even) else axes
+        for factor, axes in assigned.items()
+    }
+    if call.spread.is_ordered:
+        return found
+    by_sums = [axis for factor in rule.sums for axis in found.get(factor, ())]
+    fit = all(
+        found[factor] == fitting(found[factor], mesh.shape, sizes[factor]) for factor in rule.sums if factor in found
+    )
+    unknown = () if {*by_sums} == {*mesh.axis_names} and fit else rule.sums
+    return {factor: () if factor in unknown else axes for factor, axes in found.items()}
 
 
 def sizes_of(rule: ShardingRule, shapes: Sequence[Any], factor: str) -> list[int]:
@@ -222,37 +228,6 @@ def without_padding(x: jax.Array, dims: Factors, sums: dict[str, Axes], sizes: d
             there = jax.lax.axis_index(sums[name]) * length + jax.lax.broadcasted_iota(jnp.int32, x.shape, place)
             x = jnp.where(there < sizes[name], x, jnp.zeros((), x.dtype))
     return x
-
-
-def mesh_of(devices: int, shardings: Sequence[Any]) -> tuple[AbstractMesh, list[PartitionSpec]]:
-    """A mesh on which shardings are by whole axes, whatever mesh they come from, and how each is.
-
-    Its axes have prime numbers of devices. Where shardings divide the devices in ways that do not go together, arrays
-    count as replicated, and are gathered.
-    """
-    factors = prime_factors(devices)
-    names = tuple(f"axis{i}" for i in range(len(factors)))
-    for sizes in orders(factors):
-        mesh = AbstractMesh(sizes, names)
-        with contextlib.suppress(ValueError):
-            return mesh, [private.spec_of(x, mesh) for x in shardings]
-    return AbstractMesh(tuple(factors), names), [PartitionSpec()] * len(shardings)
-
-
-def prime_factors(n: int) -> list[int]:
-    """The prime factors of a number, in order."""
-    factor = next((i for i in range(2, math.isqrt(n) + 1) if n % i == 0), n)
-    return [] if n == 1 else [factor, *prime_factors(n // factor)]
-
-
-def orders(numbers: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """All orders of numbers, each once."""
-    if not numbers:
-        yield ()
-    for number in dict.fromkeys(numbers):
-        rest = list(numbers)
-        rest.remove(number)
-        yield from ((number, *order) for order in orders(rest))
 
 
 def sum_over(x: jax.Array, sums: dict[str, Axes]) -> jax.Array:
