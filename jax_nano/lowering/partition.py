@@ -12,6 +12,7 @@ depend on, so that it stands in the keys of JAX's persistent compilation cache f
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax_nano import config
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.jaxpr import private
+from jax_nano.lowering.cheapest_sharding import cheapest
 from jax_nano.lowering.device_mesh import Spread, mesh_of
 from jax_nano.lowering.sharding import GROUPED, Axes, Factors, ShardingRule, assign, fitting, sharded, spec_by
 from jax_nano.runtime import keys
@@ -48,13 +50,16 @@ class Shards:
 
     Attributes:
       rule: how it may be sharded.
-      body: computes the results of one device's shards; `sums` are the axes that each sum is spread over.
+      body: computes the results of one device's shards; `sums` are the axes that each sum is spread over, and, where
+        the rule has such factors, `places` those of factors of which shards know which they are.
       text: tells the body from all others.
+      is_cheapest: axes at odds go where devices exchange least, rather than where XLA's products have them.
     """
 
     rule: ShardingRule
     body: Body
     text: str
+    is_cheapest: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,8 +174,13 @@ def _partition(shapes: Any, shardings: Any, result: Any, result_sharding: Any, n
     rule, body = call.shards.rule, call.shards.body
     wanted = result_sharding.tuple_elements() if result.is_tuple() else [result_sharding]
     mesh, specs = mesh_of(call.spread.count, [*shardings, *wanted])
-    assigned = assign(rule, specs[: len(shardings)], specs[len(shardings) :])
-    assigned = _computable(call, assigned, mesh, {name: sizes_of(rule, shapes, name) for name in assigned})
+    around = specs[: len(shardings)], specs[len(shardings) :]
+    whole = [*shapes, *(result.tuple_shapes() if result.is_tuple() else [result])]
+    if call.shards.is_cheapest:
+        assigned = cheapest(rule, *around, list(map(bytes_of, whole)), mesh.shape)
+    else:
+        assigned = assign(rule, *around)
+    assigned = _computable(call, assigned, mesh, {name: sizes_of(rule, whole, name) for name in assigned})
     given, made = (
         [private.xla_sharding(NamedSharding(mesh, spec_by(factors, assigned)), len(factors)) for factors in arrays]
         for arrays in (rule.operands, rule.results)
@@ -178,11 +188,12 @@ def _partition(shapes: Any, shardings: Any, result: Any, result_sharding: Any, n
     shards = [x.tile(shape) for x, shape in zip(given, shapes, strict=True)]
     avals = [ShapedArray(shard.dimensions(), shard.numpy_dtype()) for shard in shards]
     sums = {factor: assigned[factor] for factor in rule.sums if assigned.get(factor)}
-    sizes = {factor: min(sizes_of(rule, shapes, factor)) for factor in sums}
+    sizes = {factor: min(sizes_of(rule, whole, factor)) for factor in sums}
+    places: Any = {"places": {factor: assigned.get(factor, ()) for factor in rule.places}} if rule.places else {}
 
     def program(*arrays: jax.Array) -> Sequence[jax.Array]:
-        whole = [without_padding(x, dims, sums, sizes) for x, dims in zip(arrays, rule.operands, strict=True)]
-        return body(*whole, sums=sums)
+        padded = [without_padding(x, dims, sums, sizes) for x, dims in zip(arrays, rule.operands, strict=True)]
+        return body(*padded, sums=sums, **places)
 
     with call.settings(), reports(alone=True) as told:
         code = private.shard_program(program, avals, call.spread.whole(mesh), get_backend("cpu"))
@@ -202,19 +213,23 @@ def _computable(
     }
     if call.spread.is_ordered:
         return found
-    by_sums = [axis for factor in rule.sums for axis in found.get(factor, ())]
-    fit = all(
-        found[factor] == fitting(found[factor], mesh.shape, sizes[factor]) for factor in rule.sums if factor in found
-    )
-    unknown = () if {*by_sums} == {*mesh.axis_names} and fit else rule.sums
-    return {factor: () if factor in unknown else axes for factor, axes in found.items()}
+    summed = {factor: axes for factor, axes in found.items() if factor in rule.sums}
+    is_whole = {axis for axes in summed.values() for axis in axes} == {*mesh.axis_names}
+    divides = all(axes == fitting(axes, mesh.shape, sizes[factor]) for factor, axes in summed.items())
+    unknown = {*rule.places, *(() if is_whole and divides else rule.sums)}
+    return {factor: axes for factor, axes in found.items() if factor not in unknown}
+
+
+def bytes_of(shape: Any) -> int:
+    """Of an array."""
+    return math.prod(shape.dimensions()) * shape.numpy_dtype().itemsize
 
 
 def sizes_of(rule: ShardingRule, shapes: Sequence[Any], factor: str) -> list[int]:
-    """The sizes of dimensions of operands that are sharded by a factor."""
+    """The sizes of dimensions of operands and results that are sharded by a factor."""
     return [
         size
-        for dims, shape in zip(rule.operands, shapes, strict=True)
+        for dims, shape in zip((*rule.operands, *rule.results), shapes, strict=True)
         for name, size in zip(dims, shape.dimensions(), strict=True)
         if sharded(name) == factor
     ]

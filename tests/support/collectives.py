@@ -37,3 +37,12 @@ def compare(plain, ours, args, *, kernels, **jit):
         a, b = (np.asarray(z).astype(np.float64) for z in (x, y))
         np.testing.assert_allclose(a, b, rtol=2e-2 if x.dtype.itemsize < 4 else 1e-4, atol=1e-3 * (np.abs(b).max() + 1))
     return result
+
+
+def exchanged(compiled) -> int:
+    """Elements that a device exchanges; those of an all-reduce count twice, as they go out and come back."""
+    weights = {"all-reduce": 2}
+    return sum(
+        count * weights.get(kind, 1) * sum(elements for _, elements in arrays)
+        for (kind, *arrays), count in collectives(compiled).items()
+    )
