@@ -51,7 +51,8 @@ def bytes_exchanged(factor: str, operands: Placed, results: Placed, count: int) 
     moved = sum(_resharding(taken, {factor} & {*factors}, size, count) for factors, taken, size in operands)
     for factors, wanted, size in results:
         is_sum = factor not in factors
-        moved += 2 * size if is_sum else _resharding({factor}, wanted, size, count)
+        all_reduced = size if wanted else 2 * size  # where devices keep parts, these do not come back
+        moved += all_reduced if is_sum else _resharding({factor}, wanted, size, count)
     return moved
 
 

@@ -56,7 +56,8 @@ def partition_grouped(dims: GroupedDimensions, avals: Sequence[Any], out: Any, p
         result = of_own_groups(lhs, rhs, sizes, dtype, own) if own else product(lhs, rhs, sizes, dtype)
         return [sum_over(result, sums).astype(out.dtype)]
 
-    return Shards(rule, body, f"grouped {sorted(map(str, params.items()))} {out.dtype}", is_cheapest=True)
+    text = f"grouped {sorted(map(str, params.items()))} {out.dtype}"
+    return Shards(rule, body, text, scatters=True, is_cheapest=True)
 
 
 def rule_of(dims: GroupedDimensions, lhs_rank: int, rhs_rank: int, sizes_rank: int) -> ShardingRule:

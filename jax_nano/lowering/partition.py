@@ -20,7 +20,6 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import jax
-import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.backend import get_backend
 from jax.interpreters import mlir
@@ -31,7 +30,9 @@ from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.jaxpr import private
 from jax_nano.lowering.cheapest_sharding import cheapest
 from jax_nano.lowering.device_mesh import Spread, mesh_of
-from jax_nano.lowering.sharding import GROUPED, Axes, Factors, ShardingRule, assign, fitting, sharded, spec_by
+from jax_nano.lowering.partial_sums import Sums, part_of, without_padding
+from jax_nano.lowering.partial_sums import sum_over as sum_over
+from jax_nano.lowering.sharding import GROUPED, Axes, ShardingRule, assign, fitting, sharded, spec_by
 from jax_nano.runtime import keys
 from jax_nano.runtime.kernel import FORMAT
 from jax_nano.runtime.kernels import TURNED_OFF, Place
@@ -53,12 +54,14 @@ class Shards:
       body: computes the results of one device's shards; `sums` are the axes that each sum is spread over, and, where
         the rule has such factors, `places` those of factors of which shards know which they are.
       text: tells the body from all others.
+      scatters: nothing follows the sum in `body`, so that devices may keep just their parts of its result.
       is_cheapest: axes at odds go where devices exchange least, rather than where XLA's products have them.
     """
 
     rule: ShardingRule
     body: Body
     text: str
+    scatters: bool = False
     is_cheapest: bool = False
 
 
@@ -181,13 +184,23 @@ def _partition(shapes: Any, shardings: Any, result: Any, result_sharding: Any, n
     else:
         assigned = assign(rule, *around)
     assigned = _computable(call, assigned, mesh, {name: sizes_of(rule, whole, name) for name in assigned})
+    given, made = ([spec_by(factors, assigned) for factors in arrays] for arrays in (rule.operands, rule.results))
+    sums = Sums({factor: assigned[factor] for factor in rule.sums if assigned.get(factor)})
+    if (
+        call.shards.scatters
+        and call.spread.is_ordered
+        and (part := part_of(made[0], around[1][0], sums, whole[-1], mesh))
+    ):
+        sums.part, made = part, around[1]
     given, made = (
-        [private.xla_sharding(NamedSharding(mesh, spec_by(factors, assigned)), len(factors)) for factors in arrays]
-        for arrays in (rule.operands, rule.results)
+        [
+            private.xla_sharding(NamedSharding(mesh, spec), len(factors))
+            for factors, spec in zip(arrays, specs, strict=True)
+        ]
+        for arrays, specs in ((rule.operands, given), (rule.results, made))
     )
     shards = [x.tile(shape) for x, shape in zip(given, shapes, strict=True)]
     avals = [ShapedArray(shard.dimensions(), shard.numpy_dtype()) for shard in shards]
-    sums = {factor: assigned[factor] for factor in rule.sums if assigned.get(factor)}
     sizes = {factor: min(sizes_of(rule, whole, factor)) for factor in sums}
     places: Any = {"places": {factor: assigned.get(factor, ()) for factor in rule.places}} if rule.places else {}
 
@@ -233,22 +246,6 @@ def sizes_of(rule: ShardingRule, shapes: Sequence[Any], factor: str) -> list[int
         for name, size in zip(dims, shape.dimensions(), strict=True)
         if sharded(name) == factor
     ]
-
-
-def without_padding(x: jax.Array, dims: Factors, sums: dict[str, Axes], sizes: dict[str, int]) -> jax.Array:
-    """A shard with zeros where devices share a sum that they do not divide, and it ends beyond the whole array."""
-    for place, name in enumerate(dims):
-        length = x.shape[place]
-        if name in sums and sizes[name] % length:
-            there = jax.lax.axis_index(sums[name]) * length + jax.lax.broadcasted_iota(jnp.int32, x.shape, place)
-            x = jnp.where(there < sizes[name], x, jnp.zeros((), x.dtype))
-    return x
-
-
-def sum_over(x: jax.Array, sums: dict[str, Axes]) -> jax.Array:
-    """The sum of partial sums on several devices."""
-    axes = tuple(axis for axes in sums.values() for axis in axes)
-    return jax.lax.psum(x, axes) if axes else x
 
 
 private.register_partitioner(PARTITIONED, _partition)

@@ -41,7 +41,7 @@ def placed(mesh, *pairs):
 def check(plain, ours, args, *, count=1, jit: dict | None = None):
     """Compiles and runs both: so many kernels on each device, equal results, and no more is exchanged."""
     programs = [jax.jit(f, **(jit or {})).lower(*args).compile() for f in (plain, ours)]
-    assert exchanged(programs[1]) <= exchanged(programs[0])
+    assert exchanged(programs[1], DEVICES) <= exchanged(programs[0], DEVICES)
     with kernels(count * DEVICES):
         result = programs[1](*args)
     for x, y in zip(jax.tree.leaves(result), jax.tree.leaves(programs[0](*args)), strict=True):
