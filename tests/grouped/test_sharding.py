@@ -126,6 +126,14 @@ def test_sizes_that_devices_do_not_divide(specs):
         assert_grouped(jax.jit(f)(x, w, sizes), 1 / x, np.exp(w), sizes)
 
 
+@pytest.mark.parametrize("specs", [(P("x"), P()), (P(), P("x"))], ids=str)
+def test_sizes_and_elements_of_64_bits(x64, specs):
+    x, w, sizes = X.astype(np.float64), W.astype(np.float64), SIZES.astype(np.int64)
+    args = placed(mesh(), (x, specs[0]), (w, specs[1]), (sizes, P()))
+    with kernels(DEVICES):
+        assert_grouped(jax.jit(jax_nano.ragged_dot)(*args), x, w, sizes)
+
+
 # Programs
 
 

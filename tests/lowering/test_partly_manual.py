@@ -106,6 +106,16 @@ def test_a_loop():
     compare(f(jnp.matmul), f(jax_nano.matmul), args, kernels=6 * DEVICES)
 
 
+def test_a_constant_in_a_condition():
+    def f(matmul):
+        def inner(a):
+            return lax.cond(a[0, 0] > 0, lambda: matmul(a, B), lambda: matmul(2 * a, B))
+
+        return over("x", inner, (P("x"),), P("x"))
+
+    compare(f(jnp.matmul), f(jax_nano.matmul), placed(square(), (P("x", "y"),), A), kernels=DEVICES)
+
+
 def test_accelerated_with_what_is_fused():
     def f(a, b):
         return over("x", lambda a, b: jax.nn.relu(a @ b + 1) * 2, (P("x"), P()), P("x"))(a, b)
