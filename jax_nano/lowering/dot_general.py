@@ -135,7 +135,7 @@ def _lower_partitioned(
         return [sum_over(shards, sums).astype(out.dtype)]
 
     text = f"{known} {left} {right} {out.dtype}"
-    return partitioned_call(ctx, (lhs, rhs), Shards(rule, body, text), report)
+    return partitioned_call(ctx, (lhs, rhs), Shards(rule, body, text, scatters=True), report)
 
 
 def factors_of(

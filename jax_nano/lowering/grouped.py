@@ -25,8 +25,9 @@ from jax_nano.jaxpr.private import ragged_dot_general_p
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import nano, remat_rule, source_of, type_name
 from jax_nano.lowering.export import register_lowering
+from jax_nano.lowering.grouped_partition import partition_grouped
 from jax_nano.lowering.grouped_rules import Params, batch_rule, product, transpose_sums
-from jax_nano.lowering.partition import check_partitioning
+from jax_nano.lowering.partition import devices_to_partition, partitioned_call
 from jax_nano.lowering.precision import with_precision
 from jax_nano.lowering.small_loops import check_inline
 from jax_nano.runtime.kernel import Kernel
@@ -77,12 +78,14 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
         try:
             if not config.enabled():
                 raise UnsupportedDot(TURNED_OFF)
-            check_partitioning(ctx)
+            devices = devices_to_partition(ctx)
             if params["group_offset"] is not None:
                 raise UnsupportedDot("JAX does not implement group_offset")
             if dimensions(ctx, params).mode == "b":
                 return lower_product(ctx, *operands, **params)
             check_inline(params, (*ctx.avals_in, *ctx.avals_out))
+            if devices > 1:
+                return lower_partitioned(ctx, operands, params)
             arrays, problem, kernel = best_kernel(ctx, operands, params)
         except UnsupportedDot as reason:
             tell(Report(equation=equation, problem=problem, reason=str(reason), otherwise=NAMESAKE))
@@ -91,6 +94,19 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
         return custom_call(ctx, kernel, arrays)
 
     return lower
+
+
+def lower_partitioned(ctx: mlir.LoweringRuleContext, operands: Sequence[mlir.ir.Value], params: Params) -> Any:
+    """Lowers a grouped product that XLA partitions: every device runs a kernel on its shards.
+
+    Raises:
+      UnsupportedDot: there is none for the whole.
+    """
+    avals: Any = ctx.avals_in
+    problem = describe(ctx, [Operand.row_major(x.shape, dtype_name(x.dtype)) for x in avals], params)
+    shards = partition_grouped(dimensions(ctx, params), avals, ctx.avals_out[0], params)
+    report = Report(equation=equation_of((*avals, *ctx.avals_out), params), problem=problem, otherwise=NAMESAKE)
+    return partitioned_call(ctx, operands, shards, report)
 
 
 def best_kernel(

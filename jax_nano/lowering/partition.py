@@ -14,22 +14,25 @@ from __future__ import annotations
 import contextlib
 import math
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
 import jax
-import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.backend import get_backend
 from jax.interpreters import mlir
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding
 
 from jax_nano import config
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.jaxpr import private
-from jax_nano.lowering.sharding import GROUPED, Axes, Factors, ShardingRule, assign, fitting, sharded, spec_by
+from jax_nano.lowering.cheapest_sharding import cheapest
+from jax_nano.lowering.device_mesh import Spread, mesh_of
+from jax_nano.lowering.partial_sums import Sums, part_of, without_padding
+from jax_nano.lowering.partial_sums import sum_over as sum_over
+from jax_nano.lowering.sharding import GROUPED, Axes, ShardingRule, assign, fitting, sharded, spec_by
 from jax_nano.runtime import keys
 from jax_nano.runtime.kernel import FORMAT
 from jax_nano.runtime.kernels import TURNED_OFF, Place
@@ -48,13 +51,18 @@ class Shards:
 
     Attributes:
       rule: how it may be sharded.
-      body: computes the results of one device's shards; `sums` are the axes that each sum is spread over.
+      body: computes the results of one device's shards; `sums` are the axes that each sum is spread over, and, where
+        the rule has such factors, `places` those of factors of which shards know which they are.
       text: tells the body from all others.
+      scatters: nothing follows the sum in `body`, so that devices may keep just their parts of its result.
+      is_cheapest: axes at odds go where devices exchange least, rather than where XLA's products have them.
     """
 
     rule: ShardingRule
     body: Body
     text: str
+    scatters: bool = False
+    is_cheapest: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,14 +71,14 @@ class Partitioned:
 
     Attributes:
       shards: what it computes.
-      devices: how many there are.
+      spread: the devices that compute it.
       threads: of each kernel; 0: any.
       x64: whether types of 64 bits are known.
       told: what became of it when XLA last compiled it.
     """
 
     shards: Shards
-    devices: int
+    spread: Spread
     threads: int
     x64: bool
     told: list[Report]
@@ -94,22 +102,21 @@ _partitioned: WeakValueDictionary[str, Partitioned] = WeakValueDictionary()  # b
 
 
 def devices_to_partition(ctx: mlir.LoweringRuleContext) -> int:
-    """Over how many devices XLA partitions what stands here; 1 inside shard_map and on one device.
+    """Over how many devices XLA partitions what stands here; 1 inside shard_map over all axes, and on one device.
 
     Raises:
       UnsupportedDot: it does so in a way that kernels cannot follow, or there are no kernels.
       ValueError: no machine has the target asked for.
     """
-    context = ctx.module_context.axis_context
-    devices = _automatic_devices(context)
-    if devices == 1:
-        return devices
+    spread = Spread.of(ctx.module_context.axis_context)
+    if spread.count == 1:
+        return 1
     if not config.enabled():
         raise UnsupportedDot(TURNED_OFF)
-    if problem := _unfit(ctx, context):
-        raise UnsupportedDot(f"XLA partitions this program over {devices} devices, and {problem}")
+    if problem := _unfit(ctx, spread):
+        raise UnsupportedDot(f"XLA partitions this program over {spread.count} devices, and {problem}")
     Place.of()  # shards are of no use where there is no target
-    return devices
+    return spread.count
 
 
 def check_partitioning(ctx: mlir.LoweringRuleContext) -> None:
@@ -118,32 +125,22 @@ def check_partitioning(ctx: mlir.LoweringRuleContext) -> None:
     Raises:
       UnsupportedDot: it does.
     """
-    if (devices := _automatic_devices(ctx.module_context.axis_context)) > 1:
+    if (devices := Spread.of(ctx.module_context.axis_context).count) > 1:
         raise UnsupportedDot(
             f"XLA partitions this program over {devices} devices, and this has no rule of how it may be sharded; under "
             "shard_map every device runs a kernel on its shard"
         )
 
 
-def _unfit(ctx: mlir.LoweringRuleContext, context: Any) -> str:
+def _unfit(ctx: mlir.LoweringRuleContext, spread: Spread) -> str:
     """Why there can be no kernels on shards; empty where there can."""
     if ctx.module_context.lowering_parameters.for_export:
         return "an exported program cannot ask jax_nano how"
     if not private.is_shardy_used():
         return "without Shardy, which takes jax_nano's rules: set jax_use_shardy_partitioner"
-    if not isinstance(context, mlir.ShardingContext):
-        return "some axes of its mesh are manual; under shard_map over all of them, every device runs a kernel"
+    if spread.axes > 1:  # XLA does not say in which order these have the devices
+        return f"they are {spread.axes} automatic axes beside manual ones; with one, every device runs a kernel"
     return ""
-
-
-def _automatic_devices(context: Any) -> int:
-    """Over how many devices XLA itself spreads the program at this point: 1 inside shard_map."""
-    match context:
-        case mlir.ShardingContext():
-            return context.num_devices
-        case mlir.SPMDAxisContext():
-            return math.prod(n for name, n in context.mesh.shape.items() if name not in context.manual_axes)
-    return 1
 
 
 def partitioned_call(
@@ -157,19 +154,19 @@ def partitioned_call(
       shards: what it computes.
       report: of the whole, before its shards are known.
     """
-    devices = _automatic_devices(ctx.module_context.axis_context)
-    digest = _digest(shards, arrays, devices)
-    call = _partitioned.get(digest) or Partitioned(shards, devices, program_limit(), jax.config.jax_enable_x64, [])
+    spread = Spread.of(ctx.module_context.axis_context)
+    digest = _digest(shards, arrays, spread)
+    call = _partitioned.get(digest) or Partitioned(shards, spread, program_limit(), jax.config.jax_enable_x64, [])
     _partitioned[digest] = call
     ctx.module_context.add_keepalive(call)
-    tell(replace(report, devices=devices, shards=call.told))
+    tell(replace(report, devices=spread.devices, shards=call.told))
     return private.partitioned_call(ctx, PARTITIONED, arrays, digest, shards.rule.for_shardy())
 
 
-def _digest(shards: Shards, arrays: Sequence[mlir.ir.Value], devices: int) -> str:
+def _digest(shards: Shards, arrays: Sequence[mlir.ir.Value], spread: Spread) -> str:
     """Names a call, by all that its kernels depend on."""
     place = Place.of()
-    values = (shards.rule, [str(array.type) for array in arrays], devices, program_limit(), FORMAT)
+    values = (shards.rule, [str(array.type) for array in arrays], spread, program_limit(), FORMAT)
     here = (place.facts, place.isa.name, toolchain().digest or THIS_PROCESS, str(jax.config.jax_enable_x64))
     return keys.digest(shards.text, repr(values), *here)
 
@@ -179,86 +176,76 @@ def _partition(shapes: Any, shardings: Any, result: Any, result_sharding: Any, n
     call = _partitioned[name.decode()]
     rule, body = call.shards.rule, call.shards.body
     wanted = result_sharding.tuple_elements() if result.is_tuple() else [result_sharding]
-    mesh, specs = mesh_of(call.devices, [*shardings, *wanted])
-    assigned = assign(rule, specs[: len(shardings)], specs[len(shardings) :])
-    grouped = {sharded(factor) for dims in rule.operands for factor in dims if GROUPED in factor}
-    for factor in (*grouped, *rule.even):
-        whole = sizes_of(rule, shapes, factor)
-        assigned[factor] = fitting(assigned.get(factor, ()), mesh.shape, whole)
+    mesh, specs = mesh_of(call.spread.count, [*shardings, *wanted])
+    around = specs[: len(shardings)], specs[len(shardings) :]
+    whole = [*shapes, *(result.tuple_shapes() if result.is_tuple() else [result])]
+    if call.shards.is_cheapest:
+        assigned = cheapest(rule, *around, list(map(bytes_of, whole)), mesh.shape)
+    else:
+        assigned = assign(rule, *around)
+    assigned = _computable(call, assigned, mesh, {name: sizes_of(rule, whole, name) for name in assigned})
+    given, made = ([spec_by(factors, assigned) for factors in arrays] for arrays in (rule.operands, rule.results))
+    sums = Sums({factor: assigned[factor] for factor in rule.sums if assigned.get(factor)})
+    if (
+        call.shards.scatters
+        and call.spread.is_ordered
+        and (part := part_of(made[0], around[1][0], sums, whole[-1], mesh))
+    ):
+        sums.part, made = part, around[1]
     given, made = (
-        [private.xla_sharding(NamedSharding(mesh, spec_by(factors, assigned)), len(factors)) for factors in arrays]
-        for arrays in (rule.operands, rule.results)
+        [
+            private.xla_sharding(NamedSharding(mesh, spec), len(factors))
+            for factors, spec in zip(arrays, specs, strict=True)
+        ]
+        for arrays, specs in ((rule.operands, given), (rule.results, made))
     )
     shards = [x.tile(shape) for x, shape in zip(given, shapes, strict=True)]
     avals = [ShapedArray(shard.dimensions(), shard.numpy_dtype()) for shard in shards]
-    sums = {factor: assigned[factor] for factor in rule.sums if assigned.get(factor)}
-    sizes = {factor: min(sizes_of(rule, shapes, factor)) for factor in sums}
+    sizes = {factor: min(sizes_of(rule, whole, factor)) for factor in sums}
+    places: Any = {"places": {factor: assigned.get(factor, ()) for factor in rule.places}} if rule.places else {}
 
     def program(*arrays: jax.Array) -> Sequence[jax.Array]:
-        whole = [without_padding(x, dims, sums, sizes) for x, dims in zip(arrays, rule.operands, strict=True)]
-        return body(*whole, sums=sums)
+        padded = [without_padding(x, dims, sums, sizes) for x, dims in zip(arrays, rule.operands, strict=True)]
+        return body(*padded, sums=sums, **places)
 
     with call.settings(), reports(alone=True) as told:
-        code = private.shard_program(program, avals, mesh, get_backend("cpu"))
-    call.told[:] = [replace(report, devices=call.devices) for report in told]
+        code = private.shard_program(program, avals, call.spread.whole(mesh), get_backend("cpu"))
+    call.told[:] = [replace(report, devices=call.spread.devices) for report in told]
     return code, given, private.tuple_sharding(result, made)
 
 
+def _computable(
+    call: Partitioned, assigned: dict[str, Axes], mesh: AbstractMesh, sizes: dict[str, list[int]]
+) -> dict[str, Axes]:
+    """The axes that factors are computed by, of those that were assigned to them."""
+    rule = call.shards.rule
+    grouped = {sharded(factor) for dims in rule.operands for factor in dims if GROUPED in factor}
+    found = {
+        factor: fitting(axes, mesh.shape, sizes[factor]) if factor in (*grouped, *rule.even) else axes
+        for factor, axes in assigned.items()
+    }
+    if call.spread.is_ordered:
+        return found
+    summed = {factor: axes for factor, axes in found.items() if factor in rule.sums}
+    is_whole = {axis for axes in summed.values() for axis in axes} == {*mesh.axis_names}
+    divides = all(axes == fitting(axes, mesh.shape, sizes[factor]) for factor, axes in summed.items())
+    unknown = {*rule.places, *(() if is_whole and divides else rule.sums)}
+    return {factor: axes for factor, axes in found.items() if factor not in unknown}
+
+
+def bytes_of(shape: Any) -> int:
+    """Of an array."""
+    return math.prod(shape.dimensions()) * shape.numpy_dtype().itemsize
+
+
 def sizes_of(rule: ShardingRule, shapes: Sequence[Any], factor: str) -> list[int]:
-    """The sizes of dimensions of operands that are sharded by a factor."""
+    """The sizes of dimensions of operands and results that are sharded by a factor."""
     return [
         size
-        for dims, shape in zip(rule.operands, shapes, strict=True)
+        for dims, shape in zip((*rule.operands, *rule.results), shapes, strict=True)
         for name, size in zip(dims, shape.dimensions(), strict=True)
         if sharded(name) == factor
     ]
-
-
-def without_padding(x: jax.Array, dims: Factors, sums: dict[str, Axes], sizes: dict[str, int]) -> jax.Array:
-    """A shard with zeros where devices share a sum that they do not divide, and it ends beyond the whole array."""
-    for place, name in enumerate(dims):
-        length = x.shape[place]
-        if name in sums and sizes[name] % length:
-            there = jax.lax.axis_index(sums[name]) * length + jax.lax.broadcasted_iota(jnp.int32, x.shape, place)
-            x = jnp.where(there < sizes[name], x, jnp.zeros((), x.dtype))
-    return x
-
-
-def mesh_of(devices: int, shardings: Sequence[Any]) -> tuple[AbstractMesh, list[PartitionSpec]]:
-    """A mesh on which shardings are by whole axes, whatever mesh they come from, and how each is.
-
-    Its axes have prime numbers of devices. Where shardings divide the devices in ways that do not go together, arrays
-    count as replicated, and are gathered.
-    """
-    factors = prime_factors(devices)
-    names = tuple(f"axis{i}" for i in range(len(factors)))
-    for sizes in orders(factors):
-        mesh = AbstractMesh(sizes, names)
-        with contextlib.suppress(ValueError):
-            return mesh, [private.spec_of(x, mesh) for x in shardings]
-    return AbstractMesh(tuple(factors), names), [PartitionSpec()] * len(shardings)
-
-
-def prime_factors(n: int) -> list[int]:
-    """The prime factors of a number, in order."""
-    factor = next((i for i in range(2, math.isqrt(n) + 1) if n % i == 0), n)
-    return [] if n == 1 else [factor, *prime_factors(n // factor)]
-
-
-def orders(numbers: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """All orders of numbers, each once."""
-    if not numbers:
-        yield ()
-    for number in dict.fromkeys(numbers):
-        rest = list(numbers)
-        rest.remove(number)
-        yield from ((number, *order) for order in orders(rest))
-
-
-def sum_over(x: jax.Array, sums: dict[str, Axes]) -> jax.Array:
-    """The sum of partial sums on several devices."""
-    axes = tuple(axis for axes in sums.values() for axis in axes)
-    return jax.lax.psum(x, axes) if axes else x
 
 
 private.register_partitioner(PARTITIONED, _partition)

@@ -11,7 +11,7 @@ from jax.extend.core import Jaxpr, JaxprEqn
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.jaxpr.factors import Factors, NoFactors, Place, evaluate, factors_of
 from jax_nano.jaxpr.inline import inline_calls, type_of
-from jax_nano.jaxpr.primitives import nano_dot_general_p
+from jax_nano.jaxpr.primitives import DOTS, nano_dot_general_p
 from jax_nano.jaxpr.region import Region
 from jax_nano.lowering.dot_general import partial_sum_type
 from jax_nano.lowering.partition import Shards, sum_over
@@ -48,7 +48,8 @@ def partition_region(region: Region, fused: Fused) -> Shards:
 
         return fused(lambda *arrays: evaluate(jaxpr, factors, arrays, product))(*arrays)
 
-    return Shards(rule, body, f"region {jaxpr} {region.kernel.precision}")
+    is_last = jaxpr.eqns[-1].primitive in DOTS  # nothing follows the sum
+    return Shards(rule, body, f"region {jaxpr} {region.kernel.precision}", scatters=is_last)
 
 
 def rule_of(jaxpr: Jaxpr, factors: Factors) -> ShardingRule:

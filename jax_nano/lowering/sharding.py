@@ -32,6 +32,7 @@ class ShardingRule:
       fixed: those whose dimensions no axis may take: devices get all of them.
       sizes: of factors that stand in no dimension by themselves.
       even: sums that only axes take which divide them; where others do, shards end with zeros.
+      places: of which shards have to know which they are.
     """
 
     operands: tuple[Factors, ...]
@@ -40,6 +41,7 @@ class ShardingRule:
     fixed: tuple[str, ...] = ()
     sizes: tuple[tuple[str, int], ...] = ()
     even: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
 
     def for_shardy(self) -> SdyShardingRule:
         """The rule as Shardy knows it."""
@@ -72,19 +74,23 @@ def assign(rule: ShardingRule, operands: Sequence[PartitionSpec], results: Seque
     which has it in the first operand, and so on. Nothing is computed by an axis that only some operands have for a sum.
     """
     taken: dict[str, str] = {}
-    for axis, factor in [*_in_sums(rule, operands), *_in(rule.results, results), *_in(rule.operands, operands)]:
-        is_free = factor not in (*rule.sums, *rule.fixed) or (axis, factor) in _in_sums(rule, operands)
-        if is_free:
+    paired = paired_sums(rule, operands)
+    for axis, factor in [*paired, *axes_in(rule.results, results), *axes_in(rule.operands, operands)]:
+        if factor not in (*rule.sums, *rule.fixed) or (axis, factor) in paired:
             taken.setdefault(axis, factor)
-    order = [pair for pair in (*_in(rule.results, results), *_in(rule.operands, operands)) if taken.get(pair[0])]
+    return by_factor(taken, [*axes_in(rule.results, results), *axes_in(rule.operands, operands)])
+
+
+def by_factor(taken: Mapping[str, str], pairs: Sequence[tuple[str, str]]) -> dict[str, Axes]:
+    """The axes of each factor, of the factor that took each axis, in the order in which arrays have them."""
     found: dict[str, list[str]] = {}
-    for axis, factor in order:
-        if taken[axis] == factor and axis not in found.setdefault(factor, []):
-            found[factor].append(axis)
+    for axis, factor in dict.fromkeys(pairs):
+        if taken.get(axis) == factor:
+            found.setdefault(factor, []).append(axis)
     return {factor: tuple(axes) for factor, axes in found.items()}
 
 
-def _in(arrays: Sequence[Factors], specs: Sequence[PartitionSpec]) -> list[tuple[str, str]]:
+def axes_in(arrays: Sequence[Factors], specs: Sequence[PartitionSpec]) -> list[tuple[str, str]]:
     """The axes of some arrays, each with the factor that has it."""
     return [
         (axis, sharded(factor))
@@ -94,12 +100,12 @@ def _in(arrays: Sequence[Factors], specs: Sequence[PartitionSpec]) -> list[tuple
     ]
 
 
-def _in_sums(rule: ShardingRule, operands: Sequence[PartitionSpec]) -> list[tuple[str, str]]:
+def paired_sums(rule: ShardingRule, operands: Sequence[PartitionSpec]) -> list[tuple[str, str]]:
     """The axes that both operands of a product have for a factor that is summed over."""
-    pairs = [set(_in([factors], [spec])) for factors, spec in zip(rule.operands, operands, strict=True)]
+    pairs = [set(axes_in([factors], [spec])) for factors, spec in zip(rule.operands, operands, strict=True)]
     return [
         (axis, factor)
-        for axis, factor in dict.fromkeys(_in(rule.operands, operands))
+        for axis, factor in dict.fromkeys(axes_in(rule.operands, operands))
         if factor in rule.sums and sum((axis, factor) in known for known in pairs) > 1
     ]
 

@@ -21,7 +21,7 @@ from oracle import assert_close, kernels, normal
 import jax_nano
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.jaxpr import private
-from jax_nano.lowering.partition import orders, prime_factors
+from jax_nano.lowering.device_mesh import orders, prime_factors
 from jax_nano.lowering.sharding import ShardingRule, assign, fitting
 from jax_nano.machine import host
 
@@ -311,16 +311,6 @@ def test_reports_are_of_shards():
     assert (report.ran_as, report.devices) == ("kernel", DEVICES)
     assert report.problem.sizes == (1, 16, 48, 32)
     assert "\n  on       each of 4 devices\n" in str(report)
-
-
-def test_what_cannot_be_partitioned_says_so():
-    line = mesh((2, 2), ("x", "y"))
-    f = jax.shard_map(jnp.matmul, mesh=line, in_specs=(P("x"), P()), out_specs=P("x"), axis_names={"x"})
-    (report,) = jax_nano.inspect(f, A, B)
-    assert report.reason == (
-        "XLA partitions this program over 2 devices, and some axes of its mesh are manual; under shard_map over all of "
-        "them, every device runs a kernel"
-    )
 
 
 # Rules
