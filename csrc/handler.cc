@@ -198,12 +198,14 @@ ffi::Error Execute(ffi::Dictionary attributes, ffi::ThreadPool pool, ffi::Remain
     if (!buffer.has_value() || !Fits(*buffer, description.operands[i])) return Misfit("operand", i);
     buffers.push_back(buffer->untyped_data());
   }
+  llvm::SmallVector<std::span<char>, 4> fresh;
   for (size_t i = 0; i < results.size(); ++i) {
     auto buffer = results.get<ffi::AnyBuffer>(i);
     if (!buffer.has_value() || !Fits(**buffer, description.results[i])) return Misfit("result", i);
     buffers.push_back((*buffer)->untyped_data());
-    PreferHugePages((*buffer)->untyped_data(), (*buffer)->size_bytes());
+    fresh.emplace_back(static_cast<char*>((*buffer)->untyped_data()), (*buffer)->size_bytes());
   }
+  PreferHugePages(fresh);
   int64_t threads = Threads(*kernel, attributes, pool);
   auto schedule = [&pool](std::function<void()> work) { pool.Schedule(std::move(work)); };
   if (operands.size() > count) {

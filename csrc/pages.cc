@@ -5,7 +5,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <functional>
 
 namespace jax_nano {
 namespace {
@@ -51,6 +53,17 @@ void PreferHugePages(void* data, size_t bytes) {
   if (bytes < 2 * kHugePage) return;
   // Memory that was used before has its pages. Advice would wait until another thread has given back what it frees.
   if (!Resident(begin, bytes)) Ask(begin, begin + bytes);
+}
+
+void PreferHugePages(std::span<std::span<char>> results) {
+  std::ranges::sort(results, std::ranges::less(), [](std::span<char> result) { return result.data(); });
+  for (size_t first = 0; first < results.size();) {
+    uintptr_t begin = reinterpret_cast<uintptr_t>(results[first].data()), end = begin;
+    do {
+      end = std::max(end, reinterpret_cast<uintptr_t>(results[first].data()) + results[first].size());
+    } while (++first < results.size() && reinterpret_cast<uintptr_t>(results[first].data()) <= end + kSmallPage);
+    PreferHugePages(reinterpret_cast<void*>(begin), end - begin);
+  }
 }
 
 void PreferHugePagesAround(std::span<void* const> addresses) noexcept {

@@ -15,6 +15,9 @@ constexpr size_t RoundUp(size_t bytes, size_t page) { return (bytes + page - 1) 
 // 4 KiB. NumPy does the same for its arrays.
 void PreferHugePages(void* data, size_t bytes);
 
+// The same for several results, of which neighbours in memory count as one. Puts them in the order of memory.
+void PreferHugePages(std::span<std::span<char>> results);
+
 // The same for all of the large mappings that addresses are in: as glibc does where its tunable hugetlb is 1. Does
 // nothing before Linux 6.11, which is slow to say what a mapping is, and in the heaps of glibc's further arenas, whose
 // memory stays. Never throws.

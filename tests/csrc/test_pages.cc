@@ -50,6 +50,21 @@ TEST(advice_on_memory_that_is_not_there_is_harmless) {
   PreferHugePagesAround({});
 }
 
+TEST(neighbours_are_one_result) {
+  Mapping mapping;
+  constexpr size_t kPart = size_t{3} << 20;  // too small to be advised alone
+  std::array<std::span<char>, 3> results = {std::span<char>(mapping.data() + 2 * kPart, kPart),
+                                            std::span<char>(mapping.data(), kPart),
+                                            std::span<char>(mapping.data() + kPart, kPart)};
+  PreferHugePages(results);
+  EXPECT(results[0].data() == mapping.data());
+  std::memset(mapping.data(), 7, 3 * kPart);
+  for (size_t at = 0; at < 3 * kPart; at += 4095) EXPECT(mapping.data()[at] == 7);
+  std::array<std::span<char>, 2> nothing = {};
+  PreferHugePages(nothing);
+  PreferHugePages(std::span<std::span<char>>());
+}
+
 TEST(threads_give_advice_while_others_write) {
   Mapping mapping;
   AtOnce(6, [&](int thread) {
