@@ -8,13 +8,15 @@ Rows of groups of many rows come first in the table, so that short tasks even ou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
+from jax_nano.codegen.gathered_rows import GatheredRows, read_integer
 from jax_nano.codegen.index import (
     Condition,
     Index,
@@ -41,8 +43,8 @@ from jax_nano.codegen.nanokernel import Block, Place
 from jax_nano.codegen.operands import Area, Arguments, Offsets, Operands, offsets
 from jax_nano.codegen.registers import broadcast, zeros
 from jax_nano.codegen.types import element_type
+from jax_nano.codegen.window_ref import WindowRef
 from jax_nano.ir.axes import Axis
-from jax_nano.ir.dtypes import BITS, ELEMENT_TYPES
 from jax_nano.schedule.grouped import ENTRY_FIELDS, NO_GROUP, TABLE, GroupedPlan
 from jax_nano.schedule.plan import Plan
 
@@ -79,17 +81,14 @@ class GroupedOperands:
     def arguments(self) -> Arguments:
         """As the macrokernel of a group's product wants them."""
         lhs, rhs, _, *extras, out = self.arrays
+        if self.plan.problem.gather:
+            _, *extras = extras
         return Arguments(0, self.task, self.shared, self.local, lhs, rhs, out, tuple(extras))
 
     def size(self, batch: Index, group: Index) -> ir.Value:
         """How many rows a group is said to have; numbers below zero are zero."""
         problem = self.plan.problem
-        value = load_scalar(self.arrays[2], add(mul(batch, problem.sizes_stride), group))
-        wide = ir.IntegerType.get_signless(64)
-        if BITS[problem.sizes] < 64:
-            extend = arith.extsi if ELEMENT_TYPES[problem.sizes].kind == "signed" else arith.extui
-            value = extend(wide, value)
-        number = arith.index_cast(ir.IndexType.get(), value)
+        number = read_integer(self.arrays[2], add(mul(batch, problem.sizes_stride), group), problem.sizes)
         if problem.sizes == "u64":  # from 2 ** 63 on, more than there can be rows
             number = select(less(number, 0), problem.rows, number)
         return index(maximum(number, 0))
@@ -195,11 +194,16 @@ class GroupedKernel:
     def multiply_rows(self, operands: GroupedOperands, plan: Plan, entry: Entry, n_task: Index, outer: Offsets) -> None:
         """A block of rows of a group."""
         problem = self.plan.problem
-        at = place(problem.batch, entry.batch), place(problem.group, entry.group), place(problem.row, entry.first)
+        of_a, *of_others = place(problem.row, entry.first)
+        row = (0 if problem.gather else of_a, *of_others)
+        at = place(problem.batch, entry.batch), place(problem.group, entry.group), row
         columns = columns_of(plan, n_task)
         rows = Span(0, 1, 1) if plan is self.plan.one else Span(0, entry.rows, None)
-        arguments = Operands(plan, operands.arguments())
-        RowsOfGroup(Macrokernel(plan), arguments, Area(rows, columns), together(outer, *at)).emit()
+        arguments, at = Operands(plan, operands.arguments()), together(outer, *at)
+        block = RowsOfGroup(Macrokernel(plan), arguments, Area(rows, columns), at)
+        if problem.gather:
+            block.gathered = partial(GatheredRows.of, places=operands.arrays[3], first=entry.first, gather=problem.gather)
+        block.emit()
 
     def clear_rows(self, operands: GroupedOperands, entry: Entry, n_task: Index, outer: Offsets) -> None:
         """Zeros in rows of no group, or what the epilogue makes of them with the arrays of the last group."""
@@ -242,7 +246,20 @@ class PlacedBlock(TaskBlock):
 
 
 class RowsOfGroup(PlacedBlock):
-    """Rows of a group: of any number."""
+    """Rows of a group: of any number, one behind the other or `gathered`."""
+
+    gathered: Callable[[MatrixRef], GatheredRows] | None = None
+
+    def k_blocks(self) -> Iterator[tuple[KBlock, MatrixRef | WindowRef, MatrixRef | WindowRef]]:
+        """See TaskBlock.k_blocks."""
+        for k, a, b in super().k_blocks():
+            assert isinstance(a, MatrixRef)
+            yield k, self.gathered(a) if self.gathered else a, b
+
+    def a_panel(self, block: CacheBlock, i: Index, count: int) -> MatrixRef:
+        """See TaskBlock.a_panel."""
+        panel = super().a_panel(block, i, count)
+        return panel.scattered(count) if isinstance(panel, GatheredRows) else panel
 
     def row_panels(self, block: CacheBlock, j: Index) -> Iterator[tuple[Index, int, list[StepHook]]]:
         """See TaskBlock.row_panels. Tiles that are not whole are computed whole, and their first rows are stored."""
