@@ -202,7 +202,9 @@ class GroupedKernel:
         arguments, at = Operands(plan, operands.arguments()), together(outer, *at)
         block = RowsOfGroup(Macrokernel(plan), arguments, Area(rows, columns), at)
         if problem.gather:
-            block.gathered = partial(GatheredRows.of, places=operands.arrays[3], first=entry.first, gather=problem.gather)
+            block.gathered = partial(
+                GatheredRows.of, places=operands.arrays[3], first=entry.first, gather=problem.gather
+            )
         block.emit()
 
     def clear_rows(self, operands: GroupedOperands, entry: Entry, n_task: Index, outer: Offsets) -> None:

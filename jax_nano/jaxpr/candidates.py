@@ -126,7 +126,6 @@ class Candidates:
         eqn = self._flow.eqns[place]
         return eqn.primitive in WEIGHTS and self._flow.is_for_products(eqn.outvars[0])
 
-
     def _is_gathered(self, maker: int) -> bool:
         """Is true for a gather of rows, where only products read them."""
         eqn = self._flow.eqns[maker]

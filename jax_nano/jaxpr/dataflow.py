@@ -10,8 +10,8 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from jax_nano.jaxpr.inline import Atom
 from jax_nano.jaxpr.legality import is_moving, is_source
-from jax_nano.jaxpr.row_gathers import is_row_gather
 from jax_nano.jaxpr.primitives import FUSED_PRODUCTS
+from jax_nano.jaxpr.row_gathers import is_row_gather
 
 NAMED_USERS = 8
 
