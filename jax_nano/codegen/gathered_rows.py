@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
-from jax_nano.codegen.index import Index, add, index, maximum, minimum
+from jax_nano.codegen.index import Index, add, index, maximum, minimum, mul
 from jax_nano.codegen.load_store import load_scalar
 from jax_nano.codegen.matrix_ref import MatrixRef
 from jax_nano.codegen.window_rows import ScatteredRows
@@ -36,9 +36,8 @@ class GatheredRows(MatrixRef):
 
     def from_row(self, i: Index) -> MatrixRef:
         """A single row, as it lies."""
-        number = read_integer(self.places, add(self.first, i), self.gather.places)
-        row = minimum(maximum(number, 0), self.gather.stored - 1)
-        return MatrixRef(self.base, super().offset(row), self.strides, self.dtype, self.bf16_split)
+        at = add(self.at, start_of_row(self.places, add(self.first, i), self.gather))
+        return MatrixRef(self.base, at, self.strides, self.dtype, self.bf16_split)
 
     def offset(self, i: Index = 0, j: Index = 0) -> Index:
         """The place of element (i, j) in `base`."""
@@ -47,6 +46,12 @@ class GatheredRows(MatrixRef):
     def scattered(self, rows: int) -> ScatteredRows:
         """The first rows, as microkernels read them: their places are found once, before the loop over k."""
         return ScatteredRows.of([self.from_row(i) for i in range(rows)])
+
+
+def start_of_row(places: ir.Value, number: Index, gather: RowGather) -> Index:
+    """Where a gathered row begins in memory."""
+    row = read_integer(places, number, gather.places)
+    return mul(minimum(maximum(row, 0), gather.stored - 1), gather.stride)
 
 
 def read_integer(base: ir.Value, at: Index, dtype: str) -> ir.Value:

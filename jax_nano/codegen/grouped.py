@@ -16,7 +16,7 @@ from typing import NamedTuple
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
-from jax_nano.codegen.gathered_rows import GatheredRows, read_integer
+from jax_nano.codegen.gathered_rows import GatheredRows, read_integer, start_of_row
 from jax_nano.codegen.index import (
     Condition,
     Index,
@@ -193,18 +193,17 @@ class GroupedKernel:
 
     def multiply_rows(self, operands: GroupedOperands, plan: Plan, entry: Entry, n_task: Index, outer: Offsets) -> None:
         """A block of rows of a group."""
-        problem = self.plan.problem
+        problem, gather, is_single = self.plan.problem, self.plan.problem.gather, plan is self.plan.one
         of_a, *of_others = place(problem.row, entry.first)
-        row = (0 if problem.gather else of_a, *of_others)
-        at = place(problem.batch, entry.batch), place(problem.group, entry.group), row
-        columns = columns_of(plan, n_task)
-        rows = Span(0, 1, 1) if plan is self.plan.one else Span(0, entry.rows, None)
-        arguments, at = Operands(plan, operands.arguments()), together(outer, *at)
-        block = RowsOfGroup(Macrokernel(plan), arguments, Area(rows, columns), at)
-        if problem.gather:
-            block.gathered = partial(
-                GatheredRows.of, places=operands.arrays[3], first=entry.first, gather=problem.gather
-            )
+        gathered = None
+        if gather:  # a single row is found here, those of blocks by whoever reads them
+            places = operands.arrays[3]
+            of_a = start_of_row(places, entry.first, gather) if is_single else 0
+            gathered = partial(GatheredRows.of, places=places, first=entry.first, gather=gather)
+        at = place(problem.batch, entry.batch), place(problem.group, entry.group), (of_a, *of_others)
+        area = Area(Span(0, 1, 1) if is_single else Span(0, entry.rows, None), columns_of(plan, n_task))
+        block = RowsOfGroup(Macrokernel(plan), Operands(plan, operands.arguments()), area, together(outer, *at))
+        block.gathered = None if is_single else gathered
         block.emit()
 
     def clear_rows(self, operands: GroupedOperands, entry: Entry, n_task: Index, outer: Offsets) -> None:
@@ -248,9 +247,9 @@ class PlacedBlock(TaskBlock):
 
 
 class RowsOfGroup(PlacedBlock):
-    """Rows of a group: of any number, one behind the other or `gathered`."""
+    """Rows of a group: of any number."""
 
-    gathered: Callable[[MatrixRef], GatheredRows] | None = None
+    gathered: Callable[[MatrixRef], GatheredRows] | None = None  # makes of A its rows, if these are found by places
 
     def k_blocks(self) -> Iterator[tuple[KBlock, MatrixRef | WindowRef, MatrixRef | WindowRef]]:
         """See TaskBlock.k_blocks."""
