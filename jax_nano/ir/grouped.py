@@ -139,9 +139,11 @@ class Grouped:
 
     @property
     def bytes(self) -> int:
-        """Of all arrays, of B's matrices as many as can have rows."""
-        used = min(self.groups, self.rows) / self.groups if self.ragged == "m" else 1
-        return int(sum(bytes_of(x.dtype, x.elements) * (used if x.role == "rhs" else 1) for x in self.arrays))
+        """Of all arrays, of B's matrices and of stored rows of A as many as can be read."""
+        used = {"rhs": min(self.groups, self.rows) / self.groups if self.ragged == "m" else 1}
+        if self.gather:
+            used["lhs"] = min(1, self.rows / self.gather.stored)
+        return int(sum(bytes_of(x.dtype, x.elements) * used.get(x.role, 1) for x in self.arrays))
 
     def with_rows(self, rows: int) -> Dot:
         """The product of a group of so many rows."""
