@@ -20,7 +20,7 @@ from jax_nano.jaxpr.group_rows import is_repeat
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.legality import ELEMENTWISE, WEIGHTS, Reason, illegal, is_moving, is_rounding, takes_long
 from jax_nano.jaxpr.operands import VIEWS, apply_view, is_exact, panel_view
-from jax_nano.jaxpr.primitives import DOTS, nano_dequantize_p, nano_region_p, nano_unpack_p
+from jax_nano.jaxpr.primitives import DOTS, GROUPED_PRODUCTS, nano_dequantize_p, nano_region_p, nano_unpack_p
 from jax_nano.jaxpr.row_gathers import is_row_gather
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 
@@ -78,12 +78,15 @@ class Candidates:
     def operand_views(self, product: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
         """The equations through which strides read both operands: as many conversions as may be, then fewer.
 
+        Rows of groups may be gathered before.
         A weight on the right is worth more than views on the left: those are tried without, too.
         """
         flow, seen = self._flow, set()
         lhs, rhs, *_ = flow.eqns[product].invars
+        has_groups = flow.eqns[product].primitive in GROUPED_PRODUCTS
         for with_lhs, with_rhs in ((True, True), (False, True), (True, False), (False, False)):
-            both = self._operand(lhs, converted=with_lhs), self._operand(rhs, converted=with_rhs)
+            of_lhs = self._operand(lhs, converted=with_lhs, gathered=has_groups)
+            both = of_lhs, self._operand(rhs, converted=with_rhs)
             is_weight = both[1] and flow.eqns[both[1][0]].primitive in WEIGHTS
             for views in (both, ((), both[1])) if is_weight else (both,):
                 if views not in seen:
@@ -105,12 +108,12 @@ class Candidates:
             chain = [maker, *chain]
         return _readable(self._flow, chain)
 
-    def _operand(self, x: Atom, *, converted: bool) -> tuple[int, ...]:
+    def _operand(self, x: Atom, *, converted: bool, gathered: bool = False) -> tuple[int, ...]:
         if not converted:
             return self._views(x, lambda _: False)
         chain, array = _chain(self._flow, x, self._is_multiplied)
         maker = self._flow.maker(array)
-        if maker is not None and (self._is_weight(maker) or self._is_gathered(maker)):
+        if maker is not None and (self._is_weight(maker) or (gathered and self._is_gathered(maker))):
             chain = [maker, *chain]
         return _readable(self._flow, chain)
 

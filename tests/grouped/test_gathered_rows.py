@@ -205,6 +205,13 @@ def test_rows_are_read_in_the_type_that_they_are_stored_in():
     assert ran_as(fast, *arguments) == [("kernel", ("gather of rows", "conversion to float32"))]
 
 
+def test_other_products_read_gathered_rows_as_before():
+    x, w, rows, _ = operands()
+    f = lambda x, w, rows: x[rows].astype(jnp.float32) @ w  # noqa: E731
+    (report,) = jax_nano.inspect(jax_nano.accelerate(f), x.astype(jnp.bfloat16), w[0], rows)
+    assert report.fused == ("conversion to float32",)
+
+
 def test_work_on_the_result_stays_with_it():
     x, w, rows, sizes = operands((20, 0, 33, 2))
     bias, residual = jnp.asarray(normal(4, N)), jnp.asarray(normal(ROWS, N))
