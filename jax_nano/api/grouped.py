@@ -19,6 +19,11 @@ def _positional(lhs: Any, rhs: Any, group_sizes: Any, **params: Any) -> Array:
     return lax.ragged_dot_general(lhs, rhs, group_sizes, **params)
 
 
+def _of_gathered(tokens: Any, experts: Any, rows: Any, group_sizes: Any, **params: Any) -> Array:
+    return lax.ragged_dot(jnp.asarray(tokens)[rows], experts, group_sizes, **params)
+
+
+_expert_matmul = compiled(_of_gathered, "precision", "preferred_element_type", fused=True)
 _ragged_dot = compiled(lax.ragged_dot, *_STATIC)
 _ragged_dot_general = compiled(_positional, "ragged_dot_dimension_numbers", *_STATIC)
 
@@ -91,6 +96,41 @@ def ragged_dot_general(  # noqa: PLR0913  its namesake's
         lhs, rhs, group_sizes, ragged_dot_dimension_numbers=ragged_dot_dimension_numbers,
         precision=hashable(precision), preferred_element_type=preferred_element_type, group_offset=group_offset,
         out_sharding=out_sharding,
+    )  # fmt: skip
+
+
+def expert_matmul(  # noqa: PLR0913  those of ragged_dot, and rows
+    tokens: ArrayLike,
+    experts: ArrayLike,
+    rows: ArrayLike,
+    group_sizes: ArrayLike,
+    *,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> Array:
+    """Multiplies tokens by the matrices of their experts: ragged_dot(tokens[rows], experts, group_sizes).
+
+    The kernel finds each token where it is, so those that several experts have are not copied for each. Accelerated
+    functions do so where they index the rows of a ragged_dot.
+
+    Args:
+      tokens: `(T, K)`.
+      experts: `(G, K, N)`, also as `pack` and `quantize` keep it.
+      rows: integers `(M,)`: tokens in the order of their experts, each as often as it has experts. They mean what they
+        mean in `tokens[rows]`.
+      group_sizes: integers `(G,)`, as in `ragged_dot`.
+      precision: as in `dot_general`.
+      preferred_element_type: as in `dot_general`.
+
+    Returns:
+      `(M, N)`.
+
+    Raises:
+      TypeError: shapes or types do not go together.
+    """
+    return _expert_matmul(
+        tokens, experts, jnp.asarray(rows), group_sizes,
+        precision=hashable(precision), preferred_element_type=preferred_element_type,
     )  # fmt: skip
 
 

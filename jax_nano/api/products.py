@@ -30,10 +30,15 @@ from jax_nano.weights.weight import Weight
 Sharding = jax.sharding.NamedSharding | jax.sharding.PartitionSpec | None
 
 
-def compiled(f: Callable[..., Array], *static: str) -> Callable[..., Array]:
+def compiled(f: Callable[..., Array], *static: str, fused: bool = False) -> Callable[..., Array]:
     """Gives f jax_nano's products. Outside of a program it is compiled; inside one its equations become part of it.
 
     Where jax_nano is turned off it is f, of the arrays that weights stand for.
+
+    Args:
+      f: a function of arrays.
+      *static: names of its parameters that are no arrays.
+      fused: whether it does more than a product, which kernels of products do as well.
     """
 
     @functools.wraps(f)
@@ -45,7 +50,7 @@ def compiled(f: Callable[..., Array], *static: str) -> Callable[..., Array]:
     def compiled(*operands: Any, **params: Any) -> Array:
         if not config.enabled():
             return unpacking(*operands, **params)
-        product = of_weights if _has_weights(operands) else of_arrays
+        product = of_weights if fused or _has_weights(operands) else of_arrays
         leaves = jax.tree.leaves(operands)
         if any(isinstance(x, Tracer) for x in leaves):
             register_sparse_rules()

@@ -8,13 +8,15 @@ Rows of groups of many rows come first in the table, so that short tasks even ou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
+from jax_nano.codegen.gathered_rows import GatheredRows, read_integer, start_of_row
 from jax_nano.codegen.index import (
     Condition,
     Index,
@@ -41,8 +43,8 @@ from jax_nano.codegen.nanokernel import Block, Place
 from jax_nano.codegen.operands import Area, Arguments, Offsets, Operands, offsets
 from jax_nano.codegen.registers import broadcast, zeros
 from jax_nano.codegen.types import element_type
+from jax_nano.codegen.window_ref import WindowRef
 from jax_nano.ir.axes import Axis
-from jax_nano.ir.dtypes import BITS, ELEMENT_TYPES
 from jax_nano.schedule.grouped import ENTRY_FIELDS, NO_GROUP, TABLE, GroupedPlan
 from jax_nano.schedule.plan import Plan
 
@@ -79,17 +81,14 @@ class GroupedOperands:
     def arguments(self) -> Arguments:
         """As the macrokernel of a group's product wants them."""
         lhs, rhs, _, *extras, out = self.arrays
+        if self.plan.problem.gather:
+            _, *extras = extras
         return Arguments(0, self.task, self.shared, self.local, lhs, rhs, out, tuple(extras))
 
     def size(self, batch: Index, group: Index) -> ir.Value:
         """How many rows a group is said to have; numbers below zero are zero."""
         problem = self.plan.problem
-        value = load_scalar(self.arrays[2], add(mul(batch, problem.sizes_stride), group))
-        wide = ir.IntegerType.get_signless(64)
-        if BITS[problem.sizes] < 64:
-            extend = arith.extsi if ELEMENT_TYPES[problem.sizes].kind == "signed" else arith.extui
-            value = extend(wide, value)
-        number = arith.index_cast(ir.IndexType.get(), value)
+        number = read_integer(self.arrays[2], add(mul(batch, problem.sizes_stride), group), problem.sizes)
         if problem.sizes == "u64":  # from 2 ** 63 on, more than there can be rows
             number = select(less(number, 0), problem.rows, number)
         return index(maximum(number, 0))
@@ -194,12 +193,18 @@ class GroupedKernel:
 
     def multiply_rows(self, operands: GroupedOperands, plan: Plan, entry: Entry, n_task: Index, outer: Offsets) -> None:
         """A block of rows of a group."""
-        problem = self.plan.problem
-        at = place(problem.batch, entry.batch), place(problem.group, entry.group), place(problem.row, entry.first)
-        columns = columns_of(plan, n_task)
-        rows = Span(0, 1, 1) if plan is self.plan.one else Span(0, entry.rows, None)
-        arguments = Operands(plan, operands.arguments())
-        RowsOfGroup(Macrokernel(plan), arguments, Area(rows, columns), together(outer, *at)).emit()
+        problem, gather, is_single = self.plan.problem, self.plan.problem.gather, plan is self.plan.one
+        of_a, *of_others = place(problem.row, entry.first)
+        gathered = None
+        if gather:  # a single row is found here, those of blocks by whoever reads them
+            places = operands.arrays[3]
+            of_a = start_of_row(places, entry.first, gather) if is_single else 0
+            gathered = partial(GatheredRows.of, places=places, first=entry.first, gather=gather)
+        at = place(problem.batch, entry.batch), place(problem.group, entry.group), (of_a, *of_others)
+        area = Area(Span(0, 1, 1) if is_single else Span(0, entry.rows, None), columns_of(plan, n_task))
+        block = RowsOfGroup(Macrokernel(plan), Operands(plan, operands.arguments()), area, together(outer, *at))
+        block.gathered = None if is_single else gathered
+        block.emit()
 
     def clear_rows(self, operands: GroupedOperands, entry: Entry, n_task: Index, outer: Offsets) -> None:
         """Zeros in rows of no group, or what the epilogue makes of them with the arrays of the last group."""
@@ -243,6 +248,19 @@ class PlacedBlock(TaskBlock):
 
 class RowsOfGroup(PlacedBlock):
     """Rows of a group: of any number."""
+
+    gathered: Callable[[MatrixRef], GatheredRows] | None = None  # makes of A its rows, if these are found by places
+
+    def k_blocks(self) -> Iterator[tuple[KBlock, MatrixRef | WindowRef, MatrixRef | WindowRef]]:
+        """See TaskBlock.k_blocks."""
+        for k, a, b in super().k_blocks():
+            assert isinstance(a, MatrixRef)
+            yield k, self.gathered(a) if self.gathered else a, b
+
+    def a_panel(self, block: CacheBlock, i: Index, count: int) -> MatrixRef:
+        """See TaskBlock.a_panel."""
+        panel = super().a_panel(block, i, count)
+        return panel.scattered(count) if isinstance(panel, GatheredRows) else panel
 
     def row_panels(self, block: CacheBlock, j: Index) -> Iterator[tuple[Index, int, list[StepHook]]]:
         """See TaskBlock.row_panels. Tiles that are not whole are computed whole, and their first rows are stored."""

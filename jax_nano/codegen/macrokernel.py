@@ -153,6 +153,10 @@ class TaskBlock:
         """The register block of `count` of those rows, from i on."""
         return Block(count, cols, self.nano.lanes)
 
+    def a_panel(self, block: CacheBlock, i: Index, count: int) -> MatrixRef:  # noqa: ARG002
+        """`count` rows of A from i on, packed or where they lie."""
+        return block.a_panels(i)
+
     def emit(self) -> None:
         """Emits the loops over cache blocks, and packs them."""
         plan, area = self.plan, self.area
@@ -181,7 +185,8 @@ class TaskBlock:
                     *packing,
                     *self.lhs_prefetch.hooks(next_a, block.rows.begin, i, j),
                 ]
-                product = PanelProduct(block.a_panels(i), b_panel.matrix, self.block(block.rows, i, rows, cols))
+                a_panel = self.a_panel(block, i, rows)
+                product = PanelProduct(a_panel, b_panel.matrix, self.block(block.rows, i, rows, cols))
                 with section("microkernel"):
                     self.kernel.micro.emit(product, k, result, hooks)
 

@@ -187,13 +187,13 @@ class Packer:
         """Copies rows of A, element (i, k), so that each is contiguous; up to a register is written behind each."""
         if source.strides[1] == 1:
             with for_range(to.span.begin, to.span.end) as row:
-                self.copy_row(source.block(row.i, 0), to.panel(row.i), depth)
+                self.copy_row(source.from_row(row.i), to.panel(row.i), depth)
         elif source.strides[0] == 1:
             for i, count, panel in to:
                 self.copy_columns(source.block(i, 0), panel, count, depth)
         else:
             with for_range(to.span.begin, to.span.end) as row:
-                self.copy_row_elements(source.block(row.i, 0), to.panel(row.i), depth)
+                self.copy_row_elements(source.from_row(row.i), to.panel(row.i), depth)
 
     def copy_row(self, source: MatrixRef, target: MatrixRef, depth: Depth) -> None:
         """A row that is contiguous already."""

@@ -16,7 +16,8 @@ from jax_nano.ir.axes import Axis
 from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.ir.dtypes import ELEMENT_TYPES, bytes_of
 
-Role = Literal["lhs", "rhs", "sizes", "epilogue", "prologue", "scaling", "out"]
+PLACES = frozenset({"s8", "u8", "s16", "u16", "s32", "u32", "s64"})  # integers that indices of 64 bits hold
+Role = Literal["lhs", "rhs", "sizes", "places", "epilogue", "prologue", "scaling", "out"]
 
 
 class GroupedArray(NamedTuple):
@@ -25,6 +26,27 @@ class GroupedArray(NamedTuple):
     role: Role
     dtype: str
     elements: int  # in memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowGather:
+    """Rows of A that are found through an array of their places, beside A; beyond A's ends, that is the nearest row.
+
+    Attributes:
+      places: the integer type of the array.
+      stored: how many rows there are in memory.
+      stride: elements from one to the next.
+    """
+
+    places: str
+    stored: int
+    stride: int
+
+    def __post_init__(self):
+        if self.places not in PLACES:
+            raise UnsupportedDot(f"no kernel finds rows by numbers of {self.places}; convert them to s32")
+        if self.stored == 0:
+            raise UnsupportedDot("there is no row to gather: there is nothing to multiply")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +62,7 @@ class Grouped:
       batch: independent grouped products, each with sizes of its own, or all with the same ones.
       sizes: the integer type of the sizes.
       sizes_stride: elements of the sizes from one element of the batch to the next.
+      gather: how rows of A are found, where they do not lie one behind the other.
     """
 
     dot: Dot
@@ -49,6 +72,7 @@ class Grouped:
     batch: Axis
     sizes: str
     sizes_stride: int = 0
+    gather: RowGather | None = None
 
     def __post_init__(self):
         if self.groups == 0 or self.batch.size == 0:
@@ -59,6 +83,8 @@ class Grouped:
             raise UnsupportedDot("what groups share out is more than one loop")
         if self.dot.b:
             raise UnsupportedDot("a group's product has no batch of its own")
+        if self.gather and (self.ragged == "k" or self.batch.size > 1):
+            raise UnsupportedDot("rows are gathered for one product, whose rows the groups share out")
 
     def replace(self, **changes: Any) -> Grouped:
         """The grouped product with some fields changed."""
@@ -100,7 +126,11 @@ class Grouped:
             GroupedArray(x.role, x.dtype, x.elements * (times[x.stride] if x.stride < len(times) else 1))
             for x in self.dot.arrays
         )
-        return lhs, rhs, GroupedArray("sizes", self.sizes, sizes), *extras, out
+        places = ()
+        if self.gather:
+            lhs = lhs._replace(elements=self.gather.stored * self.gather.stride)
+            places = (GroupedArray("places", self.gather.places, self.rows),)
+        return lhs, rhs, GroupedArray("sizes", self.sizes, sizes), *places, *extras, out
 
     @property
     def acc(self) -> str:
@@ -109,9 +139,11 @@ class Grouped:
 
     @property
     def bytes(self) -> int:
-        """Of all arrays, of B's matrices as many as can have rows."""
-        used = min(self.groups, self.rows) / self.groups if self.ragged == "m" else 1
-        return int(sum(bytes_of(x.dtype, x.elements) * (used if x.role == "rhs" else 1) for x in self.arrays))
+        """Of all arrays, of B's matrices and of stored rows of A as many as can be read."""
+        used = {"rhs": min(self.groups, self.rows) / self.groups if self.ragged == "m" else 1}
+        if self.gather:
+            used["lhs"] = min(1, self.rows / self.gather.stored)
+        return int(sum(bytes_of(x.dtype, x.elements) * used.get(x.role, 1) for x in self.arrays))
 
     def with_rows(self, rows: int) -> Dot:
         """The product of a group of so many rows."""
@@ -130,4 +162,5 @@ class Grouped:
         _, m, n, k = dot.sizes
         kind = "grouped" if self.ragged == "m" else "grouped_sum"
         types += ("_panels" if dot.panels else "") + ("_fused" if dot.epilogue or dot.prologue else "")
+        types += "_gathered" if self.gather else ""
         return f"{kind}_{types}_{batch}g{self.groups}m{m}n{n}k{k}"

@@ -20,7 +20,8 @@ from jax_nano.jaxpr.group_rows import is_repeat
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.legality import ELEMENTWISE, WEIGHTS, Reason, illegal, is_moving, is_rounding, takes_long
 from jax_nano.jaxpr.operands import VIEWS, apply_view, is_exact, panel_view
-from jax_nano.jaxpr.primitives import DOTS, nano_dequantize_p, nano_region_p, nano_unpack_p
+from jax_nano.jaxpr.primitives import DOTS, GROUPED_PRODUCTS, nano_dequantize_p, nano_region_p, nano_unpack_p
+from jax_nano.jaxpr.row_gathers import is_row_gather
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 
 # Equations of an epilogue, of a prologue, and of views in a row.
@@ -77,12 +78,15 @@ class Candidates:
     def operand_views(self, product: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
         """The equations through which strides read both operands: as many conversions as may be, then fewer.
 
+        Rows of groups may be gathered before.
         A weight on the right is worth more than views on the left: those are tried without, too.
         """
         flow, seen = self._flow, set()
         lhs, rhs, *_ = flow.eqns[product].invars
+        has_groups = flow.eqns[product].primitive in GROUPED_PRODUCTS
         for with_lhs, with_rhs in ((True, True), (False, True), (True, False), (False, False)):
-            both = self._operand(lhs, converted=with_lhs), self._operand(rhs, converted=with_rhs)
+            of_lhs = self._operand(lhs, converted=with_lhs, gathered=has_groups)
+            both = of_lhs, self._operand(rhs, converted=with_rhs)
             is_weight = both[1] and flow.eqns[both[1][0]].primitive in WEIGHTS
             for views in (both, ((), both[1])) if is_weight else (both,):
                 if views not in seen:
@@ -104,12 +108,12 @@ class Candidates:
             chain = [maker, *chain]
         return _readable(self._flow, chain)
 
-    def _operand(self, x: Atom, *, converted: bool) -> tuple[int, ...]:
+    def _operand(self, x: Atom, *, converted: bool, gathered: bool = False) -> tuple[int, ...]:
         if not converted:
             return self._views(x, lambda _: False)
         chain, array = _chain(self._flow, x, self._is_multiplied)
         maker = self._flow.maker(array)
-        if maker is not None and self._is_weight(maker):
+        if maker is not None and (self._is_weight(maker) or (gathered and self._is_gathered(maker))):
             chain = [maker, *chain]
         return _readable(self._flow, chain)
 
@@ -124,6 +128,11 @@ class Candidates:
         """Is true for what makes the array that a weight stands for, where only products read it."""
         eqn = self._flow.eqns[place]
         return eqn.primitive in WEIGHTS and self._flow.is_for_products(eqn.outvars[0])
+
+    def _is_gathered(self, maker: int) -> bool:
+        """Is true for a gather of rows, where only products read them."""
+        eqn = self._flow.eqns[maker]
+        return is_row_gather(eqn) and self._flow.is_for_products(eqn.outvars[0])
 
 
 @dataclass(frozen=True)
@@ -298,7 +307,8 @@ def _is_readable(eqns: Sequence[JaxprEqn]) -> bool:
     if not eqns:
         return True
     first = eqns[0]
-    (x, *_) = first.outvars if first.primitive is nano_dequantize_p or is_repeat(first) else first.invars
+    is_made = first.primitive is nano_dequantize_p or is_repeat(first) or is_row_gather(first)
+    (x, *_) = first.outvars if is_made else first.invars
     view = StridedView.of(type_of(x).shape)
     try:
         for eqn in eqns:

@@ -11,6 +11,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jax_nano.jaxpr.inline import Atom
 from jax_nano.jaxpr.legality import is_moving, is_source
 from jax_nano.jaxpr.primitives import FUSED_PRODUCTS
+from jax_nano.jaxpr.row_gathers import is_row_gather
 
 NAMED_USERS = 8
 
@@ -90,7 +91,7 @@ class Dataflow:
                 if not users[i]:
                     del users[i]
                 maker = self.maker(x)
-                if not users and maker is not None and is_source(self.eqns[maker]):
+                if not users and maker is not None and (is_source(self.eqns[maker]) or is_row_gather(self.eqns[maker])):
                     left.append(maker)
 
 

@@ -2,7 +2,7 @@
 
 What becomes part of a product's region:
 - of its operands, transposes, reshapes and broadcasts, and, where only products read them, conversions without rounding
-  and weights in the form they are kept in;
+  and weights in the form they are kept in; rows that are gathered for a grouped product;
 - of operand A, elementwise work on one array of its size that only this product reads. It is done while A is packed,
   by every task that has other columns of C, which saves XLA a pass over A: worth the while where C does not have many
   columns; where it has few, and A is small, even for elementary functions and divisions, which take long;
@@ -20,8 +20,9 @@ from jax.extend.core import Jaxpr, JaxprEqn
 
 from jax_nano.jaxpr.candidates import Candidates
 from jax_nano.jaxpr.dataflow import Dataflow
-from jax_nano.jaxpr.legality import WEIGHTS, Reason
-from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_region_p
+from jax_nano.jaxpr.inline import inline_calls
+from jax_nano.jaxpr.legality import WEIGHTS, Reason, gathering_body
+from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, GROUPED_PRODUCTS, nano_region_p
 from jax_nano.jaxpr.region import Limits
 from jax_nano.jaxpr.region_dot import WORK_ON_B, RegionDot
 from jax_nano.jaxpr.region_growth import UNREADABLE, RegionGrowth
@@ -39,6 +40,9 @@ def fuse_products(jaxpr: Jaxpr, *, every_prologue: bool = False) -> Jaxpr:
     products = [i for i, eqn in enumerate(jaxpr.eqns) if eqn.primitive in FUSED_PRODUCTS]
     if not products or not has_known_sizes(jaxpr):
         return jaxpr
+    if any(jaxpr.eqns[i].primitive in GROUPED_PRODUCTS for i in products):
+        jaxpr = inline_calls(jaxpr, gathering_body)
+        products = [i for i, eqn in enumerate(jaxpr.eqns) if eqn.primitive in FUSED_PRODUCTS]
     fusion = _Fusion(jaxpr, every_prologue=every_prologue)
     for product in products:
         fusion.fuse(product)

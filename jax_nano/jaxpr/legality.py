@@ -24,6 +24,7 @@ from jax_nano.jaxpr.operands import VIEWS, is_exact
 from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_dequantize_p, nano_unpack_p
 from jax_nano.jaxpr.private import UNSPECIFIED
 from jax_nano.jaxpr.program_reader import SYNONYMS, check_operation, dtype_of, operation_name
+from jax_nano.jaxpr.row_gathers import is_row_gather
 
 ELEMENTWISE = frozenset({*OPERATIONS, *SYNONYMS})
 # What makes arrays of the forms that weights are kept in.
@@ -105,6 +106,14 @@ def takes_long(eqn: JaxprEqn) -> bool:
 def inlinable(call: JaxprEqn) -> Jaxpr | None:
     """The body of a jit that holds nothing but products and what is legal, if the call says nothing else."""
     return call.params["jaxpr"].jaxpr if is_plain_jit(call) and _may_hold_products(call) else None
+
+
+def gathering_body(call: JaxprEqn) -> Jaxpr | None:
+    """The body of a jit that ends with a gather of rows, as that of jnp.take does, if the call says nothing else."""
+    body = call.params["jaxpr"].jaxpr if is_plain_jit(call) else None
+    if body is None or body.constvars or body.effects or not body.eqns:
+        return None
+    return body if is_row_gather(body.eqns[-1]) else None
 
 
 def is_plain_jit(eqn: JaxprEqn) -> bool:

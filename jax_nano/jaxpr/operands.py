@@ -44,6 +44,7 @@ class StridedArray:
     quantized: QuantizedOperand | None = None
     work: ArrayExpr | None = None  # of which it is the largest input, where the work on it is an operand
     groups: OfGroups | None = None  # whose rows read it, each what belongs to its group
+    places: Var | None = None  # an array of the places of its rows, where the view's rows are gathered
 
     @property
     def whole(self) -> StridedView:
@@ -79,7 +80,13 @@ class StridedArray:
         return [array for _, array in self.work.inputs[1:]] if self.work else []
 
     def through(self, eqn: JaxprEqn) -> StridedArray:
-        """The array seen through a view."""
+        """The array seen through a view.
+
+        Raises:
+          NoView: its rows are gathered, or no strides describe the result.
+        """
+        if self.places:
+            raise NoView("rows are moved after they are gathered")
         quantized = self.quantized and self.quantized.through(eqn)
         return replace(self, view=apply_view(eqn, self.view), quantized=quantized)
 
@@ -216,8 +223,10 @@ def check_elements(array: StridedArray) -> None:
     """Checks that an array's elements are what it stands for.
 
     Raises:
-      NoView: they are not, or belong to groups.
+      NoView: they are not, belong to groups, or are gathered.
     """
+    if array.places:
+        raise NoView("rows are worked on after they are gathered")
     if array.groups:
         raise NoView("work on what belongs to groups alone")
     if array.panels or array.quantized:

@@ -27,6 +27,8 @@ def read_product(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray, sizes: Var
       UnsupportedDot: there is nothing to compute.
       NoView: the operands' dimensions do not fit together, or conversions round.
     """
+    if rhs.places or (lhs.places and sizes is None):
+        raise NoView("rows are gathered for the groups of a grouped product alone")
     if sizes is not None:
         return _grouped_product(eqn, lhs, rhs, sizes)
     return (_convolution if eqn.primitive in CONVOLUTIONS else _matrix_product)(eqn, lhs, rhs)
@@ -109,6 +111,8 @@ def _grouped_product(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray, sizes:
         raise NoView("there is more to it than rows of groups and a matrix for each")
     if lhs.quantized or lhs.panels or rhs.work or eqn.params["group_offset"] is not None:
         raise NoView("weights are the matrices of groups, not their rows")
+    if lhs.places and dims.lhs_free != (0,):
+        raise NoView("what is gathered is summed over")
     contracting = dims.lhs_contract, dims.rhs_contract
     extras = [[x.view for x in array.extras] for array in (lhs, rhs)]
     k = paired_axes(lhs.view, rhs.view, contracting, extras)

@@ -17,6 +17,7 @@ from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_unpack_p
 from jax_nano.jaxpr.private import ClosedJaxpr
 from jax_nano.jaxpr.region_dot import RegionDot
 from jax_nano.jaxpr.region_reader import read_region
+from jax_nano.jaxpr.row_gathers import is_row_gather
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,4 +111,6 @@ def _name(eqn: JaxprEqn) -> str:
         return "array of groups"
     if eqn.primitive is custom_jvp_call_p and (body := body_of(eqn)):
         return body.debug_info.func_name
+    if is_row_gather(eqn):
+        return "gather of rows"
     return eqn.primitive.name

@@ -13,7 +13,7 @@ from jax.extend.core.primitives import convert_element_type_p
 from jax_nano.ir.axes import Axis, Loops, extent, merged
 from jax_nano.ir.convolution import LONGEST_STEP, PLACES_IN_LANES
 from jax_nano.ir.dot import ONLY_RHS_IN_PANELS, Dot, Epilogue, Prologue, UnsupportedDot, is_one_run
-from jax_nano.ir.grouped import Grouped
+from jax_nano.ir.grouped import Grouped, RowGather
 from jax_nano.ir.program import Program
 from jax_nano.ir.window import Window
 from jax_nano.jaxpr.axes import Axes, Cuts, Run, Runs, runs_along, stride_along
@@ -138,7 +138,8 @@ def region_dot(product: Product, ending: Ending) -> RegionDot:
     dot = _dot(lhs, rhs, programs, axes, used, product.window)
     sources = (lhs.source, rhs.source, *used.sources)
     if product.sizes:
-        dot, sources = _grouped(dot, axes, product.sizes), (*sources[:2], product.sizes, *sources[2:])
+        places = (lhs.places,) if lhs.places else ()
+        dot, sources = _grouped(dot, axes, product), (*sources[:2], product.sizes, *places, *sources[2:])
     return RegionDot(dot=dot, sources=sources, precision=product.eqn.params["precision"], lhs=int(is_transposed))
 
 
@@ -321,7 +322,7 @@ def _dot(  # noqa: PLR0913
     )
 
 
-def _grouped(dot: Dot, axes: Axes, sizes: Var) -> Grouped:
+def _grouped(dot: Dot, axes: Axes, product: Product) -> Grouped:
     """The grouped product whose groups have this product each.
 
     Raises:
@@ -329,6 +330,20 @@ def _grouped(dot: Dot, axes: Axes, sizes: Var) -> Grouped:
     """
     nothing = Axis(size=1, extras=(0,) * len(dot.extras))
     (group,) = axes.g or [nothing]
+    assert product.sizes
     return Grouped(
-        dot=dot, ragged="m", groups=group.size, group=group, batch=nothing, sizes=element_type(sizes)
+        dot=dot, ragged="m", groups=group.size, group=group, batch=nothing, sizes=element_type(product.sizes),
+        gather=_row_gather(product.lhs),
     )  # fmt: skip
+
+
+def _row_gather(lhs: StridedArray) -> RowGather | None:
+    """How rows of A are found, where they are gathered.
+
+    Raises:
+      UnsupportedDot: there is no row, or no kernel reads the type of their places.
+    """
+    if not lhs.places:
+        return None
+    stored, elements = type_of(lhs.source).shape
+    return RowGather(places=element_type(lhs.places), stored=stored, stride=elements)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
-from jax.extend.core.primitives import convert_element_type_p
+from jax.extend.core.primitives import convert_element_type_p, gather_p
 
 from jax_nano.ir.dtypes import NAMES
 from jax_nano.jaxpr.axes import Cuts, Runs, runs_along
@@ -39,6 +39,7 @@ from jax_nano.jaxpr.operands import (
 from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_dequantize_p, nano_unpack_p
 from jax_nano.jaxpr.product_reader import read_product, scalar
 from jax_nano.jaxpr.region_dot import Ending, Product, RegionDot, extra_runs, region_dot
+from jax_nano.jaxpr.row_gathers import gathered
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 from jax_nano.jaxpr.sums import along_sums
 
@@ -142,6 +143,8 @@ class RegionReader:
             return dequantize(eqn, operands)
         if is_repeat(eqn):
             return repeated(eqn, operands)
+        if eqn.primitive is gather_p:
+            return gathered(eqn, operands)
         if eqn.primitive in VIEWS:
             return first.through(eqn)
         if eqn.primitive is convert_element_type_p and isinstance(first, StridedArray):

@@ -196,11 +196,16 @@ def make_runnable(kernel: Kernel) -> Callable[[], Any]:
 
 
 def zeros(kernel: Kernel) -> list[jax.Array]:
-    """Operands of a kernel. They are flat: kernels know the shapes. Groups have sizes that share out all rows."""
+    """Operands of a kernel. They are flat: kernels know the shapes.
+
+    Groups have sizes that share out all rows, and rows that are gathered are all that are stored, in turn.
+    """
     with jax.enable_x64(new_val=True):
         arrays = [jnp.zeros(elements, DTYPES[dtype]) for dtype, elements in kernel.arrays[0]]
         if isinstance(kernel.problem, Grouped):
             arrays[2] = jnp.asarray(kernel.problem.even_sizes, arrays[2].dtype)
+            if gather := kernel.problem.gather:
+                arrays[3] = (jnp.arange(kernel.problem.rows) % gather.stored).astype(arrays[3].dtype)
         return arrays
 
 

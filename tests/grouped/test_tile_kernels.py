@@ -112,3 +112,20 @@ def test_single_rows_beside_groups_of_few(dtype):
     assert plan.one
     result = GroupedRunner(plan, MACHINE)(lhs, rhs, sizes, before=True)
     assert_grouped(result.reshape(24, 96), lhs, rhs, sizes)
+
+
+@each_filling
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8], ids=["bf16", "s8"])
+def test_gathered_rows_are_packed_for_tiles(dtype, sizes):
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.integers(-9, 9, s), dtype) for s in ((23, 128), (4, 128, 45)))
+    places = jnp.asarray(rng.integers(-3, 26, (130, 1)), jnp.int32)
+    sizes = jnp.asarray(sizes, jnp.int32)
+    one_by_one = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
+
+    def f(x, w, places, sizes):
+        rows = lax.gather(x, places, one_by_one, (1, 128), mode=lax.GatherScatterMode.CLIP)
+        return lax.ragged_dot(rows, w, sizes, preferred_element_type=jnp.int32 if dtype == jnp.int8 else jnp.float32)
+
+    actual = by_tiles(f, x, w, places, sizes).reshape(130, 45)
+    np.testing.assert_array_equal(actual, f(x, w, places, sizes))
