@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 from jax.core import ShapedArray
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, Var
 from jax.extend.core.primitives import custom_jvp_call_p, jit_p
 
 from jax_nano.jaxpr.private import ClosedJaxpr
@@ -80,18 +80,24 @@ def without_unused(jaxpr: Jaxpr) -> Jaxpr:
     return jaxpr if len(eqns) == len(jaxpr.eqns) else jaxpr.replace(eqns=eqns[::-1])
 
 
-def without_repeated(jaxpr: Jaxpr) -> Jaxpr:
-    """The jaxpr in which equations that compute what another one has computed are left out."""
+def without_repeated(jaxpr: Jaxpr, primitives: Container[Primitive] | None = None) -> Jaxpr:
+    """The jaxpr without equations that compute what another one has computed: all, or those of some primitives."""
     known: dict[Hashable, Sequence[Var]] = {}
-    values: dict[Var, Atom] = {}
+    values: dict[Var, Atom] = {}  # what stands for what is left out
+    same: dict[Var, Atom] = {}  # what is equal
     eqns: list[JaxprEqn] = []
     for eqn in (_with_inputs(eqn, values) for eqn in jaxpr.eqns):
-        inputs = tuple((_freeze(x.val), x.aval) if isinstance(x, Literal) else x for x in eqn.invars)
-        key = eqn.primitive, inputs, tuple((name, _freeze(value)) for name, value in sorted(eqn.params.items()))
-        if eqn.effects or known.setdefault(key, eqn.outvars) is eqn.outvars:
+        inputs = ((_freeze(x.val), x.aval) if isinstance(x, Literal) else _read(same, x) for x in eqn.invars)
+        key = eqn.primitive, *inputs, tuple((name, _freeze(value)) for name, value in sorted(eqn.params.items()))
+        first = eqn.outvars if eqn.effects else known.setdefault(key, eqn.outvars)
+        if first is eqn.outvars:
             eqns.append(eqn)
+            continue
+        same |= dict(zip(eqn.outvars, first, strict=True))
+        if primitives is None or eqn.primitive in primitives:
+            values |= dict(zip(eqn.outvars, first, strict=True))
         else:
-            values |= dict(zip(eqn.outvars, known[key], strict=True))
+            eqns.append(eqn)
     return jaxpr.replace(eqns=eqns, outvars=[_read(values, x) for x in jaxpr.outvars]) if values else jaxpr
 
 

@@ -13,6 +13,7 @@ from jax_nano.jaxpr.fusion import fuse_products
 from jax_nano.jaxpr.inline import inline_calls, type_of, without_repeated
 from jax_nano.jaxpr.legality import inlinable
 from jax_nano.jaxpr.narrow_sums import rewrite_narrow_sums
+from jax_nano.jaxpr.primitives import ORIGINALS
 from jax_nano.jaxpr.scatter_add import rewrite_scatter_adds
 from jax_nano.lowering.pooling import simplify_pooling
 from jax_nano.lowering.simple_convolutions import simplify_convolutions
@@ -41,7 +42,7 @@ def _tell_unfused(product: JaxprEqn, reason: str) -> None:
 
 PASSES = [
     Pass("inline", partial(inline_calls, body=inlinable)),
-    Pass("without_repeated", without_repeated),
+    Pass("repeated_products", partial(without_repeated, primitives=ORIGINALS)),
     Pass("attention", partial(fuse_attention, unfused=_tell_unfused)),
     Pass("narrow_sums", rewrite_narrow_sums),
     Pass("scatter_add", rewrite_scatter_adds),

@@ -443,3 +443,14 @@ def test_a_conversion_that_a_program_asks_for_rounds(narrow):
     expected = y - y.astype(narrow).astype(np.float32)
     assert np.abs(expected).max() > 1e-4
     assert np.array_equal(jax.jit(jax_nano.accelerate(rest))(x, w), expected)
+
+
+def test_a_product_that_is_written_twice_is_computed_once():
+    def f(a, v):
+        return (a @ v) / jnp.linalg.norm(a @ v), a.T @ v, a.T @ v * 2
+
+    a, v = normal(24, 24), normal(24)
+    with kernels(2):
+        found = jax.jit(jax_nano.accelerate(f))(a, v)
+    for ours, plain in zip(found, f(a, v), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
