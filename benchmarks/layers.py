@@ -38,8 +38,8 @@ CHANNELS_FIRST = (
 
 
 def gradients(q: Array, k: Array, v: Array) -> Any:
-    """Those of causal attention, by all of its operands."""
-    return jax.grad(lambda *operands: causal(*operands).astype(jnp.float32).sum(), (0, 1, 2))(q, k, v)
+    """Those of a sum of squares of causal attention, by all of its operands."""
+    return jax.grad(lambda *operands: (causal(*operands).astype(jnp.float32) ** 2).sum(), (0, 1, 2))(q, k, v)
 
 
 GRADIENTS = tuple(Program(str(length), gradients, ((1, length, 12, 64),) * 3) for length in (512, 1024))

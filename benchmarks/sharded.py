@@ -1,6 +1,6 @@
 """Prints how many times as fast as plain jit sharded operations are on two devices of one process.
 
-usage: python -m benchmarks.sharded [--turns 6] [OPERATION ...]
+usage: python -m benchmarks.sharded [--turns 6] [--only OPERATIONS ...]
 
 Both programs take turns in one run. Devices share the processor's cores.
 """
@@ -140,13 +140,13 @@ def measured(case: Case, turns: int) -> tuple[float, float]:
 def main() -> None:
     """Prints the table of the operations asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("operations", nargs="*", choices=[*OPERATIONS, []], default=[*OPERATIONS])
+    parser.add_argument("--only", nargs="+", choices=OPERATIONS, default=[*OPERATIONS], metavar="OPERATIONS")
     parser.add_argument("--turns", type=int, default=6)
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", DEVICES)
     print(row("", "plain jit, us", "kernels, us", "times as fast"))
     print(row("---", "---:", "---:", "---:"))
-    for name in args.operations:
+    for name in args.only:
         for case in OPERATIONS[name]():
             plain, ours = measured(case, args.turns)
             print(row(case.name, f"{plain * 1e6:.0f}", f"{ours * 1e6:.0f}", plain / ours), flush=True)
