@@ -46,6 +46,7 @@ from jax_nano.schedule.scratch import whole_lines
 
 # Of finding a row's run of a window that is read in place. On Zen 5, 49 runs of 3 steps and 9 runs of 8 took as much.
 RUN_CYCLES = 1.2
+PLACES_HELD = 8  # of rows, in general registers beside those of loops and of B: x86 has 16
 
 
 class Estimate(NamedTuple):
@@ -136,10 +137,19 @@ class KernelCost:
         """Instructions along k of a microkernel."""
         return self.kernel.dot.terms * self.unit.steps(self.kernel.kc)
 
-    def placing_cycles(self, rows: int) -> float:
-        """Cycles of finding the runs of so many rows that are read in place: long ones once for all of them."""
+    def placing_cycles(self, rows: int, registers: int = 0) -> float:
+        """Cycles of finding the runs of so many rows that are read in place: long ones once for all of them.
+
+        Where there are more rows than registers for their places, those are loaded again in every step.
+        """
         runs, share = self.kernel.window_runs, strided_share(self.kernel, rows)
-        return RUN_CYCLES * self.kernel.kc * (share / runs.longest + (1 - share) * rows / runs.shortest)
+        placing = RUN_CYCLES * self.kernel.kc * (share / runs.longest + (1 - share) * rows / runs.shortest)
+        if rows <= PLACES_HELD:
+            return placing
+        core, steps = self.unit.core, self.unit.steps(self.kernel.kc)
+        loads = (2 * rows + registers) / core.loads_per_cycle
+        busy = rows * registers / core.rate(self.unit.instruction.name)[0]
+        return placing + (1 - share) * steps * max(0.0, loads - busy)
 
     def _block(self, rows: int, cols: int) -> float:
         """Cycles of a microkernel: all terms of its sum, tiles' way through vectors, sums carried on, waits for A."""
@@ -149,7 +159,7 @@ class KernelCost:
         cycles += tile_pass_cycles(plan, unit, rows, registers) + self.steps * lhs_stalls(plan, machine, rows)
         cycles += (plan.dot.terms - 1) * self.fitted.block_overhead_cycles
         if plan.window_runs.longest:
-            cycles += self.placing_cycles(rows)
+            cycles += self.placing_cycles(rows, registers)
         if plan.k_blocks > 1:
             cycles += tall * registers / unit.core.stores_per_cycle
         return cycles
