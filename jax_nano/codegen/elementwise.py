@@ -15,7 +15,7 @@ from jax_nano.codegen.load_store import first_lanes, load, load_scalar, store
 from jax_nano.codegen.loops import for_range
 from jax_nano.codegen.nests import Nest, along_lanes, in_squares, loops, nest_of
 from jax_nano.codegen.pipeline_memory import Memory, Reference
-from jax_nano.codegen.registers import broadcast, count_up
+from jax_nano.codegen.registers import bitcast, broadcast, count_up
 from jax_nano.codegen.shuffles import transpose
 from jax_nano.codegen.types import element_type, is_float
 from jax_nano.codegen.vector import arithmetic as v
@@ -161,8 +161,18 @@ def get(x: Input, dtype: str, nest: Nest, indices: Indices, count: int) -> ir.Va
         return load(x.base, at, nest.lanes, None if x.is_padded or count == nest.lanes else count)
     if stride == 0:
         return broadcast(load_scalar(x.base, at), nest.lanes)
-    scalars = [load_scalar(x.base, add(at, min(i, count - 1) * stride)) for i in range(nest.lanes)]
-    return vector.from_elements(ir.VectorType.get([nest.lanes], scalars[0].type), scalars)
+    return collected(x, [add(at, min(i, count - 1) * stride) for i in range(nest.lanes)])
+
+
+def collected(x: Reference, places: Sequence[Index]) -> ir.Value:
+    """A register of elements at some places. LLVM rounds each bf16 that it moves alone, by a call: bits are moved."""
+    if x.dtype != "bf16":
+        scalars = [load_scalar(x.base, at) for at in places]
+        return vector.from_elements(ir.VectorType.get([len(places)], scalars[0].type), scalars)
+    word = ir.IntegerType.get_signless(16)
+    scalars = [vector.extract(bitcast(load(x.base, at, 1), 1, word), [], [0]) for at in places]
+    register = vector.from_elements(ir.VectorType.get([len(places)], word), scalars)
+    return bitcast(register, len(places), element_type(x.dtype))
 
 
 def positions(x: StepIndex, dtype: str, nest: Nest, indices: Indices) -> ir.Value:

@@ -100,7 +100,7 @@ class Grouped:
     def row(self) -> Axis:
         """The loop over them."""
         axes = self.dot.m if self.ragged == "m" else self.dot.k
-        return axes[0] if axes else Axis(size=1)
+        return axes[0] if axes else Axis(size=1, extras=(0,) * len(self.dot.extras))
 
     @property
     def expected_rows(self) -> int:

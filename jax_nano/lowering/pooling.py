@@ -48,9 +48,12 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
 
 
 def is_slow(aval: Any, params: Params) -> bool:
-    """Is true of windows that overlap: in two dimensions at least, unless the type is narrow."""
+    """Is true of windows that overlap, where there are any: in two dimensions at least, unless the type is narrow."""
     sizes, strides = params["window_dimensions"], params["window_strides"]
     if not isinstance(aval, ShapedArray) or not all(isinstance(size, int) and size for size in aval.shape):
+        return False
+    padded = (n + low + high for n, (low, high) in zip(aval.shape, params["padding"], strict=True))
+    if any(n < size for n, size in zip(padded, sizes, strict=True)):
         return False
     dilated = any(each != 1 for name in ("base_dilation", "window_dilation") for each in params[name])
     if dilated or math.prod(sizes) > MOST_ELEMENTS:

@@ -204,3 +204,12 @@ def test_packed_and_quantized_experts_are_the_arrays_they_stand_for():
     small: Any = jax_nano.quantize(w)
     expected = lax.ragged_dot(x, small.dequantize(), sizes)
     np.testing.assert_allclose(jax_nano.ragged_dot(x, small, sizes), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_single_row_of_quantized_experts_is_a_kernel(bits):
+    weights: Any = jax_nano.quantize(normal(2, 32, 16), bits=bits)
+    x, sizes = normal(1, 32, seed=1), jnp.array([0, 1], jnp.int32)
+    with kernels(1):
+        found = jax_nano.ragged_dot(x, weights, sizes)
+    np.testing.assert_allclose(found, x @ np.asarray(weights.dequantize())[1], rtol=1e-4, atol=1e-4)

@@ -43,3 +43,19 @@ def test_a_matrix_whose_columns_stand_in_lanes(size):
     for _ in range(500):
         want = np.tanh(a.astype(np.float64) @ want)
     np.testing.assert_allclose(jax.jit(jax_nano.accelerate(f))(a, v), want, rtol=1e-3, atol=1e-3)
+
+
+def test_bf16_that_stand_apart_are_moved_as_they_are():
+    """Scalars of bf16 would be rounded by a function that kernels are not linked with."""
+    h = jnp.asarray(normal(2, 8, 8), jnp.bfloat16)
+
+    def f(h, turned):
+        def step(carry, _):
+            h, turned = carry
+            h = (h + jnp.transpose(jnp.transpose(h, (2, 0, 1)) * 1, (1, 2, 0))) * jnp.array(0.5, jnp.bfloat16)
+            return (jnp.swapaxes(turned, -1, -2) @ jnp.swapaxes(h, -1, -2), turned), None
+
+        return lax.scan(step, (h, turned), length=2)[0]
+
+    found, want = jax.jit(jax_nano.accelerate(f))(h, h), jax.jit(f)(h, h)
+    np.testing.assert_allclose(np.float64(found[0]), np.float64(want[0]), rtol=0.05, atol=0.05)

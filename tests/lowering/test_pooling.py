@@ -83,3 +83,15 @@ def test_windows_that_xla_is_good_at_or_that_are_many_slices_are_left_to_it(wind
         )  # fmt: skip
 
     assert slow_windows(jax_nano.accelerate(f), jnp.zeros((2, 9, 8, 5), dtype)) == [False]
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "padding"), [((1, 7), (3, 3), "VALID"), ((4, 3), (2, 4), ((1, -2), (-2, -2)))]
+)
+def test_windows_that_fit_nowhere_make_no_elements(shape, window, padding):
+    def f(x):
+        return pool(x, window, (1, 1), padding)
+
+    found = jax.jit(jax_nano.accelerate(f))(jnp.ones(shape))
+    assert found.shape == f(jnp.ones(shape)).shape
+    assert found.size == 0
