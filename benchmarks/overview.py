@@ -24,6 +24,7 @@ from benchmarks import report
 from benchmarks.timing import best_of
 
 FOLDER = pathlib.Path(__file__).parents[1] / "docs" / "images"
+TURNS = 5
 NHWC = ("NHWC", "HWIO", "NHWC")
 NDHWC = ("NDHWC", "DHWIO", "NDHWC")
 COLORS = {"f32": "#90caf9", "bf16": "#1565c0"}
@@ -136,17 +137,25 @@ def label(value: float) -> str:
     return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
-def main() -> None:
-    """Measures and draws."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.overview", description=__doc__)
+def measured_or_kept(
+    name: str, description: str | None, measure: Callable[[int], Any], file: str
+) -> tuple[Any, pathlib.Path]:
+    """What the program `benchmarks.<name>` measures or, with --draw, has measured; and the folder of its pictures."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--draw", action="store_true", help="draw what was measured before")
-    parser.add_argument("--turns", type=int, default=7, help="of each program; the best one counts")
+    parser.add_argument("--turns", type=int, default=TURNS, help="of each program; the best one counts")
     parser.add_argument("--folder", type=pathlib.Path, default=FOLDER)
     options = parser.parse_args()
-    data = options.folder / "speed.json"
+    data = options.folder / file
     if not options.draw:
         data.write_text(json.dumps(measure(options.turns), indent=1) + "\n")
-    draw(json.loads(data.read_text())).savefig(options.folder / "speed.svg")
+    return json.loads(data.read_text()), options.folder
+
+
+def main() -> None:
+    """Measures and draws."""
+    found, folder = measured_or_kept("overview", __doc__, measure, "speed.json")
+    draw(found).savefig(folder / "speed.svg")
 
 
 if __name__ == "__main__":

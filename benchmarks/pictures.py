@@ -7,8 +7,6 @@ in one run; the best turn counts.
 
 from __future__ import annotations
 
-import argparse
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +18,18 @@ from jax import Array, lax
 from matplotlib.figure import Figure
 
 from benchmarks import report
-from benchmarks.overview import COLORS, FOLDER, NDHWC, NHWC, TYPES, Program, causal, convolution, ratio_bars, times
+from benchmarks.overview import (
+    COLORS,
+    NDHWC,
+    NHWC,
+    TYPES,
+    Program,
+    causal,
+    convolution,
+    measured_or_kept,
+    ratio_bars,
+    times,
+)
 from jax_nano.runtime.progress import Bar, progress
 
 LENGTHS = (256, 512, 1024, 2048, 4096)  # of attention
@@ -212,15 +221,7 @@ def draw(found: dict[str, Any], folder: pathlib.Path) -> None:
 
 def main() -> None:
     """Measures and draws."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__)
-    parser.add_argument("--draw", action="store_true", help="draw what was measured before")
-    parser.add_argument("--turns", type=int, default=5, help="of each program; the best one counts")
-    parser.add_argument("--folder", type=pathlib.Path, default=FOLDER)
-    options = parser.parse_args()
-    data = options.folder / "performance.json"
-    if not options.draw:
-        data.write_text(json.dumps(measure(options.turns), indent=1) + "\n")
-    draw(json.loads(data.read_text()), options.folder)
+    draw(*measured_or_kept("pictures", __doc__, measure, "performance.json"))
 
 
 if __name__ == "__main__":

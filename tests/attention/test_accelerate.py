@@ -207,6 +207,15 @@ GRADIENTS = {
 }
 
 
+def assert_same_gradients(g, operands, dtype):
+    """Those of an accelerated program are plain JAX's, to rounding of their largest element."""
+    found, right = (jax.jit(h)(*operands) for h in (jax_nano.accelerate(g), g))
+    for a, b in zip(found, right, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        exact, tolerance = np.asarray(b, np.float64), 1e-5 if dtype == jnp.float32 else 4e-2
+        np.testing.assert_allclose(np.asarray(a, np.float64), exact, atol=tolerance * np.abs(exact).max(), rtol=0)
+
+
 @TYPES
 @pytest.mark.parametrize("f", GRADIENTS.values(), ids=GRADIENTS)
 @pytest.mark.parametrize("kv", [2])
@@ -217,11 +226,7 @@ def test_programs_that_were_differentiated_before(f, kv, dtype):
     names = [report.kernel.name for report in reports if report.kernel]
     assert sum("attention" in name and "gradient" not in name for name in names) == 1, reports
     assert not any("m70n90" in report.reason for report in reports)
-    found, right = (jax.jit(h)(*operands) for h in (jax_nano.accelerate(g), g))
-    for a, b in zip(found, right, strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        exact, tolerance = np.asarray(b, np.float64), 1e-5 if dtype == jnp.float32 else 4e-2
-        np.testing.assert_allclose(np.asarray(a, np.float64), exact, atol=tolerance * np.abs(exact).max(), rtol=0)
+    assert_same_gradients(g, operands, dtype)
 
 
 def test_some_gradients_alone():
@@ -257,11 +262,7 @@ def test_programs_whose_bias_has_a_gradient(shape, f, dtype):
     reports = jax_nano.inspect(jax_nano.accelerate(g), *operands)
     names = [report.kernel.name for report in reports if report.kernel]
     assert gradients_of(names) == ["queries", "keys", "bias"], reports
-    found, right = (jax.jit(h)(*operands) for h in (jax_nano.accelerate(g), g))
-    for a, b in zip(found, right, strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        exact, tolerance = np.asarray(b, np.float64), 1e-5 if dtype == jnp.float32 else 4e-2
-        np.testing.assert_allclose(np.asarray(a, np.float64), exact, atol=tolerance * np.abs(exact).max(), rtol=0)
+    assert_same_gradients(g, operands, dtype)
 
 
 def test_the_gradient_of_a_bias_alone():

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
-from benchmarks import gallery, pictures
+from benchmarks import gallery, overview, pictures
 from benchmarks.overview import Program
 from jax_nano.runtime.progress import progress
 
@@ -20,7 +20,7 @@ def test_rows_have_the_milliseconds_of_both(quick, capsys):
 
 
 def test_pictures_are_drawn_of_what_was_measured(tmp_path):
-    found = json.loads((pictures.FOLDER / "performance.json").read_text())
+    found = json.loads((overview.FOLDER / "performance.json").read_text())
     pictures.draw(found, tmp_path)
     for name in ("attention", *pictures.BARS):
         assert "<svg" in (tmp_path / f"{name}.svg").read_text()[:500]

@@ -126,15 +126,22 @@ def test_an_array_that_is_changed_in_place_takes_no_scratch():
     assert report.plan.local_bytes < 1 << 14
 
 
-def test_while_loops_change_arrays_in_place():
+def changed_while(going):
+    """A loop that changes a row of an array in some of its steps."""
+
     def loop(w, x, rows):
         def step(c):
             x, i, rows = c
             x = jnp.tanh(w @ x)
             return x, i + 1, jnp.where(x[0] > 0, rows.at[i].set(x), rows)
 
-        return lax.while_loop(lambda c: c[1] < 15, step, (x, 0, rows))
+        return lax.while_loop(going, step, (x, 0, rows))
 
+    return loop
+
+
+def test_while_loops_change_arrays_in_place():
+    loop = changed_while(lambda c: c[1] < 15)
     (report,) = [r for r in jax_nano.inspect(loop, W, X, np.zeros((20000, 8), np.float32)) if r.kernel]
     assert report.plan.local_bytes < 1 << 14
 
@@ -147,14 +154,7 @@ def test_a_product_is_not_written_over_its_operand():
 
 
 def test_changes_in_while_loops():
-    def loop(w, x, rows):
-        def step(c):
-            x, i, rows = c
-            x = jnp.tanh(w @ x)
-            return x, i + 1, jnp.where(x[0] > 0, rows.at[i].set(x), rows)
-
-        return lax.while_loop(lambda c: (c[1] < 15) & (c[2][4, 0] == 0), step, (x, 0, rows))
-
+    loop = changed_while(lambda c: (c[1] < 15) & (c[2][4, 0] == 0))
     assert_one_kernel_computes_what_xla_does(loop, (W, X, np.zeros((20, 8), np.float32)))
 
 
