@@ -36,7 +36,10 @@ from jax_nano.machine.isa import Machine  # noqa: E402
 from jax_nano.schedule.cost import estimate  # noqa: E402
 
 TARGET = ROOT / "jax_nano" / "machine" / "fitted.py"
-APART = ("call_us", "piece_us", "inline_products_per_cycle", "inline_l1_bytes_per_cycle", "inline_l2_bytes_per_cycle")
+APART = (
+    "window_run_cycles", "window_placing_cycles", "softmax_wait", "attention_line_cycles",
+    "call_us", "piece_us", "inline_products_per_cycle", "inline_l1_bytes_per_cycle", "inline_l2_bytes_per_cycle",
+)  # fmt: skip
 NAMES = tuple(f.name for f in fields(Fitted) if f.name not in ("processor", "evidence", *APART))
 # Where a fit begins: what was found by hand on Zen 5, one after the other, in products chosen so that little else
 # matters in them; and for what was found on Sapphire Rapids, a line's way from L2 or the LLC in cycles, by its order.
@@ -309,7 +312,8 @@ def table(fitted: Fitted) -> str:
 HEADER = '''"""Coefficients of the cost model, by processor: written by tools/fit_cost_model.py, not by hand.
 
 Each is a value; its spread among fits to resampled products; and the number of products that depend on it, of those in
-benchmarks/data that were not held out. Those of XLA's way were measured apart.
+benchmarks/data that were not held out. Those without a spread were measured apart, or taken from a processor where they
+were.
 """
 
 from __future__ import annotations

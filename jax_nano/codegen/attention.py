@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from jax_nano.codegen import attention_rows
+from jax_nano.codegen.attention_columns import Columns
 from jax_nano.codegen.attention_operands import AttentionOperands, Head, Sums
 from jax_nano.codegen.attention_panel import PanelAttention
 from jax_nano.codegen.attention_result import AttentionResult
@@ -44,7 +46,7 @@ from jax_nano.codegen.index import (
 )
 from jax_nano.codegen.load_store import load, store
 from jax_nano.codegen.location import section
-from jax_nano.codegen.loops import Depth, Span, for_range, panels, when
+from jax_nano.codegen.loops import Depth, Span, for_range, when
 from jax_nano.codegen.matrix_ref import MatrixRef
 from jax_nano.codegen.operand_loader import OperandLoader
 from jax_nano.codegen.pack import Destination, Packer
@@ -84,8 +86,8 @@ class AttentionKernel:
         first = AttentionTask(operands, number, block, operands.task, 0)
         for head in first.heads():
             others = [operands.sums(operands.task, split, head.number) for split in range(1, plan.splits)]
-            with section("combine splits"), for_range(0, first.padded_columns, plan.nr) as panel:
-                first.combine(panel.i, head.sums, others)
+            for of_panel, j in first.columns.panels("combine splits"):
+                first.combine(j, head.by(of_panel).sums, [replace(other, plan=of_panel) for other in others])
             first.finish(head)
 
 
@@ -97,8 +99,8 @@ class AttentionTask:
         self.operands, self.plan, self.problem = operands, operands.plan, operands.plan.problem
         self.head: Head = operands.head(number)
         self.element, self.split = element, split
-        self.begin = mul(block, self.plan.query_block)
-        self.end = minimum(add(self.begin, self.plan.query_block), self.plan.columns)
+        self.columns = Columns.of_block(self.plan, block)
+        self.begin, self.end = self.columns.begin, self.columns.end
         self.key_length = operands.length("key_lengths", self.head)
         self.query_length = operands.length("query_lengths", self.head)
 
@@ -108,15 +110,6 @@ class AttentionTask:
             head = self.head._replace(head=add(self.head.head, loop.i))
             sums = self.operands.sums(self.element, self.split, loop.i)
             yield PanelAttention(self.operands, head, loop.i, self.begin, sums)
-
-    @property
-    def padded_columns(self) -> Index:
-        """The columns of the block in whole panels."""
-        plan = self.plan
-        if plan.query_blocks == 1:
-            return -(-plan.columns // plan.nr) * plan.nr
-        panels_, _ = divmod_(add(subtract(self.end, self.begin), plan.nr - 1), plan.nr)
-        return mul(panels_, plan.nr)
 
     def emit(self) -> None:
         """Emits the task."""
@@ -141,8 +134,10 @@ class AttentionTask:
             attention_rows.pack_queries(plan, sources, head.queries(0))
             return
         if not plan.folds_heads or self.problem.queries == 1:
-            span = Span(self.begin, self.end, plan.columns)
-            self.pack_columns(Destination(span, plan.nr, lambda j: head.queries(subtract(j, self.begin))), source)
+            for of_panel, span in self.columns.spans():
+                panels_ = head.by(of_panel)
+                to = Destination(span, of_panel.nr, lambda j, to=panels_: to.queries(subtract(j, self.begin)))
+                self.pack_columns(to, source)
             return
         group = self.problem.group
         for t in range(self.problem.queries):
@@ -201,12 +196,12 @@ class AttentionTask:
     def clear(self) -> None:
         """Sets sums to zero, and maxima to minus infinity."""
         for head in self.heads():
-            with section("clear"), for_range(0, self.padded_columns, self.plan.nr) as panel:
-                self.clear_panel(head.sums, panel.i)
+            for plan, j in self.columns.panels("clear"):
+                self.clear_panel(head.by(plan).sums, j)
 
     def clear_panel(self, sums: Sums, j: Index) -> None:
         """Does so for a panel."""
-        plan, zero = self.plan, broadcast_zero(self.plan)
+        plan, zero = sums.plan, broadcast_zero(sums.plan)
         registers = range(0, plan.nr, plan.lanes)
         out, maxima, totals = sums.out(j), sums.maxima(j), sums.totals(j)
         for i in registers:
@@ -241,12 +236,12 @@ class AttentionTask:
         depth = Depth(steps, problem.keys)
         for head in self.heads():
             block = head.key_block(key, depth)
-            with section("panels of queries"), for_range(0, self.padded_columns, plan.nr) as panel:
-                first = 0 if plan.folds_heads else add(self.begin, panel.i)
-                visible, column = Visible(plan, first, self.key_length), add(self.begin, panel.i)
-                is_visited = both(visible.sees(key), self.sees((column, add(column, plan.nr)), key))
+            for of_panel, j in self.columns.panels("panels of queries"):
+                column = add(self.begin, j)
+                visible = Visible(of_panel, 0 if plan.folds_heads else column, self.key_length)
+                is_visited = both(visible.sees(key), self.sees((column, add(column, of_panel.nr)), key))
                 with when(any_of(everything, is_visited)):
-                    head.attend(panel.i, block, visible)
+                    head.by(of_panel).attend(j, block, visible)
 
     def sees(self, columns: tuple[Index, Index], key: Index) -> Condition:
         """Whether a block mask has these columns visit the block of keys from `key` on."""
@@ -256,7 +251,7 @@ class AttentionTask:
 
     def combine(self, j: Index, sums: Sums, others: Sequence[Sums]) -> None:
         """Adds what further splits have of a panel to this split's."""
-        plan = self.plan
+        plan = sums.plan
         softmax = Softmax(plan, self.operands.scores(), self.operands.exponentials(), None, None)
         for other in others:
             before, others_maxima = softmax.row(sums.maxima(j)), softmax.row(other.maxima(j))
@@ -279,5 +274,5 @@ class AttentionTask:
         """Stores the block's rows of the result, and the logarithms of its sums."""
         rows = AttentionResult(self.operands, head.head, self.query_length)
         with section("results"):
-            for j, columns in panels(Span(self.begin, self.end, self.plan.columns), self.plan.nr, "panels of queries"):
-                rows.store(head.sums, j, subtract(j, self.begin), columns)
+            for plan, j, columns in self.columns.stored("panels of queries"):
+                rows.store(head.by(plan).sums, j, subtract(j, self.begin), columns)

@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
+from typing import Self
 
 from jax.extend.mlir import ir
 
+from jax_nano.codegen.attention_columns import Columns
 from jax_nano.codegen.attention_gradient_arrays import GradientArrays, Lengths, OfHead, Side
 from jax_nano.codegen.attention_gradient_scores import Elementwise
 from jax_nano.codegen.attention_microkernel import microkernel_for
@@ -38,6 +41,7 @@ from jax_nano.codegen.registers import broadcast
 from jax_nano.codegen.shuffles import transpose
 from jax_nano.codegen.softmax import broadcast_zero
 from jax_nano.codegen.vector.convert import convert
+from jax_nano.schedule.attention import AttentionPlan
 from jax_nano.schedule.attention_gradient import GradientPlan
 
 
@@ -67,23 +71,22 @@ class GradientTask:
             block = subtract(plan.query_blocks - 1, block)
         rest, member = divmod_(number, group) if group > 1 else (number, 0)
         self.head = Head(*(divmod_(rest, heads) if heads > 1 else (rest, 0)), member)
-        self.begin = mul(block, plan.query_block)
-        self.end = minimum(add(self.begin, plan.query_block), plan.columns)
+        self.columns = Columns.of_block(plan, block)
+        self.begin, self.end = self.columns.begin, self.columns.end
+
+    def by(self, plan: AttentionPlan) -> Self:
+        """The task's panels that another plan computes, in the same scratch."""
+        assert isinstance(plan, GradientPlan)
+        other = copy(self)
+        other.plan, other.arrays = plan, copy(self.arrays)
+        other.arrays.plan = plan
+        return other
 
     @property
     def gradients(self) -> list[tuple[str, int]]:
         """The names and depths of the gradients."""
         both = [("d1", self.problem.depth), ("d2", self.problem.value_depth)]
         return both if self.plan.of_keys else both[:1]
-
-    @property
-    def padded_columns(self) -> Index:
-        """The columns of the block in whole panels."""
-        plan = self.plan
-        if plan.query_blocks == 1:
-            return -(-plan.columns // plan.nr) * plan.nr
-        count, _ = divmod_(add(subtract(self.end, self.begin), plan.nr - 1), plan.nr)
-        return mul(count, plan.nr)
 
     def emit(self) -> None:
         """Emits the task."""
@@ -119,14 +122,16 @@ class GradientTask:
 
     def pack_columns(self, head: Head) -> None:
         """Copies x1^T and x2^T in panels."""
-        plan, packer = self.plan, Packer(OperandLoader(self.plan.instruction, "rhs"), self.plan.nr)
         columns, _ = self.sides(head)
-        for source, target, depth in zip(columns, self.arrays.packed_columns(), self.depths(), strict=True):
-            to = Destination(
-                Span(self.begin, self.end, plan.columns), plan.nr,
-                lambda j, target=target, depth=depth: self.panel_of(target, subtract(j, self.begin), depth),
-            )  # fmt: skip
-            packer.pack_panels(to, source.transposed, Depth(depth, depth))
+        for plan, span in self.columns.spans():
+            loader, packed = OperandLoader(plan.instruction, "rhs"), self.by(plan).arrays.packed_columns()
+            for source, target, depth in zip(columns, packed, self.depths(), strict=True):
+
+                def panel(j: Index, target: MatrixRef = target, depth: int = depth) -> MatrixRef:
+                    return self.panel_of(target, subtract(j, self.begin), depth)
+
+                to = Destination(span, plan.nr, panel)
+                Packer(loader, plan.nr).pack_panels(to, source.transposed, Depth(depth, depth))
 
     def panel_of(self, packed: MatrixRef, j: Index, depth: int) -> MatrixRef:
         """The packed panel at column j of the block."""
@@ -138,16 +143,18 @@ class GradientTask:
 
     def clear(self) -> None:
         """Sets gradients to zero, or to what rows whose keys are all masked add to them."""
+        for plan, j in self.columns.panels("clear"):
+            self.by(plan).clear_panel(j)
+
+    def clear_panel(self, j: Index) -> None:
+        """Does so for a panel."""
         plan, zero = self.plan, broadcast_zero(self.plan)
         average = self.arrays.average(self.head)
         for name, depth in self.gradients:
-            with for_range(0, self.padded_columns, plan.nr) as panel:
-                out = self.sums_of(name, depth, panel.i)
-                self.fill(out, plan.sum_rows(depth), lambda _: zero)
-                if average and name == "d2":
-                    self.fill(
-                        out, depth, lambda i: broadcast(load_scalar(average.base, average.offset(0, i)), plan.lanes)
-                    )
+            out = self.sums_of(name, depth, j)
+            self.fill(out, plan.sum_rows(depth), lambda _: zero)
+            if average and name == "d2":
+                self.fill(out, depth, lambda i: broadcast(load_scalar(average.base, average.offset(0, i)), plan.lanes))
 
     def fill(self, out: MatrixRef, rows: int, value: Callable[[Index], ir.Value]) -> None:
         """Stores a value in all columns of each row of a panel."""
@@ -188,13 +195,14 @@ class GradientTask:
 
     def visit_block(self, head: Head, begin: Index) -> None:
         """Emits a block of rows with all panels of columns."""
-        plan, lengths, of_head = self.plan, self.arrays.lengths(head.batch), self.arrays.of_head(head)
+        lengths, of_head = self.arrays.lengths(head.batch), self.arrays.of_head(head)
         _, rows = self.sides(head)
         block = self.pack_rows(rows, begin, self.block_depth(begin))
-        with section("panels of columns"), for_range(0, self.padded_columns, plan.nr) as panel:
-            pairs = Pairs(plan, begin, add(self.begin, panel.i), lengths)
+        for of_panel, j in self.columns.panels("panels of columns"):
+            task = self.by(of_panel)
+            pairs = Pairs(task.plan, begin, add(self.begin, j), lengths)
             with when(pairs.any_visible()):
-                self.add_panel(panel.i, block, pairs, of_head)
+                task.add_panel(j, block, pairs, of_head)
 
     def block_depth(self, begin: Index) -> Depth:
         """How many rows a block has."""
@@ -286,11 +294,10 @@ class GradientTask:
 
     def finish(self) -> None:
         """Stores gradients, transposed and rounded."""
-        plan, lanes = self.plan, self.plan.lanes
-        outs = self.arrays.results(self.head)
+        lanes, outs = self.plan.lanes, self.arrays.results(self.head)
         for (name, depth), out in zip(self.gradients, outs, strict=True):
-            for column, count in panels(Span(self.begin, self.end, plan.columns), plan.nr, "panels of columns"):
-                sums = self.sums_of(name, depth, subtract(column, self.begin))
+            for plan, column, count in self.columns.stored("panels of columns"):
+                sums = self.by(plan).sums_of(name, depth, subtract(column, self.begin))
                 for first in range(0, count, lanes):
                     rows = out.block(add(column, first), 0)
                     self.store_rows(rows, sums.block(0, first), min(lanes, count - first), depth)

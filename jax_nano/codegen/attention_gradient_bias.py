@@ -53,9 +53,10 @@ class BiasGradientTask(GradientTask):
 
     def clear(self) -> None:
         """Sets the sums of a block of rows to zero."""
-        plan, zero = self.plan, broadcast_zero(self.plan)
-        with section("clear"), for_range(0, self.padded_columns, plan.nr) as panel:
-            self.fill(self.arrays.slopes(panel.i), plan.key_block, lambda _: zero)
+        zero = broadcast_zero(self.plan)
+        for plan, j in self.columns.panels("clear"):
+            task = self.by(plan)
+            task.fill(task.arrays.slopes(j), plan.key_block, lambda _: zero)
 
     def add_panel(self, j: Index, block: RowBlock, pairs: Pairs, head: OfHead) -> None:
         """Adds a head's gradients of the scores of a block of rows and a panel of columns."""
@@ -68,8 +69,8 @@ class BiasGradientTask(GradientTask):
         plan, out = self.plan, self.arrays.bias_result(self.head).block(begin, 0)
         native_bf16 = rounds_to_bf16(plan.instruction)
         with section("results"):
-            for column, count in panels(Span(self.begin, self.end, plan.columns), plan.nr, "panels of columns"):
-                sums = self.arrays.slopes(subtract(column, self.begin))
+            for of_panel, column, count in self.columns.stored("panels of columns"):
+                sums = self.by(of_panel).arrays.slopes(subtract(column, self.begin))
                 with for_range(0, rows) as row:
                     for j in range(0, count, plan.lanes):
                         value = load(sums.base, sums.offset(row.i, j), plan.lanes)

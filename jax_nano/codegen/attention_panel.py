@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jax_nano.codegen import attention_rows
 from jax_nano.codegen.attention_microkernel import microkernel_for
@@ -65,6 +65,10 @@ class PanelAttention:
     def problem(self) -> Attention:
         """What is computed."""
         return self.plan.problem
+
+    def by(self, plan: AttentionPlan) -> PanelAttention:
+        """The panels that another plan computes, in the same scratch."""
+        return replace(self, operands=replace(self.operands, plan=plan), sums=replace(self.sums, plan=plan))
 
     def queries(self, j: Index) -> MatrixRef:
         """The packed panel of Q^T at column j of the task's block."""

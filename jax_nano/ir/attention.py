@@ -212,11 +212,17 @@ class Attention:
     @property
     def visible(self) -> float:
         """The share of the scores that neither the causal mask nor the window rules out."""
-        i = np.arange(self.queries)
+        return self.visited(1, 1)
+
+    def visited(self, queries: int, keys: int) -> float:
+        """The share of the scores in blocks of so many queries and keys that these do not rule out whole."""
+        first = np.arange(0, self.queries, queries)
+        last = np.minimum(first + queries, self.queries) - 1
         left, right = self.window or (self.queries + self.keys,) * 2
-        last = np.minimum(i + min(right, 0 if self.causal else right), self.keys - 1)
-        seen = np.maximum(last - np.maximum(i - left, 0) + 1, 0)
-        return float(seen.sum()) / (self.queries * self.keys)
+        most = np.minimum(last + min(right, 0 if self.causal else right), self.keys - 1)
+        end = np.minimum(most // keys * keys + keys, self.keys)
+        seen = np.maximum(end - np.maximum(first - left, 0) // keys * keys, 0)
+        return float((seen * (last - first + 1)).sum()) / (self.queries * self.keys)
 
     @property
     def multiplications(self) -> float:

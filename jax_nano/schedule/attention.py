@@ -52,6 +52,7 @@ class AttentionPlan:
       splits: parts of the keys, that different tasks attend to, and a phase of its own combines in order.
       packs_keys: blocks of K are copied, and converted to the instruction's type.
       packs_values: so are blocks of V; interleaved or transposed, as the instruction wants them.
+      scratch_nr: columns of the panels that scratch is laid out for, where they are wider than this plan's.
       why: why it was chosen.
       predicted_seconds: by the cost model, on all threads.
     """
@@ -68,6 +69,7 @@ class AttentionPlan:
     splits: int = 1
     packs_keys: bool = True
     packs_values: bool = True
+    scratch_nr: int = 0
     why: str = field(default="", compare=False)
     predicted_seconds: float = field(default=0.0, compare=False)
 
@@ -112,6 +114,31 @@ class AttentionPlan:
     def columns(self) -> int:
         """What stands along the lanes: the queries of a head, or of all heads that share keys, a query's together."""
         return self.problem.queries * (self.problem.group if self.folds_heads else 1)
+
+    @property
+    def rows(self) -> int:
+        """What stands along the rows of a panel."""
+        return self.problem.keys
+
+    @property
+    def visited(self) -> float:
+        """The share of a panel's blocks that masks by place do not rule out, in the mean."""
+        return self.problem.visited(self.problem.queries if self.folds_heads else self.nr, self.key_block)
+
+    @functools.cached_property
+    def last_panel(self) -> AttentionPlan | None:
+        """The plan of the last panel, in the scratch of the others, where it fills half of their columns or less.
+
+        It has as few registers of columns as hold it, and as many accumulators in more rows. None where all panels are
+        alike.
+        """
+        left = self.columns % self.nr
+        widths = (w for w in range(self.lanes, self.nr, self.lanes) if self.nr % w == 0 and left <= w)
+        nr = next(widths, None) if left and not self.folds_heads and not self.streams else None
+        if nr is None:
+            return None
+        mr = self.mr if self.instruction.tiles else self.mr * self.nr // nr
+        return replace(self, mr=mr, nr=nr, scratch_nr=self.nr) if self.key_block % mr == 0 else None
 
     @property
     def kinds(self) -> tuple[str, str, str]:
@@ -244,10 +271,15 @@ class AttentionPlan:
         axis = 2 if self.folds_heads else 3
         return sum(array.strides[axis] != 0 != array.strides[4] for array in self.problem.score_arrays)
 
+    @property
+    def panel_elements(self) -> int:
+        """Elements of the scores of a panel and a block of keys, as scratch has room for."""
+        return self.key_block * max(self.nr, self.scratch_nr)
+
     @functools.cached_property
     def places(self) -> dict[str, int]:
         """Where the parts of a thread's own scratch begin, in bytes, and their `end`."""
-        i, panel = self.instruction, self.key_block * self.nr
+        i, panel = self.instruction, self.panel_elements
         packed = {
             "query": bytes_of(i.rhs, self.heads_per_task * self.query_elements),
             "key": bytes_of(i.lhs, self.key_block * self.key_stride) if self.packs_keys else 0,

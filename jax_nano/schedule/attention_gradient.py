@@ -68,6 +68,12 @@ class GradientPlan(AttentionPlan):
         return self.problem.queries if self.of_keys else self.problem.keys
 
     @property
+    def visited(self) -> float:
+        """The share of a panel's blocks that masks by place do not rule out, in the mean."""
+        sizes = (self.key_block, self.nr) if self.of_keys else (self.nr, self.key_block)
+        return self.problem.visited(*sizes)
+
+    @property
     def kinds(self) -> tuple[str, str, str]:
         """What rows are, what columns are, and whose elements rows of sums are."""
         return ("queries", "keys", "queries and cotangents") if self.of_keys else ("keys", "queries", "keys")
@@ -106,7 +112,7 @@ class GradientPlan(AttentionPlan):
     @functools.cached_property
     def places(self) -> dict[str, int]:
         """Where the parts of a thread's own scratch begin, in bytes, and their `end`."""
-        i, panel = self.instruction, self.key_block * self.nr
+        i, panel = self.instruction, self.panel_elements
         depths = {"1": self.problem.depth, "2": self.problem.value_depth}
         sizes = {f"x{n}": bytes_of(i.rhs, self.query_block * self.padded(depth)) for n, depth in depths.items()}
         sizes |= {f"y{n}": bytes_of(i.lhs, self.key_block * self.row_stride(depth)) for n, depth in depths.items()}

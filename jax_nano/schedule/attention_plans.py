@@ -12,7 +12,7 @@ from jax_nano.ir.dtypes import WIDENS, bytes_of
 from jax_nano.machine.isa import DotInstruction, Isa, Machine
 from jax_nano.schedule.attention import FEW_COLUMNS, AttentionPlan, folded, rounded_up
 from jax_nano.schedule.attention_gradient import GradientPlan
-from jax_nano.schedule.cost.attention import attention_seconds, panel_cycles
+from jax_nano.schedule.cost.attention import attention_seconds, columns_cycles
 
 FEW_QUERIES = FEW_COLUMNS  # of them tiles would be as good as empty, and K and V are as good as read once
 # Keys are split until there are so many tasks, whatever the number of threads, of so many keys at least: where K and V
@@ -189,7 +189,7 @@ def vector_block(
         plan = AttentionPlan(
             problem=problem, isa=isa.name, instruction=instruction, mr=mr, nr=nr, key_block=keys, query_block=nr
         )
-        return -(-columns // nr) * panel_cycles(plan, machine) / min(keys, problem.keys)
+        return columns_cycles(plan, machine) / min(keys, plan.rows)
 
     mr, registers = min(BLOCKS[isa.register_count], key=cycles)
     return mr, registers * lanes

@@ -15,11 +15,7 @@ if TYPE_CHECKING:
     from jax_nano.machine.isa import Machine
     from jax_nano.schedule.attention import AttentionPlan
 
-# Guesses, of no fit: instructions for a register of scores, which is scaled, compared, exponentiated, added up and
-# rounded; how many more cycles these take than units for vectors do, as each waits for the one before; and cycles of a
-# line of K or V that is loaded, converted or interleaved, and stored.
-SOFTMAX_INSTRUCTIONS, SOFTMAX_WAITS = 24, 2.0
-PACKED_LINE_CYCLES = 3.0
+SOFTMAX_INSTRUCTIONS = 24  # for a register of scores: scaled, compared, exponentiated, added up and rounded
 
 
 def attention_seconds(plan: AttentionPlan, machine: Machine, threads: int | None = None) -> float:
@@ -33,10 +29,17 @@ def attention_seconds(plan: AttentionPlan, machine: Machine, threads: int | None
 
 def task_cycles(plan: AttentionPlan, machine: Machine) -> float:
     """Cycles of a task, in the mean: masks by place rule out whole panels of blocks."""
-    columns = min(plan.query_block, plan.columns)
-    blocks = -(-plan.keys_per_split // plan.key_block) * plan.problem.visible
-    of_panels = -(-columns // plan.nr) * panel_cycles(plan, machine)
-    return plan.heads_per_task * blocks * (of_panels + packing_cycles(plan))
+    blocks = plan.rows / (plan.splits * min(plan.key_block, plan.rows)) * plan.visited
+    of_panels = columns_cycles(plan, machine) / plan.query_blocks
+    return plan.heads_per_task * blocks * (of_panels + packing_cycles(plan, machine))
+
+
+def columns_cycles(plan: AttentionPlan, machine: Machine) -> float:
+    """Cycles of all panels of a head, and a block of keys."""
+    last = plan.last_panel
+    if last is None:
+        return -(-plan.columns // plan.nr) * panel_cycles(plan, machine)
+    return plan.columns // plan.nr * panel_cycles(plan, machine) + panel_cycles(last, machine)
 
 
 def panel_cycles(plan: AttentionPlan, machine: Machine) -> float:
@@ -44,7 +47,7 @@ def panel_cycles(plan: AttentionPlan, machine: Machine) -> float:
     problem, instruction = plan.problem, plan.instruction
     isa = machine.isa(plan.isa)
     unit = Unit(machine, isa if instruction.tiles else isa.vectors or isa, instruction)
-    keys, height = min(plan.key_block, problem.keys), instruction.shape[0]
+    keys, height = min(plan.key_block, plan.rows), instruction.shape[0]
     registers = plan.nr // plan.lanes
     if plan.by_rows:
         return rows_cycles(plan, unit)
@@ -61,7 +64,7 @@ def panel_cycles(plan: AttentionPlan, machine: Machine) -> float:
         sums = product(problem.depth, keys), product(problem.value_depth, keys)
         cycles = scores + more + sum(sums[: {"queries": 1, "keys": 2, "bias": 0}[problem.of]])
     core = machine.vector_core(plan.isa)
-    return cycles + keys * registers * score_instructions(plan) / core.vector_per_cycle * SOFTMAX_WAITS
+    return cycles + keys * registers * score_instructions(plan) / core.vector_per_cycle * machine.fitted.softmax_wait
 
 
 def rows_cycles(plan: AttentionPlan, unit: Unit) -> float:
@@ -73,7 +76,7 @@ def rows_cycles(plan: AttentionPlan, unit: Unit) -> float:
     registers = (problem.depth + problem.value_depth) / (plan.lanes * plan.instruction.vnni)
     of_key = registers * max(plan.columns / rate, 1 / core.loads_per_cycle)
     sums = 3 * (plan.columns + math.log2(plan.lanes)) / core.vector_per_cycle
-    softmax = score_instructions(plan) / core.vector_per_cycle * SOFTMAX_WAITS
+    softmax = score_instructions(plan) / core.vector_per_cycle * unit.machine.fitted.softmax_wait
     return min(plan.key_block, problem.keys) * (of_key + sums + softmax)
 
 
@@ -82,7 +85,7 @@ def score_instructions(plan: AttentionPlan) -> int:
     return SOFTMAX_INSTRUCTIONS + (plan.problem.score.instructions if plan.problem.score else 0)
 
 
-def packing_cycles(plan: AttentionPlan) -> float:
+def packing_cycles(plan: AttentionPlan, machine: Machine) -> float:
     """Cycles of copying a block of K and V."""
     packed = plan.packs_keys * plan.problem.depth + plan.packs_values * plan.problem.value_depth
-    return bytes_of(plan.instruction.lhs, plan.key_block * packed) / LINE_BYTES * PACKED_LINE_CYCLES
+    return bytes_of(plan.instruction.lhs, plan.key_block * packed) / LINE_BYTES * machine.fitted.attention_line_cycles

@@ -44,8 +44,6 @@ from jax_nano.schedule.loop_nest import window_rows, window_steps
 from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.scratch import whole_lines
 
-# Of finding a row's run of a window that is read in place. On Zen 5, 49 runs of 3 steps and 9 runs of 8 took as much.
-RUN_CYCLES = 1.2
 PLACES_HELD = 8  # of rows, in general registers beside those of loops and of B: x86 has 16
 
 
@@ -143,7 +141,8 @@ class KernelCost:
         Where there are more rows than registers for their places, those are loaded again in every step.
         """
         runs, share = self.kernel.window_runs, strided_share(self.kernel, rows)
-        placing = RUN_CYCLES * self.kernel.kc * (share / runs.longest + (1 - share) * rows / runs.shortest)
+        runs_of_step = share / runs.longest + (1 - share) * rows / runs.shortest
+        placing = self.fitted.window_run_cycles * self.kernel.kc * runs_of_step
         if rows <= PLACES_HELD:
             return placing
         core, steps = self.unit.core, self.unit.steps(self.kernel.kc)

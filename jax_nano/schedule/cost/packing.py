@@ -22,10 +22,6 @@ from jax_nano.schedule.loop_nest import window_rows, window_steps
 from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.scratch import LINE_BYTES
 
-# Of finding a run's place and masks. On Zen 5, with K of 9 taps x 64 channels, 9 x 64 two places apart, and 49 x 3 two
-# apart, packing a register took 5.5, 10 and 22 cycles, with the wait for its lines.
-PLACING_CYCLES = 40.0
-
 
 def packing_cycles(plan: Plan, machine: Machine) -> tuple[float, float]:
     """Cycles of all packing on one thread: the work, and the wait for B that prefetching it can hide."""
@@ -127,20 +123,21 @@ def rhs_copy_cycles(plan: Plan, machine: Machine, *, alone: bool = True) -> floa
     core = machine.vector_core(plan.isa)
     copying = line_cycles(core, plan, copy, alone=alone)
     if plan.dot.has_window("rhs") and 1 <= plan.n.rhs <= LONGEST_STEP:
-        copying = run_copy_cycles(core, plan, copy)
+        copying = run_copy_cycles(machine, plan, copy)
     return line_count(k * padded, plan.instruction.rhs) * copying
 
 
-def run_copy_cycles(core: Core, plan: Plan, copy: Copy) -> float:
+def run_copy_cycles(machine: Machine, plan: Plan, copy: Copy) -> float:
     """Cycles of packing one line's worth of a window B by runs of places.
 
     Of places that are a step apart, so many registers are loaded and put together. Where a run begins, and what of it
     is within bounds, is found once for all steps of the innermost axis of the sum that moves along no bound.
     """
+    core, placing = machine.vector_core(plan.isa), machine.fitted.window_placing_cycles
     step, inner = plan.n.rhs, plan.dot.k[-1] if plan.dot.k else None
     shared = inner.size if inner and not any(inner.window) else 1
     apart = (step - 1) * (1.0 / core.loads_per_cycle + 1.0 / core.shuffles_per_cycle)
-    return line_cycles(core, plan, copy._replace(in_order=True)) + apart + PLACING_CYCLES / shared
+    return line_cycles(core, plan, copy._replace(in_order=True)) + apart + placing / shared
 
 
 def lhs_copy_cycles(plan: Plan, core: Core) -> float:
