@@ -165,9 +165,8 @@ def test_biases_beside_masks(isa, dtype):
 @pytest.mark.parametrize(
     "masks", [{"causal": True}, {"window": (20, 4)}, {"window": (-3, 9)}, {"lengths": True}], ids=str
 )
-@pytest.mark.parametrize(("t", "s"), [(150, 90), (70, 300)])
-def test_gradients_of_biases_beside_masks(masks, shape, t, s):
-    masks = dict(masks)
+def test_gradients_of_biases_beside_masks(masks, shape):
+    masks, (t, s) = dict(masks), (150, 90) if shape[0] == 1 else (70, 300)
     if masks.pop("lengths", None):
         masks = {"query_lengths": np.array([40, t], np.int32), "key_lengths": np.array([s, 33], np.int32)}
     check((2, t, s, 4, 2, 8, 8), "f32", bias=bias_of(shape, t, s), **masks)

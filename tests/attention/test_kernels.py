@@ -57,6 +57,26 @@ def test_edges_of_panels_of_queries(dtype, queries):
     check(arrays(1, queries, 70, 1, 1, 8, dtype=dtype), causal=True)
 
 
+LAST_PANELS = [(70, 1200, {}), (270, 70, {"causal": True}), (130, 300, {"window": (40, 7)}), (270, 40, {"masks": True})]
+
+
+@pytest.mark.parametrize(("queries", "keys", "masks"), LAST_PANELS, ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["f32", "bf16"])
+def test_last_panels_that_are_narrower(dtype, queries, keys, masks):
+    qkv = arrays(2, queries, keys, 1, 1, 8, 7, dtype=dtype)
+    plan = choose_attention(described(*qkv), host.machine(), host.machine().isas[0])
+    assert plan.last_panel is not None
+    assert plan.last_panel.nr < plan.nr
+    if masks.get("masks"):
+        rng = np.random.default_rng(0)
+        masks = {
+            "bias": rng.standard_normal((1, 1, queries, keys)).astype(np.float32),
+            "mask": rng.random((2, 1, queries, keys)) < 0.7,
+            "query_lengths": np.array([queries, 258], np.int32), "key_lengths": np.array([0, 30], np.int32),
+        }  # fmt: skip
+    check(qkv, **masks)
+
+
 DEPTHS = [(1, 1), (2, 33), (31, 4), (64, 128), (80, 80), (257, 7), (512, 512)]
 
 

@@ -182,7 +182,7 @@ def test_what_orders_a_sum_does_not_depend_on_threads(processor):
     """Said by field, not by order_of_sums, which the choice goes by."""
     machine, isa = processor
     for dot in LARGE:
-        plans = [chosen(dot, machine.name, isa, threads) for threads in (1, 2, 8, 64)]
+        plans = [chosen(dot, machine.name, isa, threads) for threads in (1, 8)]
         assert len({order_of_sums(plan) for plan in plans}) == 1, plans
         if plans[0].instruction.acc != "s32":
             fields = {(p.swapped, p.instruction, p.inner_product, p.k, p.k_outer, p.kc, p.split_k) for p in plans}
