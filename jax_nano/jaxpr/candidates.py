@@ -17,12 +17,14 @@ from jax.extend.core.primitives import convert_element_type_p
 
 from jax_nano.jaxpr.dataflow import Dataflow, variables
 from jax_nano.jaxpr.group_rows import is_repeat
+from jax_nano.jaxpr.grouped import others
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.legality import ELEMENTWISE, WEIGHTS, Reason, illegal, is_moving, is_rounding, takes_long
 from jax_nano.jaxpr.operands import VIEWS, apply_view, is_exact, panel_view
 from jax_nano.jaxpr.primitives import DOTS, GROUPED_PRODUCTS, nano_dequantize_p, nano_region_p, nano_unpack_p
 from jax_nano.jaxpr.row_gathers import is_row_gather
 from jax_nano.jaxpr.strided_views import NoView, StridedView
+from jax_nano.jaxpr.sums import dimensions_of
 
 # Equations of an epilogue, of a prologue, and of views in a row.
 LONGEST_EPILOGUE, LONGEST_PROLOGUE, LONGEST_VIEWS = 96, 24, 32
@@ -69,9 +71,9 @@ class Candidates:
 
     def prologue(self, product: int, operand: int) -> PrologueCandidates:
         """Elementwise work that makes nothing but one operand of a product, the nearest equation first."""
-        if self._flow.eqns[product].primitive not in DOTS:
-            # The windows of convolutions would do the work on each element several times, tasks of groups for each of
-            # their blocks of columns.
+        primitive = self._flow.eqns[product].primitive
+        if primitive not in DOTS and (primitive not in GROUPED_PRODUCTS or operand == 1):
+            # The windows of convolutions would do the work on each element several times; B is never worked on.
             return PrologueCandidates((), (), "")
         return _PrologueWalk(self, self._flow, product, operand).candidates(every=self._every_prologue)
 
@@ -93,9 +95,19 @@ class Candidates:
                     seen.add(views)
                     yield views
 
-    def prologue_views(self, x: Atom) -> tuple[int, ...]:
-        """The equations through which strides read what a prologue reads, the nearest to the array first."""
-        return self._views(x, is_exact)
+    def prologue_views(self, x: Atom, product: int, own: set[int]) -> tuple[int, ...]:
+        """The equations through which strides read what a product's prologue reads, the nearest to the array first.
+
+        Rows of groups may be gathered before, where only the equations `own` read them.
+        """
+        chain, array = _chain(self._flow, x, is_exact)
+        maker = self._flow.maker(array)
+        if maker is not None and self._flow.eqns[product].primitive in GROUPED_PRODUCTS:
+            is_moved = any(self._flow.eqns[i].primitive is not convert_element_type_p for i in chain)
+            is_own = self._flow.is_used_within(self._flow.eqns[maker].outvars[0], {*own, *chain})
+            if is_row_gather(self._flow.eqns[maker]) and is_own and not is_moved:
+                chain = [maker, *chain]
+        return _readable(self._flow, chain)
 
     def epilogue_views(self, x: Atom) -> tuple[int, ...]:
         """The equations through which strides read what an epilogue reads: conversions that nothing else uses.
@@ -270,13 +282,15 @@ class _PrologueWalk:
 
 def free_sizes(product: JaxprEqn, operand: int) -> tuple[int, int]:
     """How many rows and columns C has, where the rows are this operand's: those of a matrix of the batch."""
-    sizes = []
-    for i in (operand, 1 - operand):
-        contracting, batch = (dims[i] for dims in product.params["dimension_numbers"])
-        shape = type_of(product.invars[i]).shape
-        sizes.append(math.prod(size for d, size in enumerate(shape) if d not in (*contracting, *batch)))
-    rows, columns = sizes
-    return rows, columns
+    if product.primitive in GROUPED_PRODUCTS:
+        dims = dimensions_of(product)
+        free = dims.lhs_free, dims.rhs_free
+    else:
+        contracting, batch = product.params["dimension_numbers"]
+        ranks = (type_of(x).ndim for x in product.invars)
+        free = tuple(others(rank, *taken) for rank, *taken in zip(ranks, contracting, batch, strict=True))
+    sizes = [math.prod(type_of(product.invars[i]).shape[d] for d in free[i]) for i in (operand, 1 - operand)]
+    return sizes[0], sizes[1]
 
 
 def _chain(flow: Dataflow, x: Atom, is_folded: Callable[[JaxprEqn], bool]) -> tuple[list[int], Atom]:
