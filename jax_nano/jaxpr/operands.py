@@ -175,7 +175,7 @@ class ArrayExpr:
         return replace(self, inputs=tuple((value, array.through(eqn)) for value, array in self.inputs))
 
     def on_largest(self) -> StridedArray:
-        """The input that has the most elements in memory, with the work on it; of several, one whose rows are gathered."""
+        """The input with the most elements in memory, gathered where several have as many, with the work on it."""
         inputs = sorted(self.inputs, key=lambda of: (of[1].view.elements, bool(of[1].places)), reverse=True)
         return replace(inputs[0][1], work=replace(self, inputs=tuple(inputs)))
 

@@ -139,8 +139,8 @@ def region_dot(product: Product, ending: Ending) -> RegionDot:
     dot = _dot(lhs, rhs, programs, axes, used, product.window)
     sources = (lhs.source, rhs.source, *used.sources)
     if product.sizes:
-        places = (lhs.places,) if lhs.places else ()
-        dot, sources = with_groups(dot, axes.g, product.sizes, lhs), (*sources[:2], product.sizes, *places, *sources[2:])
+        dot = with_groups(dot, axes.g, product.sizes, lhs)
+        sources = (*sources[:2], product.sizes, *((lhs.places,) if lhs.places else ()), *sources[2:])
     return RegionDot(dot=dot, sources=sources, precision=product.eqn.params["precision"], lhs=int(is_transposed))
 
 

@@ -227,7 +227,9 @@ def test_work_on_the_result_stays_with_it():
 
 STAYS = {
     "filled": lambda x, w, rows, sizes: lax.ragged_dot(jnp.take(x, rows, axis=0), w, sizes),
-    "worked_on": lambda x, w, rows, sizes: lax.ragged_dot(jnp.sin(x[rows]), w, sizes),
+    "worked_on_elsewhere": lambda x, w, rows, sizes: (lambda a: lax.ragged_dot(a * 2, w, sizes) + (a + 1).sum())(
+        x[rows]
+    ),
     "used_elsewhere": lambda x, w, rows, sizes: (lambda a: lax.ragged_dot(a, w, sizes) + a.sum())(x[rows]),
     "moved": lambda x, w, rows, sizes: lax.ragged_dot(x[rows].T.reshape(ROWS, K), w, sizes),
     "columns": lambda x, w, rows, sizes: lax.ragged_dot(x.T[:, rows].T, w, sizes),
