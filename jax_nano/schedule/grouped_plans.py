@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -33,12 +34,12 @@ def grouped_plans(problem: Grouped, machine: Machine, isa: Isa) -> list[GroupedP
     """
     if problem.ragged == "k":
         rows = min(problem.rows, max(SUM_ROWS[0], min(SUM_ROWS[1], 2 * problem.expected_rows)))
-        plans = [for_all_rows(plan, problem) for plan in best_plans(problem, rows, machine, isa)]
+        plans = [fitting(for_all_rows(plan, problem), machine) for plan in best_plans(problem, rows, machine, isa)]
         return [with_reason(GroupedPlan(problem=problem, few=None, many=plan, few_rows=0), machine) for plan in plans]
     few_rows = min(FEW_ROWS, problem.rows)
     is_sparse = problem.expected_rows <= FEWEST_ROWS
     few = vector_plans(problem, FEWEST_ROWS, machine, isa) if is_sparse and few_rows > FEWEST_ROWS else []
-    few = [for_rows(plan, problem, few_rows) for plan in few] or best_plans(problem, few_rows, machine, isa)
+    few = [for_rows(plan, problem, few_rows, machine) for plan in few] or best_plans(problem, few_rows, machine, isa)
     ones = (vector_plans(problem, 1, machine, isa) if is_sparse and few_rows > 1 else []) or [None]
     # Whole tiles of rows: all code of a kernel then has tiles of one shape.
     wanted = max(MANY_ROWS[0], min(MANY_ROWS[1], -(-2 * problem.expected_rows // MANY_ROWS[0]) * MANY_ROWS[0]))
@@ -70,13 +71,16 @@ def best_plans(problem: Grouped, rows: int, machine: Machine, isa: Isa) -> list[
     plans = list(candidates(problem.with_rows(rows), machine, isa, problem.ragged))
     if not plans:
         raise UnsupportedDot("no kernel reads operands of groups as they lie")
-    return cheapest(plans, problem, rows, machine)
+    if not (found := cheapest(plans, problem, rows, machine)):
+        raise UnsupportedDot("a block of a group takes more scratch than a thread has")
+    return found
 
 
 def cheapest(plans: Sequence[Plan], problem: Grouped, rows: int, machine: Machine) -> list[Plan]:
-    """The cheapest of plans of so many rows, divided into tasks, the best one first."""
+    """The cheapest of plans of so many rows, divided into tasks whose scratch a thread has, the best one first."""
     ranked = sorted(plans, key=lambda plan: KernelCost(plan, machine).seconds(plan, 1).total)
-    return [divided(plan, problem, rows, machine) for plan in ranked[:ALTERNATIVES]]
+    fitting = (plan for each in ranked if (plan := divided(each, problem, rows, machine)).local_bytes <= LOCAL_BYTES)
+    return list(itertools.islice(fitting, ALTERNATIVES))
 
 
 def candidates(dot: Dot, machine: Machine, isa: Isa, ragged: str) -> Iterator[Plan]:
@@ -108,10 +112,10 @@ def vector_plans(problem: Grouped, rows: int, machine: Machine, isa: Isa) -> lis
     return cheapest(plans, problem, rows, machine)
 
 
-def for_rows(plan: Plan, problem: Grouped, rows: int) -> Plan:
+def for_rows(plan: Plan, problem: Grouped, rows: int, machine: Machine) -> Plan:
     """The plan of so many rows, of which each of its panels takes as many as it was made for."""
     whole = -(-rows // plan.lhs_panel) * plan.lhs_panel
-    return plan.replace(dot=problem.with_rows(rows), m=replace(plan.m, size=rows), mt=whole, mc=whole)
+    return fitting(plan.replace(dot=problem.with_rows(rows), m=replace(plan.m, size=rows), mt=whole, mc=whole), machine)
 
 
 def for_all_rows(plan: Plan, problem: Grouped) -> Plan:
@@ -145,15 +149,19 @@ def in_columns(plan: Plan, columns: int) -> Plan:
 
 
 def fitting(plan: Plan, machine: Machine) -> Plan:
-    """The plan with smaller blocks, if it has too much scratch."""
+    """The plan with smaller blocks, if it has too much scratch: groups of few rows keep them all in a task."""
     while plan.local_bytes > LOCAL_BYTES:
-        if plan.mt > 4 * plan.lhs_panel:
-            rows = -(-plan.mt // 2 // plan.lhs_panel) * plan.lhs_panel
-            plan = plan.replace(mt=rows, mc=min(plan.mc, rows))
-        elif plan.nt > plan.nr:
-            plan = in_columns(plan.replace(nb=0), min(plan.nt // 2, resident_columns(plan, machine)))
-        else:
-            raise UnsupportedDot("a block of a group takes more scratch than a thread has")
+        panel = plan.lhs_panel
+        rows = max(-(-FEW_ROWS // panel) * panel, 4 * panel, plan.mt // 2 // panel * panel)
+        mc = min(plan.mc, rows)
+        rows = -(-rows // mc) * mc
+        if rows < plan.mt:
+            plan = plan.replace(mt=rows, mc=mc)
+            continue
+        columns = max(plan.nr, min(plan.nt // 2, resident_columns(plan, machine)))
+        if columns >= plan.nt:
+            break
+        plan = in_columns(plan.replace(nb=0), columns)
     return plan
 
 
