@@ -122,7 +122,7 @@ class _PrologueWalk:
             elif is_own:
                 taken.append(place)
                 self._take(place)
-                if works and (self._rows == 1 or self._arrays_read() <= arrays):
+                if works and (arrays == math.inf or self._saves_a_pass(arrays)):
                     lengths.append(len(taken))
         return PrologueCandidates(tuple(tuple(taken[:length]) for length in reversed(lengths)), reason)
 
@@ -144,10 +144,23 @@ class _PrologueWalk:
             if maker is not None:
                 heapq.heappush(self._ahead, -maker)
 
-    def _arrays_read(self) -> int:
-        """How many arrays of this size are read: each would have to be there in memory."""
-        sources = {x for x in self._sources.values() if isinstance(x, Var)}
-        return sum(type_of(x).size == self._size for x in sources)
+    def _saves_a_pass(self, arrays: float) -> bool:
+        """Is true where the work so far reads no more arrays of this size than so many, or a single row.
+
+        Each would have to be there in memory: where elementwise work is left that makes one for this alone, XLA goes
+        over it anyway, and does the rest on the way.
+        """
+        sources = {x for x in self._sources.values() if isinstance(x, Var) and type_of(x).size == self._size}
+        return (self._rows == 1 or len(sources) <= arrays) and not any(map(self._is_left, sources))
+
+    def _is_left(self, x: Var) -> bool:
+        """Is true for what elementwise work makes for the work so far alone."""
+        maker = self._flow.maker(x)
+        return (
+            maker is not None
+            and self._flow.eqns[maker].primitive.name in ELEMENTWISE
+            and self._flow.is_used_within(x, self._own)
+        )
 
 
 def free_sizes(product: JaxprEqn, operand: int) -> tuple[int, int]:

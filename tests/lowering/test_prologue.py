@@ -385,6 +385,13 @@ def test_two_arrays_of_a_size_that_would_both_have_to_be_made():
     assert report.problem and report.problem.prologue is None
 
 
+def test_no_prologue_where_xla_goes_over_the_operand_anyway():
+    f = lambda x, w: ((x / x[:, :1]) * 2).astype(jnp.bfloat16) @ jnp.tile(w, 20).astype(jnp.bfloat16)  # noqa: E731
+    report = report_of(f, X, W)
+    assert report.problem and report.problem.prologue is None
+    assert report.kept.startswith("div: takes no longer outside")
+
+
 ELEMENTARY = {
     "16 bits": (jnp.bfloat16, 400, lambda x, y: jax.nn.gelu(x), True),
     "16 bits, of two arrays": (jnp.float16, 400, lambda x, y: jax.nn.silu(x) * y, True),

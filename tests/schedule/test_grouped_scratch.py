@@ -27,7 +27,6 @@ WEIGHTS = {
     "packed": jax_nano.pack,
     "8 bits": jax_nano.quantize,
     "4 bits in groups": lambda w: jax_nano.quantize(w, bits=4, group=64),
-    "rounded rows": lambda w: jax_nano.quantize(w, activations="int8"),
 }
 
 
