@@ -10,6 +10,7 @@ from jax.extend.mlir.dialects import arith
 from jax_nano.codegen.index import Index, add, index, maximum, minimum, mul
 from jax_nano.codegen.load_store import load_scalar
 from jax_nano.codegen.matrix_ref import MatrixRef
+from jax_nano.codegen.prologue import PrologueView
 from jax_nano.codegen.window_rows import ScatteredRows
 from jax_nano.ir.dtypes import ELEMENT_TYPES
 from jax_nano.ir.grouped import RowGather
@@ -22,21 +23,26 @@ class GatheredRows(MatrixRef):
     places: ir.Value
     first: Index
     gather: RowGather
+    work: PrologueView | None = None  # on their elements, with what belongs to row i in row i of its other arrays
 
     @classmethod
     def of(cls, matrix: MatrixRef, places: ir.Value, first: Index, gather: RowGather) -> GatheredRows:
         """The gathered rows of a matrix, which begins at the first row that is stored."""
         strides = gather.stride, matrix.strides[1]
-        more = {"bf16_split": matrix.bf16_split, "places": places, "first": first, "gather": gather}
+        work = matrix if isinstance(matrix, PrologueView) else None
+        more = {"bf16_split": matrix.bf16_split, "places": places, "first": first, "gather": gather, "work": work}
         return cls(matrix.base, matrix.at, strides, matrix.dtype, **more)
 
     def block(self, i: Index = 0, j: Index = 0) -> GatheredRows:
         """The matrix that begins at element (i, j)."""
-        return replace(self, first=add(self.first, i), at=super().offset(0, j))
+        work = self.work and self.work.block(i, j)
+        return replace(self, first=add(self.first, i), at=super().offset(0, j), work=work)
 
     def from_row(self, i: Index) -> MatrixRef:
-        """A single row, as it lies."""
+        """A single row, as it lies, or the work on it."""
         at = add(self.at, start_of_row(self.places, add(self.first, i), self.gather))
+        if self.work:
+            return replace(self.work.block(i), at=at, bf16_split=self.bf16_split)
         return MatrixRef(self.base, at, self.strides, self.dtype, self.bf16_split)
 
     def offset(self, i: Index = 0, j: Index = 0) -> Index:

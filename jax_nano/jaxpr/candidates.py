@@ -7,7 +7,6 @@ strides describe what they read is for the reader to see.
 from __future__ import annotations
 
 import heapq
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,20 +17,14 @@ from jax.extend.core.primitives import convert_element_type_p
 from jax_nano.jaxpr.dataflow import Dataflow, variables
 from jax_nano.jaxpr.group_rows import is_repeat
 from jax_nano.jaxpr.inline import Atom, type_of
-from jax_nano.jaxpr.legality import ELEMENTWISE, WEIGHTS, Reason, illegal, is_moving, is_rounding, takes_long
+from jax_nano.jaxpr.legality import WEIGHTS, Reason, illegal
 from jax_nano.jaxpr.operands import VIEWS, apply_view, is_exact, panel_view
 from jax_nano.jaxpr.primitives import DOTS, GROUPED_PRODUCTS, nano_dequantize_p, nano_region_p, nano_unpack_p
+from jax_nano.jaxpr.prologue_candidates import PrologueCandidates, prologue_candidates
 from jax_nano.jaxpr.row_gathers import is_row_gather
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 
-# Equations of an epilogue, of a prologue, and of views in a row.
-LONGEST_EPILOGUE, LONGEST_PROLOGUE, LONGEST_VIEWS = 96, 24, 32
-# Of C, so that tasks divide its rows, and of A. XLA makes a large softmax in one pass, which takes less than all of it
-# but the division: on Zen 5, a product behind a softmax gains 3 to 48 % up to this size, and loses 2 to 10 % beyond it.
-FEW_COLUMNS, SMALL_ELEMENTS = 128, 1 << 18
-# With as many, the pass over A that is saved is as long as what tasks do again, or as reading A in place saves. On Zen
-# 5, products of 128 to 2048 rows gain 0 to 30 % with up to 1024 columns, and lose up to 3 % with 2304 to 4096.
-MANY_COLUMNS = 1024
+LONGEST_EPILOGUE = 96
 
 
 class Candidates:
@@ -69,11 +62,11 @@ class Candidates:
 
     def prologue(self, product: int, operand: int) -> PrologueCandidates:
         """Elementwise work that makes nothing but one operand of a product, the nearest equation first."""
-        if self._flow.eqns[product].primitive not in DOTS:
-            # The windows of convolutions would do the work on each element several times, tasks of groups for each of
-            # their blocks of columns.
-            return PrologueCandidates((), (), "")
-        return _PrologueWalk(self, self._flow, product, operand).candidates(every=self._every_prologue)
+        primitive = self._flow.eqns[product].primitive
+        if primitive not in DOTS and (primitive not in GROUPED_PRODUCTS or operand == 1):
+            # The windows of convolutions would do the work on each element several times; B is never worked on.
+            return PrologueCandidates((), "")
+        return prologue_candidates(self._flow, self.illegal, (product, operand), every=self._every_prologue)
 
     def operand_views(self, product: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
         """The equations through which strides read both operands: as many conversions as may be, then fewer.
@@ -93,16 +86,26 @@ class Candidates:
                     seen.add(views)
                     yield views
 
-    def prologue_views(self, x: Atom) -> tuple[int, ...]:
-        """The equations through which strides read what a prologue reads, the nearest to the array first."""
-        return self._views(x, is_exact)
+    def prologue_views(self, x: Atom, product: int, own: set[int]) -> tuple[int, ...]:
+        """The equations through which strides read what a product's prologue reads, the nearest to the array first.
+
+        Rows of groups may be gathered before, where only the equations `own` read them.
+        """
+        chain, array = self._flow.chain(x, is_exact)
+        maker = self._flow.maker(array)
+        if maker is not None and self._flow.eqns[product].primitive in GROUPED_PRODUCTS:
+            is_moved = any(self._flow.eqns[i].primitive is not convert_element_type_p for i in chain)
+            is_own = self._flow.is_used_within(self._flow.eqns[maker].outvars[0], {*own, *chain})
+            if is_row_gather(self._flow.eqns[maker]) and is_own and not is_moved:
+                chain = [maker, *chain]
+        return _readable(self._flow, chain)
 
     def epilogue_views(self, x: Atom) -> tuple[int, ...]:
         """The equations through which strides read what an epilogue reads: conversions that nothing else uses.
 
         What groups have each may be repeated for their rows.
         """
-        chain, array = _chain(self._flow, x, lambda conversion: self._flow.uses(conversion.outvars[0]) == 1)
+        chain, array = self._flow.chain(x, lambda conversion: self._flow.uses(conversion.outvars[0]) == 1)
         maker = self._flow.maker(array)
         if maker is not None and is_repeat(self._flow.eqns[maker]):
             chain = [maker, *chain]
@@ -111,14 +114,14 @@ class Candidates:
     def _operand(self, x: Atom, *, converted: bool, gathered: bool = False) -> tuple[int, ...]:
         if not converted:
             return self._views(x, lambda _: False)
-        chain, array = _chain(self._flow, x, self._is_multiplied)
+        chain, array = self._flow.chain(x, self._is_multiplied)
         maker = self._flow.maker(array)
         if maker is not None and (self._is_weight(maker) or (gathered and self._is_gathered(maker))):
             chain = [maker, *chain]
         return _readable(self._flow, chain)
 
     def _views(self, x: Atom, is_folded: Callable[[JaxprEqn], bool]) -> tuple[int, ...]:
-        return _readable(self._flow, _chain(self._flow, x, is_folded)[0])
+        return _readable(self._flow, self._flow.chain(x, is_folded)[0])
 
     def _is_multiplied(self, conversion: JaxprEqn) -> bool:
         """Is true where a conversion rounds nothing, and only products read what it makes."""
@@ -148,25 +151,6 @@ class EpilogueCandidate:
     place: int
     is_end: bool
     illegal: Reason | None = None
-
-
-@dataclass(frozen=True)
-class PrologueCandidates:
-    """Work that could be done on an operand.
-
-    Attributes:
-      places: of equations, the nearest to the product first.
-      lengths: how many of the first could be a prologue, in rising order.
-      reason: why there is no longer one, if that is known.
-    """
-
-    places: tuple[int, ...]
-    lengths: tuple[int, ...]
-    reason: str
-
-    def longest_first(self) -> Iterator[tuple[int, ...]]:
-        """The candidates."""
-        return (self.places[:length] for length in reversed(self.lengths))
 
 
 class _EpilogueWalk:
@@ -208,92 +192,6 @@ class _EpilogueWalk:
             self._alive[made] = users.total()
         for user in users:
             heapq.heappush(self._ahead, user)
-
-
-class _PrologueWalk:
-    """Goes back from an operand of a product through the equations that make it."""
-
-    def __init__(self, candidates: Candidates, flow: Dataflow, product: int, operand: int):
-        self._candidates = candidates
-        self._flow = flow
-        self._operand = flow.eqns[product].invars[operand]
-        self._size = type_of(self._operand).size
-        self._rows, self._columns = free_sizes(flow.eqns[product], operand)
-        self._own = {product}
-        self._ahead: list[int] = []
-        self._sources: dict[Var, Atom] = {}  # what the equations so far read, and what that is a view of
-
-    def candidates(self, *, every: bool) -> PrologueCandidates:
-        """The candidates; `every` one, however long it takes, or those that pay."""
-        is_small = self._columns <= FEW_COLUMNS and self._size <= SMALL_ELEMENTS
-        taken, lengths, reason = [], [], ""
-        self._push([self._operand])
-        while self._ahead and len(taken) < LONGEST_PROLOGUE:
-            place = -heapq.heappop(self._ahead)
-            eqn = self._flow.eqns[place]
-            if place in self._own or type_of(eqn.outvars[0]).size != self._size:
-                continue
-            if illegal := self._candidates.illegal(place):
-                reason = reason or (f"{eqn.primitive}: {illegal}" if eqn.primitive.name in ELEMENTWISE else "")
-                continue
-            works = not is_moving(eqn) or is_rounding(eqn)
-            is_own = self._flow.is_used_within(eqn.outvars[0], self._own)
-            if works and not is_own:
-                reason = reason or f"{eqn.primitive}: {self._flow.name_users(eqn.outvars[0])}"
-            elif works and not every and (self._columns > MANY_COLUMNS or (takes_long(eqn) and not is_small)):
-                reason = reason or f"{eqn.primitive}: takes no longer outside, with {self._columns} columns of C"
-            elif is_own:
-                taken.append(place)
-                self._take(place)
-                if works and (every or self._rows == 1 or self._reads_one()):
-                    lengths.append(len(taken))
-        return PrologueCandidates(tuple(taken), tuple(lengths), reason)
-
-    def _take(self, place: int) -> None:
-        eqn = self._flow.eqns[place]
-        self._own.add(place)
-        self._push(eqn.invars)
-        self._sources.pop(eqn.outvars[0], None)
-        for x in variables(eqn.invars):
-            self._sources[x] = _source(self._flow, x)
-
-    def _push(self, atoms: Sequence[Atom]) -> None:
-        for maker in {self._flow.maker(x) for x in atoms}:
-            if maker is not None:
-                heapq.heappush(self._ahead, -maker)
-
-    def _reads_one(self) -> bool:
-        """Is true where no more than one array of this size is read: each would have to be there in memory."""
-        sources = {x for x in self._sources.values() if isinstance(x, Var)}
-        return sum(type_of(x).size == self._size for x in sources) <= 1
-
-
-def free_sizes(product: JaxprEqn, operand: int) -> tuple[int, int]:
-    """How many rows and columns C has, where the rows are this operand's: those of a matrix of the batch."""
-    sizes = []
-    for i in (operand, 1 - operand):
-        contracting, batch = (dims[i] for dims in product.params["dimension_numbers"])
-        shape = type_of(product.invars[i]).shape
-        sizes.append(math.prod(size for d, size in enumerate(shape) if d not in (*contracting, *batch)))
-    rows, columns = sizes
-    return rows, columns
-
-
-def _chain(flow: Dataflow, x: Atom, is_folded: Callable[[JaxprEqn], bool]) -> tuple[list[int], Atom]:
-    """The views and folded conversions that make a value, the nearest to the array first, and the array."""
-    chain: list[int] = []
-    while (place := flow.maker(x)) is not None and is_moving(flow.eqns[place]) and len(chain) < LONGEST_VIEWS:
-        eqn = flow.eqns[place]
-        if eqn.primitive is convert_element_type_p and not is_folded(eqn):
-            break
-        chain.append(place)
-        (x,) = eqn.invars
-    return chain[::-1], x
-
-
-def _source(flow: Dataflow, x: Atom) -> Atom:
-    """The array or number that a value is a view of, in another type perhaps that holds it."""
-    return _chain(flow, x, is_exact)[1]
 
 
 def _readable(flow: Dataflow, chain: Sequence[int]) -> tuple[int, ...]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core.primitives import convert_element_type_p
 
 from jax_nano.jaxpr.inline import Atom
 from jax_nano.jaxpr.legality import is_moving, is_source
@@ -14,6 +15,7 @@ from jax_nano.jaxpr.primitives import FUSED_PRODUCTS
 from jax_nano.jaxpr.row_gathers import is_row_gather
 
 NAMED_USERS = 8
+LONGEST_CHAIN = 32  # of views in a row
 
 
 class Dataflow:
@@ -39,6 +41,17 @@ class Dataflow:
         """The place that makes a value; None for a number, an argument, and what is made inside of a region."""
         i = self._makers.get(x) if isinstance(x, Var) else None
         return i if i in self.eqns else None
+
+    def chain(self, x: Atom, is_folded: Callable[[JaxprEqn], bool]) -> tuple[list[int], Atom]:
+        """The views and folded conversions that make a value, the nearest to the array first, and the array."""
+        chain: list[int] = []
+        while (place := self.maker(x)) is not None and is_moving(self.eqns[place]) and len(chain) < LONGEST_CHAIN:
+            eqn = self.eqns[place]
+            if eqn.primitive is convert_element_type_p and not is_folded(eqn):
+                break
+            chain.append(place)
+            (x,) = eqn.invars
+        return chain[::-1], x
 
     def uses(self, x: Var) -> int:
         """How often a value is used."""

@@ -103,6 +103,12 @@ def takes_long(eqn: JaxprEqn) -> bool:
     return any(map(takes_long, body.eqns)) if body else eqn.primitive.name in INSTRUCTIONS
 
 
+def is_elementary(eqn: JaxprEqn) -> bool:
+    """Is true for a legal equation that has an elementary function in it, beyond division."""
+    body = body_of(eqn)
+    return any(map(is_elementary, body.eqns)) if body else eqn.primitive.name in INSTRUCTIONS.keys() - {"div", "rem"}
+
+
 def inlinable(call: JaxprEqn) -> Jaxpr | None:
     """The body of a jit that holds nothing but products and what is legal, if the call says nothing else."""
     return call.params["jaxpr"].jaxpr if is_plain_jit(call) and _may_hold_products(call) else None

@@ -175,8 +175,8 @@ class ArrayExpr:
         return replace(self, inputs=tuple((value, array.through(eqn)) for value, array in self.inputs))
 
     def on_largest(self) -> StridedArray:
-        """The input that has the most elements in memory, with the work on it."""
-        inputs = sorted(self.inputs, key=lambda of: of[1].view.elements, reverse=True)
+        """The input with the most elements in memory, gathered where several have as many, with the work on it."""
+        inputs = sorted(self.inputs, key=lambda of: (of[1].view.elements, bool(of[1].places)), reverse=True)
         return replace(inputs[0][1], work=replace(self, inputs=tuple(inputs)))
 
 
@@ -226,7 +226,7 @@ def check_elements(array: StridedArray) -> None:
       NoView: they are not, belong to groups, or are gathered.
     """
     if array.places:
-        raise NoView("rows are worked on after they are gathered")
+        raise NoView("rows are gathered beside the product")
     if array.groups:
         raise NoView("work on what belongs to groups alone")
     if array.panels or array.quantized:

@@ -29,6 +29,8 @@ def read_product(eqn: JaxprEqn, lhs: StridedArray, rhs: StridedArray, sizes: Var
     """
     if rhs.places or (lhs.places and sizes is None):
         raise NoView("rows are gathered for the groups of a grouped product alone")
+    if any(x.places for x in lhs.extras):
+        raise NoView("rows of more than one array are gathered")
     if sizes is not None:
         return _grouped_product(eqn, lhs, rhs, sizes)
     return (_convolution if eqn.primitive in CONVOLUTIONS else _matrix_product)(eqn, lhs, rhs)

@@ -13,11 +13,12 @@ from jax.extend.core.primitives import convert_element_type_p
 from jax_nano.ir.axes import Axis, Loops, extent, merged
 from jax_nano.ir.convolution import LONGEST_STEP, PLACES_IN_LANES
 from jax_nano.ir.dot import ONLY_RHS_IN_PANELS, Dot, Epilogue, Prologue, UnsupportedDot, is_one_run
-from jax_nano.ir.grouped import Grouped, RowGather
+from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.program import Program
 from jax_nano.ir.window import Window
 from jax_nano.jaxpr.axes import Axes, Cuts, Run, Runs, runs_along, stride_along
 from jax_nano.jaxpr.group_rows import along_groups
+from jax_nano.jaxpr.grouped_dot import with_groups
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.operands import StridedArray, element_type
 from jax_nano.jaxpr.program_reader import program_of
@@ -138,8 +139,8 @@ def region_dot(product: Product, ending: Ending) -> RegionDot:
     dot = _dot(lhs, rhs, programs, axes, used, product.window)
     sources = (lhs.source, rhs.source, *used.sources)
     if product.sizes:
-        places = (lhs.places,) if lhs.places else ()
-        dot, sources = _grouped(dot, axes, product), (*sources[:2], product.sizes, *places, *sources[2:])
+        dot = with_groups(dot, axes.g, product.sizes, lhs)
+        sources = (*sources[:2], product.sizes, *((lhs.places,) if lhs.places else ()), *sources[2:])
     return RegionDot(dot=dot, sources=sources, precision=product.eqn.params["precision"], lhs=int(is_transposed))
 
 
@@ -320,30 +321,3 @@ def _dot(  # noqa: PLR0913
         panels=rhs.panels,
         window=window,
     )
-
-
-def _grouped(dot: Dot, axes: Axes, product: Product) -> Grouped:
-    """The grouped product whose groups have this product each.
-
-    Raises:
-      UnsupportedDot: the groups share out rows that are more than one loop.
-    """
-    nothing = Axis(size=1, extras=(0,) * len(dot.extras))
-    (group,) = axes.g or [nothing]
-    assert product.sizes
-    return Grouped(
-        dot=dot, ragged="m", groups=group.size, group=group, batch=nothing, sizes=element_type(product.sizes),
-        gather=_row_gather(product.lhs),
-    )  # fmt: skip
-
-
-def _row_gather(lhs: StridedArray) -> RowGather | None:
-    """How rows of A are found, where they are gathered.
-
-    Raises:
-      UnsupportedDot: there is no row, or no kernel reads the type of their places.
-    """
-    if not lhs.places:
-        return None
-    stored, elements = type_of(lhs.source).shape
-    return RowGather(places=element_type(lhs.places), stored=stored, stride=elements)

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from jax.extend.core import Jaxpr, JaxprEqn, Var, no_effects
 
@@ -74,7 +75,8 @@ class RegionGrowth:
         self._walk = candidates.epilogue(product)
         self._ahead: list[int] = []  # candidates behind the last end, which have not been read
         self._dots: dict[int, RegionDot | Reason] = {}
-        read_by_prologue = [x for i in prologue for x in self._inputs(i, candidates.prologue_views)]
+        prologue_views = partial(candidates.prologue_views, product=product, own=self._own)
+        read_by_prologue = [x for i in prologue for x in self._inputs(i, prologue_views)]
         for place in sorted({*self._own, *views[0], *views[1], *read_by_prologue}):
             self._read(place)
         self._end(product)

@@ -74,7 +74,8 @@ class RegionReader:
     def __init__(self):
         self._values: dict[Var, Value] = {}
         self._program: list[JaxprEqn] = []  # of one element of each array, before the product and after it
-        self._inputs: dict[tuple[Var, StridedView], Var] = {}  # elements of arrays that work is done on, and scalars
+        # Elements of arrays that work is done on, and scalars.
+        self._inputs: dict[tuple[Var, StridedView, Var | None], Var] = {}
         self._extras: dict[tuple[Var, Runs], Var] = {}  # elements of arrays that the epilogue reads
         self._cuts = Cuts()
         self._product: Product | None = None
@@ -210,8 +211,8 @@ class RegionReader:
 
     def _expr(self, array: StridedArray) -> ArrayExpr:
         """An array's elements, converted."""
-        check_elements(array)
-        x = self._inputs.setdefault((array.source, array.view), _element(array))
+        check_elements(replace(array, places=None))
+        x = self._inputs.setdefault((array.source, array.view, array.places), _element(array))
         return ArrayExpr(self._append_conversions(x, array), ((x, replace(array, conversions=())),))
 
     def _extra(self, value: StridedArray | ArrayExpr, place: StridedView) -> Atom:

@@ -12,16 +12,20 @@ from jax import Array, lax
 from jax.core import ShapedArray
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Jaxpr, JaxprEqn, Var
+from jax.extend.core.primitives import gather_p
 
-from jax_nano.jaxpr.inline import type_of
+from jax_nano.jaxpr.inline import inline_calls, type_of
+from jax_nano.jaxpr.legality import gathering_body
 from jax_nano.jaxpr.primitives import DOTS, GROUPED_PRODUCTS, nano_dequantize_p
+from jax_nano.jaxpr.row_gathers import is_row_gather
 from jax_nano.weights.quantized import STEPS, no_derivative
 
 
 def quantize_activations(jaxpr: Jaxpr) -> Jaxpr:
     """Rounds the other operand of every product with a weight that asks for it.
 
-    Those are products that sum along the weight's rows. Derivatives are those of the product that is not rounded.
+    Those are products that sum along the weight's rows. Derivatives are those of the product that is not rounded. Where
+    rows are gathered for a grouped product, each is rounded where it is stored, once for all groups that it has.
     """
     weights = {
         eqn.outvars[0]: eqn
@@ -30,10 +34,13 @@ def quantize_activations(jaxpr: Jaxpr) -> Jaxpr:
     }
     if not weights:
         return jaxpr
-    return jaxpr.replace(eqns=[_with_rounded_rows(eqn, weights) for eqn in jaxpr.eqns])
+    if any(eqn.primitive in GROUPED_PRODUCTS for eqn in jaxpr.eqns):
+        jaxpr = inline_calls(jaxpr, gathering_body)
+    gathers = {eqn.outvars[0]: eqn for eqn in jaxpr.eqns if is_row_gather(eqn)}
+    return jaxpr.replace(eqns=[_with_rounded_rows(eqn, weights, gathers) for eqn in jaxpr.eqns])
 
 
-def _with_rounded_rows(eqn: JaxprEqn, weights: dict[Any, JaxprEqn]) -> JaxprEqn:
+def _with_rounded_rows(eqn: JaxprEqn, weights: dict[Any, JaxprEqn], gathers: dict[Any, JaxprEqn]) -> JaxprEqn:
     if eqn.primitive not in DOTS | GROUPED_PRODUCTS:
         return eqn
     x, w, *sizes = eqn.invars
@@ -46,14 +53,16 @@ def _with_rounded_rows(eqn: JaxprEqn, weights: dict[Any, JaxprEqn]) -> JaxprEqn:
     along_rows, dtype = tuple(contracting) == (type_of(w).ndim - 2,), type_of(x).dtype
     if not isinstance(x, Var) or not along_rows or not jnp.issubdtype(dtype, jnp.floating):
         return eqn
-    inputs = (x, *sizes, *weights[w].invars)
-    call = (_grouped_call if sizes else _call)(
+    gather = gathers.get(x) if sizes and tuple(numbers.lhs_ragged_dimensions) == (0,) else None
+    inputs = (*(gather.invars if gather else (x,)), *sizes, *weights[w].invars)
+    given = (
         tuple(type_of(atom) for atom in inputs),
         tuple(weights[w].params.items()),
         numbers,
         eqn.params["precision"],
         jnp.dtype(type_of(eqn.outvars[0]).dtype),
     )
+    call = _grouped_call(*given, gather and tuple(gather.params.items())) if sizes else _call(*given)
     return call.replace(invars=[*inputs], outvars=eqn.outvars, source_info=eqn.source_info)
 
 
@@ -74,31 +83,48 @@ def _call(
 
 
 @functools.lru_cache(maxsize=1024)
-def _grouped_call(
-    inputs: tuple[ShapedArray, ...], params: tuple[tuple[str, Any], ...], numbers, precision, dtype
+def _grouped_call(  # noqa: PLR0913
+    inputs: tuple[ShapedArray, ...], params: tuple[tuple[str, Any], ...], numbers, precision, dtype, gather
 ) -> JaxprEqn:
-    """The equation of such a grouped product of x, sizes of groups, integers and scales."""
+    """The equation of such a grouped product of x, the places of its rows if any, sizes of groups, integers and scales.
+
+    Rows are found as the parameters `gather` say, if there are any.
+    """
+
+    def rows(x: Array, places: Sequence[Array]) -> Array:
+        sizes = {"slice_sizes": (1, x.shape[1])}
+        return gather_p.bind(x, *places, **(dict(gather) | sizes)) if gather else x
 
     def multiply(x: Array, operands: Sequence[Array], out: Any) -> Array:
-        w, sizes = operands
-        return lax.ragged_dot_general(x, w, sizes, numbers, precision, preferred_element_type=out)
+        w, *places, sizes = operands
+        return lax.ragged_dot_general(rows(x, places), w, sizes, numbers, precision, preferred_element_type=out)
 
-    def operands(sizes: Array, *arrays: Array) -> Sequence[Array]:
-        return nano_dequantize_p.bind(*arrays, **(dict(params) | {"activations": None})), sizes
+    def operands(*arrays: Array) -> Sequence[Array]:
+        places, (sizes, *weight) = arrays[: bool(gather)], arrays[bool(gather) :]
+        return nano_dequantize_p.bind(*weight, **(dict(params) | {"activations": None})), *places, sizes
 
-    rounding = Rounding(lambda x: rows_of_steps(x, numbers.dot_dimension_numbers), _scale_rows)
+    def scale(total: Array, steps: Array, operands: Sequence[Array]) -> Array:
+        _, *places, _ = operands
+        return _scale_rows(total, rows(steps[:, None], places)[:, 0] if gather else steps, operands)
+
+    rounding = Rounding(lambda x: rows_of_steps(x, numbers.dot_dimension_numbers), scale)
     return rounded_call(inputs, operands, multiply, rounding, dtype)
 
 
-def _scale_rows(total: Array, steps: Array) -> Array:
+def _scale_rows(total: Array, steps: Array, operands: Sequence[Array]) -> Array:  # noqa: ARG001
     return total * lax.expand_dims(steps, range(steps.ndim, total.ndim))
 
 
 class Rounding(NamedTuple):
-    """How an operand is rounded: its integers and what steps of them are worth, and sums that are scaled by those."""
+    """How an operand is rounded: its integers and what steps of them are worth, and sums that are scaled by those.
+
+    Attributes:
+      integers: gives the integers and the steps of an array.
+      scale: gives sums of integers, by steps and the product's other operands, scaled.
+    """
 
     integers: Callable[[Array], tuple[Array, Array]]
-    scale: Callable[[Array, Array], Array]
+    scale: Callable[[Array, Array, Sequence[Array]], Array]
 
 
 def rounded_call(
@@ -123,7 +149,7 @@ def rounded_call(
         integers, steps = rounding.integers(x)
         others = operands(*arrays)
         total = multiply(integers.astype(others[0].dtype), others, jnp.float32)
-        return rounding.scale(total, steps).astype(dtype)
+        return rounding.scale(total, steps, others).astype(dtype)
 
     @functools.partial(product.defjvp, symbolic_zeros=True)
     def _(primals, tangents):

@@ -85,7 +85,7 @@ def _call(
             numbers, precision=given["precision"], preferred_element_type=out,
         )  # fmt: skip
 
-    rounding = Rounding(lambda x: images_of_steps(x, numbers), lambda total, steps: total * steps)
+    rounding = Rounding(lambda x: images_of_steps(x, numbers), lambda total, steps, _: total * steps)
     return rounded_call(inputs, kernel, convolve, rounding, dtype)
 
 

@@ -77,3 +77,25 @@ def test_shapes_and_types_of_sizes(x64, m, k, n, groups, name, sizes_type):
 def test_precisions(m, k, n, groups, precision):
     arrays = operands(m, k, n, groups, "float32")
     np.testing.assert_array_equal(ragged_dot(*arrays, precision), reference(*arrays))
+
+
+MODES = {  # a ragged dimension of rows, of the sum, and of the batch: numbers, and shapes by m, k, n, groups
+    "rows": (lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), [0], [0]), lambda m, k, n, g: ((m, k), (g, k, n))),
+    "sum": (lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], []), lambda m, k, n, g: ((m, k), (m, n))),
+    "batch": (
+        lax.RaggedDotDimensionNumbers((((2,), (1,)), ((0,), (0,))), [0], []),
+        lambda m, k, n, g: ((m, 2, k), (m, k, n)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("mode", "dtype"), itertools.product(MODES, ["float32", "bfloat16", "int8", "int32"]))
+def test_every_mode_has_its_outcome(mode, dtype):
+    numbers, shapes = MODES[mode]
+    _, _, sizes = operands(10, 9, 8, 2, "float32")
+    rng = np.random.default_rng(0)
+    lhs, rhs = (jnp.asarray(rng.integers(-3, 4, shape), dtype) for shape in shapes(10, 9, 8, 2))
+    f = lambda *arrays: jax_nano.ragged_dot_general(*arrays, numbers)  # noqa: E731
+    (report,) = jax_nano.inspect(f, lhs, rhs, sizes)
+    assert (report.ran_as == KERNEL) == (dtype != "int32")
+    np.testing.assert_array_equal(f(lhs, rhs, sizes), lax.ragged_dot_general(lhs, rhs, jnp.asarray(sizes), numbers))

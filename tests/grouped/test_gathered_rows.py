@@ -227,7 +227,9 @@ def test_work_on_the_result_stays_with_it():
 
 STAYS = {
     "filled": lambda x, w, rows, sizes: lax.ragged_dot(jnp.take(x, rows, axis=0), w, sizes),
-    "worked_on": lambda x, w, rows, sizes: lax.ragged_dot(jnp.sin(x[rows]), w, sizes),
+    "worked_on_elsewhere": lambda x, w, rows, sizes: (lambda a: lax.ragged_dot(a * 2, w, sizes) + (a + 1).sum())(
+        x[rows]
+    ),
     "used_elsewhere": lambda x, w, rows, sizes: (lambda a: lax.ragged_dot(a, w, sizes) + a.sum())(x[rows]),
     "moved": lambda x, w, rows, sizes: lax.ragged_dot(x[rows].T.reshape(ROWS, K), w, sizes),
     "columns": lambda x, w, rows, sizes: lax.ragged_dot(x.T[:, rows].T, w, sizes),
@@ -317,3 +319,28 @@ def test_errors_say_what_does_not_go_together():
         RowGather(places="u64", stored=3, stride=4)
     with pytest.raises(UnsupportedDot, match="there is no row to gather: there is nothing to multiply"):
         RowGather(places="s32", stored=0, stride=4)
+
+
+def test_gathered_rows_are_rounded_once_where_they_are_stored():
+    x, w, rows, sizes = operands(dtype=jnp.bfloat16, n=150)
+    weight = quantize(w, activations="int8")
+    with kernels(1):
+        result = jax.block_until_ready(expert_matmul(x, weight, rows, sizes))
+    expected = jax_nano.ragged_dot(x[rows], weight, sizes)
+    np.testing.assert_allclose(wide(result), wide(expected), rtol=1e-2, atol=0.1)
+    ((way, fused),) = ran_as(expert_matmul, x, weight, rows, sizes)
+    assert way == "kernel"
+    assert "gather of rows" in fused
+    assert "s8 x s8" in str(*jax_nano.inspect(expert_matmul, x, weight, rows, sizes))
+    program = str(jax.make_jaxpr(expert_matmul)(x, weight, rows, sizes))
+    assert f"i8[{TOKENS},{K}] = convert_element_type" in program
+    assert f"i8[{ROWS},{K}] = convert_element_type" not in program
+
+
+def test_rounded_rows_have_the_gradients_of_those_that_are_not():
+    x, w, rows, sizes = operands()
+    weight, exact = quantize(w, activations="int8"), quantize(w)
+    found, wanted = (jax.grad(lambda x, w=w: jnp.sum(expert_matmul(x, w, rows, sizes)))(x) for w in (weight, exact))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    stacked = jax.vmap(expert_matmul, (0, None, None, None))(jnp.stack([x, 2 * x]), weight, rows, sizes)
+    np.testing.assert_allclose(stacked[1], 2 * stacked[0], rtol=1e-5)

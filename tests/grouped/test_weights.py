@@ -135,7 +135,7 @@ def test_activations_are_rounded_row_by_row(dtype, sizes):
 
 
 def test_rounded_activations_are_multiplied_as_integers():
-    x, w, sizes = operands([10, 0, 20, 3])
+    x, w, sizes = operands([10, 0, 20, 3], n=150)
     (report,) = jax_nano.inspect(jax_nano.ragged_dot, x, quantize(w, activations="int8"), sizes)
     assert "s8 x s8 -> f32, summed in s32" in str(report)
     grad = jax.grad(lambda x: jnp.sum(jax_nano.ragged_dot(x, quantize(w, activations="int8"), sizes)))(x)

@@ -365,7 +365,7 @@ KEPT = {
     "an operand of two products": (lambda x, w: (lambda h: (h @ w) * (h @ w[:, ::-1]))(x * 2), "mul: used by"),
     "many columns": (lambda x, w: (x * 2) @ jnp.tile(w, 300), "mul: takes no longer outside, with 3000 columns of C"),
     "a function that takes long": (
-        lambda x, w: jnp.tanh(x) @ jnp.tile(w, 20), "tanh: takes no longer outside, with 200 columns of C"
+        lambda x, w: jnp.tanh(x) @ jnp.tile(w, 60), "tanh: takes no longer outside, with 600 columns of C"
     ),
 }  # fmt: skip
 
@@ -381,8 +381,35 @@ def test_what_is_not_fused_and_why(name):
 
 
 def test_two_arrays_of_a_size_that_would_both_have_to_be_made():
-    report = report_of(lambda x, w: (jnp.sin(x) * jnp.cos(x)) @ w, jnp.tile(X, (60, 1)), jnp.tile(W, 20))
+    report = report_of(lambda x, w: (jnp.sin(x) * jnp.cos(x)) @ w, jnp.tile(X, (60, 1)), jnp.tile(W, 60))
     assert report.problem and report.problem.prologue is None
+
+
+def test_no_prologue_where_xla_goes_over_the_operand_anyway():
+    f = lambda x, w: ((x / x[:, :1]) * 2).astype(jnp.bfloat16) @ jnp.tile(w, 20).astype(jnp.bfloat16)  # noqa: E731
+    report = report_of(f, X, W)
+    assert report.problem and report.problem.prologue is None
+    assert report.kept.startswith("div: takes no longer outside")
+
+
+ELEMENTARY = {
+    "16 bits": (jnp.bfloat16, 400, lambda x, y: jax.nn.gelu(x), True),
+    "16 bits, of two arrays": (jnp.float16, 400, lambda x, y: jax.nn.silu(x) * y, True),
+    "16 bits, no elementary function": (jnp.bfloat16, 400, lambda x, y: x * y, False),
+    "16 bits, very many columns": (jnp.bfloat16, 410, lambda x, y: jax.nn.silu(x) * y, False),
+    "32 bits": (jnp.float32, 51, lambda x, y: jax.nn.silu(x) * y, True),
+    "32 bits, many columns": (jnp.float32, 52, lambda x, y: jax.nn.silu(x) * y, False),
+    "a softmax": (jnp.bfloat16, 51, lambda x, y: jax.nn.softmax(jnp.tile(x, (2000, 1))), False),
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTARY)
+def test_elementary_functions_are_fused_where_xla_takes_long(name):
+    dtype, times, work, expected = ELEMENTARY[name]
+    x, w = jnp.asarray(X, dtype), jnp.asarray(jnp.tile(W, times), dtype)
+    report = report_of(lambda x, y, w: work(x, y) @ w, x, x + 1, w)
+    assert report.problem
+    assert (report.problem.prologue is not None) == expected
 
 
 def test_a_conversion_without_rounding_is_read_through_wherever_it_is_used():

@@ -102,6 +102,13 @@ class GroupedRunner:
         return result.bytes.view(dtype).copy()
 
 
+def fused_problem(f, *operands):
+    """The description of the one region of f's accelerated program; operands may be abstract."""
+    program = jax.make_jaxpr(jax_nano.accelerate(f))(*operands)
+    (region,) = (eqn.params["region"] for eqn in program.eqns if eqn.primitive is nano_region_p)
+    return region.kernel.dot
+
+
 def fused_kernel(f, *operands):
     """The one region of f's accelerated program: its description, and the kernel's operands in order."""
     program = jax.make_jaxpr(jax_nano.accelerate(f))(*operands)
