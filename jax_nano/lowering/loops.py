@@ -76,8 +76,12 @@ def equation_of(params: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def reporting_faults(equation: str) -> Iterator[None]:
+def reporting_faults(equation: str, kind: str = "loop") -> Iterator[None]:
     """Makes a reason to leave a loop or a program to XLA of whatever fails in reading it, and logs what to report.
+
+    Args:
+      equation: it in words.
+      kind: which of both it is.
 
     Raises:
       UnsupportedDot: as the block does, or as something else failed.
@@ -89,7 +93,7 @@ def reporting_faults(equation: str) -> Iterator[None]:
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         logger.error("a %s could not be read, and XLA computes it. Please report: %s", equation, text)
-        raise UnsupportedPipeline(f"jax_nano could not read the {equation.split()[0]} ({text})") from error
+        raise UnsupportedPipeline(f"jax_nano could not read the {kind} ({text})") from error
 
 
 Lower = Callable[[mlir.LoweringRuleContext, Any, dict[str, Any]], Any]

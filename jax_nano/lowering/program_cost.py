@@ -15,6 +15,7 @@ from jax_nano.jaxpr.fusion import has_known_sizes
 from jax_nano.jaxpr.inline import inline_calls, type_of
 from jax_nano.jaxpr.legality import is_elementwise
 from jax_nano.jaxpr.operands import VIEWS
+from jax_nano.jaxpr.pipeline_rules import SAME
 from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_attention_gradient_p, nano_attention_p, nano_region_p
 from jax_nano.lowering.loop_cost import KERNEL_SHARE, peak
 from jax_nano.machine.isa import Machine
@@ -64,7 +65,7 @@ class Calls:
 
 
 def _is_operation(eqn: JaxprEqn, needed: set[Var]) -> bool:
-    if eqn.primitive in KERNELS or eqn.primitive in VIEWS:
+    if eqn.primitive in KERNELS or eqn.primitive in VIEWS or eqn.primitive.name in SAME:
         return False
     return not is_elementwise(eqn.primitive) or any(out in needed for out in eqn.outvars)
 

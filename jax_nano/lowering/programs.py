@@ -63,7 +63,7 @@ def as_program(closed: ClosedJaxpr) -> Callable[..., Sequence[Any]]:
     count = len(closed.consts)
 
     def program(*arrays: Any) -> Sequence[Any]:
-        return jax.core.eval_jaxpr(closed.jaxpr, arrays[:count], *arrays[count:])
+        return jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, arrays[:count]))(*arrays[count:])
 
     program.__name__ = NAME
     return partial(jax.jit(program), *closed.consts)
@@ -127,7 +127,8 @@ def lower_program(ctx: mlir.LoweringRuleContext, operands: Any, jaxpr: Jaxpr) ->
 
 def equation_of(jaxpr: Jaxpr) -> str:
     """A program in words."""
-    return f"program of {len(inline_calls(jaxpr).eqns)} operations"
+    calls = program_cost.Calls.of(jaxpr)
+    return f"program of {calls.kernels + calls.operations} calls"
 
 
 def _lowering(original: LoweringRule) -> LoweringRule:
@@ -137,7 +138,7 @@ def _lowering(original: LoweringRule) -> LoweringRule:
         jaxpr = params["jaxpr"].jaxpr
         target(machine_for())  # one that there is not is an error
         try:
-            with reporting_faults("program"):
+            with reporting_faults(equation_of(jaxpr), "program"):
                 return lower_program(ctx, operands, jaxpr)
         except UnsupportedDot as reason:
             tell(Report(equation=equation_of(jaxpr), reason=str(reason), otherwise=OTHERWISE))
