@@ -23,15 +23,21 @@ from jax_nano.jaxpr.attention_program import definition
 from jax_nano.jaxpr.attention_tangents import tangents
 from jax_nano.jaxpr.inline import body_of, inline_calls, type_of
 from jax_nano.jaxpr.pipeline_inline import inlined
-from jax_nano.jaxpr.pipeline_random import physical, without_keys
+from jax_nano.jaxpr.pipeline_random import is_key, physical, without_keys
 from jax_nano.jaxpr.pipeline_reader import read_program
-from jax_nano.jaxpr.primitives import nano_attention_gradient_p, nano_attention_p, nano_attention_tangent_p
+from jax_nano.jaxpr.primitives import (
+    nano_attention_gradient_p,
+    nano_attention_p,
+    nano_attention_tangent_p,
+    nano_loop_p,
+)
 from jax_nano.jaxpr.private import ClosedJaxpr, LoweringRule, is_staged, wrap_lowering
+from jax_nano.jaxpr.program_parts import Part, parts_of, run_parts, single
 from jax_nano.lowering import program_cost
 from jax_nano.lowering.attention_gradient import by_blocks
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.export import has_kernels
-from jax_nano.lowering.loops import reporting_faults
+from jax_nano.lowering.loops import Called, reporting_faults
 from jax_nano.lowering.partition import check_partitioning
 from jax_nano.lowering.region import accelerated
 from jax_nano.lowering.small_loops import is_in_loop
@@ -118,11 +124,62 @@ def lower_program(ctx: mlir.LoweringRuleContext, operands: Any, jaxpr: Jaxpr) ->
       UnsupportedDot: it is none, or would be no faster.
     """
     check_partitioning(ctx)
+    try:
+        pipeline = read(jaxpr, list(map(physical, ctx.avals_in)))
+    except UnsupportedPipeline as reason:
+        return lower_parts(ctx, operands, jaxpr, reason)
     ctx = ctx.replace(avals_in=list(map(physical, ctx.avals_in)), avals_out=list(map(physical, ctx.avals_out)))
-    pipeline = read(jaxpr, ctx.avals_in)
     kernel = faster_kernel(jaxpr, pipeline)
     tell(Report(equation=equation_of(jaxpr), problem=pipeline, kernel=kernel))
     return custom_call(ctx, kernel, operands)
+
+
+def lower_parts(ctx: mlir.LoweringRuleContext, operands: Any, jaxpr: Jaxpr, reason: UnsupportedPipeline) -> Any:
+    """Lowers a program that is no pipeline, for a reason, with kernels of its parts.
+
+    Raises:
+      UnsupportedPipeline: no part is one, for that reason.
+    """
+    if isinstance(ctx.module_context.axis_context, mlir.SPMDAxisContext):
+        raise reason  # collectives may stand between parts, and are not traced anew
+    parts = parts_of(jaxpr, _is_readable)
+    kernels = {part: kernel for part in parts if (kernel := _kernel_of(part))}
+    if not kernels:
+        raise reason
+    tell(Report(equation=equation_of(jaxpr), reason=str(reason), otherwise="kernels of its parts"))
+
+    def run(part: Part, *arrays: Any) -> Sequence[Any]:
+        if part in kernels:
+            return nano_loop_p.bind(*arrays, kernel=Called(kernels[part]))
+        return jaxpr_as_fun(ClosedJaxpr(part.jaxpr, ()))(*arrays)
+
+    return mlir.lower_fun(partial(run_parts, jaxpr, parts, run), multiple_results=True)(ctx, *operands)
+
+
+def _is_readable(eqn: JaxprEqn) -> bool:
+    """Whether an equation may be in a pipeline."""
+    jaxpr = single(eqn)
+    try:
+        read(jaxpr, list(map(type_of, jaxpr.invars)))
+    except UnsupportedDot:
+        return False
+    return not any(is_key(x.aval) for x in (*jaxpr.invars, *jaxpr.outvars))
+
+
+def _kernel_of(part: Part) -> Kernel | None:
+    """The kernel of a part; None where there is none, or it is predicted to be no faster."""
+    jaxpr = part.jaxpr
+    if not part.is_readable or not program_cost.is_small(jaxpr):
+        return None
+    equation = f"{equation_of(jaxpr)}, a part"
+    try:
+        pipeline = read(jaxpr, list(map(type_of, jaxpr.invars)))
+        kernel = faster_kernel(jaxpr, pipeline)
+    except UnsupportedDot as reason:
+        tell(Report(equation=equation, reason=str(reason), otherwise=OTHERWISE))
+        return None
+    tell(Report(equation=equation, problem=pipeline, kernel=kernel))
+    return kernel
 
 
 def equation_of(jaxpr: Jaxpr) -> str:

@@ -190,3 +190,33 @@ def test_donated_arguments():
             [jax.jit(jax_nano.accelerate(lambda w, x: jnp.tanh(x @ w) @ w), donate_argnums=1)(w, x)]
         )
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+# Parts
+
+
+def test_parts_around_an_operation_that_no_pipeline_has():
+    def f(first, second, x):
+        hidden = mlp(first, x)
+        return mlp(second, jnp.sort(hidden)), hidden
+
+    assert_one_kernel(f, layers_of(8, 16, 16), layers_of(16, 16, 4), array(2, 8), count=2)
+
+
+def test_what_does_not_depend_on_such_an_operation_is_one_part():
+    def f(first, second, x):
+        ordered = jnp.sort(mlp(first, x))
+        return mlp(second, x), jnp.tanh(ordered)
+
+    assert_one_kernel(f, layers_of(8, 16, 4), layers_of(8, 16, 4), array(2, 8), count=1)
+
+
+def test_parts_around_a_loop_that_is_a_kernel_itself():
+    def f(first, second, w, x):
+        start = mlp(first, x)
+        end, _ = lax.scan(lambda c, _: (jnp.tanh(c @ w), None), start, None, length=2000)
+        return mlp(second, end)
+
+    assert_one_kernel(
+        f, layers_of(8, 16, 16), layers_of(16, 16, 4), array(16, 16, scale=0.2), array(2, 8), count=3, tolerance=1e-4
+    )

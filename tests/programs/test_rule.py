@@ -54,8 +54,8 @@ def test_without_products_all_is_xlas():
 @pytest.mark.parametrize(
     "f, reason",
     [
-        (layers(last=jnp.linalg.qr), "qr is not elementwise"),
-        (layers(last=lambda x: jnp.fft.fft(x).real), "complex64"),
+        (layers(f=jnp.sort), "sort is not elementwise"),
+        (layers(f=lambda x: jnp.fft.fft(x).real), "complex64"),
         (layers(f=lambda x: lax.fori_loop(0, 3, lambda _, x: jnp.sin(x), x)), "a scan loop in it"),
     ],
 )
@@ -101,3 +101,14 @@ def test_faults_in_reading_are_reported_and_each_product_is_a_kernel(monkeypatch
 def test_a_result_does_not_depend_on_how_often_it_is_computed():
     f, w, x = jax.jit(jax_nano.accelerate(layers())), normal(16, 16), normal(1, 16)
     assert len({np.asarray(f(w, x)).tobytes() for _ in range(20)}) == 1
+
+
+def test_reports_tell_of_parts():
+    def f(w, x):
+        return layers()(w, jnp.sort(layers()(w, x)))
+
+    first, second, whole = inspected(f, spec(16, 16), spec(1, 16))
+    assert first.equation == second.equation == "program of 2 calls, a part"
+    assert first.kernel and second.kernel
+    assert whole.ran_as == "kernels of its parts"
+    assert whole.reason.startswith("sort is not elementwise")
