@@ -10,6 +10,7 @@ from amx import emulator
 from amx.selection import NEEDED, present_here, way
 
 from jax_nano import _native
+from jax_nano.lowering import program_cost
 from jax_nano.machine.x86 import AMX
 
 jax.config.update("jax_num_cpu_devices", 4)
@@ -65,6 +66,13 @@ def nothing_fell_back(request):
     logger.removeHandler(errors)
     if errors.found and not request.node.get_closest_marker("breaks_the_compiler"):
         pytest.fail("\n".join(errors.found))
+
+
+@pytest.fixture(autouse=True)
+def one_kernel_each(request, monkeypatch):
+    """Has every product be a kernel of its own, as tests count them, but for tests of whole programs as one kernel."""
+    if request.path.parent.name != "programs":
+        monkeypatch.setattr(program_cost, "is_small", lambda _: False)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from jax_nano import config
 from jax_nano.lowering import attention as attention  # the rules of what attention becomes
 from jax_nano.lowering import attention_gradient as attention_gradient
 from jax_nano.lowering import loops as loops  # and of loops
-from jax_nano.lowering.region import accelerated
+from jax_nano.lowering.programs import accelerated_program
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,7 +31,7 @@ def accelerate(f: F) -> F:
     Returns:
       The function, to be jitted by its user.
     """
-    fast = accelerated(f)
+    fast = accelerated_program(f)
 
     @functools.wraps(f)
     def accelerated_unless_off(*args: Any, **kwargs: Any) -> Any:

@@ -167,15 +167,19 @@ class ContractionKernel:
         acc = self.sums(self.k_axes, at, acc, (rows, columns))
         for number, value in enumerate(acc):
             i, j = divmod(number, registers)
+            count = min(self.lanes, columns - j * self.lanes)
+            inner = list(at)
+            if self.block.row is not None:
+                inner[self.block.row] = add(at[self.block.row], i)
+            inner[self.block.lane] = add(at[self.block.lane], j * self.lanes)
             if self.epilogue:
-                inner = list(at)
-                if self.block.row is not None:
-                    inner[self.block.row] = add(at[self.block.row], i)
-                inner[self.block.lane] = add(at[self.block.lane], j * self.lanes)
-                self.epilogue.emit(value, self.block.lane, inner, min(self.lanes, columns - j * self.lanes))
-                continue
-            count = None if self.out.is_padded else min(self.lanes, columns - j * self.lanes)
-            store(value, self.out.base, self.place(self.out, at, i, j * self.lanes), count)
+                self.epilogue.emit(value, self.block.lane, inner, count)
+            elif self.out.strides[self.block.lane] == 1:
+                at_block = self.place(self.out, at, i, j * self.lanes)
+                store(value, self.out.base, at_block, None if self.out.is_padded else count)
+            else:
+                nest = Nest(self.sizes, (), self.block.lane, self.lanes)
+                put(value, self.out, nest, dict[int | None, Index](enumerate(inner)), count)
 
     def sums(self, axes: Sequence[int], at: list[Index], acc: Values, shape: tuple[int, int]) -> Values:
         """Loops over the sum; the innermost by several steps, which go to chains in turn."""

@@ -63,6 +63,12 @@ def read_while(params: Mapping[str, Any], avals: Sequence[Any]) -> Pipeline:
     return reader.finish(reader.while_loop(params, operands))
 
 
+def read_program(jaxpr: Jaxpr, avals: Sequence[Any]) -> Pipeline:
+    """The pipeline of a program without a loop around it, likewise."""
+    reader = PipelineReader()
+    return reader.finish(reader.run(jaxpr, [reader.operand(aval) for aval in avals]))
+
+
 class PipelineReader:
     """Reads equations into a writer."""
 

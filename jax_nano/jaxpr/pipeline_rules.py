@@ -32,7 +32,7 @@ REDUCTIONS: dict[str, Kind] = {
     "reduce_sum": "add", "reduce_max": "max", "reduce_min": "min", "reduce_prod": "mul", "reduce_and": "and",
     "reduce_or": "or",
 }  # fmt: skip
-SAME = ("stop_gradient", "optimization_barrier", "copy", "copy_p", "reduce_precision_none", "name")
+SAME = ("stop_gradient", "optimization_barrier", "copy", "copy_p", "reduce_precision_none", "name", "pvary")
 
 
 def shape_of(x: Atom) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from jax._src import mesh as _mesh
 from jax._src import sharding_impls as _sharding_impls
 from jax._src.custom_partitioning_sharding_rule import sdy_sharding_rule_to_mlir
 from jax._src.interpreters import mlir as _registry
+from jax._src.interpreters import partial_eval as _partial_eval
 from jax._src.interpreters import remat as _remat
 from jax._src.interpreters.partial_eval import Recompute as Recompute
 from jax._src.lax.lax import ragged_dot_general_p as ragged_dot_general_p
@@ -47,6 +48,14 @@ def by_platform(rules: Mapping[str, LoweringRule], default: LoweringRule | None)
         return _registry.lower_per_platform(ctx, name, dict(rules), default, effects, *operands, **params)
 
     return lower
+
+
+def is_staged() -> bool:
+    """Whether what is computed now becomes a program: it is traced by jax.jit, however many transformations between."""
+    trace: Any = _core_of_jax.trace_ctx.trace
+    while trace is not None and not isinstance(trace, _partial_eval.DynamicJaxprTrace):
+        trace = getattr(trace, "parent_trace", None)
+    return trace is not None
 
 
 class ReplacedLowering:

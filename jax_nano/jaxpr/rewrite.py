@@ -33,7 +33,7 @@ class PrimitiveRewrite:
     is returned as it is.
 
     `first` may rewrite each jaxpr as a whole before that, into one that takes and gives the same. `before` is called
-    before each trace.
+    before each trace. `evaluate` makes of the outcome a function of its arguments.
     """
 
     def __init__(
@@ -41,13 +41,19 @@ class PrimitiveRewrite:
         primitives: Mapping[Primitive, Primitive],
         first: Callable[[Jaxpr], Jaxpr] | None = None,
         before: Callable[[], None] | None = None,
+        evaluate: Callable[[ClosedJaxpr], Callable[..., Sequence[Any]]] = jaxpr_as_fun,
     ):
         self._primitives = dict(primitives)
         self._first = first or (lambda jaxpr: jaxpr)
         self._before = before or (lambda: None)
+        self._evaluate = evaluate
         # A jaxpr used twice stays one jaxpr: JAX then differentiates and lowers it once. None: as it was.
         self._jaxprs: WeakKeyDictionary[Jaxpr, Jaxpr | None] = WeakKeyDictionary()
         self._closed_jaxprs: WeakKeyDictionary[ClosedJaxpr, ClosedJaxpr | None] = WeakKeyDictionary()
+
+    def evaluated(self, evaluate: Callable[[ClosedJaxpr], Callable[..., Sequence[Any]]]) -> PrimitiveRewrite:
+        """Replaces as this does; `evaluate` makes of the outcome a function of its arguments."""
+        return PrimitiveRewrite(self._primitives, self._first, self._before, evaluate)
 
     def __call__(self, f: F) -> F:
         """Returns f with its primitives replaced."""
@@ -66,7 +72,7 @@ class PrimitiveRewrite:
                 return arrays(results)
 
             jaxpr = jax.make_jaxpr(of_arrays)(arrays(leaves))
-            results = jaxpr_as_fun(self._closed(jaxpr))(*arrays(leaves))
+            results = self._evaluate(self._closed(jaxpr))(*arrays(leaves))
             return out_tree.unflatten(merge_arrays(outs, results))
 
         return cast(F, rewritten)

@@ -41,7 +41,8 @@ def _abstract(*operands: Any, spec: AttentionSpec, of: Of) -> list[ShapedArray]:
     return [like(x, x.shape, x.dtype) for x in operands[PLACES[of]]]
 
 
-def _by_blocks(*operands: Array, spec: AttentionSpec, of: Of) -> list[Array]:
+def by_blocks(*operands: Array, spec: AttentionSpec, of: Of) -> list[Array]:
+    """The gradients by a scan over blocks, in JAX's own operations."""
     wanted = tuple(i in range(4)[PLACES[of]] for i in range(3 + spec.bias))
     arrays, (out_ct, lse, delta, *_) = operands[: -len(GIVEN)], operands[-len(GIVEN) :]
     found = Backward(spec, wanted).by_blocks(arrays, (out_ct, lse, delta))
@@ -51,7 +52,7 @@ def _by_blocks(*operands: Array, spec: AttentionSpec, of: Of) -> list[Array]:
 def _jvp(primals: Sequence[Array], moving: Sequence[Any], *, spec: AttentionSpec, of: Of):
     results = nano_attention_gradient_p.bind(*primals, spec=spec, of=of)
     known = [float0_or(tangent, primal) for primal, tangent in zip(primals, moving, strict=True)]
-    return results, jax.jvp(partial(_by_blocks, spec=spec, of=of), list(primals), known)[1]
+    return results, jax.jvp(partial(by_blocks, spec=spec, of=of), list(primals), known)[1]
 
 
 def _batch(arrays: Sequence[Array], axes: Sequence[int | None], *, spec: AttentionSpec, of: Of):
@@ -142,5 +143,5 @@ nano_attention_gradient_p.def_impl(partial(xla.apply_primitive, nano_attention_g
 nano_attention_gradient_p.def_abstract_eval(_abstract)
 ad.primitive_jvps[nano_attention_gradient_p] = _jvp
 batching.primitive_batchers[nano_attention_gradient_p] = _batch
-_lower_by_blocks = mlir.lower_fun(accelerated(_by_blocks), multiple_results=True)
-register_lowering(nano_attention_gradient_p, _lower, mlir.lower_fun(_by_blocks, multiple_results=True))
+_lower_by_blocks = mlir.lower_fun(accelerated(by_blocks), multiple_results=True)
+register_lowering(nano_attention_gradient_p, _lower, mlir.lower_fun(by_blocks, multiple_results=True))

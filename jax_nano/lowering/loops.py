@@ -76,8 +76,12 @@ def equation_of(params: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def reporting_faults(params: dict[str, Any]) -> Iterator[None]:
-    """Makes a reason to leave a loop to XLA of whatever fails in reading it, and logs what to report.
+def reporting_faults(equation: str, kind: str = "loop") -> Iterator[None]:
+    """Makes a reason to leave a loop or a program to XLA of whatever fails in reading it, and logs what to report.
+
+    Args:
+      equation: it in words.
+      kind: which of both it is.
 
     Raises:
       UnsupportedDot: as the block does, or as something else failed.
@@ -88,8 +92,8 @@ def reporting_faults(params: dict[str, Any]) -> Iterator[None]:
         raise
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
-        logger.error("a %s could not be read, and XLA computes it. Please report: %s", equation_of(params), text)
-        raise UnsupportedPipeline(f"jax_nano could not read the loop ({text})") from error
+        logger.error("a %s could not be read, and XLA computes it. Please report: %s", equation, text)
+        raise UnsupportedPipeline(f"jax_nano could not read the {kind} ({text})") from error
 
 
 Lower = Callable[[mlir.LoweringRuleContext, Any, dict[str, Any]], Any]
@@ -209,7 +213,7 @@ def _lowering(lower_loop: Lower) -> Callable[[LoweringRule], LoweringRule]:
                     _refused.reset(token)
             try:
                 target(machine_for())  # one that there is not is an error
-                with reporting_faults(params):
+                with reporting_faults(equation_of(params)):
                     return lower_loop(ctx, operands, params)
             except UnsupportedDot as reason:
                 tell(Report(equation=equation_of(params), reason=str(reason), otherwise=OTHERWISE))

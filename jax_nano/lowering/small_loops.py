@@ -151,6 +151,11 @@ def is_in_function() -> bool:
     return _place.get() == "function"
 
 
+def is_in_loop() -> bool:
+    """Whether what is lowered stands in a loop with products that could be kernels."""
+    return _place.get() is not None
+
+
 def check_attention_inline() -> None:
     """Checks that an attention is not left to XLA because of the loop around it.
 

@@ -21,7 +21,7 @@ from jax_nano.schedule.plan import Plan
 
 KINDS = {  # of reports, in the plural, and one of each
     "products": "product", "convolutions": "convolution", "attention": "attention",
-    "grouped products": "grouped product", "loops": "loop",
+    "grouped products": "grouped product", "loops": "loop", "programs": "program",
 }  # fmt: skip
 
 
@@ -58,6 +58,8 @@ class Report:
         """What it is: one of KINDS."""
         if isinstance(self.problem, Attention) or self.equation.startswith(("attention", "gradients of")):
             return "attention"
+        if self.equation.startswith("program of"):
+            return "programs"
         if isinstance(self.problem, Pipeline) or self.otherwise == "XLA's loop":
             return "loops"
         if isinstance(self.problem, Grouped) or self.otherwise.startswith("lax.ragged_dot"):
