@@ -28,12 +28,17 @@ class LoopNest:
     def of(cls, dot: Dot) -> LoopNest:
         """The longest axes of A's rows and of the sum, and C's innermost; a C of one column is computed as one row.
 
+        Where C ends with rows, as a convolution of single places does, the operands are exchanged.
+
         Raises:
-          UnsupportedDot: panels would have to be exchanged or rounded, or rows of extras are not contiguous.
+          UnsupportedDot: panels would have to be exchanged or rounded, or rows of C or of extras are not contiguous.
         """
         if dot.window:
             return cls._of_windows(dot)
-        swapped = not dot.n and bool(dot.m) and not dot.prologue
+        is_scattered = bool(dot.n) and dot.n[-1].out != 1
+        if is_scattered and (dot.prologue or not dot.ends_with_rows):
+            raise UnsupportedDot("C's last axis is not one of B's columns: the operands would have to be exchanged")
+        swapped = is_scattered or (not dot.n and bool(dot.m) and not dot.prologue)
         if dot.panels and (swapped or dot.algorithm):
             raise UnsupportedDot(ONLY_AS_THEY_ARE)
         work = dot.swapped() if swapped else dot

@@ -48,6 +48,11 @@ def exact(x, w, params, shape):
     return [direct_sum(a, b, shape, spatial, groups, batch_groups) for a, b in ((x, w), (np.abs(x), np.abs(w)))]
 
 
+def ordered(array, names, order):
+    """An array whose dimensions have these names, transposed to another order of them."""
+    return np.transpose(array, [names.index(name) for name in order])
+
+
 @st.composite
 def convolutions(draw):
     """Operands and parameters of lax.conv_general_dilated: any padding, strides, dilation, groups."""
@@ -78,15 +83,19 @@ def convolutions(draw):
 
 
 @settings(max_examples=40, deadline=None)
-@given(convolutions())
-def test_any_convolution_is_within_the_bound(case):
+@given(convolutions(), st.data())
+def test_any_convolution_is_within_the_bound(case, data):
     x, w, params = case
     letters = "DHW"[3 - (x.ndim - 2) :]
-    numbers = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
-    named = {name: value for name, value in params.items() if name not in ("strides", "padding")}
+    names = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
+    lhs, rhs, out = numbers = tuple("".join(data.draw(st.permutations(name))) for name in names)
+    of_kernel = [letters.index(d) for d in rhs if d in letters]  # the order in which parameters stand
+    named = {name: [v[d] for d in of_kernel] if isinstance(v, tuple | list) else v for name, v in params.items()}
+    named["window_strides"] = named.pop("strides")
     result = jax_nano.conv_general_dilated(
-        x, w, params["strides"], params["padding"], dimension_numbers=numbers, **named
+        ordered(x, names[0], lhs), ordered(w, names[1], rhs), dimension_numbers=numbers, **named
     )
+    result = ordered(result, out, names[2])
     sums, magnitude = exact(x, w, params, result.shape)
     terms = w.size // w.shape[-1]
     assert np.all(np.abs(result - sums) <= terms * EPS * magnitude)
@@ -225,6 +234,15 @@ def test_one_tap_is_a_product(numbers):
     assert report.problem
     assert not report.problem.window
     assert "relu" in report.fused
+
+
+@pytest.mark.parametrize("out", ["NCHW", "CHWN", "NHWC"])
+@pytest.mark.parametrize("outputs", [1, 5])
+def test_one_tap_of_one_image_into_any_order(out, outputs):
+    x, w = normal(1, 16, 9, 9), normal(outputs, 16, 1, 1, seed=1)
+    with kernels(1):
+        result = jax_nano.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NCHW", "OIHW", out))
+    np.testing.assert_allclose(ordered(result, out, "NCHW"), np.einsum("nihw,oiyx->nohw", x, w), rtol=1e-4, atol=1e-5)
 
 
 def test_work_before_one_tap_is_a_prologue():
