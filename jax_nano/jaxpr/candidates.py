@@ -22,6 +22,7 @@ from jax_nano.jaxpr.legality import ELEMENTWISE, WEIGHTS, Reason, illegal, is_mo
 from jax_nano.jaxpr.operands import VIEWS, apply_view, is_exact, panel_view
 from jax_nano.jaxpr.primitives import DOTS, GROUPED_PRODUCTS, nano_dequantize_p, nano_region_p, nano_unpack_p
 from jax_nano.jaxpr.row_gathers import is_row_gather
+from jax_nano.jaxpr.row_scatters import is_row_scatter
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 
 # Equations of an epilogue, of a prologue, and of views in a row.
@@ -54,14 +55,16 @@ class Candidates:
     def epilogue(self, product: int) -> Iterator[EpilogueCandidate]:
         """Equations behind a product, in the order of the program, while they are legal.
 
-        Where one is not, what it uses stays in use, so that no longer epilogue would make one value only.
+        Where one is not, what it uses stays in use, so that no longer epilogue would make one value only. Rows of a
+        grouped product may be added up.
         """
-        walk = _EpilogueWalk(self._flow, product)
+        walk, of_groups = _EpilogueWalk(self._flow, product), self._flow.eqns[product].primitive in GROUPED_PRODUCTS
         for _ in range(LONGEST_EPILOGUE):
             place = walk.next_place()
             if place is None:
                 return
-            reason = self.illegal(place)
+            is_scatter = of_groups and is_row_scatter(self._flow.eqns[place])
+            reason = None if is_scatter else self.illegal(place)
             is_end = reason is None and walk.take(place)
             yield EpilogueCandidate(place, is_end=is_end, illegal=reason)
             if reason:

@@ -13,7 +13,7 @@ from jax.extend.core.primitives import convert_element_type_p
 from jax_nano.ir.axes import Axis, Loops, extent, merged
 from jax_nano.ir.convolution import LONGEST_STEP, PLACES_IN_LANES
 from jax_nano.ir.dot import ONLY_RHS_IN_PANELS, Dot, Epilogue, Prologue, UnsupportedDot, is_one_run
-from jax_nano.ir.grouped import Grouped, RowGather
+from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.program import Program
 from jax_nano.ir.window import Window
 from jax_nano.jaxpr.axes import Axes, Cuts, Run, Runs, runs_along, stride_along
@@ -21,6 +21,8 @@ from jax_nano.jaxpr.group_rows import along_groups
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.operands import StridedArray, element_type
 from jax_nano.jaxpr.program_reader import program_of
+from jax_nano.jaxpr.row_gathers import row_gather
+from jax_nano.jaxpr.row_scatters import ScatteredRows
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 from jax_nano.jaxpr.sums import along_sums, first_of_sums
 
@@ -73,6 +75,7 @@ class Ending:
       program: equations of scalars, before the product and after it.
       extras: arrays that the epilogue reads, by their runs along C, and their elements.
       cuts: where the runs of A, B and the extras begin and end.
+      scatter: where rows of the result are added up, if they are.
     """
 
     result: Atom
@@ -80,6 +83,7 @@ class Ending:
     program: Sequence[JaxprEqn]
     extras: Sequence[tuple[tuple[Var, Runs], Var]]
     cuts: Cuts
+    scatter: ScatteredRows | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +143,9 @@ def region_dot(product: Product, ending: Ending) -> RegionDot:
     sources = (lhs.source, rhs.source, *used.sources)
     if product.sizes:
         places = (lhs.places,) if lhs.places else ()
-        dot, sources = _grouped(dot, axes, product), (*sources[:2], product.sizes, *places, *sources[2:])
+        scattered = ending.scatter.arrays if ending.scatter else ()
+        sources = (*sources[:2], product.sizes, *places, *sources[2:], *scattered)
+        dot = _grouped(dot, axes, product, ending.scatter)
     return RegionDot(dot=dot, sources=sources, precision=product.eqn.params["precision"], lhs=int(is_transposed))
 
 
@@ -322,7 +328,7 @@ def _dot(  # noqa: PLR0913
     )
 
 
-def _grouped(dot: Dot, axes: Axes, product: Product) -> Grouped:
+def _grouped(dot: Dot, axes: Axes, product: Product, scatter: ScatteredRows | None) -> Grouped:
     """The grouped product whose groups have this product each.
 
     Raises:
@@ -333,17 +339,5 @@ def _grouped(dot: Dot, axes: Axes, product: Product) -> Grouped:
     assert product.sizes
     return Grouped(
         dot=dot, ragged="m", groups=group.size, group=group, batch=nothing, sizes=element_type(product.sizes),
-        gather=_row_gather(product.lhs),
+        gather=row_gather(product.lhs), scatter=scatter and scatter.described(),
     )  # fmt: skip
-
-
-def _row_gather(lhs: StridedArray) -> RowGather | None:
-    """How rows of A are found, where they are gathered.
-
-    Raises:
-      UnsupportedDot: there is no row, or no kernel reads the type of their places.
-    """
-    if not lhs.places:
-        return None
-    stored, elements = type_of(lhs.source).shape
-    return RowGather(places=element_type(lhs.places), stored=stored, stride=elements)
