@@ -165,9 +165,13 @@ class RegionGrowth:
         return True
 
     def _inputs(self, place: int, views: Callable[[Atom], tuple[int, ...]]) -> list[int]:
-        """The equations that move what an equation reads of arrays. Places of rows are read as they lie."""
-        eqn = self._flow.eqns[place]
-        atoms = eqn.invars[:1] if is_row_scatter(eqn) else eqn.invars
+        """The equations that move what an equation reads of arrays.
+
+        Of what rows are added to, they round nothing; places of rows are read as they lie.
+        """
+        atoms = self._flow.eqns[place].invars
+        if is_row_scatter(self._flow.eqns[place]):
+            atoms, views = atoms[:1], self._candidates.prologue_views
         inputs = [x for x in variables(atoms) if self._flow.maker(x) not in self._own]
         return [each for x in inputs for each in views(x)]
 

@@ -21,8 +21,8 @@ _ROWS = lax.ScatterDimensionNumbers(
 # In the first two, XLA adds nothing beyond the ends.
 _MODES = (lax.GatherScatterMode.FILL_OR_DROP, lax.GatherScatterMode.PROMISE_IN_BOUNDS, lax.GatherScatterMode.CLIP)
 WIDE = {"bf16": "f32", "f16": "f32"}  # what sums are kept in until they are rounded
-# Rows of an array for each that is added to it, up to which kernels copy all of it. XLA may change it in place, but takes
-# some 3 ns for each element that it adds (Zen 5), in which memory moves the bytes of 15 elements of bf16.
+# Rows of an array for each that is added to it, up to which kernels copy all of it. XLA may change it in place, but
+# takes some 3 ns for each element that it adds (Zen 5), in which memory moves the bytes of 15 elements of bf16.
 COPIED_ROWS = 8
 
 
