@@ -63,7 +63,7 @@ def gated(x: Array) -> Array:
 
 
 def grouped_experts(layer: Layer, x: Array, chosen: Array, weights: Array) -> Array:
-    """The chosen experts' sum for each row of x (T, D): rows sorted by expert, multiplied, and put back.
+    """The chosen experts' sum for each row of x (T, D): rows sorted by expert, multiplied, and added where they belong.
 
     Args:
       layer: `expert_in` (E, D, 2 H), `expert_out` (E, H, D).
@@ -75,9 +75,10 @@ def grouped_experts(layer: Layer, x: Array, chosen: Array, weights: Array) -> Ar
     order = jnp.argsort(experts, stable=True)
     first, second = (jnp.asarray(layer[name]) for name in ("expert_in", "expert_out"))
     sizes = jnp.bincount(experts, length=len(first))
-    hidden = gated(lax.ragged_dot(x[order // count], first, sizes))
-    rows = lax.ragged_dot(hidden, second, sizes)[jnp.argsort(order)]
-    return jnp.einsum("tcd,tc->td", rows.reshape(*chosen.shape, -1), weights)
+    rows = order // count
+    hidden = gated(lax.ragged_dot(x[rows], first, sizes))
+    made = lax.ragged_dot(hidden, second, sizes) * weights.reshape(-1)[order][:, None]
+    return jnp.zeros_like(x).at[rows].add(made)
 
 
 def dense_experts(layer: Layer, x: Array, chosen: Array, weights: Array) -> Array:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from jax_nano.api.convolutions import conv_transpose as conv_transpose
     from jax_nano.api.convolutions import conv_with_general_padding as conv_with_general_padding
     from jax_nano.api.fused_matmul import fused_matmul as fused_matmul
+    from jax_nano.api.grouped import expert_combine as expert_combine
     from jax_nano.api.grouped import expert_matmul as expert_matmul
     from jax_nano.api.grouped import ragged_dot as ragged_dot
     from jax_nano.api.grouped import ragged_dot_general as ragged_dot_general
@@ -109,7 +110,7 @@ _HOME = {
         "conv_with_general_padding",
     ),
     "api.fused_matmul": ("fused_matmul",),
-    "api.grouped": ("expert_matmul", "ragged_dot", "ragged_dot_general", "repeat_by_group"),
+    "api.grouped": ("expert_combine", "expert_matmul", "ragged_dot", "ragged_dot_general", "repeat_by_group"),
     "api.inspect": ("inspect",),
     "api.install": ("install", "installed", "uninstall"),
     "api.malloc": ("release_memory", "retain_memory"),
@@ -151,6 +152,7 @@ __all__ = [
     "dot_product_attention",
     "einsum",
     "executed_kernels",
+    "expert_combine",
     "expert_matmul",
     "export_checks",
     "exporting_kernels",

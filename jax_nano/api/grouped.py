@@ -23,6 +23,16 @@ def _of_gathered(tokens: Any, experts: Any, rows: Any, group_sizes: Any, **param
     return lax.ragged_dot(jnp.asarray(tokens)[rows], experts, group_sizes, **params)
 
 
+def _of_scattered(  # noqa: PLR0913  those of expert_combine
+    hidden: Any, experts: Any, rows: Any, group_sizes: Any, weights: Any, residual: Any, *, tokens: int, **params: Any
+) -> Array:
+    product = lax.ragged_dot(hidden, experts, group_sizes, **params)
+    added = product if weights is None else product * weights[:, None]
+    base = jnp.zeros((tokens, product.shape[1]), product.dtype) if residual is None else residual
+    return base.astype(added.dtype).at[rows].add(added).astype(base.dtype)
+
+
+_expert_combine = compiled(_of_scattered, "tokens", "precision", "preferred_element_type", fused=True)
 _expert_matmul = compiled(_of_gathered, "precision", "preferred_element_type", fused=True)
 _ragged_dot = compiled(lax.ragged_dot, *_STATIC)
 _ragged_dot_general = compiled(_positional, "ragged_dot_dimension_numbers", *_STATIC)
@@ -131,6 +141,52 @@ def expert_matmul(  # noqa: PLR0913  those of ragged_dot, and rows
     return _expert_matmul(
         tokens, experts, jnp.asarray(rows), group_sizes,
         precision=hashable(precision), preferred_element_type=preferred_element_type,
+    )  # fmt: skip
+
+
+def expert_combine(  # noqa: PLR0913  those of ragged_dot, and where rows go
+    hidden: ArrayLike,
+    experts: ArrayLike,
+    rows: ArrayLike,
+    group_sizes: ArrayLike,
+    *,
+    tokens: int,
+    weights: ArrayLike | None = None,
+    residual: ArrayLike | None = None,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> Array:
+    """Multiplies rows by the matrices of their experts, and adds up for each token what its experts make.
+
+    It is `residual.at[rows].add(weights[:, None] * ragged_dot(hidden, experts, group_sizes))`, over zeros where there
+    is no residual. Rows are added by the kernel, in their order, and bits do not depend on threads. The result has the
+    type of the residual, or of the product, and is rounded to it once. Accelerated functions do so where they add the
+    rows of a ragged_dot at an array of places.
+
+    Args:
+      hidden: `(M, K)`, rows in the order of their experts.
+      experts: `(G, K, N)`, also as `pack` and `quantize` keep it.
+      rows: integers `(M,)`: which token each row belongs to. What is no token is left out, as in `.at[rows].add`.
+      group_sizes: integers `(G,)`, as in `ragged_dot`.
+      tokens: how many tokens there are.
+      weights: `(M,)`, how much each row counts; 1 where there are none.
+      residual: `(tokens, N)`, which the rows are added to.
+      precision: as in `dot_general`.
+      preferred_element_type: as in `dot_general`.
+
+    Returns:
+      `(tokens, N)`.
+
+    Raises:
+      TypeError: shapes or types do not go together.
+      ValueError: the residual has another number of tokens.
+    """
+    weights, residual = (None if x is None else jnp.asarray(x) for x in (weights, residual))
+    if residual is not None and len(residual) != tokens:
+        raise ValueError(f"the residual has {len(residual)} rows, for {tokens} tokens; give one row for each token")
+    return _expert_combine(
+        hidden, experts, jnp.asarray(rows), group_sizes, weights, residual,
+        tokens=tokens, precision=hashable(precision), preferred_element_type=preferred_element_type,
     )  # fmt: skip
 
 

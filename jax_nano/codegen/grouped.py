@@ -3,20 +3,22 @@
     group:    one task, a walk through the groups' sizes, which writes the table that schedule.grouped describes
     compute:  a task, one block of rows of a group and of columns of C, with the operands from that group's place on
 
+Where rows are added up, C is in scratch, and scattered_rows has a task more of the first phase and one phase more.
+
 Rows of groups of many rows come first in the table, so that short tasks even out what threads have at the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 from jax.extend.mlir import ir
-from jax.extend.mlir.dialects import arith
 
-from jax_nano.codegen.gathered_rows import GatheredRows, read_integer, start_of_row
+from jax_nano.codegen.gathered_rows import GatheredRows, start_of_row
+from jax_nano.codegen.grouped_operands import GroupedOperands
 from jax_nano.codegen.index import (
     Condition,
     Index,
@@ -33,19 +35,19 @@ from jax_nano.codegen.index import (
     select,
     subtract,
 )
-from jax_nano.codegen.load_store import load_scalar, store
+from jax_nano.codegen.load_store import store
 from jax_nano.codegen.location import section
 from jax_nano.codegen.loops import Depth, Span, for_range, panels, panels_of_any_number, when
 from jax_nano.codegen.macrokernel import CacheBlock, Macrokernel, TaskBlock
-from jax_nano.codegen.matrix_ref import MatrixRef, scratch
+from jax_nano.codegen.matrix_ref import MatrixRef
 from jax_nano.codegen.microkernel import KBlock, StepHook
 from jax_nano.codegen.nanokernel import Block, Place
-from jax_nano.codegen.operands import Area, Arguments, Offsets, Operands, offsets
-from jax_nano.codegen.registers import broadcast, zeros
+from jax_nano.codegen.operands import Area, Offsets, Operands, offsets
+from jax_nano.codegen.registers import zeros
 from jax_nano.codegen.types import element_type
 from jax_nano.codegen.window_ref import WindowRef
 from jax_nano.ir.axes import Axis
-from jax_nano.schedule.grouped import ENTRY_FIELDS, NO_GROUP, TABLE, GroupedPlan
+from jax_nano.schedule.grouped import ENTRY_FIELDS, NO_GROUP, GroupedPlan
 from jax_nano.schedule.plan import Plan
 
 
@@ -68,46 +70,6 @@ class Entry(NamedTuple):
     kind: Index
 
 
-@dataclass(frozen=True)
-class GroupedOperands:
-    """What an entry point of a grouped product is given."""
-
-    plan: GroupedPlan
-    task: Index
-    shared: ir.Value
-    local: ir.Value
-    arrays: Sequence[ir.Value]
-
-    def arguments(self) -> Arguments:
-        """As the macrokernel of a group's product wants them."""
-        lhs, rhs, _, *extras, out = self.arrays
-        if self.plan.problem.gather:
-            _, *extras = extras
-        return Arguments(0, self.task, self.shared, self.local, lhs, rhs, out, tuple(extras))
-
-    def size(self, batch: Index, group: Index) -> ir.Value:
-        """How many rows a group is said to have; numbers below zero are zero."""
-        problem = self.plan.problem
-        number = read_integer(self.arrays[2], add(mul(batch, problem.sizes_stride), group), problem.sizes)
-        if problem.sizes == "u64":  # from 2 ** 63 on, more than there can be rows
-            number = select(less(number, 0), problem.rows, number)
-        return index(maximum(number, 0))
-
-    def read(self, at: Index) -> Index:
-        """A number of the table."""
-        return arith.index_cast(ir.IndexType.get(), load_scalar(self._table, at))
-
-    def write(self, at: Index, *numbers: Index) -> None:
-        """Puts numbers behind one another into the table."""
-        kind = element_type(TABLE)
-        for i, number in enumerate(numbers):
-            store(broadcast(arith.index_cast(kind, index(number)), 1), self._table, add(at, i))
-
-    @property
-    def _table(self) -> ir.Value:
-        return scratch(self.shared, 0, self.plan.table_elements, TABLE)
-
-
 class GroupedKernel:
     """Writes the phases of one plan, each from what its entry point is given."""
 
@@ -116,11 +78,21 @@ class GroupedKernel:
         self.plan = plan
 
     def group_phase(self, operands: GroupedOperands) -> None:
-        """The one task: the table of blocks of rows, or of where groups begin."""
-        if self.plan.problem.ragged == "k":
-            self.write_starts(operands)
-        else:
-            self.write_blocks(operands)
+        """The first task: the table of blocks of rows, or of where groups begin. The second one sorts rows."""
+        scattered = operands.scattered_rows
+        with when(equal(operands.task, 0) if scattered else True):
+            if self.plan.problem.ragged == "k":
+                self.write_starts(operands)
+            else:
+                self.write_blocks(operands)
+        if scattered:
+            with when(equal(operands.task, 1)), section("sort"):
+                scattered.sort()
+
+    def combine_phase(self, operands: GroupedOperands) -> None:
+        """One task: a block of rows of the result, each the sum of rows of C."""
+        assert operands.scattered_rows
+        operands.scattered_rows.combine(operands.task)
 
     def write_starts(self, operands: GroupedOperands) -> None:
         """Writes where each group begins, and how many rows it has."""

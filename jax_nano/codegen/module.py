@@ -12,7 +12,8 @@ from jax_nano.codegen.attention import AttentionKernel
 from jax_nano.codegen.attention_gradient import GradientTask
 from jax_nano.codegen.attention_gradient_bias import BiasGradientTask
 from jax_nano.codegen.attention_operands import AttentionOperands
-from jax_nano.codegen.grouped import GroupedKernel, GroupedOperands
+from jax_nano.codegen.grouped import GroupedKernel
+from jax_nano.codegen.grouped_operands import GroupedOperands
 from jax_nano.codegen.location import section
 from jax_nano.codegen.macrokernel import Macrokernel
 from jax_nano.codegen.operands import Arguments
@@ -101,7 +102,7 @@ def attention_phase(plan: AttentionPlan, phase: str, values: Sequence[ir.Value])
 def grouped_phase(plan: GroupedPlan, phase: str, values: Sequence[ir.Value]) -> None:
     """Writes a phase of a grouped product."""
     kernel = GroupedKernel(plan)
-    phases = {"group": kernel.group_phase, "compute": kernel.compute_phase}
+    phases = {"group": kernel.group_phase, "compute": kernel.compute_phase, "combine": kernel.combine_phase}
     _, task, shared, local, *arrays = values
     phases[phase](GroupedOperands(plan, task, shared, local, arrays))
 

@@ -17,7 +17,8 @@ from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.ir.dtypes import ELEMENT_TYPES, bytes_of
 
 PLACES = frozenset({"s8", "u8", "s16", "u16", "s32", "u32", "s64"})  # integers that indices of 64 bits hold
-Role = Literal["lhs", "rhs", "sizes", "places", "epilogue", "prologue", "scaling", "out"]
+SUMS = frozenset({"f64", "f32", "s32", "u32", "s16", "u16", "s8", "u8"})  # types that rows are added up in
+Role = Literal["lhs", "rhs", "sizes", "places", "epilogue", "prologue", "scaling", "targets", "base", "out"]
 
 
 class GroupedArray(NamedTuple):
@@ -50,6 +51,35 @@ class RowGather:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowScatter:
+    """Rows of C that are added, in their order, to rows of the result that an array of targets names.
+
+    Attributes:
+      targets: the integer type of the array.
+      stored: how many rows the result has.
+      sum: the type that rows are added up in.
+      out: the type of the result.
+      base: the type of the array of the result's shape that they are added to; None for zeros.
+      clipped: beyond the result's ends, is the target the nearest row? Otherwise nothing is added there.
+    """
+
+    targets: str
+    stored: int
+    sum: str
+    out: str
+    base: str | None = None
+    clipped: bool = False
+
+    def __post_init__(self):
+        if self.targets not in PLACES:
+            raise UnsupportedDot(f"no kernel adds rows at places of {self.targets}; convert them to s32")
+        if self.stored == 0:
+            raise UnsupportedDot("there is no row to add to: there is nothing to compute")
+        if self.sum not in SUMS:
+            raise UnsupportedDot(f"no kernel adds up rows of {self.sum}; convert them to f32")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Grouped:
     """Sizes, types and layouts of one grouped product.
 
@@ -63,6 +93,7 @@ class Grouped:
       sizes: the integer type of the sizes.
       sizes_stride: elements of the sizes from one element of the batch to the next.
       gather: how rows of A are found, where they do not lie one behind the other.
+      scatter: where rows of C are added up, which are no result themselves then.
     """
 
     dot: Dot
@@ -73,6 +104,7 @@ class Grouped:
     sizes: str
     sizes_stride: int = 0
     gather: RowGather | None = None
+    scatter: RowScatter | None = None
 
     def __post_init__(self):
         if self.groups == 0 or self.batch.size == 0:
@@ -85,6 +117,8 @@ class Grouped:
             raise UnsupportedDot("a group's product has no batch of its own")
         if self.gather and (self.ragged == "k" or self.batch.size > 1):
             raise UnsupportedDot("rows are gathered for one product, whose rows the groups share out")
+        if self.scatter and (self.ragged == "k" or self.batch.size > 1):
+            raise UnsupportedDot("rows are scattered of one product, whose rows the groups share out")
 
     def replace(self, **changes: Any) -> Grouped:
         """The grouped product with some fields changed."""
@@ -130,7 +164,16 @@ class Grouped:
         if self.gather:
             lhs = lhs._replace(elements=self.gather.stored * self.gather.stride)
             places = (GroupedArray("places", self.gather.places, self.rows),)
-        return lhs, rhs, GroupedArray("sizes", self.sizes, sizes), *places, *extras, out
+        results = self._scattered(out.elements // self.rows) if self.scatter else (out,)
+        return lhs, rhs, GroupedArray("sizes", self.sizes, sizes), *places, *extras, *results
+
+    def _scattered(self, columns: int) -> tuple[GroupedArray, ...]:
+        """In the place of the result, the arrays of where its rows are added up."""
+        scatter = self.scatter
+        assert scatter
+        elements = scatter.stored * columns
+        base = (GroupedArray("base", scatter.base, elements),) if scatter.base else ()
+        return GroupedArray("targets", scatter.targets, self.rows), *base, GroupedArray("out", scatter.out, elements)
 
     @property
     def acc(self) -> str:
@@ -162,5 +205,5 @@ class Grouped:
         _, m, n, k = dot.sizes
         kind = "grouped" if self.ragged == "m" else "grouped_sum"
         types += ("_panels" if dot.panels else "") + ("_fused" if dot.epilogue or dot.prologue else "")
-        types += "_gathered" if self.gather else ""
+        types += ("_gathered" if self.gather else "") + ("_scattered" if self.scatter else "")
         return f"{kind}_{types}_{batch}g{self.groups}m{m}n{n}k{k}"

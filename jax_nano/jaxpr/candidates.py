@@ -22,6 +22,7 @@ from jax_nano.jaxpr.operands import VIEWS, apply_view, is_exact, panel_view
 from jax_nano.jaxpr.primitives import DOTS, GROUPED_PRODUCTS, nano_dequantize_p, nano_region_p, nano_unpack_p
 from jax_nano.jaxpr.prologue_candidates import PrologueCandidates, prologue_candidates
 from jax_nano.jaxpr.row_gathers import is_row_gather
+from jax_nano.jaxpr.row_scatters import is_row_scatter
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 
 LONGEST_EPILOGUE = 96
@@ -47,14 +48,16 @@ class Candidates:
     def epilogue(self, product: int) -> Iterator[EpilogueCandidate]:
         """Equations behind a product, in the order of the program, while they are legal.
 
-        Where one is not, what it uses stays in use, so that no longer epilogue would make one value only.
+        Where one is not, what it uses stays in use, so that no longer epilogue would make one value only. Rows of a
+        grouped product may be added up.
         """
-        walk = _EpilogueWalk(self._flow, product)
+        walk, of_groups = _EpilogueWalk(self._flow, product), self._flow.eqns[product].primitive in GROUPED_PRODUCTS
         for _ in range(LONGEST_EPILOGUE):
             place = walk.next_place()
             if place is None:
                 return
-            reason = self.illegal(place)
+            is_scatter = of_groups and is_row_scatter(self._flow.eqns[place])
+            reason = None if is_scatter else self.illegal(place)
             is_end = reason is None and walk.take(place)
             yield EpilogueCandidate(place, is_end=is_end, illegal=reason)
             if reason:
@@ -99,6 +102,10 @@ class Candidates:
             if is_row_gather(self._flow.eqns[maker]) and is_own and not is_moved:
                 chain = [maker, *chain]
         return _readable(self._flow, chain)
+
+    def exact_views(self, x: Atom) -> tuple[int, ...]:
+        """The equations through which strides read an array, without rounding, the nearest to the array first."""
+        return self._views(x, is_exact)
 
     def epilogue_views(self, x: Atom) -> tuple[int, ...]:
         """The equations through which strides read what an epilogue reads: conversions that nothing else uses.

@@ -8,13 +8,16 @@ from jax.extend.core import Var
 
 from jax_nano.ir.axes import Axis
 from jax_nano.ir.dot import Dot
-from jax_nano.ir.grouped import Grouped, RowGather
-from jax_nano.jaxpr.inline import type_of
+from jax_nano.ir.grouped import Grouped
 from jax_nano.jaxpr.operands import StridedArray, element_type
+from jax_nano.jaxpr.row_gathers import row_gather
+from jax_nano.jaxpr.row_scatters import ScatteredRows
 from jax_nano.jaxpr.strided_views import NoView
 
 
-def with_groups(dot: Dot, groups: Sequence[Axis], sizes: Var, lhs: StridedArray) -> Grouped:
+def with_groups(
+    dot: Dot, groups: Sequence[Axis], sizes: Var, lhs: StridedArray, scatter: ScatteredRows | None
+) -> Grouped:
     """The grouped product whose groups have this product each.
 
     Args:
@@ -22,6 +25,7 @@ def with_groups(dot: Dot, groups: Sequence[Axis], sizes: Var, lhs: StridedArray)
       groups: the axis of the groups, if there are several.
       sizes: how many rows they have.
       lhs: A, whose rows may be gathered.
+      scatter: where rows of C are added, if they are.
 
     Raises:
       UnsupportedDot: the groups share out rows that are more than one loop, or no kernel finds these rows.
@@ -33,17 +37,5 @@ def with_groups(dot: Dot, groups: Sequence[Axis], sizes: Var, lhs: StridedArray)
     (group,) = groups or [nothing]
     return Grouped(
         dot=dot, ragged="m", groups=group.size, group=group, batch=nothing, sizes=element_type(sizes),
-        gather=_row_gather(lhs),
+        gather=row_gather(lhs), scatter=scatter and scatter.described(),
     )  # fmt: skip
-
-
-def _row_gather(lhs: StridedArray) -> RowGather | None:
-    """How rows of A are found, where they are gathered.
-
-    Raises:
-      UnsupportedDot: there is no row, or no kernel reads the type of their places.
-    """
-    if not lhs.places:
-        return None
-    stored, elements = type_of(lhs.source).shape
-    return RowGather(places=element_type(lhs.places), stored=stored, stride=elements)

@@ -25,6 +25,7 @@ from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_dequantize_p, nano_un
 from jax_nano.jaxpr.private import UNSPECIFIED
 from jax_nano.jaxpr.program_reader import SYNONYMS, check_operation, dtype_of, operation_name
 from jax_nano.jaxpr.row_gathers import is_row_gather
+from jax_nano.jaxpr.row_scatters import is_row_scatter
 
 ELEMENTWISE = frozenset({*OPERATIONS, *SYNONYMS})
 # What makes arrays of the forms that weights are kept in.
@@ -115,11 +116,14 @@ def inlinable(call: JaxprEqn) -> Jaxpr | None:
 
 
 def gathering_body(call: JaxprEqn) -> Jaxpr | None:
-    """The body of a jit that ends with a gather of rows, as that of jnp.take does, if the call says nothing else."""
+    """The body of a jit that ends with a gather of rows, as that of jnp.take does, or a scatter of rows.
+
+    There is none where the call says anything else.
+    """
     body = call.params["jaxpr"].jaxpr if is_plain_jit(call) else None
     if body is None or body.constvars or body.effects or not body.eqns:
         return None
-    return body if is_row_gather(body.eqns[-1]) else None
+    return body if is_row_gather(body.eqns[-1]) or is_row_scatter(body.eqns[-1]) else None
 
 
 def is_plain_jit(eqn: JaxprEqn) -> bool:

@@ -18,6 +18,7 @@ from jax_nano.jaxpr.private import ClosedJaxpr
 from jax_nano.jaxpr.region_dot import RegionDot
 from jax_nano.jaxpr.region_reader import read_region
 from jax_nano.jaxpr.row_gathers import is_row_gather
+from jax_nano.jaxpr.row_scatters import is_row_scatter
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,4 +114,6 @@ def _name(eqn: JaxprEqn) -> str:
         return body.debug_info.func_name
     if is_row_gather(eqn):
         return "gather of rows"
+    if is_row_scatter(eqn):
+        return "sums of rows"
     return eqn.primitive.name

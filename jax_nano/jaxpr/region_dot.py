@@ -22,6 +22,7 @@ from jax_nano.jaxpr.grouped_dot import with_groups
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.operands import StridedArray, element_type
 from jax_nano.jaxpr.program_reader import program_of
+from jax_nano.jaxpr.row_scatters import ScatteredRows
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 from jax_nano.jaxpr.sums import along_sums, first_of_sums
 
@@ -74,6 +75,7 @@ class Ending:
       program: equations of scalars, before the product and after it.
       extras: arrays that the epilogue reads, by their runs along C, and their elements.
       cuts: where the runs of A, B and the extras begin and end.
+      scatter: where rows of the result are added up, if they are.
     """
 
     result: Atom
@@ -81,6 +83,7 @@ class Ending:
     program: Sequence[JaxprEqn]
     extras: Sequence[tuple[tuple[Var, Runs], Var]]
     cuts: Cuts
+    scatter: ScatteredRows | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +142,10 @@ def region_dot(product: Product, ending: Ending) -> RegionDot:
     dot = _dot(lhs, rhs, programs, axes, used, product.window)
     sources = (lhs.source, rhs.source, *used.sources)
     if product.sizes:
-        dot = with_groups(dot, axes.g, product.sizes, lhs)
-        sources = (*sources[:2], product.sizes, *((lhs.places,) if lhs.places else ()), *sources[2:])
+        places = (lhs.places,) if lhs.places else ()
+        scattered = ending.scatter.arrays if ending.scatter else ()
+        dot = with_groups(dot, axes.g, product.sizes, lhs, ending.scatter)
+        sources = (*sources[:2], product.sizes, *places, *sources[2:], *scattered)
     return RegionDot(dot=dot, sources=sources, precision=product.eqn.params["precision"], lhs=int(is_transposed))
 
 

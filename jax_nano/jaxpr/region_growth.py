@@ -21,6 +21,7 @@ from jax_nano.jaxpr.private import ragged_dot_general_p
 from jax_nano.jaxpr.region import Region
 from jax_nano.jaxpr.region_dot import RegionDot
 from jax_nano.jaxpr.region_reader import Mark, RegionReader
+from jax_nano.jaxpr.row_scatters import is_row_scatter
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 
 UNREADABLE = (NoView, Unfusable, UnsupportedDot)
@@ -166,8 +167,14 @@ class RegionGrowth:
         return True
 
     def _inputs(self, place: int, views: Callable[[Atom], tuple[int, ...]]) -> list[int]:
-        """The equations that move what an equation reads of arrays."""
-        inputs = [x for x in variables(self._flow.eqns[place].invars) if self._flow.maker(x) not in self._own]
+        """The equations that move what an equation reads of arrays.
+
+        Of what rows are added to, they round nothing; places of rows are read as they lie.
+        """
+        atoms = self._flow.eqns[place].invars
+        if is_row_scatter(self._flow.eqns[place]):
+            atoms, views = atoms[:1], self._candidates.exact_views
+        inputs = [x for x in variables(atoms) if self._flow.maker(x) not in self._own]
         return [each for x in inputs for each in views(x)]
 
     def _end(self, place: int) -> None:
@@ -178,9 +185,9 @@ class RegionGrowth:
     def _stop(self, place: int, reason: Reason) -> None:
         """Ends the growth. What is not elementwise at all is reported as a user of the last value."""
         self._walk = iter(())
-        primitive = self._flow.eqns[place].primitive
-        if is_elementwise(primitive):
-            self.stopped = f"{primitive}: {reason}"
+        eqn = self._flow.eqns[place]
+        if is_elementwise(eqn.primitive) or is_row_scatter(eqn):
+            self.stopped = f"{eqn.primitive}: {reason}"
 
     def _grow_while_there_are_kernels(self) -> None:
         """Grows until the candidates end, or ends have no kernel and no view follows soon that may change that.

@@ -40,6 +40,7 @@ from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_dequantize_p, nano_un
 from jax_nano.jaxpr.product_reader import read_product, scalar
 from jax_nano.jaxpr.region_dot import Ending, Product, RegionDot, extra_runs, region_dot
 from jax_nano.jaxpr.row_gathers import gathered
+from jax_nano.jaxpr.row_scatters import ScatteredRows, is_row_scatter, scattered
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 from jax_nano.jaxpr.sums import along_sums
 
@@ -73,6 +74,7 @@ class RegionReader:
 
     def __init__(self):
         self._values: dict[Var, Value] = {}
+        self._scattered: dict[Var, ScatteredRows] = {}
         self._program: list[JaxprEqn] = []  # of one element of each array, before the product and after it
         # Elements of arrays that work is done on, and scalars.
         self._inputs: dict[tuple[Var, StridedView, Var | None], Var] = {}
@@ -87,7 +89,8 @@ class RegionReader:
           NoView: strides do not say where the elements are.
           UnsupportedDot: there is nothing to compute.
         """
-        self._read(eqn, self._values)
+        if not self._read_scatter(eqn):
+            self._read(eqn, self._values)
 
     def mark(self) -> Mark:
         """Notes how far the reader is, for a region that ends here."""
@@ -104,15 +107,17 @@ class RegionReader:
         Raises:
           NoView, Unfusable, UnsupportedDot: as read_region does.
         """
-        value = self._values.get(out) if isinstance(out, Var) else None
+        scatter = self._scattered.get(out) if isinstance(out, Var) else None
+        value = scatter.rows if scatter else self._values.get(out) if isinstance(out, Var) else None
         if not isinstance(value, ElementExpr) or value.view is None or self._product is None:
             raise NoView("the result does not depend on the product")
         ending = Ending(
             result=value.atom,
-            runs=runs_along(value.view, StridedView.of(type_of(out).shape)),
+            runs=runs_along(value.view, StridedView.of(value.view.shape)),
             program=tuple(self._program[: mark.eqns]),
             extras=tuple(self._extras.items())[: mark.extras],
             cuts=mark.cuts.copy(),
+            scatter=scatter,
         )
         return region_dot(self._product, ending)
 
@@ -126,6 +131,20 @@ class RegionReader:
         for each in body.eqns:
             self._read(each, inner)
         values[eqn.outvars[0]] = self._value(body.outvars[0], inner)
+
+    def _read_scatter(self, eqn: JaxprEqn) -> bool:
+        """Reads a scatter of rows, or what is made of its sums; is false where there is no such thing."""
+        before = [self._scattered[x] for x in eqn.invars if isinstance(x, Var) and x in self._scattered]
+        if before:
+            self._scattered[eqn.outvars[0]] = before[0].rounded(eqn)
+        elif is_row_scatter(eqn):
+            operands = [self._value(x, self._values) for x in eqn.invars]
+            base, targets, rows = (
+                replace(x, atom=self._before_exact_conversions(x.atom)) if isinstance(x, ElementExpr) else x
+                for x in operands
+            )
+            self._scattered[eqn.outvars[0]] = scattered(eqn, (base, targets, rows))
+        return eqn.outvars[0] in self._scattered
 
     def _value(self, x: Atom, values: dict[Var, Value]) -> Value:
         if isinstance(x, Literal):

@@ -8,8 +8,9 @@ from jax import lax
 from jax.extend.core import JaxprEqn
 from jax.extend.core.primitives import gather_p
 
+from jax_nano.ir.grouped import RowGather
 from jax_nano.jaxpr.inline import type_of
-from jax_nano.jaxpr.operands import StridedArray
+from jax_nano.jaxpr.operands import StridedArray, element_type
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 
 _ROWS = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
@@ -36,3 +37,15 @@ def gathered(eqn: JaxprEqn, values: Sequence[object]) -> StridedArray:
         raise NoView("more is gathered than rows of an array as it lies")
     x, places = arrays
     return StridedArray(x.source, StridedView.of(type_of(eqn.outvars[0]).shape), places=places.source)
+
+
+def row_gather(lhs: StridedArray) -> RowGather | None:
+    """How rows of A are found, where they are gathered.
+
+    Raises:
+      UnsupportedDot: there is no row, or no kernel reads the type of their places.
+    """
+    if not lhs.places:
+        return None
+    stored, elements = type_of(lhs.source).shape
+    return RowGather(places=element_type(lhs.places), stored=stored, stride=elements)

@@ -230,7 +230,8 @@ def describe_grouped(problem: Grouped) -> str:
     """One line: groups, whose rows or steps they share out, and a group's product."""
     batch = f"B {problem.batch.size}, " if problem.batch.size > 1 else ""
     text = f"{batch}{_count(problem.groups, 'group')} that share out {problem.ragged.upper()}; {describe(problem.dot)}"
-    return f"{text}; rows of A gathered out of {problem.gather.stored:,}" if problem.gather else text
+    text += f"; rows of A gathered out of {problem.gather.stored:,}" if problem.gather else ""
+    return f"{text}; rows of C added up in {problem.scatter.stored:,}" if problem.scatter else text
 
 
 def summary_of_grouped(plan: GroupedPlan) -> dict[str, str]:

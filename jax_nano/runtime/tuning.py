@@ -198,7 +198,7 @@ def make_runnable(kernel: Kernel) -> Callable[[], Any]:
 def zeros(kernel: Kernel) -> list[jax.Array]:
     """Operands of a kernel. They are flat: kernels know the shapes.
 
-    Groups have sizes that share out all rows, and rows that are gathered are all that are stored, in turn.
+    Groups have sizes that share out all rows, and rows that are gathered or scattered are all that are stored, in turn.
     """
     with jax.enable_x64(new_val=True):
         arrays = [jnp.zeros(elements, DTYPES[dtype]) for dtype, elements in kernel.arrays[0]]
@@ -206,6 +206,9 @@ def zeros(kernel: Kernel) -> list[jax.Array]:
             arrays[2] = jnp.asarray(kernel.problem.even_sizes, arrays[2].dtype)
             if gather := kernel.problem.gather:
                 arrays[3] = (jnp.arange(kernel.problem.rows) % gather.stored).astype(arrays[3].dtype)
+            if scatter := kernel.problem.scatter:
+                at = -2 if scatter.base else -1
+                arrays[at] = (jnp.arange(kernel.problem.rows) % scatter.stored).astype(arrays[at].dtype)
         return arrays
 
 

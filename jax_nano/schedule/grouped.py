@@ -7,6 +7,9 @@ Where the groups share out the sum, the table only says where groups begin, and 
     "m"    | entries | batch, group, first row, rows, kind | ...       a line for each block of rows
     "k"    | first row, rows | ...                                     a line for each group
 
+Where rows of C are added up, the first phase has a second task, which sorts them by their targets; C stands in shared
+scratch, and a last phase adds up its rows, as row_sums describes.
+
 Groups of one row, of few and of many are computed by plans of their own. Which one it is depends on the group's own
 rows, so its bits do not depend on how other groups are filled.
 """
@@ -21,6 +24,7 @@ from jax_nano.ir.dtypes import bytes_of
 from jax_nano.ir.grouped import Grouped
 from jax_nano.machine.isa import DotInstruction
 from jax_nano.schedule.plan import Plan
+from jax_nano.schedule.row_sums import RowSums
 
 ENTRY_FIELDS = 5  # of a block of rows: batch, group, first row, rows, kind
 FEW, MANY, NO_GROUP, ONE = range(4)  # kinds
@@ -138,7 +142,10 @@ class GroupedPlan:
     def tasks(self) -> dict[str, int]:
         """Phases in order, and how many tasks each has."""
         blocks = self.plans[0].m_tasks if self.problem.ragged == "k" else 1
-        return {"group": 1, "compute": self.entries * blocks * self.outer_elements * self.n_tasks}
+        compute = self.entries * blocks * self.outer_elements * self.n_tasks
+        if not self.row_sums:
+            return {"group": 1, "compute": compute}
+        return {"group": 2, "compute": compute, "combine": self.row_sums.tasks}
 
     @property
     def outer_elements(self) -> int:
@@ -159,5 +166,14 @@ class GroupedPlan:
 
     @property
     def shared_bytes(self) -> int:
-        """Scratch that all tasks see: the table."""
-        return bytes_of(TABLE, self.table_elements)
+        """Scratch that all tasks see: the table, and what becomes of C where its rows are added up."""
+        return self.row_sums.end if self.row_sums else bytes_of(TABLE, self.table_elements)
+
+    @functools.cached_property
+    def row_sums(self) -> RowSums | None:
+        """How rows of C are added up, where they are."""
+        if not self.problem.scatter:
+            return None
+        _, rows, columns, _ = self.problem.dot.sizes
+        begin = bytes_of(TABLE, self.table_elements)
+        return RowSums(self.problem.scatter, rows, columns, self.problem.dot.out, begin)

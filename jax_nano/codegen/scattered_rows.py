@@ -1,0 +1,141 @@
+"""Rows of a grouped product that are added up: their lists by rows of the result, and the sums in their order.
+
+group:    a second task sorts the numbers of C's rows by their targets, into the lists that row_sums describes
+combine:  a task, a block of rows of the result: each begins as zeros or as a row of the base, to which the rows of
+          its list are added in registers, one after the other, and is rounded once
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import arith
+
+from jax_nano.codegen.gathered_rows import read_integer
+from jax_nano.codegen.index import Index, Values, add, index, maximum, minimum, mul, select, times, within
+from jax_nano.codegen.load_store import load, load_scalar, store
+from jax_nano.codegen.location import section
+from jax_nano.codegen.loops import Span, for_range, panels
+from jax_nano.codegen.matrix_ref import scratch
+from jax_nano.codegen.registers import broadcast, zeros
+from jax_nano.codegen.types import element_type
+from jax_nano.codegen.vector import arithmetic as v
+from jax_nano.codegen.vector.convert import convert
+from jax_nano.schedule.row_sums import LISTS, REGISTERS, RowSums
+
+
+@dataclass(frozen=True)
+class ScatteredRows:
+    """The rows of C in shared scratch, and where they go.
+
+    Attributes:
+      sums: the memory map.
+      shared: shared scratch.
+      targets: the array of the rows' places in the result.
+      base: the array that they are added to, if there is one.
+      out: the result.
+      lanes: of a register of sums.
+      native_bf16: whether the target converts f32 to bf16 itself.
+    """
+
+    sums: RowSums
+    shared: ir.Value
+    targets: ir.Value
+    base: ir.Value | None
+    out: ir.Value
+    lanes: int
+    native_bf16: bool
+
+    @property
+    def rows(self) -> ir.Value:
+        """C."""
+        sums = self.sums
+        return scratch(self.shared, sums.rows_at, sums.rows * sums.columns, sums.dtype)
+
+    @property
+    def ends(self) -> ir.Value:
+        """Where the lists end, behind where the first one begins; while they are made, a number further back."""
+        return scratch(self.shared, self.sums.ends_at, self.sums.lists + 2, LISTS)
+
+    @property
+    def order(self) -> ir.Value:
+        """The lists: the numbers of C's rows."""
+        return scratch(self.shared, self.sums.order_at, self.sums.rows, LISTS)
+
+    def sort(self) -> None:
+        """The one task: counts the rows of each list, finds out where it begins, and writes it."""
+        sums, ends, order = self.sums, self.ends, self.order
+        with section("clear"), for_range(0, sums.lists + 2) as number:
+            write(ends, number.i, 0)
+        with section("count"), for_range(0, sums.rows) as row:
+            at = add(self.target(row.i), 2)
+            write(ends, at, add(read(ends, at), 1))
+        with section("begin"), for_range(2, sums.lists + 1, carry=[index(0)]) as number:
+            begin = index(add(number.carry[0], read(ends, number.i)))
+            write(ends, number.i, begin)
+            number.next = [begin]
+        with section("fill"), for_range(0, sums.rows) as row:
+            at = add(self.target(row.i), 1)
+            place = read(ends, at)
+            write(order, place, row.i)
+            write(ends, at, add(place, 1))
+
+    def target(self, row: Index) -> Index:
+        """The list of a row of C."""
+        scatter = self.sums.scatter
+        target = read_integer(self.targets, row, scatter.targets)
+        if scatter.clipped:
+            return minimum(maximum(target, 0), scatter.stored - 1)
+        return select(within(target, scatter.stored), target, scatter.stored)
+
+    def combine(self, task: Index) -> None:
+        """One task: a block of rows of the result."""
+        sums, columns = self.sums, self.sums.columns
+        begin = mul(task, sums.task_rows)
+        with section("rows"), for_range(begin, minimum(add(begin, sums.task_rows), sums.scatter.stored)) as row:
+            first, end = (read(self.ends, add(row.i, i)) for i in range(2))
+            at = mul(row.i, columns)
+            for j, count in panels(Span(0, columns, columns), REGISTERS * self.lanes, "registers of columns"):
+                values = self.start(add(at, j), count)
+                with section("rows of the list"), for_range(first, end, carry=values) as number:
+                    source = add(times(read(self.order, number.i), columns), j)
+                    number.next = [
+                        v.add(total, self.load(self.rows, add(source, i), live, sums.dtype))
+                        for total, (i, live) in zip(number.carry, self.registers(count), strict=True)
+                    ]
+                self.finish(number.results, add(at, j), count)
+
+    def registers(self, count: int) -> list[tuple[int, int]]:
+        """Where each register of a run of columns begins, and how many of its lanes there are."""
+        return [(i, min(self.lanes, count - i)) for i in range(0, count, self.lanes)]
+
+    def start(self, at: Index, count: int) -> Values:
+        """What sums of columns begin with."""
+        scatter = self.sums.scatter
+        if self.base is None:
+            return [zeros(self.lanes, element_type(scatter.sum)) for _ in self.registers(count)]
+        assert scatter.base
+        return [self.load(self.base, add(at, i), live, scatter.base) for i, live in self.registers(count)]
+
+    def load(self, source: ir.Value, at: Index, live: int, dtype: str) -> ir.Value:
+        """A register of elements, in the type of the sums."""
+        return convert(load(source, at, self.lanes, live), dtype, self.sums.scatter.sum)
+
+    def finish(self, values: Values, at: Index, count: int) -> None:
+        """Rounds sums of columns, and stores them."""
+        scatter = self.sums.scatter
+        for value, (i, live) in zip(values, self.registers(count), strict=True):
+            result = convert(value, scatter.sum, scatter.out, native_bf16=self.native_bf16)
+            store(result, self.out, add(at, i), live)
+
+
+def read(numbers: ir.Value, at: Index) -> Index:
+    """A number of a list."""
+    return arith.index_cast(ir.IndexType.get(), load_scalar(numbers, at))
+
+
+def write(numbers: ir.Value, at: Index, number: Index) -> None:
+    """Puts a number into a list."""
+    value = arith.index_cast(element_type(LISTS), index(number))
+    store(broadcast(value, 1), numbers, at)
