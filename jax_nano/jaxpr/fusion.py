@@ -3,9 +3,8 @@
 What becomes part of a product's region:
 - of its operands, transposes, reshapes and broadcasts, and, where only products read them, conversions without rounding
   and weights in the form they are kept in; rows that are gathered for a grouped product;
-- of operand A, elementwise work on one array of its size that only this product reads. It is done while A is packed,
-  by every task that has other columns of C, which saves XLA a pass over A: worth the while where C does not have many
-  columns; where it has few, and A is small, even for elementary functions and divisions, which take long;
+- of operand A, elementwise work on an array of its size that only this product reads. It is done while A is packed,
+  by every task that has other columns of C, which saves XLA a pass over A: prologue_candidates.py says where that pays;
 - of its result, whatever is elementwise and leads to one array: a value inside of the region is used nowhere else, so
   nothing is computed twice, and a region ends before a value that has uses beside the region;
 - the same views of the other arrays that the elementwise work reads. Work on those arrays themselves stays outside.

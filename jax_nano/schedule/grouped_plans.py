@@ -22,9 +22,10 @@ MANY_ROWS = (64, 256)  # of a task of the others: enough to pack B for, few enou
 SUM_ROWS = (64, 512)  # that a plan of sums over the rows of groups is made for
 TASKS_PER_THREAD = 4  # that there should be
 RUN_BYTES = 1 << 10  # of a row of B, that a task reads at least: shorter runs come from memory at a lower rate
-# Of L2, for a packed block of B, and of L1, for a panel. On Zen 5, groups of 32 to 128 rows in bf16 take 3 to 12 % less
-# time than by blocks of an eighth of L2 and 512 steps, those of f32 3 to 10 %.
-BLOCK_SHARE, PANEL_SHARE = 1 / 4, 2 / 3
+# Of L2, for a packed block of B; a panel has all of L1. On Zen 5, groups of 32 to 256 rows in bf16 take up to 7 % less
+# time than by blocks of an eighth of L2 and 512 steps, those of f32 up to 15 %; the slowest of sixteen shapes took 2 %
+# more.
+BLOCK_SHARE = 1 / 4
 ALTERNATIVES = 3  # of each plan, that are worth measuring
 SETUP_SECONDS = 5e-6
 
@@ -38,11 +39,13 @@ def grouped_plans(problem: Grouped, machine: Machine, isa: Isa) -> list[GroupedP
     if problem.ragged == "k":
         rows = min(problem.rows, max(SUM_ROWS[0], min(SUM_ROWS[1], 2 * problem.expected_rows)))
         plans = [fitting(for_all_rows(plan, problem), machine) for plan in best_plans(problem, rows, machine, isa)]
+        plans = within_scratch(plans)
         return [with_reason(GroupedPlan(problem=problem, few=None, many=plan, few_rows=0), machine) for plan in plans]
     few_rows = min(FEW_ROWS, problem.rows)
     is_sparse = problem.expected_rows <= FEWEST_ROWS
     few = vector_plans(problem, FEWEST_ROWS, machine, isa) if is_sparse and few_rows > FEWEST_ROWS else []
-    few = [for_rows(plan, problem, few_rows, machine) for plan in few] or best_plans(problem, few_rows, machine, isa)
+    few = few and within_scratch([for_rows(plan, problem, few_rows, machine) for plan in few])
+    few = few or best_plans(problem, few_rows, machine, isa)
     ones = (vector_plans(problem, 1, machine, isa) if is_sparse and few_rows > 1 else []) or [None]
     # Whole tiles of rows: all code of a kernel then has tiles of one shape.
     wanted = max(MANY_ROWS[0], min(MANY_ROWS[1], -(-2 * problem.expected_rows // MANY_ROWS[0]) * MANY_ROWS[0]))
@@ -74,16 +77,26 @@ def best_plans(problem: Grouped, rows: int, machine: Machine, isa: Isa) -> list[
     plans = list(candidates(problem.with_rows(rows), machine, isa, problem.ragged))
     if not plans:
         raise UnsupportedDot("no kernel reads operands of groups as they lie")
-    if not (found := cheapest(plans, problem, rows, machine)):
-        raise UnsupportedDot("a block of a group takes more scratch than a thread has")
-    return found
+    return within_scratch(cheapest(plans, problem, rows, machine))
 
 
 def cheapest(plans: Sequence[Plan], problem: Grouped, rows: int, machine: Machine) -> list[Plan]:
     """The cheapest of plans of so many rows, divided into tasks whose scratch a thread has, the best one first."""
     ranked = sorted(plans, key=lambda plan: KernelCost(plan, machine).seconds(plan, 1).total)
-    fitting = (plan for each in ranked if (plan := divided(each, problem, rows, machine)).local_bytes <= LOCAL_BYTES)
-    return list(itertools.islice(fitting, ALTERNATIVES))
+    found = (plan for each in ranked if (plan := divided(each, problem, rows, machine)).local_bytes <= LOCAL_BYTES)
+    return list(itertools.islice(found, ALTERNATIVES))
+
+
+def within_scratch(plans: Sequence[Plan]) -> list[Plan]:
+    """The plans whose scratch a thread has.
+
+    Raises:
+      UnsupportedDot: there is none.
+    """
+    found = [plan for plan in plans if plan.local_bytes <= LOCAL_BYTES]
+    if not found:
+        raise UnsupportedDot("a block of a group takes more scratch than a thread has")
+    return found
 
 
 def candidates(dot: Dot, machine: Machine, isa: Isa, ragged: str) -> Iterator[Plan]:
@@ -112,13 +125,13 @@ def in_long_runs(plan: Plan, machine: Machine) -> Plan | None:
     With few rows, packing B takes much of the time, and long runs of its rows come from memory at a higher rate. A
     panel stays in L1, and a block in L2 while the next one is prefetched.
     """
-    if plan.rhs != "per_task" or plan.inner_product or plan.instruction.tiles or plan.dot.scaling:
+    if plan.rhs != "per_task" or plan.n.rhs != 1 or plan.inner_product or plan.instruction.tiles or plan.dot.scaling:
         return None
     element = bytes_of(plan.instruction.rhs, plan.dot.bf16_splits[1])
     room = int(machine.l2.bytes * BLOCK_SHARE)
     if element * plan.kc * plan.nt <= room:
         return None
-    parts = -(-plan.k.size * element * plan.nr // int(machine.l1.bytes * PANEL_SHARE))
+    parts = -(-plan.k.size * element * plan.nr // machine.l1.bytes)
     kc = min(plan.kc, -(-plan.k.size // parts // plan.k_multiple) * plan.k_multiple)
     columns = room // (element * kc) // plan.nr * plan.nr
     return in_columns(plan.replace(kc=kc, nb=max(plan.nr, columns), nt=max(plan.nr, columns), mc=plan.mt), plan.n.size)

@@ -54,6 +54,14 @@ def test_groups_that_are_filled_in_every_way(dtype, sizes, numbers):
     check(40, 20, 35, sizes, numbers, dtype)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["f32", "bf16"])
+def test_packed_blocks_of_few_steps(dtype):
+    lhs, rhs = operands(90, 601, 1100, 2, ROWS, dtype)
+    plan = choose_grouped(described(lhs, rhs, np.zeros(2, np.int32)), host.machine(), host.target(host.machine()))
+    assert plan.many.instruction.tiles or (plan.many.nb and plan.many.k_blocks > 1) or plan.many.rhs == "unpacked"
+    check(90, 601, 1100, [70, 17], ROWS, dtype)
+
+
 @each_kind
 def test_one_row_one_column_one_step(numbers):
     check(1, 1, 2, [1], numbers)

@@ -129,3 +129,13 @@ def test_gathered_rows_are_packed_for_tiles(dtype, sizes):
 
     actual = by_tiles(f, x, w, places, sizes).reshape(130, 45)
     np.testing.assert_array_equal(actual, f(x, w, places, sizes))
+
+
+@each_filling
+def test_rows_are_worked_on_while_they_are_packed_for_tiles(sizes):
+    x, w, sizes = arguments(sizes)
+    scale, gain = jnp.asarray(normal(130, 1, seed=2), x.dtype), jnp.asarray(normal(128, seed=3), x.dtype)
+    f = lambda x, w, sizes, scale, gain: product(x * scale * gain, w, sizes)  # noqa: E731
+    assert fused_kernel(f, x, w, sizes, scale, gain)[0].dot.prologue
+    actual = by_tiles(f, x, w, sizes, scale, gain).reshape(130, 45)
+    np.testing.assert_allclose(actual, f(x, w, sizes, scale, gain), rtol=2e-2, atol=0.2)

@@ -19,7 +19,9 @@ def many_rows(dtype, groups, m, k, n, threads=1):
     machine = replace(ZEN5, threads=threads)
     x, w, out = (Operand.row_major(shape, dtype) for shape in ((m, k), (groups, k, n), (m, n)))
     problem = grouped_of(ROWS, x, w, Operand.row_major((groups,), "s32"), out)
-    return choose_grouped(problem, machine, machine.isas[0]).many
+    plan = choose_grouped(problem, machine, machine.isas[0]).many
+    assert plan
+    return plan
 
 
 @pytest.mark.parametrize("threads", [1, 2])
