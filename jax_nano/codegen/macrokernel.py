@@ -74,7 +74,11 @@ class Macrokernel:
             if plan.channelwise:
                 ChannelBlock(plan, self.micro.nano, operands, area, offsets(plan, plan.outer, outer.i)).emit()
             else:
-                TaskBlock(self, operands, area, outer.i, split).emit()
+                self.task_block(operands, area, outer.i, split).emit()
+
+    def task_block(self, operands: Operands, area: Area, outer: Index, split: Index) -> TaskBlock:
+        """What computes a task's block of C, for one element of the outer axes and one split of the sum."""
+        return TaskBlock(self, operands, area, outer, split)
 
     def area(self, round_: Index, m_task: Index, n_task: Index) -> Area:
         """The rows and columns of a task. Rounds advance along n."""
@@ -166,10 +170,14 @@ class TaskBlock:
             a_block = a.from_step(k.begin) if isinstance(a, WindowRef) else a.block(0, k.begin)
             all_rows = self.lhs_packing.panels(a_block, area.rows, k) if plan.mc >= plan.mt else None
             for columns in blocks(area.columns, plan.block_columns, "blocks of columns"):
-                b_panels = self.rhs_packing.panels(b, columns, k)
+                b_panels = self.rhs_panels(b, columns, k)
                 for rows in blocks(area.rows, plan.mc, "blocks of rows (MC)"):
                     a_panels = all_rows or self.lhs_packing.panels(a_block, rows, k)
                     self.multiply(CacheBlock(k, a, b, rows, columns, a_panels, b_panels))
+
+    def rhs_panels(self, b: MatrixRef | WindowRef, columns: Span, k: KBlock) -> RhsPanels:
+        """Packs a block of B where the plan has the task do so; gives its panels."""
+        return self.rhs_packing.panels(b, columns, k)
 
     def multiply(self, block: CacheBlock) -> None:
         """Emits the loops over panels, and microkernels with what goes on beside them."""
