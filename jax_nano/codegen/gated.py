@@ -15,11 +15,9 @@ from jax_nano.codegen.dequantize import QuantizedMatrixRef
 from jax_nano.codegen.grouped import Entry, GroupedKernel, GroupedOperands, RowsOfGroup, columns_of
 from jax_nano.codegen.index import Index, add, divmod_, equal, mul, subtract
 from jax_nano.codegen.loops import Span, when
-from jax_nano.codegen.macrokernel import CacheBlock, Macrokernel, TaskBlock
+from jax_nano.codegen.macrokernel import BlockColumns, Macrokernel, TaskBlock
 from jax_nano.codegen.matrix_ref import MatrixRef, scratch
-from jax_nano.codegen.microkernel import KBlock
 from jax_nano.codegen.operands import Area, Arguments, Offsets, Operands
-from jax_nano.codegen.panels import RhsPanels
 from jax_nano.codegen.window_ref import WindowRef
 from jax_nano.schedule.gated import GatedPlan, Pair
 from jax_nano.schedule.grouped import GroupedPlan
@@ -91,26 +89,31 @@ class SecondOperands(Operands):
 
 
 class GatedBlock(TaskBlock):
-    """The second product's block of C, in every step after the first product's, with the same A."""
+    """The second product's block of C, behind the first one's of H.
+
+    Where A is packed, both go through its blocks together. Where it is not, one follows the other in the same scratch.
+    """
 
     first: TaskBlock
-    first_b: MatrixRef
-    first_panels: RhsPanels
 
-    def rhs_panels(self, b: MatrixRef | WindowRef, columns: Span, k: KBlock) -> RhsPanels:
-        """See TaskBlock.rhs_panels. Both products' B lie alike."""
+    def emit(self) -> None:
+        """See TaskBlock.emit."""
+        if self.plan.lhs == "unpacked":
+            self.first.emit()
+        super().emit()
+
+    def multiply_columns(self, block: BlockColumns) -> None:
+        """See TaskBlock.multiply_columns."""
+        if self.plan.lhs != "unpacked":
+            self.first.multiply_columns(replace(block, b=self.b_of_first(block.b)))
+        super().multiply_columns(block)
+
+    def b_of_first(self, b: MatrixRef | WindowRef) -> MatrixRef:
+        """The first product's B at a place of the second one's: both lie alike."""
         assert isinstance(b, MatrixRef)
         of_first = self.first.b
-        self.first_b = replace(b, base=of_first.base)
-        if isinstance(of_first, QuantizedMatrixRef):
-            self.first_b = replace(self.first_b, zeros=of_first.zeros)
-        self.first_panels = self.first.rhs_panels(self.first_b, columns, k)
-        return super().rhs_panels(b, columns, k)
-
-    def multiply(self, block: CacheBlock) -> None:
-        """See TaskBlock.multiply."""
-        self.first.multiply(replace(block, b=self.first_b, b_panels=self.first_panels))
-        super().multiply(block)
+        there = replace(b, base=of_first.base)
+        return replace(there, zeros=of_first.zeros) if isinstance(of_first, QuantizedMatrixRef) else there
 
 
 class GatedProduct(Macrokernel):

@@ -1,18 +1,17 @@
 """Plans of gated products: those of two products that go through A, and through tasks, together.
 
-A task computes a block of H and the same block of C. Where it packs A, it packs it once for both:
+A task computes a block of H, then the same block of C. Where it packs A, it does so once for both:
 
-    for each k block:                       as macrokernels do, with both products' panels of B
+    for each k block:                       as macrokernels do
+        pack A's block of all rows
         for each block of columns:
-            pack both blocks of B           where the plan packs per task; per round, in a phase before
-            for each block of rows:
-                pack A's block
-                microkernels of the first product
-                microkernels of the second one, whose epilogue reads H
+            pack B1's block, multiply       where the plan packs per task; per round, in a phase before
+            pack B2's block, multiply       its epilogue reads H
 
-A thread's own scratch has that of the second product, that of the first without a packed A, and the block of H:
+Where A is read in place there is nothing to share: all of the block of H comes first, then that of C. Both products'
+own scratch is one unless sums of both stand there at a time, between k blocks; H's block is behind it:
 
-    | A's block | B2 | sums of C | ... | B1 | sums of H | ... | H |
+    | A's block | B2 | sums of C | B1 | sums of H | H |        or        | A's block | B1 or B2 | sums of H or C | H |
 """
 
 from __future__ import annotations
@@ -40,13 +39,14 @@ class Pair:
 
     @property
     def first_at(self) -> int:
-        """Where the first product's scratch would begin if A's block were in it, too: B1 stands behind the second's."""
-        return whole_lines(self.second.local_bytes) - self.first.scratch.rhs_at
+        """Where the first product's scratch begins, A's block included, which it does not use."""
+        one_by_one = self.second.lhs == "unpacked" or self.second.k_blocks == 1
+        return 0 if one_by_one else whole_lines(self.second.local_bytes) - self.first.scratch.rhs_at
 
     @property
     def held_at(self) -> int:
         """Where H's block stands."""
-        return whole_lines(self.first_at + self.first.local_bytes)
+        return whole_lines(max(self.second.local_bytes, self.first_at + self.first.local_bytes))
 
     @property
     def held_shape(self) -> tuple[int, int]:
@@ -186,6 +186,8 @@ def alike_plan(plan: Plan, dot: Dot) -> Plan:
     """
     if plan.swapped or plan.split_k > 1 or plan.channelwise:
         raise UnsupportedDot("both products read rows of one A, and sum them whole")
+    if plan.lhs != "unpacked" and plan.mc < plan.mt:
+        raise UnsupportedDot("a task packs all of its rows for both products")
     nest = LoopNest.of(dot)
     loops = {"m": nest.m, "n": nest.n, "k": nest.k, "outer": nest.outer, "k_outer": nest.k_outer}
     return plan.replace(dot=nest.dot, prefetch_lhs=False, **loops)
