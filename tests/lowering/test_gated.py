@@ -32,15 +32,14 @@ def test_both_sums_are_those_of_two_kernels(dtype, m, n):
 
 
 def every_way(problem):
-    """A plan for each way that there is to find operands, to cut the sum, and to share out tasks."""
+    """A plan for each way that there is to find operands and to cut the sum, of many tasks."""
     machine = host.machine()
     found = {}
     for kernel in kernel_plans(problem.second, machine, host.target(machine)):
         for cut in (kernel, kernel.replace(kc=kernel.k_multiple)) if kernel.k_multiple < kernel.k.size else (kernel,):
-            for plan in task_plans(cut.replace(mc=cut.lhs_panel), machine):
-                way = plan.lhs, plan.rhs, plan.inner_product, plan.kc, plan.nb > 0, plan.m_tasks > 1, plan.n_tasks > 1
-                if not plan.swapped and plan.split_k == 1:
-                    found[way] = plan
+            for plan in task_plans(cut, machine):
+                if plan.split_k == 1 and (plan.lhs == "unpacked" or plan.mc >= plan.mt):
+                    found[plan.lhs, plan.rhs, plan.inner_product, plan.kc] = plan
     return found
 
 
@@ -104,7 +103,7 @@ OTHERS = {
     "types": lambda x, w, v: jax.nn.silu(x @ w) * (x @ v.astype(jnp.bfloat16).astype(jnp.float32)),
     "rows_of_h": lambda x, w, v: jax.nn.silu((x @ w)[:1]) * (x @ v),
     "moved": lambda x, w, v: jax.nn.silu(x @ w)[::-1] * (x @ v),
-    "precision": lambda x, w, v: jax.nn.silu(x @ w) * jnp.dot(x, v, precision="BF16_BF16_F32"),
+    "precision": lambda x, w, v: jax.nn.silu(x @ w) * jnp.dot(x, v, precision="highest"),
 }
 
 
