@@ -4,7 +4,7 @@ The shape is that of today's small expert models: 128 experts, 8 of them chosen 
 768 hidden elements in an expert, 32 heads of 128 that share 4 of keys and values. Weights are random, so what it writes
 means nothing; how fast it reads a prompt and writes after it does. Compared are
 
-    jax_nano     the program by jax_nano.accelerate: one kernel for the rows that each expert has
+    jax_nano     the program by jax_nano.accelerate: one kernel for the gated layer of the rows that each expert has
     ragged_dot   the same program by XLA, whose lax.ragged_dot multiplies all rows by each expert
     dense masks  every expert computes every token by XLA, and the router's weights, mostly zero, add them up
 
@@ -38,6 +38,7 @@ TYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16, "int8": jnp.bfloat16, "int4":
 QUANTIZED: dict[str, Any] = {"int8": {"bits": 8}, "int4": {"bits": 4, "group": 64}}
 VOCABULARY = 1024
 HEAD = 128  # elements of a head
+EXPERT = ("expert_gate", "expert_up", "expert_out")  # what gates, what is gated, and the way out of an expert
 QUERIES_PER_KEY = 8  # heads of queries that share one of keys and values
 
 Layer = dict[str, Any]  # arrays, and experts that may be quantized
@@ -56,37 +57,32 @@ def norm(x: Array) -> Array:
     return (wide * lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
-def gated(x: Array) -> Array:
-    """What an expert does between its products: silu of the first half of the columns times the second half."""
-    gate, up = jnp.split(x, 2, axis=-1)
-    return jax.nn.silu(gate) * up
-
-
 def grouped_experts(layer: Layer, x: Array, chosen: Array, weights: Array) -> Array:
     """The chosen experts' sum for each row of x (T, D): rows sorted by expert, multiplied, and added where they belong.
 
     Args:
-      layer: `expert_in` (E, D, 2 H), `expert_out` (E, H, D).
+      layer: `expert_gate` and `expert_up` (E, D, H), `expert_out` (E, H, D).
       x: the rows.
       chosen: (T, C), the experts of each row.
       weights: (T, C), how much each of them counts.
     """
     experts, count = chosen.reshape(-1), chosen.shape[1]
     order = jnp.argsort(experts, stable=True)
-    first, second = (jnp.asarray(layer[name]) for name in ("expert_in", "expert_out"))
-    sizes = jnp.bincount(experts, length=len(first))
+    gate, up, out = (jnp.asarray(layer[name]) for name in EXPERT)
+    sizes = jnp.bincount(experts, length=len(gate))
     rows = order // count
-    hidden = gated(lax.ragged_dot(x[rows], first, sizes))
-    made = lax.ragged_dot(hidden, second, sizes) * weights.reshape(-1)[order][:, None]
+    sorted_rows = x[rows]
+    hidden = jax.nn.silu(lax.ragged_dot(sorted_rows, gate, sizes)) * lax.ragged_dot(sorted_rows, up, sizes)
+    made = lax.ragged_dot(hidden, out, sizes) * weights.reshape(-1)[order][:, None]
     return jnp.zeros_like(x).at[rows].add(made)
 
 
 def dense_experts(layer: Layer, x: Array, chosen: Array, weights: Array) -> Array:
     """What grouped_experts computes, of every row by every expert."""
-    first, second = (jnp.asarray(layer[name]) for name in ("expert_in", "expert_out"))
-    share = jnp.zeros((len(x), len(first)), x.dtype).at[jnp.arange(len(x))[:, None], chosen].add(weights)
-    hidden = gated(jnp.einsum("td,edh->teh", x, first))
-    return jnp.einsum("teh,ehd,te->td", hidden, second, share)
+    gate, up, out = (jnp.asarray(layer[name]) for name in EXPERT)
+    share = jnp.zeros((len(x), len(gate)), x.dtype).at[jnp.arange(len(x))[:, None], chosen].add(weights)
+    hidden = jax.nn.silu(jnp.einsum("td,edh->teh", x, gate)) * jnp.einsum("td,edh->teh", x, up)
+    return jnp.einsum("teh,ehd,te->td", hidden, out, share)
 
 
 def attention(layer: Layer, x: Array, memory: Memory, position: Array) -> tuple[Array, Memory]:
@@ -129,8 +125,8 @@ def random_params(args: argparse.Namespace, name: str) -> Params:
     d, kv = args.width, heads // QUERIES_PER_KEY
     shapes = {
         "query": (d, heads * HEAD), "key": (d, kv * HEAD), "value": (d, kv * HEAD), "out": (heads * HEAD, d),
-        "router": (d, args.experts), "expert_in": (args.experts, d, 2 * args.hidden),
-        "expert_out": (args.experts, args.hidden, d),
+        "router": (d, args.experts), "expert_gate": (args.experts, d, args.hidden),
+        "expert_up": (args.experts, d, args.hidden), "expert_out": (args.experts, args.hidden, d),
     }  # fmt: skip
 
     @functools.partial(jax.jit, static_argnames="shape")

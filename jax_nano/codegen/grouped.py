@@ -73,6 +73,11 @@ class Entry(NamedTuple):
 class GroupedKernel:
     """Writes the phases of one plan, each from what its entry point is given."""
 
+    @property
+    def block_of_rows(self) -> type[RowsOfGroup]:
+        """What computes a block of rows of a group."""
+        return RowsOfGroup
+
     def __init__(self, plan: GroupedPlan):
         """Takes what the plan says."""
         self.plan = plan
@@ -150,21 +155,22 @@ class GroupedKernel:
         plan = self.plan
         number, n_task = divmod_(operands.task, plan.n_tasks)
         number, element = divmod_(number, plan.outer_elements)
-        outer = offsets(plan.plans[0], plan.plans[0].outer, element)
         if plan.problem.ragged == "k":
-            self.sum_rows(operands, number, n_task, outer)
+            self.sum_rows(operands, number, n_task, element)
             return
         with when(less(number, operands.read(0))):
             at = add(mul(number, ENTRY_FIELDS), 1)
             entry = Entry(*(operands.read(add(at, i)) for i in range(ENTRY_FIELDS)))
             for kind, _, group_plan in plan.kinds:
                 with when(both(equal(entry.kind, kind), n_task_is_there(group_plan, n_task))):
-                    self.multiply_rows(operands, group_plan, entry, n_task, outer)
-            with when(equal(entry.kind, NO_GROUP)):
-                self.clear_rows(operands, entry, n_task, outer)
+                    self.rows_of_group(operands, group_plan, entry, n_task, element).emit()
+            with when(both(equal(entry.kind, NO_GROUP), n_task_is_there(plan.plans[0], n_task))):
+                self.clear_rows(operands, entry, n_task, element)
 
-    def multiply_rows(self, operands: GroupedOperands, plan: Plan, entry: Entry, n_task: Index, outer: Offsets) -> None:
-        """A block of rows of a group."""
+    def rows_of_group(
+        self, operands: GroupedOperands, plan: Plan, entry: Entry, n_task: Index, element: Index
+    ) -> RowsOfGroup:
+        """What computes a block of rows of a group, by one of the plans."""
         problem, gather, is_single = self.plan.problem, self.plan.problem.gather, plan is self.plan.one
         of_a, *of_others = place(problem.row, entry.first)
         gathered = None
@@ -172,20 +178,21 @@ class GroupedKernel:
             places = operands.arrays[3]
             of_a = start_of_row(places, entry.first, gather) if is_single else 0
             gathered = partial(GatheredRows.of, places=places, first=entry.first, gather=gather)
+        outer = offsets(plan, plan.outer, element)
         at = place(problem.batch, entry.batch), place(problem.group, entry.group), (of_a, *of_others)
         area = Area(Span(0, 1, 1) if is_single else Span(0, entry.rows, None), columns_of(plan, n_task))
-        block = RowsOfGroup(Macrokernel(plan), Operands(plan, operands.arguments()), area, together(outer, *at))
+        block = self.block_of_rows(Macrokernel(plan), operands.of_plan(plan), area, together(outer, *at))
         block.gathered = None if is_single else gathered
-        block.emit()
+        return block
 
-    def clear_rows(self, operands: GroupedOperands, entry: Entry, n_task: Index, outer: Offsets) -> None:
+    def clear_rows(self, operands: GroupedOperands, entry: Entry, n_task: Index, element: Index) -> None:
         """Zeros in rows of no group, or what the epilogue makes of them with the arrays of the last group."""
         problem, plan = self.plan.problem, self.plan.plans[0]
-        last = place(problem.group, problem.groups - 1)
+        outer, last = offsets(plan, plan.outer, element), place(problem.group, problem.groups - 1)
         at = together(outer, place(problem.batch, entry.batch), last, place(problem.row, entry.first))
-        of_plan, kernel = Operands(plan, operands.arguments()), Macrokernel(plan)
+        of_plan, kernel = operands.of_plan(plan), Macrokernel(plan)
         out, extras, lanes = of_plan.out(at), of_plan.epilogue_extras(at), plan.instruction.shape[1]
-        with when(n_task_is_there(plan, n_task)), section("rows of no group"), for_range(0, entry.rows) as row:
+        with section("rows of no group"), for_range(0, entry.rows) as row:
             for j, count in panels(columns_of(plan, n_task), lanes, "registers of columns"):
                 epilogue = kernel.epilogue([extra.block(row.i, j) for extra in extras])
                 value = zeros(lanes, element_type(plan.instruction.acc if epilogue else out.dtype))
@@ -193,16 +200,16 @@ class GroupedKernel:
                     (value,) = epilogue([value], [Place(0, 0, count)])
                 store(value, out.base, out.offset(row.i, j), count)
 
-    def sum_rows(self, operands: GroupedOperands, number: Index, n_task: Index, outer: Offsets) -> None:
+    def sum_rows(self, operands: GroupedOperands, number: Index, n_task: Index, element: Index) -> None:
         """A block of a group's result: its sum over the group's rows."""
         problem, plan = self.plan.problem, self.plan.plans[0]
         number, m_task = divmod_(number, plan.m_tasks)
         batch, group = divmod_(number, problem.groups)
         first, rows = (operands.read(add(mul(number, 2), i)) for i in range(2))
+        outer = offsets(plan, plan.outer, element)
         at = place(problem.batch, batch), place(problem.group, group), place(problem.row, first)
         area = Macrokernel(plan).area(0, m_task, n_task)
-        arguments = Operands(plan, operands.arguments())
-        SumOverGroup(Macrokernel(plan), arguments, area, together(outer, *at), rows).emit()
+        SumOverGroup(Macrokernel(plan), operands.of_plan(plan), area, together(outer, *at), rows).emit()
 
 
 class PlacedBlock(TaskBlock):

@@ -13,11 +13,12 @@ from jax_nano.codegen.index import Index, add, index, less, maximum, mul, select
 from jax_nano.codegen.load_store import load_scalar, store
 from jax_nano.codegen.matrix_ref import scratch
 from jax_nano.codegen.operand_loader import rounds_to_bf16
-from jax_nano.codegen.operands import Arguments
+from jax_nano.codegen.operands import Arguments, Operands
 from jax_nano.codegen.registers import broadcast
 from jax_nano.codegen.scattered_rows import ScatteredRows
 from jax_nano.codegen.types import element_type
 from jax_nano.schedule.grouped import TABLE, GroupedPlan
+from jax_nano.schedule.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class GroupedOperands:
         if scattered := self.scattered_rows:
             extras, out = extras[: len(self.plan.problem.dot.extras)], scattered.rows
         return Arguments(0, self.task, self.shared, self.local, lhs, rhs, out, tuple(extras))
+
+    def of_plan(self, plan: Plan) -> Operands:
+        """The matrices of a group's product."""
+        return Operands(plan, self.arguments())
 
     @property
     def scattered_rows(self) -> ScatteredRows | None:

@@ -74,7 +74,11 @@ class Macrokernel:
             if plan.channelwise:
                 ChannelBlock(plan, self.micro.nano, operands, area, offsets(plan, plan.outer, outer.i)).emit()
             else:
-                TaskBlock(self, operands, area, outer.i, split).emit()
+                self.task_block(operands, area, outer.i, split).emit()
+
+    def task_block(self, operands: Operands, area: Area, outer: Index, split: Index) -> TaskBlock:
+        """What computes a task's block of C, for one element of the outer axes and one split of the sum."""
+        return TaskBlock(self, operands, area, outer, split)
 
     def area(self, round_: Index, m_task: Index, n_task: Index) -> Area:
         """The rows and columns of a task. Rounds advance along n."""
@@ -128,6 +132,23 @@ class CacheBlock:
     b_panels: RhsPanels
 
 
+@dataclass(frozen=True)
+class BlockColumns:
+    """A block of B, and a task's rows of A before it: MT x KC by KC x `plan.block_columns`."""
+
+    k: KBlock
+    a: MatrixRef | WindowRef
+    a_block: MatrixRef | WindowRef  # from the first step of the k block on
+    b: MatrixRef | WindowRef
+    columns: Span
+    all_rows: LhsPanels | None  # where A's rows are packed all at once
+
+    def rows(self, rows: Span, packing: LhsPacking, b_panels: RhsPanels) -> CacheBlock:
+        """The block with some of the rows, which are packed now unless they are."""
+        a_panels = self.all_rows or packing.panels(self.a_block, rows, self.k)
+        return CacheBlock(self.k, self.a, self.b, rows, self.columns, a_panels, b_panels)
+
+
 class TaskBlock:
     """Writes a task's block of C, for one element of the outer axes and one split of the sum: the loops above."""
 
@@ -166,10 +187,13 @@ class TaskBlock:
             a_block = a.from_step(k.begin) if isinstance(a, WindowRef) else a.block(0, k.begin)
             all_rows = self.lhs_packing.panels(a_block, area.rows, k) if plan.mc >= plan.mt else None
             for columns in blocks(area.columns, plan.block_columns, "blocks of columns"):
-                b_panels = self.rhs_packing.panels(b, columns, k)
-                for rows in blocks(area.rows, plan.mc, "blocks of rows (MC)"):
-                    a_panels = all_rows or self.lhs_packing.panels(a_block, rows, k)
-                    self.multiply(CacheBlock(k, a, b, rows, columns, a_panels, b_panels))
+                self.multiply_columns(BlockColumns(k, a, a_block, b, columns, all_rows))
+
+    def multiply_columns(self, block: BlockColumns) -> None:
+        """Emits the loop over blocks of rows, behind the packing of B's block, where the plan has the task do so."""
+        b_panels = self.rhs_packing.panels(block.b, block.columns, block.k)
+        for rows in blocks(self.area.rows, self.plan.mc, "blocks of rows (MC)"):
+            self.multiply(block.rows(rows, self.lhs_packing, b_panels))
 
     def multiply(self, block: CacheBlock) -> None:
         """Emits the loops over panels, and microkernels with what goes on beside them."""

@@ -8,6 +8,7 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import func
 from jax.interpreters.mlir import make_ir_context
 
+from jax_nano.codegen import gated
 from jax_nano.codegen.attention import AttentionKernel
 from jax_nano.codegen.attention_gradient import GradientTask
 from jax_nano.codegen.attention_gradient_bias import BiasGradientTask
@@ -22,6 +23,7 @@ from jax_nano.codegen.types import element_type
 from jax_nano.ir.dot import Axis, extent
 from jax_nano.schedule.attention import AnyPlan, AttentionPlan
 from jax_nano.schedule.attention_gradient import GradientPlan
+from jax_nano.schedule.gated import GatedPlan
 from jax_nano.schedule.grouped import GroupedPlan
 from jax_nano.schedule.pipeline import PipelinePlan
 from jax_nano.schedule.plan import Plan
@@ -29,7 +31,7 @@ from jax_nano.schedule.plan import Plan
 
 def kernel_name(plan: AnyPlan) -> str:
     """The kernel's symbol, which says what it is."""
-    if isinstance(plan, AttentionPlan | GroupedPlan):
+    if isinstance(plan, AttentionPlan | GroupedPlan | GatedPlan):
         return f"nano_{plan.problem.label}_{plan.isa}_{plan.mr}x{plan.nr}"
     if isinstance(plan, PipelinePlan):
         return f"nano_{plan.problem.label}_{plan.isa}"
@@ -75,6 +77,8 @@ def write_phase(plan: AnyPlan, phase: str, values: Sequence[ir.Value]) -> None:
         PipelineKernel(plan).compute_phase(0 if plan.task_count == 1 else task, local, arrays)
     elif isinstance(plan, GroupedPlan):
         grouped_phase(plan, phase, values)
+    elif isinstance(plan, GatedPlan):
+        gated_phase(plan, phase, values)
     else:
         product_phase(plan, phase, values)
 
@@ -107,6 +111,14 @@ def grouped_phase(plan: GroupedPlan, phase: str, values: Sequence[ir.Value]) -> 
     phases[phase](GroupedOperands(plan, task, shared, local, arrays))
 
 
+def gated_phase(plan: GatedPlan, phase: str, values: Sequence[ir.Value]) -> None:
+    """Writes a phase of a gated product."""
+    round_, task, shared, local, *arrays = values
+    number = 0 if plan.rounds == 1 else round_
+    task = 0 if plan.tasks[phase] == 1 else task
+    gated.write_phase(gated.GatedOperands(plan, number, task, shared, local, arrays), phase)
+
+
 def entry_arguments(plan: Plan, phase: str, values: Sequence[ir.Value]) -> Arguments:
     """A phase's arguments, with the operands in the plan's order; where there is one round or task, its number is 0."""
     round_, task, shared, local, lhs, rhs, *extras, out = values
@@ -119,7 +131,7 @@ def entry_arguments(plan: Plan, phase: str, values: Sequence[ir.Value]) -> Argum
 
 def argument_types(plan: AnyPlan) -> list[ir.Type]:
     """(round, task, shared, local, the arrays in the caller's order)."""
-    if isinstance(plan, AttentionPlan | GroupedPlan | PipelinePlan):
+    if isinstance(plan, AttentionPlan | GroupedPlan | GatedPlan | PipelinePlan):
         sizes = [(array.elements, array.dtype) for array in plan.problem.arrays]
     else:
         sizes = array_spans(plan)

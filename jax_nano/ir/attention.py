@@ -15,6 +15,7 @@ import numpy as np
 
 from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.ir.dtypes import bytes_of
+from jax_nano.ir.gated import Gated
 from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.pipeline import Pipeline
 from jax_nano.ir.score_function import ScoreFunction
@@ -245,5 +246,5 @@ class Attention:
         return "_".join(["attention", self.dtype, sizes, *(name for name, is_set in flags.items() if is_set)])
 
 
-Problem = Dot | Attention | Grouped | Pipeline
+Problem = Dot | Attention | Grouped | Gated | Pipeline
 """What a kernel computes."""

@@ -19,6 +19,7 @@ from jax.extend.core import Jaxpr, JaxprEqn
 
 from jax_nano.jaxpr.candidates import Candidates
 from jax_nano.jaxpr.dataflow import Dataflow
+from jax_nano.jaxpr.gated import join_gated
 from jax_nano.jaxpr.inline import inline_calls
 from jax_nano.jaxpr.legality import WEIGHTS, Reason, gathering_body
 from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, GROUPED_PRODUCTS, nano_region_p
@@ -45,7 +46,7 @@ def fuse_products(jaxpr: Jaxpr, *, every_prologue: bool = False) -> Jaxpr:
     fusion = _Fusion(jaxpr, every_prologue=every_prologue)
     for product in products:
         fusion.fuse(product)
-    return jaxpr.replace(eqns=with_upcoming_kernels(fusion.eqns()))
+    return jaxpr.replace(eqns=with_upcoming_kernels(join_gated(fusion.eqns(), jaxpr.outvars)))
 
 
 class _Fusion:

@@ -28,13 +28,15 @@ class Region:
     Attributes:
       jaxpr: of the arrays that are read; without constants, with one result. Compared by its structure.
       kernel: what a kernel computes of them.
+      parts: of a gated product, the regions that it was made of, the second of which reads the first one's result.
     """
 
     jaxpr: Jaxpr
     kernel: RegionDot
+    parts: tuple[Region, ...] = ()
 
     @classmethod
-    def of(cls, jaxpr: Jaxpr, kernel: RegionDot | None = None) -> Region:
+    def of(cls, jaxpr: Jaxpr, kernel: RegionDot | None = None, parts: tuple[Region, ...] = ()) -> Region:
         """A region of a jaxpr, with what a reader says of it.
 
         Raises:
@@ -42,7 +44,7 @@ class Region:
         """
         kernel = kernel or read_region(jaxpr)
         numbers = {x: i for i, x in enumerate(jaxpr.invars)}
-        return cls(jaxpr, replace(kernel, sources=tuple(numbers[x] for x in kernel.sources)))
+        return cls(jaxpr, replace(kernel, sources=tuple(numbers[x] for x in kernel.sources)), parts)
 
     @functools.cached_property
     def _key(self) -> tuple[int, Hashable]:
@@ -57,7 +59,7 @@ class Region:
 
     @functools.cached_property
     def product(self) -> JaxprEqn:
-        """Its product."""
+        """Its product, of two the first."""
         return next(eqn for eqn in self.jaxpr.eqns if eqn.primitive in FUSED_PRODUCTS)
 
     @property

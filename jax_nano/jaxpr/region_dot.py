@@ -13,6 +13,7 @@ from jax.extend.core.primitives import convert_element_type_p
 from jax_nano.ir.axes import Axis, Loops, extent, merged
 from jax_nano.ir.convolution import LONGEST_STEP, PLACES_IN_LANES
 from jax_nano.ir.dot import ONLY_RHS_IN_PANELS, Dot, Epilogue, Prologue, UnsupportedDot, is_one_run
+from jax_nano.ir.gated import Gated
 from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.program import Program
 from jax_nano.ir.window import Window
@@ -98,7 +99,7 @@ class RegionDot:
       lhs: which operand of the product A is, 0 or 1.
     """
 
-    dot: Dot | Grouped
+    dot: Dot | Grouped | Gated
     sources: tuple[Any, ...]
     precision: Any
     lhs: int

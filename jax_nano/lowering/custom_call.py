@@ -20,6 +20,7 @@ from jax.core import ShapedArray
 from jax.interpreters import mlir
 
 from jax_nano.ir.dtypes import bytes_of
+from jax_nano.ir.gated import Gated
 from jax_nano.runtime.kernel import TARGET_NAME, Kernel
 from jax_nano.runtime.threads import program_limit
 
@@ -45,9 +46,13 @@ def custom_call(ctx: mlir.LoweringRuleContext, kernel: Kernel, arrays: Sequence[
 
 
 def wants_own_thread(kernel: Kernel) -> bool:
-    """Whether a kernel takes long, or makes a large result: longer or larger than a change of threads is worth."""
+    """Whether a kernel takes long, or makes a large result: longer or larger than a change of threads is worth.
+
+    A gated product does so where either of its products would.
+    """
     _, (result, *_) = kernel.arrays
-    return bytes_of(*result) >= LARGE_BYTES or kernel.description.predicted_seconds >= LONG_SECONDS
+    products = 2 if isinstance(kernel.problem, Gated) else 1
+    return bytes_of(*result) >= LARGE_BYTES or kernel.description.predicted_seconds >= products * LONG_SECONDS
 
 
 def dispatch_hint(array: Array) -> Array:

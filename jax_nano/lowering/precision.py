@@ -8,6 +8,7 @@ from jax.lax import DotAlgorithm, DotAlgorithmPreset
 
 from jax_nano.ir.dot import Algorithm, Dot, UnsupportedDot
 from jax_nano.ir.dtypes import FLOAT8, WIDENS, dtype_name
+from jax_nano.ir.gated import Gated
 from jax_nano.ir.grouped import Grouped
 
 Preset = DotAlgorithmPreset
@@ -45,7 +46,11 @@ def with_precision(precision, dot: Dot) -> Dot: ...
 @overload
 def with_precision(precision, dot: Grouped) -> Grouped: ...
 @overload
-def with_precision(precision, dot: Dot | Grouped) -> Dot | Grouped: ...
+def with_precision(precision, dot: Gated) -> Gated: ...
+@overload
+def with_precision(precision, dot: Dot | Grouped | Gated) -> Dot | Grouped | Gated: ...
+@overload
+def with_precision(precision, dot: Dot | Grouped | Gated) -> Dot | Grouped | Gated: ...
 def with_precision(precision, dot: Dot | Grouped) -> Dot | Grouped:
     """Gives a product the algorithm that a `precision` of lax.dot_general asks for.
 
@@ -55,6 +60,8 @@ def with_precision(precision, dot: Dot | Grouped) -> Dot | Grouped:
     Raises:
       UnsupportedDot: kernels do not compute what it asks for.
     """
+    if isinstance(dot, Gated):
+        return dot.replace(first=with_precision(precision, dot.first), second=with_precision(precision, dot.second))
     if isinstance(dot, Grouped):
         return dot.replace(dot=with_precision(precision, dot.dot))
     match precision:

@@ -14,6 +14,7 @@ from jax.extend.core import JaxprEqn, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir, partial_eval, xla
 
 from jax_nano.ir.dot import Dot, UnsupportedDot
+from jax_nano.ir.gated import Gated
 from jax_nano.ir.grouped import Grouped
 from jax_nano.jaxpr.primitives import CONVOLUTIONS, DOUBLES, GROUPED_PRODUCTS, nano_region_p
 from jax_nano.jaxpr.private import ClosedJaxpr
@@ -33,7 +34,7 @@ from jax_nano.lowering.small_loops import check_inline
 from jax_nano.runtime.kernels import kernel_for, prepare
 from jax_nano.runtime.report import Report, reports, tell
 
-Kernels = tuple[tuple[Dot | Grouped, Any], ...]  # of products: each with the precision of its product
+Kernels = tuple[tuple[Dot | Grouped | Gated, Any], ...]  # of products: each with the precision of its product
 
 accelerated = PrimitiveRewrite(DOUBLES, first=run_passes, before=register_sparse_rules)
 """`accelerated(f)` is f with a kernel for every product in it and what can be fused with it, however deep."""
@@ -129,8 +130,9 @@ def _lower(
     equation = _equation(product)
     try:
         devices = devices_to_partition(ctx)
-        check_inline({"region": region}, ())
-        if isinstance(kernel.dot, Grouped):
+        for part in region.parts or (region,):
+            check_inline({"region": part}, ())
+        if isinstance(kernel.dot, Grouped | Gated):
             check_partitioning(ctx)
         elif devices > 1:
             dot = with_precision(kernel.precision, kernel.dot)
@@ -164,7 +166,9 @@ def _namesake(product: JaxprEqn) -> str:
 def _lower_without_kernel(
     ctx: mlir.LoweringRuleContext, arrays: Iterable[mlir.ir.Value], region: Region, reason: UnsupportedDot
 ) -> Any:
-    """Lowers a region with its weights unpacked, if it has any, or equation by equation."""
+    """Lowers a region in its parts, with its weights unpacked, if it has any, or equation by equation."""
+    if region.parts:
+        return _lower_parts_told(ctx, arrays, region, reason)
     lower, text = (_lower_unpacked, "unpacked") if region.unpacks else (_lower_equations, "not fused")
     with reports(alone=True) as collected:
         result = lower(ctx, *arrays, region=region)
@@ -173,7 +177,19 @@ def _lower_without_kernel(
     return result
 
 
-def _supported_dots(upcoming: Kernels) -> Iterator[Dot | Grouped]:
+def _lower_parts_told(
+    ctx: mlir.LoweringRuleContext, arrays: Iterable[mlir.ir.Value], region: Region, reason: UnsupportedDot
+) -> Any:
+    """Lowers a gated product in two, of which the first one says why."""
+    with reports(alone=True) as collected:
+        result = _lower_parts(ctx, *arrays, region=region)
+    first, *others = collected
+    for report in (replace(first, stopped=f"{first.stopped}; two kernels, as {reason}"), *others):
+        tell(report)
+    return result
+
+
+def _supported_dots(upcoming: Kernels) -> Iterator[Dot | Grouped | Gated]:
     """The products of kernels that follow what their precision asks for."""
     for dot, precision in upcoming:
         with suppress(UnsupportedDot):
@@ -195,6 +211,18 @@ def _compute_equations(*arrays: Array, region: Region, **_: Any) -> Array:
     return region(*arrays)
 
 
+def _compute_parts(*arrays: Array, region: Region) -> Array:
+    """Computes a gated product as one region that gives an array, and another one that reads it."""
+    values = dict(zip(region.jaxpr.invars, arrays, strict=True))
+    upcoming = tuple((part.kernel.dot, part.kernel.precision) for part in region.parts)
+    for part in region.parts:
+        operands = [values[x] for x in part.jaxpr.invars]
+        result = nano_region_p.bind(*operands, region=part, limits=Limits(), upcoming=upcoming)
+        values[part.jaxpr.outvars[0]] = result
+    return values[region.jaxpr.outvars[0]]
+
+
+_lower_parts = mlir.lower_fun(_compute_parts, multiple_results=False)
 _lower_unpacked = mlir.lower_fun(_compute_unpacked, multiple_results=False)
 _lower_equations = mlir.lower_fun(nano(_compute_equations), multiple_results=False)
 register_lowering(nano_region_p, _lower, mlir.lower_fun(_compute_equations, multiple_results=False))

@@ -101,7 +101,9 @@ def read_loop(*step: Jaxpr, kernels: bool = False) -> Loop:
             elif eqn.primitive in FUSED_PRODUCTS or eqn.primitive is nano_region_p:
                 avals = [type_of(x) for x in (*eqn.invars, *eqn.outvars)]
                 own = kernels or eqn.primitive not in DOUBLES or ReplacedLowering.has_replaced(eqn.primitive)
-                products.append(read_product(eqn.params, avals, kernels=own, conditional=conditional))
+                parts = eqn.params["region"].parts if eqn.primitive is nano_region_p else ()
+                for params in [{"region": part} for part in parts] or [eqn.params]:
+                    products.append(read_product(params, avals, kernels=own, conditional=conditional))
             elif eqn.primitive is nano_attention_p:
                 attention = read_loop(attention_program(eqn), kernels=True)
                 products += attention.products

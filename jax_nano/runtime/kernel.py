@@ -25,6 +25,7 @@ from jax_nano.ir.dtypes import FFI_TYPES
 from jax_nano.machine.host import thread_limit
 from jax_nano.machine.isa import Machine
 from jax_nano.schedule.attention import AnyPlan
+from jax_nano.schedule.gated import GatedPlan
 from jax_nano.schedule.grouped import GroupedPlan
 
 TARGET_NAME = "jax_nano"  # of the custom call
@@ -217,6 +218,6 @@ def processor_for(plan: AnyPlan, machine: Machine) -> Processor:
     isa = machine.isa(plan.isa)
     dtypes = {array.dtype for array in plan.problem.arrays}
     conversions = isa.conversions if "f16" in dtypes else ()
-    own = plan.features if isinstance(plan, GroupedPlan) else plan.instruction.features
+    own = plan.features if isinstance(plan, GroupedPlan | GatedPlan) else plan.instruction.features
     extra = ",".join(f"+{feature}" for feature in (*isa.features, *conversions, *own))
     return Processor(isa.cpu, extra, machine.tune or machine.name)

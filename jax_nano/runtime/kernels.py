@@ -17,6 +17,7 @@ from functools import partial
 from jax_nano import config
 from jax_nano.ir.attention import Attention, Problem
 from jax_nano.ir.dot import UnsupportedDot
+from jax_nano.ir.gated import Gated
 from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.pipeline import Pipeline
 from jax_nano.machine import host
@@ -229,7 +230,7 @@ def make_plan(problem: Problem, place: Place, winner: str = "") -> tuple[AnyPlan
 
 def entry_name(problem: Problem, isa: Isa) -> str:
     """The beginning of the name of a kernel's entry: for the eye, as the key says all."""
-    if isinstance(problem, Attention | Grouped | Pipeline):
+    if isinstance(problem, Attention | Grouped | Gated | Pipeline):
         return f"nano_{problem.label}_{isa.name}"
     b, m, n, k = problem.sizes
     return f"nano_{problem.lhs}{problem.rhs}_{problem.out}_b{b}m{m}n{n}k{k}_{isa.name}"

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from jax_nano.ir.attention import Attention, Problem
+from jax_nano.ir.gated import Gated
 from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.pipeline import Pipeline, repeated
 from jax_nano.runtime.kernel import Kernel
 from jax_nano.runtime.log import logger
 from jax_nano.schedule.attention import AnyPlan, AttentionPlan
+from jax_nano.schedule.gated import GatedPlan
 from jax_nano.schedule.grouped import GroupedPlan
 from jax_nano.schedule.pipeline import PipelinePlan
 from jax_nano.schedule.plan import Plan
@@ -175,6 +177,8 @@ def describe(problem: Problem) -> str:
         return describe_attention(problem)
     if isinstance(problem, Pipeline):
         return describe_pipeline(problem)
+    if isinstance(problem, Gated):
+        return f"two products of one A, gated; {describe(problem.second)}"
     if isinstance(problem, Grouped):
         return describe_grouped(problem)
     b, m, n, k = problem.sizes
@@ -284,6 +288,8 @@ def summary(plan: AnyPlan) -> dict[str, str]:
         return summary_of_attention(plan)
     if isinstance(plan, PipelinePlan):
         return summary_of_pipeline(plan)
+    if isinstance(plan, GatedPlan):
+        return summary(plan.second) | {"phases": _phases(plan), "chosen": plan.why}
     if isinstance(plan, GroupedPlan):
         return summary_of_grouped(plan)
     stationary = "A" if plan.lhs_stationary else "B"

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax_nano.ir.attention import Attention, Problem
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import FLOAT8, NUMPY_TYPES
+from jax_nano.ir.gated import Gated
 from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.pipeline import Pipeline
 from jax_nano.machine.isa import Isa, Machine
@@ -49,7 +50,7 @@ class Tuned:
         plan, _ = self.seconds[0]
         if isinstance(self.problem, Pipeline) or isinstance(plan, PipelinePlan):
             return f"{name_of(self.problem)}: {self.summary}"
-        if isinstance(self.problem, Attention | Grouped):
+        if isinstance(self.problem, Attention | Grouped | Gated):
             sizes = self.problem.label
         else:
             b, m, n, k = self.problem.sizes
@@ -105,7 +106,7 @@ class Tunings(tuple[Tuned, ...]):
 
 def name_of(problem: Problem) -> str:
     """What tells a product from the others of a program, in words."""
-    if isinstance(problem, Attention | Grouped | Pipeline):
+    if isinstance(problem, Attention | Grouped | Gated | Pipeline):
         return describe(problem)
     fused = {"a prologue": problem.prologue, "an epilogue": problem.epilogue}
     names = " and ".join(name for name, work in fused.items() if work)
@@ -202,13 +203,14 @@ def zeros(kernel: Kernel) -> list[jax.Array]:
     """
     with jax.enable_x64(new_val=True):
         arrays = [jnp.zeros(elements, DTYPES[dtype]) for dtype, elements in kernel.arrays[0]]
-        if isinstance(kernel.problem, Grouped):
-            arrays[2] = jnp.asarray(kernel.problem.even_sizes, arrays[2].dtype)
-            if gather := kernel.problem.gather:
-                arrays[3] = (jnp.arange(kernel.problem.rows) % gather.stored).astype(arrays[3].dtype)
-            if scatter := kernel.problem.scatter:
+        problem = kernel.problem.first if isinstance(kernel.problem, Gated) else kernel.problem
+        if isinstance(problem, Grouped):
+            arrays[2] = jnp.asarray(problem.even_sizes, arrays[2].dtype)
+            if gather := problem.gather:
+                arrays[3] = (jnp.arange(problem.rows) % gather.stored).astype(arrays[3].dtype)
+            if scatter := problem.scatter:
                 at = -2 if scatter.base else -1
-                arrays[at] = (jnp.arange(kernel.problem.rows) % scatter.stored).astype(arrays[at].dtype)
+                arrays[at] = (jnp.arange(problem.rows) % scatter.stored).astype(arrays[at].dtype)
         return arrays
 
 

@@ -27,6 +27,7 @@ from jax_nano.ir.attention import Attention
 from jax_nano.ir.attention_spec import hides_rows
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.machine.isa import DotInstruction
+from jax_nano.schedule.gated import GatedPlan
 from jax_nano.schedule.grouped import GroupedPlan
 from jax_nano.schedule.pipeline import PipelinePlan
 from jax_nano.schedule.plan import Plan
@@ -311,7 +312,7 @@ class AttentionPlan:
         return bytes_of(self.instruction.acc, elements)
 
 
-AnyPlan = Plan | AttentionPlan | GroupedPlan | PipelinePlan
+AnyPlan = Plan | AttentionPlan | GroupedPlan | GatedPlan | PipelinePlan
 
 
 def keys_copied_at_once(problem: Attention, instruction: DotInstruction) -> int:

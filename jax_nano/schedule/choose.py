@@ -7,6 +7,7 @@ from typing import overload
 
 from jax_nano.ir.attention import Attention, Problem
 from jax_nano.ir.dot import Dot
+from jax_nano.ir.gated import Gated
 from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.pipeline import Pipeline
 from jax_nano.machine.isa import Isa, Machine
@@ -14,6 +15,8 @@ from jax_nano.schedule.attention import AnyPlan, AttentionPlan
 from jax_nano.schedule.attention_plans import attention_plans, choose_attention
 from jax_nano.schedule.candidates import kernel_plans
 from jax_nano.schedule.cost.estimate import Estimate, KernelCost
+from jax_nano.schedule.gated import GatedPlan
+from jax_nano.schedule.gated_plans import choose_gated, gated_plans
 from jax_nano.schedule.grouped import GroupedPlan
 from jax_nano.schedule.grouped_plans import choose_grouped, grouped_plans
 from jax_nano.schedule.pipeline_plans import choose_pipeline
@@ -32,6 +35,8 @@ def choose(problem: Attention, machine: Machine, isa: Isa) -> AttentionPlan: ...
 @overload
 def choose(problem: Grouped, machine: Machine, isa: Isa) -> GroupedPlan: ...
 @overload
+def choose(problem: Gated, machine: Machine, isa: Isa) -> GatedPlan: ...
+@overload
 def choose(problem: Problem, machine: Machine, isa: Isa) -> AnyPlan: ...
 def choose(problem: Problem, machine: Machine, isa: Isa) -> AnyPlan:
     """The plan for a product, an attention or a grouped product.
@@ -43,6 +48,9 @@ def choose(problem: Problem, machine: Machine, isa: Isa) -> AnyPlan:
         return choose_attention(problem, machine, isa)
     if isinstance(problem, Pipeline):
         return choose_pipeline(problem, machine, isa)
+    if isinstance(problem, Gated):
+        each = [choose(product, machine, isa) for product in (problem.first, problem.second)]
+        return choose_gated(problem, *each, machine)
     if isinstance(problem, Grouped):
         return choose_grouped(problem, machine, isa)
     return choose_product(problem, machine, isa)
@@ -117,6 +125,9 @@ def ranked_plans(problem: Problem, machine: Machine, isa: Isa, count: int) -> Se
         return attention_plans(problem, machine, isa)[:count]
     if isinstance(problem, Pipeline):
         return [choose_pipeline(problem, machine, isa)]
+    if isinstance(problem, Gated):
+        plans = ranked_plans(problem.second, machine, isa, count)
+        return list(dict.fromkeys([choose(problem, machine, isa), *gated_plans(problem, plans)]))[:count]
     if isinstance(problem, Grouped):
         return grouped_plans(problem, machine, isa)[:count]
     return ranked_products(problem, machine, isa, count)

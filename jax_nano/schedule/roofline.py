@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from jax_nano.ir.attention import Problem
 from jax_nano.ir.dot import Dot
+from jax_nano.ir.gated import Gated
 from jax_nano.ir.grouped import Grouped
 from jax_nano.machine.isa import Machine
 from jax_nano.schedule.attention import AnyPlan
@@ -50,6 +51,8 @@ def roof_of(plan: AnyPlan, machine: Machine) -> Roof:
 
 def flops_of(problem: Problem) -> float:
     """The additions and multiplications of a problem. Scores that masks rule out by place are not among them."""
+    if isinstance(problem, Gated):
+        return flops_of(problem.first) + flops_of(problem.second)
     if isinstance(problem, Grouped):
         return flops_of(problem.dot) * problem.batch.size
     if isinstance(problem, Dot):

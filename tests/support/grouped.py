@@ -1,6 +1,7 @@
 """Grouped products against NumPy in float64, and their kernels on memory whose every neighbour is forbidden."""
 
 import ctypes
+import itertools
 
 import jax
 import numpy as np
@@ -93,11 +94,12 @@ class GroupedRunner:
         memory = [*arrays, result, shared, local]
         buffers = (ctypes.c_void_p * (len(arrays) + 1))(*(x.address for x in (*arrays, result)))
         order = np.random.default_rng(seed)
-        for entry, tasks in zip(self.entries.phases, plan.tasks.values(), strict=True):
+        phases = list(zip(self.entries.phases, plan.tasks.values(), strict=True))
+        for number, (entry, tasks) in itertools.product(range(plan.rounds), phases):
             for task in order.permutation(tasks):
                 if plan.local_bytes <= POISONED_BYTES:
                     local.poison()
-                entry(0, int(task), shared.address, local.address, buffers)
+                entry(number, int(task), shared.address, local.address, buffers)
         assert all(x.untouched() for x in memory), "something was written outside of a buffer"
         return result.bytes.view(dtype).copy()
 
