@@ -303,7 +303,7 @@ def test_one_product_gathers_and_scatters():
 # expert_combine.
 
 
-@pytest.mark.parametrize("options", [{}, {"weights"}, {"residual"}, {"weights", "residual"}], ids=str)
+@pytest.mark.parametrize("options", [(), ("weights",), ("residual",), ("weights", "residual")], ids=str)
 def test_expert_combine_is_the_program_that_it_says(options):
     x, w, rows, sizes, weights = operands(dtype=jnp.bfloat16)
     given = {"weights": weights.astype(jnp.float32), "residual": jnp.asarray(normal(TOKENS, N, seed=5), jnp.bfloat16)}
