@@ -17,6 +17,7 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
 from jax_nano.codegen.gathered_rows import GatheredRows, read_integer, start_of_row
+from jax_nano.codegen.grouped_prefetch import GroupRhsPrefetch
 from jax_nano.codegen.index import (
     Condition,
     Index,
@@ -204,6 +205,7 @@ class GroupedKernel:
         area = Area(Span(0, 1, 1) if is_single else Span(0, entry.rows, None), columns_of(plan, n_task))
         block = RowsOfGroup(Macrokernel(plan), Operands(plan, operands.arguments()), area, together(outer, *at))
         block.gathered = None if is_single else gathered
+        block.rhs_prefetch = GroupRhsPrefetch(plan, area, expected_rows=problem.expected_rows)
         block.emit()
 
     def clear_rows(self, operands: GroupedOperands, entry: Entry, n_task: Index, outer: Offsets) -> None:
