@@ -19,6 +19,7 @@ from jax.extend.mlir import ir
 
 from jax_nano.codegen.gathered_rows import GatheredRows, start_of_row
 from jax_nano.codegen.grouped_operands import GroupedOperands
+from jax_nano.codegen.grouped_prefetch import GroupRhsPrefetch
 from jax_nano.codegen.index import (
     Condition,
     Index,
@@ -183,6 +184,7 @@ class GroupedKernel:
         area = Area(Span(0, 1, 1) if is_single else Span(0, entry.rows, None), columns_of(plan, n_task))
         block = self.block_of_rows(Macrokernel(plan), operands.of_plan(plan), area, together(outer, *at))
         block.gathered = None if is_single else gathered
+        block.rhs_prefetch = GroupRhsPrefetch(plan, area, expected_rows=problem.expected_rows)
         return block
 
     def clear_rows(self, operands: GroupedOperands, entry: Entry, n_task: Index, element: Index) -> None:

@@ -45,12 +45,17 @@ class RhsPrefetch:
         next_k = minimum(add(k0, plan.kc), plan.k.size - plan.kc)
         return b.block(select(has_more_columns, k0, next_k), select(has_more_columns, add(j, plan.nr), columns.begin))
 
+    @property
+    def shared_rows(self) -> int:
+        """The rows of C whose blocks share a panel's lines out."""
+        return min(self.plan.mt, self.plan.m.size)
+
     def hooks(self, panel: MatrixRef | None, i: Index, j: Index, cols: int) -> list[StepHook]:
         """Prefetches the share of a panel that belongs to the block of C at (i, j)."""
         plan, rows, columns = self.plan, self.area.rows, self.area.columns
         if panel is None:
             return []
-        blocks = -(-min(plan.mt, plan.m.size) // plan.mr)
+        blocks = -(-self.shared_rows // plan.mr)
         block = divmod_(subtract(i, rows.begin), plan.mr)[0]
         if plan.streamed:
             block = add(mul(divmod_(subtract(j, columns.begin), plan.nr)[0], blocks), block)

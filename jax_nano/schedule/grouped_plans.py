@@ -49,7 +49,7 @@ def grouped_plans(problem: Grouped, machine: Machine, isa: Isa) -> list[GroupedP
     ones = (vector_plans(problem, 1, machine, isa) if is_sparse and few_rows > 1 else []) or [None]
     # Whole tiles of rows: all code of a kernel then has tiles of one shape.
     wanted = max(MANY_ROWS[0], min(MANY_ROWS[1], -(-2 * problem.expected_rows // MANY_ROWS[0]) * MANY_ROWS[0]))
-    many = best_plans(problem, wanted, machine, isa) if problem.rows > FEW_ROWS else [None]
+    many = plans_of_many(problem, wanted, machine, isa) if problem.rows > FEW_ROWS else [None]
     first = GroupedPlan(problem=problem, few=few[0], many=many[0], few_rows=few_rows, one=ones[0])
     others = [
         *(first.replace(many=plan) for plan in many[1:]),
@@ -57,6 +57,21 @@ def grouped_plans(problem: Grouped, machine: Machine, isa: Isa) -> list[GroupedP
         *(first.replace(one=plan) for plan in ones[1:]),
     ]
     return [with_reason(plan, machine) for plan in (first, *others)]
+
+
+def plans_of_many(problem: Grouped, rows: int, machine: Machine, isa: Isa) -> list[Plan]:
+    """The cheapest plans of tasks of so many rows of a group, a multiple of 64, the best one first.
+
+    Groups have any number of rows, so blocks of vectors are weighed on one that panels of 2 to 6, 10 and 12 rows
+    divide, not by the rows that these leave of a task.
+
+    Raises:
+      UnsupportedDot: there is none.
+    """
+    if isa.vectors:  # tiles are cut into whole ones
+        return best_plans(problem, rows, machine, isa)
+    plans = best_plans(problem, rows // 64 * 60, machine, isa)
+    return within_scratch([fitting(in_rows(plan, problem, rows), machine) for plan in plans])
 
 
 def choose_grouped(problem: Grouped, machine: Machine, isa: Isa) -> GroupedPlan:
@@ -147,6 +162,14 @@ def vector_plans(problem: Grouped, rows: int, machine: Machine, isa: Isa) -> lis
     """The cheapest plans of a group of so few rows by vectors, if there are any: tiles of a kernel are of one shape."""
     plans = [plan for plan in candidates(problem.with_rows(rows), machine, isa, "m") if not plan.instruction.tiles]
     return cheapest(plans, problem, rows, machine)
+
+
+def in_rows(plan: Plan, problem: Grouped, rows: int) -> Plan:
+    """The plan whose tasks have so many rows at least, in whole blocks of A."""
+    step = plan.mc if plan.mc < plan.mt else plan.lhs_panel
+    whole = -(-rows // step) * step
+    mc = plan.mc if plan.mc < plan.mt else whole
+    return plan.replace(dot=problem.with_rows(rows), m=replace(plan.m, size=rows), mt=whole, mc=mc)
 
 
 def for_rows(plan: Plan, problem: Grouped, rows: int, machine: Machine) -> Plan:
