@@ -93,7 +93,7 @@ def read(jaxpr: Jaxpr, avals: Sequence[Any]) -> Pipeline:
     Raises:
       UnsupportedPipeline: it is none, or has loops, which are kernels of their own.
     """
-    for eqn in jaxpr.eqns:
+    for eqn in inline_calls(jaxpr).eqns:
         if eqn.primitive in (scan_p, while_p):
             raise UnsupportedPipeline(f"a {eqn.primitive.name} loop in it")
     defined = inline_calls(without_keys(jaxpr), _definition_or_body)

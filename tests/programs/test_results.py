@@ -158,6 +158,13 @@ def test_integers_and_keys():
         assert_one_kernel(act, *arguments, key)
 
 
+def test_operands_that_are_one_number():
+    """Neither moves along lanes."""
+    assert_one_kernel(
+        lambda w, x: jnp.tanh(x[:, :1] * jnp.ones((4, 8))) @ jnp.full((8, 16), w[0, 0]) @ w, array(16, 8), array(4, 8)
+    )
+
+
 def test_results_that_are_arguments_equal_or_constant():
     def f(w, x):
         y = jnp.tanh(x @ w) @ w

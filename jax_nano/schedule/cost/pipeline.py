@@ -82,7 +82,9 @@ def access_instructions(stage: Map | Reduction, plan: PipelinePlan, lanes: int) 
 def reading_of(stage: Contraction, plan: PipelinePlan) -> tuple[int, int]:
     """Bytes of the operand that is read along lanes, and how many times all of it is read."""
     block = plan.block(stage)
-    x = next(x for x in (stage.rhs, stage.lhs) if plan.layouts[x.value].stride(x, block.lane))
+    x = next((x for x in (stage.rhs, stage.lhs) if plan.layouts[x.value].stride(x, block.lane)), None)
+    if x is None:
+        return 0, 1  # numbers that are the same along lanes
     axes = axes_of(x)
     others = math.prod(size for axis, size in enumerate(sizes_of(stage)) if axis not in axes)
     return operand_bytes(x, stage), -(-others // block.rows)
