@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jax.extend.mlir import ir
 
 
-def intrinsic(name: str, result: ir.Type, *operands: ir.Value) -> ir.Value:
-    """Calls one."""
+def intrinsic(name: str, result: ir.Type | None, *operands: ir.Value) -> Any:
+    """Calls one; gives its value, where it has a result."""
     attributes = {
         "intrin": ir.StringAttr.get(name),
         **segments(len(operands), 0),
         "op_bundle_sizes": ir.DenseI32ArrayAttr.get([]),
     }
-    return ir.Operation.create("llvm.call_intrinsic", [result], list(operands), attributes).result
+    call = ir.Operation.create("llvm.call_intrinsic", [result] if result else [], list(operands), attributes)
+    return call.result if result else None
 
 
 def segments(*sizes: int) -> dict[str, ir.Attribute]:

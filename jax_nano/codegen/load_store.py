@@ -6,8 +6,11 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, memref, vector
 
 from jax_nano.codegen.index import Index, add, divmod_, index, mul, subtract
+from jax_nano.codegen.intrinsics import intrinsic
 from jax_nano.codegen.registers import bitcast, broadcast, splat, zeros
 from jax_nano.codegen.shuffles import interleave
+
+BF16_BYTES = 2
 
 
 def first_lanes(count: Index, lanes: int) -> ir.Value:
@@ -24,15 +27,49 @@ def load(base: ir.Value, at: Index, lanes: int, count: Index | None = None) -> i
     kind = ir.VectorType.get([lanes], dtype)
     if count is None or (isinstance(count, int) and count >= lanes):
         return vector.load(kind, base, [index(at)])
-    return vector.maskedload(kind, base, [index(at)], first_lanes(count, lanes), zeros(lanes, dtype))
+    return masked_load(base, at, lanes, first_lanes(count, lanes))
+
+
+def masked_load(base: ir.Value, at: Index, lanes: int, mask: ir.Value) -> ir.Value:
+    """`lanes` elements from `at` on; those outside of a mask are not read, and are zeros."""
+    dtype = ir.MemRefType(base.type).element_type
+    if is_bf16(dtype):
+        word = ir.IntegerType.get_signless(16)
+        kind = ir.VectorType.get([lanes], word)
+        words = intrinsic("llvm.masked.load", kind, pointer(base, at, BF16_BYTES), mask, zeros(lanes, word))
+        return bitcast(words, lanes, dtype)
+    kind = ir.VectorType.get([lanes], dtype)
+    return vector.maskedload(kind, base, [index(at)], mask, zeros(lanes, dtype))
+
+
+def masked_store(value: ir.Value, base: ir.Value, at: Index, mask: ir.Value) -> None:
+    """Stores the lanes of a mask from `at` on."""
+    dtype = ir.MemRefType(base.type).element_type
+    if is_bf16(dtype):
+        words = bitcast(value, ir.VectorType(value.type).shape[0], ir.IntegerType.get_signless(16))
+        intrinsic("llvm.masked.store", None, words, pointer(base, at, BF16_BYTES), mask)
+    else:
+        vector.maskedstore(base, [index(at)], mask, value)
+
+
+def is_bf16(dtype: ir.Type) -> bool:
+    """Whether elements have masked loads and stores as integers alone: LLVM takes those of bf16 apart, lane by lane."""
+    return isinstance(dtype, ir.BF16Type)
+
+
+def pointer(base: ir.Value, at: Index, size: int) -> ir.Value:
+    """LLVM's pointer to an element of so many bytes."""
+    word = ir.IntegerType.get_signless(64)
+    begin = memref.extract_aligned_pointer_as_index(base)
+    address = arith.index_cast(word, index(add(begin, mul(at, size))))
+    return ir.Operation.create("llvm.inttoptr", [ir.Type.parse("!llvm.ptr")], [address]).result
 
 
 def load_where(base: ir.Value, at: Index, lanes: int, mask: ir.Value | None) -> ir.Value:
     """`lanes` elements from `at` on; those outside of a mask are not read, and are zeros."""
     if mask is None:
         return load(base, at, lanes)
-    dtype = ir.MemRefType(base.type).element_type
-    return vector.maskedload(ir.VectorType.get([lanes], dtype), base, [index(at)], mask, zeros(lanes, dtype))
+    return masked_load(base, at, lanes, mask)
 
 
 def load_int4(base: ir.Value, at: Index, lanes: int, count: int) -> ir.Value:
@@ -63,7 +100,7 @@ def store(value: ir.Value, base: ir.Value, at: Index, count: int | None = None) 
     elif count == 1:  # LLVM 22 writes 32 bits for one lane that is truncated to fewer
         memref.store(vector.extract(value, [], [0]), base, [index(at)])
     else:
-        vector.maskedstore(base, [index(at)], first_lanes(count, lanes), value)
+        masked_store(value, base, at, first_lanes(count, lanes))
 
 
 def store_where(value: ir.Value, base: ir.Value, at: Index, mask: ir.Value | None) -> None:
@@ -71,7 +108,7 @@ def store_where(value: ir.Value, base: ir.Value, at: Index, mask: ir.Value | Non
     if mask is None:
         vector.store(value, base, [index(at)])
     else:
-        vector.maskedstore(base, [index(at)], mask, value)
+        masked_store(value, base, at, mask)
 
 
 def prefetch(base: ir.Value, at: Index, *, write: bool = False) -> None:

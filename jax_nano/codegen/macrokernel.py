@@ -35,6 +35,7 @@ from jax_nano.codegen.microkernel import KBlock, Microkernel, Result, StepHook
 from jax_nano.codegen.nanokernel import Block, Nanokernel, PanelProduct, Place, TileNanokernel
 from jax_nano.codegen.operands import Area, Arguments, Offsets, Operands, offsets
 from jax_nano.codegen.panels import LhsPacking, LhsPanels, RhsPacking, RhsPanel, RhsPanels
+from jax_nano.codegen.placewise import PlaceBlock
 from jax_nano.codegen.prefetch_targets import LhsPrefetch, RhsPrefetch, to_next_element
 from jax_nano.codegen.tile_microkernel import TileMicrokernel
 from jax_nano.codegen.vector.convert import convert
@@ -71,8 +72,9 @@ class Macrokernel:
         first = mul(run, plan.outer_per_task)
         last = minimum(add(first, plan.outer_per_task), extent(plan.outer))
         with section("elements of the outer axes"), for_range(first, last) as outer:
-            if plan.channelwise:
-                ChannelBlock(plan, self.micro.nano, operands, area, offsets(plan, plan.outer, outer.i)).emit()
+            if plan.channelwise or plan.placewise:
+                block = ChannelBlock if plan.channelwise else PlaceBlock
+                block(plan, self.micro.nano, operands, area, offsets(plan, plan.outer, outer.i)).emit()
             else:
                 self.task_block(operands, area, outer.i, split).emit()
 

@@ -15,6 +15,7 @@ from jax_nano.schedule.channels import channel_plans
 from jax_nano.schedule.cost.memory import FEW_ROWS, PACKED, UnpackedRhs, conflict_miss_cycles
 from jax_nano.schedule.cost.microkernel import Unit, extra_work
 from jax_nano.schedule.loop_nest import LoopNest, window_runs
+from jax_nano.schedule.places import place_plans
 from jax_nano.schedule.plan import LhsMode, Plan, RhsMode
 from jax_nano.schedule.register_block import RegisterBlock, inner_block, register_blocks, tile_blocks
 from jax_nano.schedule.scratch import LINE_BYTES
@@ -83,6 +84,7 @@ def kernel_plans(dot: Dot, machine: Machine, isa: Isa) -> Iterator[Plan]:
             yield from tile_plans(unit, nest)
         else:
             yield from channel_plans(unit, dot)
+            yield from place_plans(unit, dot)
             yield from vector_plans(unit, nest)
             yield from inner_product_plans(unit, nest)
 

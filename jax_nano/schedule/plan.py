@@ -58,6 +58,7 @@ class Plan:
     rhs: RhsMode = "unpacked"
     overlap_packing: bool = False  # panels of B are packed one by one, each beside the products of the one before
     channelwise: bool = False  # groups of channels stand side by side in the lanes: see schedule.channels
+    placewise: bool = False  # neighbouring places stand in the lanes, of one channel: see schedule.places
     inner_product: bool = False  # parts of one sum stand in the lanes of an accumulator, not columns of C
     split_k: int = 1  # parts of the sum that different tasks make, and a phase of its own adds up in order
     pack_panels: int = 1  # panels in a task of the packing phase
@@ -261,7 +262,7 @@ class Plan:
     def has_partial(self) -> bool:
         """Sums stand in scratch between blocks of k, as C's type is too narrow for them."""
         narrow = self.dot.out != self.instruction.acc or self.dot.epilogue is not None
-        return self.k_blocks > 1 and self.split_k == 1 and narrow and not self.channelwise
+        return self.k_blocks > 1 and self.split_k == 1 and narrow and not (self.channelwise or self.placewise)
 
     def rounded_up(self, depth: int) -> int:
         """Steps of k in whole instructions."""

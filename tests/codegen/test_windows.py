@@ -81,6 +81,21 @@ CASES = {
     "places last, depthwise, bf16": Case.same(
         (1, 9, 35, 3), (3, 3), 3, groups=3, layouts=FIRST, places_last=True, types=BF16
     ),
+    "places last, depthwise, in one register": Case.same(
+        (2, 11, 14, 2), (7, 7), 2, groups=2, layouts=FIRST, places_last=True
+    ),
+    "places last, depthwise, wide, dilated": Case.same(
+        (1, 5, 70, 2), (3, 5), 2, groups=2, dilation=2, layouts=FIRST, places_last=True
+    ),
+    "places last, depthwise, f64, many taps": Case.same(
+        (2, 40, 3), (25,), 3, groups=3, layouts=((0, 2, 1), (2, 1, 0)), places_last=True, types=("f64",) * 3
+    ),
+    "places last, channels into one": Case.same(
+        (1, 6, 20, 3), (3, 1), 1, layouts=FIRST, places_last=True, types=("f16", "f16", "f32")
+    ),
+    "places last, one channel, all within": Case(
+        image=(2, 9, 40, 1), kernel=(3, 3, 1, 1), result=(2, 7, 38, 1), spatial=(Spatial(),) * 2
+    ),
     "one output channel": Case.same((2, 7, 19, 24), (3, 3), 1),
     "few output channels, bf16": Case.same((1, 7, 9, 64), (3, 3), 3, types=BF16),
     "one tap": Case.same((2, 7, 7, 6), (1, 1), 16, stride=2),
@@ -103,7 +118,7 @@ def plans(dot):
     found = {}
     for isa in host.machine().isas:
         for plan in kernel_plans(dot, host.machine(), isa):
-            key = isa.name, plan.lhs, plan.rhs, plan.instruction.name, plan.inner_product, plan.channelwise
+            key = isa.name, plan.lhs, plan.rhs, plan.instruction.name, plan.inner_product, plan.channelwise, plan.placewise
             found.setdefault(key, plan)
     return list(found.values())
 

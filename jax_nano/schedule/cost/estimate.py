@@ -41,6 +41,7 @@ from jax_nano.schedule.cost.microkernel import (
 from jax_nano.schedule.cost.packing import hidden_packing_cycles, packing_cycles
 from jax_nano.schedule.cost.turns import turns
 from jax_nano.schedule.loop_nest import window_rows, window_steps
+from jax_nano.schedule.places import placewise_cycles
 from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.scratch import whole_lines
 
@@ -97,6 +98,8 @@ class KernelCost:
         unit, fitted = self.unit, self.fitted
         if plan.channelwise:
             return channelwise_cycles(plan, unit)
+        if plan.placewise:
+            return placewise_cycles(plan, unit)
         blocks_of_sums = plan.outer_elements * plan.k_blocks
         if plan.inner_product:
             sizes, held = (plan.m.size, plan.n.size), plan.mc * plan.dot.has_window("lhs")
