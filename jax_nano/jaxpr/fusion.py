@@ -45,7 +45,8 @@ def fuse_products(jaxpr: Jaxpr, *, every_prologue: bool = False) -> Jaxpr:
         products = [i for i, eqn in enumerate(jaxpr.eqns) if eqn.primitive in FUSED_PRODUCTS]
     fusion = _Fusion(jaxpr, every_prologue=every_prologue)
     for product in products:
-        fusion.fuse(product)
+        if fusion.is_left(product):
+            fusion.fuse(product)
     return jaxpr.replace(eqns=with_upcoming_kernels(fusion.eqns()))
 
 
@@ -60,6 +61,10 @@ class _Fusion:
     def eqns(self) -> list[JaxprEqn]:
         """The equations, with those regions in place that there are so far."""
         return [eqn for _, eqn in sorted(self._flow.eqns.items())]
+
+    def is_left(self, product: int) -> bool:
+        """Is false where a product has become part of another one's region, as the sum of its rows."""
+        return product in self._flow.eqns and self._flow.eqns[product].primitive in FUSED_PRODUCTS
 
     def fuse(self, product: int) -> None:
         """Puts a region in the place of a product that has a kernel, and of what can be fused with it."""

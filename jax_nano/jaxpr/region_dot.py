@@ -17,6 +17,7 @@ from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.program import Program
 from jax_nano.ir.window import Window
 from jax_nano.jaxpr.axes import Axes, Cuts, Run, Runs, runs_along, stride_along
+from jax_nano.jaxpr.chosen_rows import SummedRows
 from jax_nano.jaxpr.group_rows import along_groups
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.operands import StridedArray, element_type
@@ -83,7 +84,7 @@ class Ending:
     program: Sequence[JaxprEqn]
     extras: Sequence[tuple[tuple[Var, Runs], Var]]
     cuts: Cuts
-    scatter: ScatteredRows | None = None
+    scatter: ScatteredRows | SummedRows | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,7 +329,7 @@ def _dot(  # noqa: PLR0913
     )
 
 
-def _grouped(dot: Dot, axes: Axes, product: Product, scatter: ScatteredRows | None) -> Grouped:
+def _grouped(dot: Dot, axes: Axes, product: Product, scatter: ScatteredRows | SummedRows | None) -> Grouped:
     """The grouped product whose groups have this product each.
 
     Raises:

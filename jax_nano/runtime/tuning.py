@@ -207,8 +207,9 @@ def zeros(kernel: Kernel) -> list[jax.Array]:
             if gather := kernel.problem.gather:
                 arrays[3] = (jnp.arange(kernel.problem.rows) % gather.stored).astype(arrays[3].dtype)
             if scatter := kernel.problem.scatter:
-                at = -2 if scatter.base else -1
-                arrays[at] = (jnp.arange(kernel.problem.rows) % scatter.stored).astype(arrays[at].dtype)
+                at = next(i for i, x in enumerate(kernel.problem.arrays) if x.role == "targets")
+                modulus = kernel.problem.rows if scatter.choices else scatter.stored
+                arrays[at] = (jnp.arange(len(arrays[at])) % modulus).astype(arrays[at].dtype)
         return arrays
 
 
