@@ -20,6 +20,8 @@ PLACES = frozenset({"s8", "u8", "s16", "u16", "s32", "u32", "s64"})  # integers 
 SUMS = frozenset({"f64", "f32", "s32", "u32", "s16", "u16", "s8", "u8"})  # types that rows are added up in
 Role = Literal["lhs", "rhs", "sizes", "places", "epilogue", "prologue", "scaling", "targets", "weights", "base", "out"]
 
+Beyond = Literal["nearest", "no row", "zeros", "nan"]  # what a place stands for where there is no row
+
 
 class GroupedArray(NamedTuple):
     """One of the arrays that a kernel is given."""
@@ -75,7 +77,7 @@ class RowScatter:
     base: str | None = None
     choices: int = 0
     work: Epilogue | None = None
-    beyond: Literal["nearest", "no row", "zeros", "nan"] = "no row"
+    beyond: Beyond = "no row"
 
     def __post_init__(self):
         if self.places not in PLACES:

@@ -18,7 +18,7 @@ from jax.extend.core import JaxprEqn, Literal, Var
 from jax.extend.core.primitives import gather_p, mul_p, reduce_sum_p, reshape_p
 
 from jax_nano.ir.dot import Epilogue
-from jax_nano.ir.grouped import RowScatter
+from jax_nano.ir.grouped import Beyond, RowScatter
 from jax_nano.ir.program import Program
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.operands import ElementExpr, StridedArray, element_type, is_exact
@@ -27,6 +27,9 @@ from jax_nano.jaxpr.program_reader import program_of
 from jax_nano.jaxpr.row_gathers import ROWS
 from jax_nano.jaxpr.row_scatters import WIDE, is_row_scatter, rounded_type
 from jax_nano.jaxpr.strided_views import NoView, StridedView
+
+_BY_TOKEN = (((1,), (1,)), ((0,), (0,)))  # the dimensions of einsum("tcn,tc->tn")
+_ALGORITHMS = (lax.DotAlgorithm, lax.DotAlgorithmPreset)  # which round operands
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ class SummedRows:
         return RowScatter(
             places=element_type(self.chosen.places), stored=stored, sum=WIDE.get(dtype, dtype), out=self.dtype,
             choices=choices, work=self.work and Epilogue(program=self.work, extras=weights),
-            beyond=_beyond(self.chosen.gather),
+            beyond=_beyond(self.chosen.gather) or "nearest",
         )  # fmt: skip
 
 
@@ -201,7 +204,7 @@ def is_row_sum(eqn: JaxprEqn) -> bool:
         return False
     dims = tuple(tuple(map(tuple, pair)) for pair in eqn.params["dimension_numbers"])
     ranks = sorted(type_of(x).ndim for x in eqn.invars)
-    return dims == (((1,), (1,)), ((0,), (0,))) and ranks == [2, 3]
+    return dims == _BY_TOKEN and ranks == [2, 3] and not isinstance(eqn.params["precision"], _ALGORITHMS)
 
 
 def adds_rows(eqn: JaxprEqn) -> bool:
@@ -223,7 +226,7 @@ def chosen(eqn: JaxprEqn, rows: ElementExpr, places: object, begin: int) -> Chos
     return ChosenRows(rows, eqn, places.source, type_of(eqn.outvars[0]).shape, begin, element, element)
 
 
-def _beyond(gather: JaxprEqn):
+def _beyond(gather: JaxprEqn) -> Beyond | None:
     """What a gather gives for rows that do not exist, as RowScatter has it; None for something else."""
     if gather.params["mode"] != lax.GatherScatterMode.FILL_OR_DROP:
         return "nearest"

@@ -45,6 +45,8 @@ from jax_nano.jaxpr.row_scatters import ScatteredRows, is_row_scatter, scattered
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 from jax_nano.jaxpr.sums import along_sums
 
+Rows = ScatteredRows | ChosenRows | SummedRows  # of the product, on their way to sums
+
 
 def read_region(jaxpr: Jaxpr) -> RegionDot:
     """Reads a jaxpr that has one product, views of its operands, and elementwise work on its result and on one operand.
@@ -75,7 +77,7 @@ class RegionReader:
 
     def __init__(self):
         self._values: dict[Var, Value] = {}
-        self._rows: dict[Var, ScatteredRows | ChosenRows | SummedRows] = {}  # of the product, on their way to sums
+        self._rows: dict[Var, Rows] = {}
         self._program: list[JaxprEqn] = []  # of one element of each array, before the product and after it
         self._inputs: dict[tuple[Var, StridedView], Var] = {}  # elements of arrays that work is done on, and scalars
         self._extras: dict[tuple[Var, Runs], Var] = {}  # elements of arrays that the epilogue reads
@@ -138,18 +140,23 @@ class RegionReader:
     def _read_rows(self, eqn: JaxprEqn) -> bool:
         """Reads what adds up rows of the product, or chooses them before, and what follows; false for all else."""
         before = [self._rows[x] for x in eqn.invars if isinstance(x, Var) and x in self._rows]
-        first = self._value(eqn.invars[0], self._values) if eqn.invars and not before else None
         if before:
-            of_rows = [self._rows.get(x) if isinstance(x, Var) else None for x in eqn.invars]
-            operands = [of or self._value(x, self._values) for of, x in zip(of_rows, eqn.invars, strict=True)]
-            after = before[0].after(eqn, operands, self._program) if isinstance(before[0], ChosenRows) else None
-            self._rows[eqn.outvars[0]] = after or before[0].rounded(eqn)
+            self._rows[eqn.outvars[0]] = self._after(before[0], eqn)
         elif is_row_scatter(eqn):
             self._rows[eqn.outvars[0]] = self._scattered(eqn)
-        elif is_row_choice(eqn) and isinstance(first, ElementExpr):
-            places = self._value(eqn.invars[1], self._values)
-            self._rows[eqn.outvars[0]] = chosen(eqn, first, places, len(self._program))
+        elif is_row_choice(eqn):
+            rows, places = (self._value(x, self._values) for x in eqn.invars)
+            if isinstance(rows, ElementExpr):  # not those of A, which a gather makes as well
+                self._rows[eqn.outvars[0]] = chosen(eqn, rows, places, len(self._program))
         return eqn.outvars[0] in self._rows
+
+    def _after(self, rows: Rows, eqn: JaxprEqn) -> Rows:
+        """What an equation makes of rows, or of sums of them."""
+        if not isinstance(rows, ChosenRows):
+            return rows.rounded(eqn)
+        found = [self._rows.get(x) if isinstance(x, Var) else None for x in eqn.invars]
+        operands = [each or self._value(x, self._values) for each, x in zip(found, eqn.invars, strict=True)]
+        return rows.after(eqn, operands, self._program)
 
     def _scattered(self, eqn: JaxprEqn) -> ScatteredRows:
         """Reads a scatter of rows."""
