@@ -20,6 +20,7 @@ from jax.extend.core import Jaxpr, JaxprEqn
 
 from jax_nano.jaxpr.candidates import Candidates
 from jax_nano.jaxpr.dataflow import Dataflow
+from jax_nano.jaxpr.index_ranges import with_known_rows
 from jax_nano.jaxpr.inline import inline_calls
 from jax_nano.jaxpr.legality import WEIGHTS, Reason, gathering_body
 from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, GROUPED_PRODUCTS, nano_region_p
@@ -41,7 +42,7 @@ def fuse_products(jaxpr: Jaxpr, *, every_prologue: bool = False) -> Jaxpr:
     if not products or not has_known_sizes(jaxpr):
         return jaxpr
     if any(jaxpr.eqns[i].primitive in GROUPED_PRODUCTS for i in products):
-        jaxpr = inline_calls(jaxpr, gathering_body)
+        jaxpr = with_known_rows(inline_calls(jaxpr, gathering_body))
         products = [i for i, eqn in enumerate(jaxpr.eqns) if eqn.primitive in FUSED_PRODUCTS]
     fusion = _Fusion(jaxpr, every_prologue=every_prologue)
     for product in products:

@@ -12,7 +12,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Var, no_effects
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.program import Unfusable
 from jax_nano.jaxpr.candidates import Candidates
-from jax_nano.jaxpr.chosen_rows import adds_rows, is_row_choice
+from jax_nano.jaxpr.chosen_rows import is_row_choice
 from jax_nano.jaxpr.dataflow import Dataflow, variables
 from jax_nano.jaxpr.inline import Atom
 from jax_nano.jaxpr.legality import Reason, is_elementwise
@@ -186,7 +186,7 @@ class RegionGrowth:
         """Ends the growth. What is not elementwise at all is reported as a user of the last value."""
         self._walk = iter(())
         eqn = self._flow.eqns[place]
-        if is_elementwise(eqn.primitive) or adds_rows(eqn):
+        if is_elementwise(eqn.primitive) or is_row_scatter(eqn) or is_row_choice(eqn):
             self.stopped = f"{eqn.primitive}: {reason}"
 
     def _grow_while_there_are_kernels(self) -> None:
