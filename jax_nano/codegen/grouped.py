@@ -85,7 +85,7 @@ class GroupedKernel:
 
     def group_phase(self, operands: GroupedOperands) -> None:
         """The first task: the table of blocks of rows, or of where groups begin. The second one sorts rows."""
-        scattered = operands.scattered_rows
+        scattered = operands.scattered_rows if self.plan.tasks["group"] > 1 else None
         with when(equal(operands.task, 0) if scattered else True):
             if self.plan.problem.ragged == "k":
                 self.write_starts(operands)

@@ -50,11 +50,11 @@ class GroupedOperands:
         sums, plan = self.plan.row_sums, self.plan.plans[0]
         if not sums:
             return None
-        *others, out = self.arrays
-        *_, targets, base = others if sums.scatter.base else (*others, None)
-        assert targets
+        *extras, out = self.arrays[4 if self.plan.problem.gather else 3 :]
+        places, *weights = extras[len(plan.dot.extras) :]
+        base = weights.pop() if sums.scatter.base else None
         lanes, native_bf16 = plan.instruction.shape[1], rounds_to_bf16(plan.instruction)
-        return ScatteredRows(sums, self.shared, targets, base, out, lanes, native_bf16)
+        return ScatteredRows(sums, self.shared, places, tuple(weights), base, out, lanes, native_bf16)
 
     def size(self, batch: Index, group: Index) -> ir.Value:
         """How many rows a group is said to have; numbers below zero are zero."""

@@ -7,6 +7,7 @@ combine:  a task, a block of rows of the result: each begins as zeros or as a ro
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from jax.extend.mlir import ir
@@ -18,10 +19,11 @@ from jax_nano.codegen.load_store import load, load_scalar, store
 from jax_nano.codegen.location import section
 from jax_nano.codegen.loops import Span, for_range, panels
 from jax_nano.codegen.matrix_ref import scratch
-from jax_nano.codegen.registers import broadcast, zeros
+from jax_nano.codegen.registers import broadcast, splat, zeros
 from jax_nano.codegen.types import element_type
 from jax_nano.codegen.vector import arithmetic as v
 from jax_nano.codegen.vector.convert import convert
+from jax_nano.codegen.vector.evaluate import evaluate
 from jax_nano.schedule.row_sums import LISTS, REGISTERS, RowSums
 
 
@@ -32,7 +34,8 @@ class ScatteredRows:
     Attributes:
       sums: the memory map.
       shared: shared scratch.
-      targets: the array of the rows' places in the result.
+      places: the array of the rows' places in the result, or in C.
+      weights: the arrays that the work on rows reads.
       base: the array that they are added to, if there is one.
       out: the result.
       lanes: of a register of sums.
@@ -41,7 +44,8 @@ class ScatteredRows:
 
     sums: RowSums
     shared: ir.Value
-    targets: ir.Value
+    places: ir.Value
+    weights: tuple[ir.Value, ...]
     base: ir.Value | None
     out: ir.Value
     lanes: int
@@ -84,27 +88,49 @@ class ScatteredRows:
     def target(self, row: Index) -> Index:
         """The list of a row of C."""
         scatter = self.sums.scatter
-        target = read_integer(self.targets, row, scatter.targets)
-        if scatter.clipped:
+        target = read_integer(self.places, row, scatter.places)
+        if scatter.beyond == "nearest":
             return minimum(maximum(target, 0), scatter.stored - 1)
         return select(within(target, scatter.stored), target, scatter.stored)
 
     def combine(self, task: Index) -> None:
         """One task: a block of rows of the result."""
-        sums, columns = self.sums, self.sums.columns
+        sums, columns, choices = self.sums, self.sums.columns, self.sums.scatter.choices
         begin = mul(task, sums.task_rows)
         with section("rows"), for_range(begin, minimum(add(begin, sums.task_rows), sums.scatter.stored)) as row:
-            first, end = (read(self.ends, add(row.i, i)) for i in range(2))
+            if choices:
+                first, end = (mul(add(row.i, i), choices) for i in range(2))
+            else:
+                first, end = (read(self.ends, add(row.i, i)) for i in range(2))
             at = mul(row.i, columns)
             for j, count in panels(Span(0, columns, columns), REGISTERS * self.lanes, "registers of columns"):
                 values = self.start(add(at, j), count)
                 with section("rows of the list"), for_range(first, end, carry=values) as number:
-                    source = add(times(read(self.order, number.i), columns), j)
-                    number.next = [
-                        v.add(total, self.load(self.rows, add(source, i), live, sums.dtype))
-                        for total, (i, live) in zip(number.carry, self.registers(count), strict=True)
-                    ]
+                    added = self.chosen(number.i, j, count) if choices else self.listed(number.i, j, count)
+                    number.next = [v.add(total, x) for total, x in zip(number.carry, added, strict=True)]
                 self.finish(number.results, add(at, j), count)
+
+    def listed(self, number: Index, j: Index, count: int) -> Values:
+        """Columns of a row of C that stands in a list."""
+        at = add(times(read(self.order, number), self.sums.columns), j)
+        return [self.load(self.rows, add(at, i), live, self.sums.dtype) for i, live in self.registers(count)]
+
+    def chosen(self, number: Index, j: Index, count: int) -> Values:
+        """Columns of a row of C that is named, with the work on them."""
+        sums, work = self.sums, self.sums.scatter.work
+        place = read_integer(self.places, number, sums.scatter.places)
+        row = minimum(maximum(place, 0), sums.rows - 1)
+        at = add(times(row, sums.columns), j)
+        values = [load(self.rows, add(at, i), self.lanes, live) for i, live in self.registers(count)]
+        if sums.scatter.beyond != "nearest":
+            fill = splat(math.nan if sums.scatter.beyond == "nan" else 0, self.lanes, element_type(sums.dtype))
+            values = [arith.select(within(place, sums.rows), value, fill) for value in values]
+        if not work:
+            return [convert(value, sums.dtype, sums.scatter.sum) for value in values]
+        weights = [broadcast(load_scalar(array, number), self.lanes) for array in self.weights]
+        made = work.program.dtype(work.program.results[0])
+        worked = [evaluate(work.program, [value, *weights], native_bf16=self.native_bf16) for value in values]
+        return [convert(value, made, sums.scatter.sum) for (value,) in worked]
 
     def registers(self, count: int) -> list[tuple[int, int]]:
         """Where each register of a run of columns begins, and how many of its lanes there are."""

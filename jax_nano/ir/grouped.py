@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from jax_nano.ir.axes import Axis
-from jax_nano.ir.dot import Dot, UnsupportedDot
+from jax_nano.ir.dot import Dot, Epilogue, UnsupportedDot
 from jax_nano.ir.dtypes import ELEMENT_TYPES, bytes_of
 
 PLACES = frozenset({"s8", "u8", "s16", "u16", "s32", "u32", "s64"})  # integers that indices of 64 bits hold
 SUMS = frozenset({"f64", "f32", "s32", "u32", "s16", "u16", "s8", "u8"})  # types that rows are added up in
-Role = Literal["lhs", "rhs", "sizes", "places", "epilogue", "prologue", "scaling", "targets", "base", "out"]
+Role = Literal["lhs", "rhs", "sizes", "places", "epilogue", "prologue", "scaling", "targets", "weights", "base", "out"]
+
+Beyond = Literal["nearest", "no row", "zeros", "nan"]  # what a place stands for where there is no row
 
 
 class GroupedArray(NamedTuple):
@@ -52,31 +54,49 @@ class RowGather:
 
 @dataclass(frozen=True, kw_only=True)
 class RowScatter:
-    """Rows of C that are added, in their order, to rows of the result that an array of targets names.
+    """Rows of C that are added up in rows of the result, in a fixed order, as an array of places says.
+
+    The array has a place in the result for each row of C; or, where there are `choices`, for each row of the result the
+    places in C of the rows that are added up there, as many as `choices` says.
 
     Attributes:
-      targets: the integer type of the array.
+      places: the integer type of the array.
       stored: how many rows the result has.
       sum: the type that rows are added up in.
       out: the type of the result.
-      base: the type of the array of the result's shape that they are added to; None for zeros.
-      clipped: beyond the result's ends, is the target the nearest row? Otherwise nothing is added there.
+      base: the type of the array of the result's shape that rows are added to; None for zeros.
+      choices: how many rows of C each row of the result names.
+      work: what is done to an element of C before it is added, with arrays that have an element for each choice.
+      beyond: what a place beyond the ends stands for: the nearest row, no row, or a row of zeros or of NaN.
     """
 
-    targets: str
+    places: str
     stored: int
     sum: str
     out: str
     base: str | None = None
-    clipped: bool = False
+    choices: int = 0
+    work: Epilogue | None = None
+    beyond: Beyond = "no row"
 
     def __post_init__(self):
-        if self.targets not in PLACES:
-            raise UnsupportedDot(f"no kernel adds rows at places of {self.targets}; convert them to s32")
+        if self.places not in PLACES:
+            raise UnsupportedDot(f"no kernel adds rows at places of {self.places}; convert them to s32")
         if self.stored == 0:
             raise UnsupportedDot("there is no row to add to: there is nothing to compute")
         if self.sum not in SUMS:
             raise UnsupportedDot(f"no kernel adds up rows of {self.sum}; convert them to f32")
+
+    def arrays(self, rows: int, columns: int) -> tuple[GroupedArray, ...]:
+        """The arrays of the sums of so many rows of so many columns, the result among them."""
+        elements = self.stored * columns
+        weights = self.work.extras if self.work else ()
+        return (
+            GroupedArray("targets", self.places, self.stored * self.choices or rows),
+            *(GroupedArray("weights", *array) for array in weights),
+            *((GroupedArray("base", self.base, elements),) if self.base else ()),
+            GroupedArray("out", self.out, elements),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,16 +184,8 @@ class Grouped:
         if self.gather:
             lhs = lhs._replace(elements=self.gather.stored * self.gather.stride)
             places = (GroupedArray("places", self.gather.places, self.rows),)
-        results = self._scattered(out.elements // self.rows) if self.scatter else (out,)
+        results = self.scatter.arrays(self.rows, out.elements // self.rows) if self.scatter else (out,)
         return lhs, rhs, GroupedArray("sizes", self.sizes, sizes), *places, *extras, *results
-
-    def _scattered(self, columns: int) -> tuple[GroupedArray, ...]:
-        """In the place of the result, the arrays of where its rows are added up."""
-        scatter = self.scatter
-        assert scatter
-        elements = scatter.stored * columns
-        base = (GroupedArray("base", scatter.base, elements),) if scatter.base else ()
-        return GroupedArray("targets", scatter.targets, self.rows), *base, GroupedArray("out", scatter.out, elements)
 
     @property
     def acc(self) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from jax.extend.core import JaxprEqn, Var
 from jax.extend.core.primitives import convert_element_type_p
 
+from jax_nano.jaxpr.chosen_rows import adds_rows
 from jax_nano.jaxpr.dataflow import Dataflow, variables
 from jax_nano.jaxpr.group_rows import is_repeat
 from jax_nano.jaxpr.inline import Atom, type_of
@@ -22,7 +23,6 @@ from jax_nano.jaxpr.operands import VIEWS, apply_view, is_exact, panel_view
 from jax_nano.jaxpr.primitives import DOTS, GROUPED_PRODUCTS, nano_dequantize_p, nano_region_p, nano_unpack_p
 from jax_nano.jaxpr.prologue_candidates import PrologueCandidates, prologue_candidates
 from jax_nano.jaxpr.row_gathers import is_row_gather
-from jax_nano.jaxpr.row_scatters import is_row_scatter
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 
 LONGEST_EPILOGUE = 96
@@ -56,8 +56,7 @@ class Candidates:
             place = walk.next_place()
             if place is None:
                 return
-            is_scatter = of_groups and is_row_scatter(self._flow.eqns[place])
-            reason = None if is_scatter else self.illegal(place)
+            reason = None if of_groups and adds_rows(self._flow.eqns[place]) else self.illegal(place)
             is_end = reason is None and walk.take(place)
             yield EpilogueCandidate(place, is_end=is_end, illegal=reason)
             if reason:

@@ -20,6 +20,7 @@ from jax.extend.core import Jaxpr, JaxprEqn
 from jax_nano.jaxpr.candidates import Candidates
 from jax_nano.jaxpr.dataflow import Dataflow
 from jax_nano.jaxpr.gated import join_gated
+from jax_nano.jaxpr.index_ranges import with_known_rows
 from jax_nano.jaxpr.inline import inline_calls
 from jax_nano.jaxpr.legality import WEIGHTS, Reason, gathering_body
 from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, GROUPED_PRODUCTS, nano_region_p
@@ -41,11 +42,12 @@ def fuse_products(jaxpr: Jaxpr, *, every_prologue: bool = False) -> Jaxpr:
     if not products or not has_known_sizes(jaxpr):
         return jaxpr
     if any(jaxpr.eqns[i].primitive in GROUPED_PRODUCTS for i in products):
-        jaxpr = inline_calls(jaxpr, gathering_body)
+        jaxpr = with_known_rows(inline_calls(jaxpr, gathering_body))
         products = [i for i, eqn in enumerate(jaxpr.eqns) if eqn.primitive in FUSED_PRODUCTS]
     fusion = _Fusion(jaxpr, every_prologue=every_prologue)
     for product in products:
-        fusion.fuse(product)
+        if fusion.is_left(product):
+            fusion.fuse(product)
     return jaxpr.replace(eqns=with_upcoming_kernels(join_gated(fusion.eqns(), jaxpr.outvars)))
 
 
@@ -60,6 +62,10 @@ class _Fusion:
     def eqns(self) -> list[JaxprEqn]:
         """The equations, with those regions in place that there are so far."""
         return [eqn for _, eqn in sorted(self._flow.eqns.items())]
+
+    def is_left(self, product: int) -> bool:
+        """Is false where a product has become part of another one's region, as the sum of its rows."""
+        return product in self._flow.eqns and self._flow.eqns[product].primitive in FUSED_PRODUCTS
 
     def fuse(self, product: int) -> None:
         """Puts a region in the place of a product that has a kernel, and of what can be fused with it."""

@@ -9,6 +9,7 @@ from jax.extend.core import Var
 from jax_nano.ir.axes import Axis
 from jax_nano.ir.dot import Dot
 from jax_nano.ir.grouped import Grouped
+from jax_nano.jaxpr.chosen_rows import SummedRows
 from jax_nano.jaxpr.operands import StridedArray, element_type
 from jax_nano.jaxpr.row_gathers import row_gather
 from jax_nano.jaxpr.row_scatters import ScatteredRows
@@ -16,7 +17,7 @@ from jax_nano.jaxpr.strided_views import NoView
 
 
 def with_groups(
-    dot: Dot, groups: Sequence[Axis], sizes: Var, lhs: StridedArray, scatter: ScatteredRows | None
+    dot: Dot, groups: Sequence[Axis], sizes: Var, lhs: StridedArray, scatter: ScatteredRows | SummedRows | None
 ) -> Grouped:
     """The grouped product whose groups have this product each.
 

@@ -18,14 +18,13 @@ from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p
 
 from jax_nano.ir.dtypes import NAMES
 from jax_nano.ir.program import INSTRUCTIONS, OPERATIONS, Unfusable
+from jax_nano.jaxpr.chosen_rows import adds_rows
 from jax_nano.jaxpr.group_rows import is_repeat
 from jax_nano.jaxpr.inline import body_of, type_of
 from jax_nano.jaxpr.operands import VIEWS, is_exact
 from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_dequantize_p, nano_unpack_p
 from jax_nano.jaxpr.private import UNSPECIFIED
 from jax_nano.jaxpr.program_reader import SYNONYMS, check_operation, dtype_of, operation_name
-from jax_nano.jaxpr.row_gathers import is_row_gather
-from jax_nano.jaxpr.row_scatters import is_row_scatter
 
 ELEMENTWISE = frozenset({*OPERATIONS, *SYNONYMS})
 # What makes arrays of the forms that weights are kept in.
@@ -116,14 +115,14 @@ def inlinable(call: JaxprEqn) -> Jaxpr | None:
 
 
 def gathering_body(call: JaxprEqn) -> Jaxpr | None:
-    """The body of a jit that ends with a gather of rows, as that of jnp.take does, or a scatter of rows.
+    """The body of a jit that ends with a gather of rows, as that of jnp.take does, or with sums of rows.
 
     There is none where the call says anything else.
     """
     body = call.params["jaxpr"].jaxpr if is_plain_jit(call) else None
     if body is None or body.constvars or body.effects or not body.eqns:
         return None
-    return body if is_row_gather(body.eqns[-1]) or is_row_scatter(body.eqns[-1]) else None
+    return body if adds_rows(body.eqns[-1]) else None
 
 
 def is_plain_jit(eqn: JaxprEqn) -> bool:

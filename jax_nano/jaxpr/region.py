@@ -11,6 +11,7 @@ import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p
 
+from jax_nano.jaxpr.chosen_rows import is_row_choice, is_row_sum
 from jax_nano.jaxpr.group_rows import is_repeat
 from jax_nano.jaxpr.inline import Atom, body_of, structure, type_of
 from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_unpack_p
@@ -65,7 +66,7 @@ class Region:
     @property
     def fused(self) -> tuple[str, ...]:
         """The names of what is fused with the product."""
-        return tuple(_name(eqn) for eqn in self.jaxpr.eqns if eqn.primitive not in FUSED_PRODUCTS)
+        return tuple(_name(eqn) for eqn in self.jaxpr.eqns if eqn is not self.product)
 
     @property
     def unpacks(self) -> list[JaxprEqn]:
@@ -116,6 +117,8 @@ def _name(eqn: JaxprEqn) -> str:
         return body.debug_info.func_name
     if is_row_gather(eqn):
         return "gather of rows"
-    if is_row_scatter(eqn):
+    if is_row_choice(eqn):
+        return "choice of rows"
+    if is_row_scatter(eqn) or is_row_sum(eqn):
         return "sums of rows"
     return eqn.primitive.name

@@ -18,6 +18,7 @@ from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.program import Program
 from jax_nano.ir.window import Window
 from jax_nano.jaxpr.axes import Axes, Cuts, Run, Runs, runs_along, stride_along
+from jax_nano.jaxpr.chosen_rows import SummedRows
 from jax_nano.jaxpr.group_rows import along_groups
 from jax_nano.jaxpr.grouped_dot import with_groups
 from jax_nano.jaxpr.inline import Atom, type_of
@@ -84,7 +85,7 @@ class Ending:
     program: Sequence[JaxprEqn]
     extras: Sequence[tuple[tuple[Var, Runs], Var]]
     cuts: Cuts
-    scatter: ScatteredRows | None = None
+    scatter: ScatteredRows | SummedRows | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

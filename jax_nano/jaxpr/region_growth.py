@@ -13,6 +13,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Var, no_effects
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.program import Unfusable
 from jax_nano.jaxpr.candidates import Candidates
+from jax_nano.jaxpr.chosen_rows import is_row_choice
 from jax_nano.jaxpr.dataflow import Dataflow, variables
 from jax_nano.jaxpr.inline import Atom
 from jax_nano.jaxpr.legality import Reason, is_elementwise
@@ -171,8 +172,9 @@ class RegionGrowth:
 
         Of what rows are added to, they round nothing; places of rows are read as they lie.
         """
-        atoms = self._flow.eqns[place].invars
-        if is_row_scatter(self._flow.eqns[place]):
+        eqn = self._flow.eqns[place]
+        atoms = [] if is_row_choice(eqn) else eqn.invars
+        if is_row_scatter(eqn):
             atoms, views = atoms[:1], self._candidates.exact_views
         inputs = [x for x in variables(atoms) if self._flow.maker(x) not in self._own]
         return [each for x in inputs for each in views(x)]
@@ -186,7 +188,7 @@ class RegionGrowth:
         """Ends the growth. What is not elementwise at all is reported as a user of the last value."""
         self._walk = iter(())
         eqn = self._flow.eqns[place]
-        if is_elementwise(eqn.primitive) or is_row_scatter(eqn):
+        if is_elementwise(eqn.primitive) or is_row_scatter(eqn) or is_row_choice(eqn):
             self.stopped = f"{eqn.primitive}: {reason}"
 
     def _grow_while_there_are_kernels(self) -> None:

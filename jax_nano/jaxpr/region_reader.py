@@ -23,6 +23,7 @@ from jax.extend.core.primitives import convert_element_type_p, gather_p
 
 from jax_nano.ir.dtypes import NAMES
 from jax_nano.jaxpr.axes import Cuts, Runs, runs_along
+from jax_nano.jaxpr.chosen_rows import ChosenRows, SummedRows, chosen, is_row_choice
 from jax_nano.jaxpr.group_rows import is_repeat, repeated
 from jax_nano.jaxpr.inline import Atom, body_of, type_of
 from jax_nano.jaxpr.operands import (
@@ -43,6 +44,8 @@ from jax_nano.jaxpr.row_gathers import gathered
 from jax_nano.jaxpr.row_scatters import ScatteredRows, is_row_scatter, scattered
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 from jax_nano.jaxpr.sums import along_sums
+
+Rows = ScatteredRows | ChosenRows | SummedRows  # of the product, on their way to sums
 
 
 def read_region(jaxpr: Jaxpr) -> RegionDot:
@@ -74,7 +77,7 @@ class RegionReader:
 
     def __init__(self):
         self._values: dict[Var, Value] = {}
-        self._scattered: dict[Var, ScatteredRows] = {}
+        self._rows: dict[Var, Rows] = {}
         self._program: list[JaxprEqn] = []  # of one element of each array, before the product and after it
         # Elements of arrays that work is done on, and scalars.
         self._inputs: dict[tuple[Var, StridedView, Var | None], Var] = {}
@@ -89,7 +92,7 @@ class RegionReader:
           NoView: strides do not say where the elements are.
           UnsupportedDot: there is nothing to compute.
         """
-        if not self._read_scatter(eqn):
+        if not self._read_rows(eqn):
             self._read(eqn, self._values)
 
     def mark(self) -> Mark:
@@ -97,8 +100,9 @@ class RegionReader:
         return Mark(len(self._program), len(self._extras), self._cuts.copy())
 
     def place(self, out: Var) -> StridedView | None:
-        """Where in C the elements of a value belong; None for what is not made of the product."""
-        value = self._values.get(out)
+        """Where in C the elements of a value belong; None for what is not made of the product, or sums of its rows."""
+        rows = self._rows.get(out)
+        value = rows.rows if isinstance(rows, ChosenRows) else self._values.get(out)
         return value.view if isinstance(value, ElementExpr) else None
 
     def dot(self, out: Atom, mark: Mark) -> RegionDot:
@@ -107,14 +111,16 @@ class RegionReader:
         Raises:
           NoView, Unfusable, UnsupportedDot: as read_region does.
         """
-        scatter = self._scattered.get(out) if isinstance(out, Var) else None
+        scatter = self._rows.get(out) if isinstance(out, Var) else None
+        if isinstance(scatter, ChosenRows):
+            raise NoView("rows are chosen, and not added up")
         value = scatter.rows if scatter else self._values.get(out) if isinstance(out, Var) else None
         if not isinstance(value, ElementExpr) or value.view is None or self._product is None:
             raise NoView("the result does not depend on the product")
         ending = Ending(
             result=value.atom,
             runs=runs_along(value.view, StridedView.of(value.view.shape)),
-            program=tuple(self._program[: mark.eqns]),
+            program=tuple(self._program[: scatter.begin if scatter else mark.eqns]),
             extras=tuple(self._extras.items())[: mark.extras],
             cuts=mark.cuts.copy(),
             scatter=scatter,
@@ -132,19 +138,35 @@ class RegionReader:
             self._read(each, inner)
         values[eqn.outvars[0]] = self._value(body.outvars[0], inner)
 
-    def _read_scatter(self, eqn: JaxprEqn) -> bool:
-        """Reads a scatter of rows, or what is made of its sums; is false where there is no such thing."""
-        before = [self._scattered[x] for x in eqn.invars if isinstance(x, Var) and x in self._scattered]
+    def _read_rows(self, eqn: JaxprEqn) -> bool:
+        """Reads what adds up rows of the product, or chooses them before, and what follows; false for all else."""
+        before = [self._rows[x] for x in eqn.invars if isinstance(x, Var) and x in self._rows]
         if before:
-            self._scattered[eqn.outvars[0]] = before[0].rounded(eqn)
+            self._rows[eqn.outvars[0]] = self._after(before[0], eqn)
         elif is_row_scatter(eqn):
-            operands = [self._value(x, self._values) for x in eqn.invars]
-            base, targets, rows = (
-                replace(x, atom=self._before_exact_conversions(x.atom)) if isinstance(x, ElementExpr) else x
-                for x in operands
-            )
-            self._scattered[eqn.outvars[0]] = scattered(eqn, (base, targets, rows))
-        return eqn.outvars[0] in self._scattered
+            self._rows[eqn.outvars[0]] = self._scattered(eqn)
+        elif is_row_choice(eqn):
+            rows, places = (self._value(x, self._values) for x in eqn.invars)
+            if isinstance(rows, ElementExpr):  # not those of A, which a gather makes as well
+                self._rows[eqn.outvars[0]] = chosen(eqn, rows, places, len(self._program))
+        return eqn.outvars[0] in self._rows
+
+    def _after(self, rows: Rows, eqn: JaxprEqn) -> Rows:
+        """What an equation makes of rows, or of sums of them."""
+        if not isinstance(rows, ChosenRows):
+            return rows.rounded(eqn)
+        found = [self._rows.get(x) if isinstance(x, Var) else None for x in eqn.invars]
+        operands = [each or self._value(x, self._values) for each, x in zip(found, eqn.invars, strict=True)]
+        return rows.after(eqn, operands, self._program)
+
+    def _scattered(self, eqn: JaxprEqn) -> ScatteredRows:
+        """Reads a scatter of rows."""
+        operands = [self._value(x, self._values) for x in eqn.invars]
+        exact = [
+            replace(x, atom=self._before_exact_conversions(x.atom)) if isinstance(x, ElementExpr) else x
+            for x in operands
+        ]
+        return scattered(eqn, exact, len(self._program))
 
     def _value(self, x: Atom, values: dict[Var, Value]) -> Value:
         if isinstance(x, Literal):

@@ -13,14 +13,15 @@ from jax_nano.jaxpr.inline import type_of
 from jax_nano.jaxpr.operands import StridedArray, element_type
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 
-_ROWS = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
+# Whole rows of a matrix, by an array of their places.
+ROWS = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
 # Beyond the ends these read the nearest row: in the first mode, XLA does.
 _MODES = (lax.GatherScatterMode.PROMISE_IN_BOUNDS, lax.GatherScatterMode.CLIP)
 
 
 def is_row_gather(eqn: JaxprEqn) -> bool:
     """Is true for a gather of whole rows of a matrix by an array of their places, each in a row of its own."""
-    if eqn.primitive is not gather_p or eqn.params["dimension_numbers"] != _ROWS or eqn.params["mode"] not in _MODES:
+    if eqn.primitive is not gather_p or eqn.params["dimension_numbers"] != ROWS or eqn.params["mode"] not in _MODES:
         return False
     x, places = (type_of(operand) for operand in eqn.invars)
     return x.ndim == 2 and places.ndim == 2 and eqn.params["slice_sizes"] == (1, x.shape[1])

@@ -36,6 +36,7 @@ class ScatteredRows:
       targets: the array of the places where they are added.
       eqn: which adds them.
       dtype: the type of the result, perhaps a narrower one than that of the sums.
+      begin: how many equations of the program make them.
     """
 
     rows: ElementExpr
@@ -43,6 +44,7 @@ class ScatteredRows:
     targets: Var
     eqn: JaxprEqn
     dtype: str
+    begin: int
 
     @property
     def arrays(self) -> tuple[Var, ...]:
@@ -55,12 +57,7 @@ class ScatteredRows:
         Raises:
           NoView: the equation is something else, or rounds what is rounded already.
         """
-        if eqn.primitive is not convert_element_type_p:
-            raise NoView("rows are worked on after they are added up")
-        dtype = element_type(eqn.outvars[0])
-        if WIDE.get(dtype) != self.dtype:
-            raise NoView(f"sums of {self.dtype} are converted to {dtype}")
-        return replace(self, dtype=dtype)
+        return replace(self, dtype=rounded_type(eqn, self.dtype))
 
     def described(self) -> RowScatter:
         """As kernels know it.
@@ -71,10 +68,24 @@ class ScatteredRows:
         stored, *_ = type_of(self.eqn.outvars[0]).shape
         dtype = element_type(self.eqn.outvars[0])
         return RowScatter(
-            targets=element_type(self.targets), stored=stored, sum=WIDE.get(dtype, dtype), out=self.dtype,
+            places=element_type(self.targets), stored=stored, sum=WIDE.get(dtype, dtype), out=self.dtype,
             base=element_type(self.base.source) if self.base else None,
-            clipped=self.eqn.params["mode"] == lax.GatherScatterMode.CLIP,
+            beyond="nearest" if self.eqn.params["mode"] == lax.GatherScatterMode.CLIP else "no row",
         )  # fmt: skip
+
+
+def rounded_type(eqn: JaxprEqn, dtype: str) -> str:
+    """The narrower type that sums of a type are rounded to.
+
+    Raises:
+      NoView: the equation does something else with them, or they are rounded already.
+    """
+    if eqn.primitive is not convert_element_type_p:
+        raise NoView("rows are worked on after they are added up")
+    made = element_type(eqn.outvars[0])
+    if WIDE.get(made) != dtype:
+        raise NoView(f"sums of {dtype} are converted to {made}")
+    return made
 
 
 def is_row_scatter(eqn: JaxprEqn) -> bool:
@@ -85,7 +96,7 @@ def is_row_scatter(eqn: JaxprEqn) -> bool:
     return eqn.params["mode"] in _MODES and targets == (rows[0], 1) and base[1:] == rows[1:]
 
 
-def scattered(eqn: JaxprEqn, values: Sequence[object]) -> ScatteredRows:
+def scattered(eqn: JaxprEqn, values: Sequence[object], begin: int) -> ScatteredRows:
     """The sums that a scatter of rows makes.
 
     Raises:
@@ -105,7 +116,7 @@ def scattered(eqn: JaxprEqn, values: Sequence[object]) -> ScatteredRows:
     elif stored > COPIED_ROWS * shape[0]:
         raise NoView(f"few of {stored} rows change, which are not copied for {shape[0]}")
     assert base is None or isinstance(base, StridedArray)
-    return ScatteredRows(rows, base, targets.source, eqn, element_type(eqn.outvars[0]))
+    return ScatteredRows(rows, base, targets.source, eqn, element_type(eqn.outvars[0]), begin)
 
 
 def _is_array(base: object, view: StridedView) -> bool:

@@ -209,8 +209,9 @@ def zeros(kernel: Kernel) -> list[jax.Array]:
             if gather := problem.gather:
                 arrays[3] = (jnp.arange(problem.rows) % gather.stored).astype(arrays[3].dtype)
             if scatter := problem.scatter:
-                at = -2 if scatter.base else -1
-                arrays[at] = (jnp.arange(problem.rows) % scatter.stored).astype(arrays[at].dtype)
+                at = next(i for i, x in enumerate(problem.arrays) if x.role == "targets")
+                modulus = problem.rows if scatter.choices else scatter.stored
+                arrays[at] = (jnp.arange(len(arrays[at])) % modulus).astype(arrays[at].dtype)
         return arrays
 
 

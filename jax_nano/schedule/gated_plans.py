@@ -16,9 +16,7 @@ from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.tasks import LOCAL_BYTES, task_plans
 
 
-def choose_gated(
-    problem: Gated, first: Plan | GroupedPlan, second: Plan | GroupedPlan, machine: Machine
-) -> GatedPlan:
+def choose_gated(problem: Gated, first: Plan | GroupedPlan, second: Plan | GroupedPlan, machine: Machine) -> GatedPlan:
     """The plan of a gated product.
 
     Args:

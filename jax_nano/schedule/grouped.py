@@ -145,7 +145,7 @@ class GroupedPlan:
         compute = self.entries * blocks * self.outer_elements * self.n_tasks
         if not self.row_sums:
             return {"group": 1, "compute": compute}
-        return {"group": 2, "compute": compute, "combine": self.row_sums.tasks}
+        return {"group": 1 + bool(self.row_sums.lists), "compute": compute, "combine": self.row_sums.tasks}
 
     @property
     def outer_elements(self) -> int:

@@ -243,5 +243,6 @@ def predicted_seconds(plan: GroupedPlan, machine: Machine) -> float:
     share = problem.expected_rows / (blocks * (main.m.size if problem.ragged == "m" else main.k.size))
     threads = min(machine.threads, count * main.n_tasks)
     compute = count * blocks * max(share, 1 / main.mr) * (cost.compute + cost.packing) / threads
-    memory = problem.bytes / (machine.memory_gb_per_s[threads > 1] * 1e9)
+    waiting = plan.row_sums.end if plan.row_sums else 0  # written, and read again
+    memory = (problem.bytes + 2 * waiting) / (machine.memory_gb_per_s[threads > 1] * 1e9)
     return max(compute, memory) + SETUP_SECONDS

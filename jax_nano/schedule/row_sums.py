@@ -6,7 +6,8 @@ Shared scratch, behind the table that schedule.grouped describes:
 
 `order` has the numbers of C's rows, sorted by the row of the result that they are added to, those of one in the order
 in which they stand in C; in the end those that are added nowhere. List t begins where list t - 1 ends, and list 0 at
-ends[0] = 0. So each element of the result is a sum in that order, made by one task, whatever the number of threads.
+ends[0] = 0. Where rows of the result name those that they add up, there are no lists. Each element of the result is a
+sum in one order, made by one task, whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class RowSums:
 
     @property
     def lists(self) -> int:
-        """Lists of rows: of each row of the result, and of those that are added nowhere."""
-        return self.scatter.stored + 1
+        """Lists of rows: of each row of the result, and of those that are added nowhere. Of choices, there are none."""
+        return 0 if self.scatter.choices else self.scatter.stored + 1
 
     @property
     def ends_at(self) -> int:
@@ -54,12 +55,12 @@ class RowSums:
     @property
     def order_at(self) -> int:
         """The byte of the rows' order."""
-        return lines(self.ends_at + bytes_of(LISTS, self.lists + 2))
+        return lines(self.ends_at + bytes_of(LISTS, self.lists + 2 if self.lists else 0))
 
     @property
     def rows_at(self) -> int:
         """The byte of C's first row."""
-        return lines(self.order_at + bytes_of(LISTS, self.rows))
+        return lines(self.order_at + bytes_of(LISTS, self.rows if self.lists else 0))
 
     @property
     def end(self) -> int:
@@ -69,8 +70,8 @@ class RowSums:
     @property
     def task_rows(self) -> int:
         """Rows of the result in a task."""
-        expected = self.columns * (1 + self.rows / self.scatter.stored)
-        return max(1, min(self.scatter.stored, int(TASK_ELEMENTS / expected)))
+        added = self.scatter.choices or self.rows / self.scatter.stored
+        return max(1, min(self.scatter.stored, int(TASK_ELEMENTS / (self.columns * (1 + added)))))
 
     @property
     def tasks(self) -> int:

@@ -1,5 +1,6 @@
 """Rows of a grouped product that are added up on its way out: in guarded memory and everywhere in programs."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from grouped import GroupedRunner, exact, fused_kernel, run_fused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from oracle import kernels, normal, wide
+from oracle import normal, wide
 
 import jax_nano
 from jax_nano.ir.dot import UnsupportedDot
@@ -27,8 +28,6 @@ DROP, CLIP, PROMISE = (
     lax.GatherScatterMode.FILL_OR_DROP, lax.GatherScatterMode.CLIP, lax.GatherScatterMode.PROMISE_IN_BOUNDS
 )  # fmt: skip
 SUMS = "sums of rows"
-expert_combine: Any = jax_nano.expert_combine
-expert_matmul: Any = jax_nano.expert_matmul
 pack: Any = jax_nano.pack
 quantize: Any = jax_nano.quantize
 
@@ -300,62 +299,16 @@ def test_one_product_gathers_and_scatters():
     assert report.fused == ("gather of rows", SUMS)
 
 
-# expert_combine.
-
-
-@pytest.mark.parametrize("options", [(), ("weights",), ("residual",), ("weights", "residual")], ids=str)
-def test_expert_combine_is_the_program_that_it_says(options):
-    x, w, rows, sizes, weights = operands(dtype=jnp.bfloat16)
-    given = {"weights": weights.astype(jnp.float32), "residual": jnp.asarray(normal(TOKENS, N, seed=5), jnp.bfloat16)}
-    given = {name: given[name] for name in options}
-    with kernels(1):
-        result = jax.block_until_ready(expert_combine(x, w, rows, sizes, tokens=TOKENS, **given))
-    assert result.dtype == jnp.bfloat16
-    at = jnp.where(rows < 0, rows + TOKENS, rows)
-    ones = jnp.ones(ROWS)
-    assert_sums(result, x, w, at, sizes, given.get("weights", ones), given.get("residual"))
-
-
-def test_expert_combine_under_transformations():
-    x, w, rows, sizes, weights = operands()
-    f = lambda x, w, weights: expert_combine(x, w, rows, sizes, tokens=TOKENS, weights=weights)  # noqa: E731
-    plain = lambda x, w, weights: combined(x, w, rows, sizes, weights)  # noqa: E731
-    loss = lambda f: lambda *a: jnp.sum(jnp.sin(f(*a)))  # noqa: E731
-    found, wanted = (jax.jit(jax.grad(loss(g), (0, 1, 2)))(x, w, weights) for g in (f, plain))
-    for a, b in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
-    _, tangent = jax.jvp(lambda x: f(x, w, weights), (x,), (jnp.ones_like(x),))
-    np.testing.assert_allclose(tangent, plain(jnp.ones_like(x), w, weights), rtol=1e-4, atol=1e-4)
-    batched = jax.vmap(f, (0, None, 0))(jnp.stack([x, 2 * x]), w, jnp.stack([weights, weights]))
-    np.testing.assert_allclose(batched, [plain(x, w, weights), plain(2 * x, w, weights)], rtol=1e-4, atol=1e-4)
-
-
-def test_turned_off_it_is_the_program(monkeypatch):
-    x, w, rows, sizes, weights = operands()
-    monkeypatch.setenv("JAX_NANO", "0")
-    result = expert_combine(x, quantize(w), rows, sizes, tokens=TOKENS, weights=weights)
-    np.testing.assert_array_equal(result, combined(x, quantize(w), rows, sizes, weights))
-
-
-def test_no_rows_and_no_tokens():
-    x, w, rows, sizes, _ = operands()
-    assert not expert_combine(x[:0], w, rows[:0], sizes, tokens=TOKENS).any()
-    assert expert_combine(x, w, rows, sizes, tokens=0).shape == (0, N)
-
-
 def test_autotune_measures_them():
     f = jax_nano.accelerate(combined)
     assert "rows of C added up in 23" in str(jax_nano.autotune(f, *operands()))
 
 
-def test_errors_say_what_does_not_go_together():
-    x, w, rows, sizes, _ = operands()
-    with pytest.raises(ValueError, match="the residual has 22 rows, for 23 tokens; give one row for each token"):
-        expert_combine(x, w, rows, sizes, tokens=TOKENS, residual=jnp.ones((22, N)))
-    described = {"targets": "s32", "stored": 3, "sum": "f32", "out": "f32"}
+def test_errors_say_what_no_kernel_does():
+    scatter = RowScatter(places="s32", stored=3, sum="f32", out="f32")
     with pytest.raises(UnsupportedDot, match="no kernel adds rows at places of u64; convert them to s32"):
-        RowScatter(**described | {"targets": "u64"})
+        replace(scatter, places="u64")
     with pytest.raises(UnsupportedDot, match="there is no row to add to: there is nothing to compute"):
-        RowScatter(**described | {"stored": 0})
+        replace(scatter, stored=0)
     with pytest.raises(UnsupportedDot, match="no kernel adds up rows of s64; convert them to f32"):
-        RowScatter(**described | {"sum": "s64"})
+        replace(scatter, sum="s64")

@@ -139,3 +139,22 @@ def test_rows_are_worked_on_while_they_are_packed_for_tiles(sizes):
     assert fused_kernel(f, x, w, sizes, scale, gain)[0].dot.prologue
     actual = by_tiles(f, x, w, sizes, scale, gain).reshape(130, 45)
     np.testing.assert_allclose(actual, f(x, w, sizes, scale, gain), rtol=2e-2, atol=0.2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8], ids=["bf16", "s8"])
+def test_rows_that_tiles_make_are_added_up(dtype):
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.integers(-9, 9, s), dtype) for s in ((130, 128), (4, 128, 45)))
+    places = jnp.asarray(rng.integers(-3, 26, (130, 1)), jnp.int32)
+    sizes = jnp.asarray([70, 0, 33, 17], jnp.int32)
+    by_rows = lax.ScatterDimensionNumbers(
+        update_window_dims=(1,), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0,)
+    )
+
+    def f(x, w, places, sizes):
+        out = jnp.int32 if dtype == jnp.int8 else jnp.float32
+        rows = lax.ragged_dot(x, w, sizes, preferred_element_type=out)
+        return lax.scatter_add(jnp.zeros((23, 45), out), places, rows, by_rows)
+
+    actual = by_tiles(f, x, w, places, sizes).reshape(23, 45)
+    np.testing.assert_array_equal(actual, f(x, w, places, sizes))
