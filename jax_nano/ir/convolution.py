@@ -17,6 +17,7 @@ from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.ir.window import Bound, Window
 
 PLACES_IN_LANES = 8  # in a run, at least: shorter ones leave most lanes to masks
+PLACES_OF_ONE_ROW = 4  # in a run of one output channel, which is read in place: better masks than another layout
 LONGEST_STEP = 4  # from place to place in a run: so many registers are loaded for one of places
 
 
@@ -64,8 +65,9 @@ class Convolution:
             return False
         outputs = self.kernel.shape[-1] // self.groups
         longest = LONGEST_STEP if outputs > 1 else 1  # a single row takes less time than to put places together
+        fewest = PLACES_IN_LANES if outputs > 1 else PLACES_OF_ONE_ROW
         return any(
-            lhs == out == 1 and spatial.stride <= longest and places >= PLACES_IN_LANES
+            lhs == out == 1 and spatial.stride <= longest and places >= fewest
             for spatial, places, lhs, out in zip(
                 self.spatial, self.result.shape[1:-1], self.image.strides[1:-1], self.result.strides[1:-1], strict=True
             )

@@ -118,15 +118,8 @@ def plans(dot):
     found = {}
     for isa in host.machine().isas:
         for plan in kernel_plans(dot, host.machine(), isa):
-            key = (
-                isa.name,
-                plan.lhs,
-                plan.rhs,
-                plan.instruction.name,
-                plan.inner_product,
-                plan.channelwise,
-                plan.placewise,
-            )
+            layouts = plan.lhs, plan.rhs, plan.inner_product, plan.channelwise, plan.placewise
+            key = isa.name, plan.instruction.name, layouts
             found.setdefault(key, plan)
     return list(found.values())
 

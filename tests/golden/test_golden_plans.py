@@ -55,7 +55,9 @@ def text(value):
 
 def described(plan):
     """Every field but the product, which the heading says, and the predicted times, which are the model's."""
-    fields = (f.name for f in dataclasses.fields(plan) if f.compare and f.name not in ("dot", "channelwise"))
+    fields = (
+        f.name for f in dataclasses.fields(plan) if f.compare and f.name not in ("dot", "channelwise", "placewise")
+    )
     lines = [f"  {name} = {text(getattr(plan, name))}" for name in fields]
     return "\n".join([*lines, f"  tasks = {plan.tasks}", f"  scratch = {plan.shared_bytes}, {plan.local_bytes}"])
 

@@ -90,7 +90,9 @@ def test_any_convolution_is_within_the_bound(case, data):
     names = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
     lhs, rhs, out = numbers = tuple("".join(data.draw(st.permutations(name))) for name in names)
     of_kernel = [letters.index(d) for d in rhs if d in letters]  # the order in which parameters stand
-    named = {name: [v[d] for d in of_kernel] if isinstance(v, tuple | list) else v for name, v in params.items()}
+    named: dict[str, Any] = {
+        name: [v[d] for d in of_kernel] if isinstance(v, tuple | list) else v for name, v in params.items()
+    }
     named["window_strides"] = named.pop("strides")
     result = jax_nano.conv_general_dilated(
         ordered(x, names[0], lhs), ordered(w, names[1], rhs), dimension_numbers=numbers, **named

@@ -51,7 +51,15 @@ def test_places_that_are_no_neighbours_are_no_columns():
     """One output channel makes places the last dimension of the result, but not neighbours in the image."""
     machine = known("znver5")
     assert not choose(Case.same((1, 32, 32, 16), (3, 3), 1).dot, machine, target(machine)).swapped
-    assert choose(Case.same((1, 32, 32, 1), (3, 3), 1).dot, machine, target(machine)).swapped
+    assert choose(Case.same((1, 32, 32, 1), (3, 3), 1).dot, machine, target(machine)).placewise
+
+
+@pytest.mark.parametrize("size", [7, 14, 56])
+def test_places_of_channels_first_stand_in_lanes(size):
+    machine, first = known("znver5"), {"layouts": FIRST, "places_last": True}
+    plan = choose(Case.same((1, size, size, 96), (7, 7), 96, groups=96, **first).dot, machine, target(machine))
+    assert plan.placewise
+    assert (plan.lhs, plan.rhs) == ("unpacked", "unpacked")
 
 
 def test_channels_that_are_neighbours_are_read_in_place():
