@@ -165,6 +165,17 @@ def test_operands_that_are_one_number():
     )
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_floats_that_are_only_moved(dtype):
+    """LLVM would call a function for each that it moves alone."""
+
+    def f(w, x):
+        few = jnp.concatenate([x[:, :2], x[:, 5:7]], 1)
+        return jnp.tanh(x @ w) @ w, few, x[:, 3], jnp.broadcast_to(x[:1, :1], (1, 3)), few.T
+
+    assert_one_kernel(f, array(8, 8, dtype=dtype), array(2, 8, dtype=dtype), tolerance=2e-2)
+
+
 def test_results_that_are_arguments_equal_or_constant():
     def f(w, x):
         y = jnp.tanh(x @ w) @ w
