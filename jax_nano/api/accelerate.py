@@ -21,8 +21,9 @@ def accelerate(f: F) -> F:
     The result has f's signature and values and composes with jit, grad, vmap, scan and the rest on either side.
     Products, convolutions and grouped products in f become kernels, with the elementwise work around them where that
     pays, attention and loops one kernel each; at any depth of jit, scan, while, cond, remat, custom derivatives and
-    shard_map. What jax_nano has no kernel for runs as before; `jax_nano.inspect` says why. Where JAX_NANO=0 is in the
-    environment when it is called, or traced by jit, it is f.
+    shard_map. All of f becomes one kernel where it is so small that calls would take longer than arithmetic. What
+    jax_nano has no kernel for runs as before; `jax_nano.inspect` says why. Where JAX_NANO=0 is in the environment when
+    it is called, or traced by jit, it is f.
 
     Args:
       f: any function that JAX can trace. Arrays among its arguments and results may stand in any pytree; all else

@@ -11,7 +11,7 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, memref, vector
 
 from jax_nano.codegen.index import Index, Values, add, index, mul
-from jax_nano.codegen.load_store import first_lanes, load, load_scalar, store
+from jax_nano.codegen.load_store import first_lanes, load, load_everywhere, load_scalar, store, store_lane
 from jax_nano.codegen.loops import for_range
 from jax_nano.codegen.nests import Nest, along_lanes, in_squares, loops, nest_of
 from jax_nano.codegen.pipeline_memory import Memory, Reference
@@ -157,10 +157,12 @@ def get(x: Input, dtype: str, nest: Nest, indices: Indices, count: int) -> ir.Va
     assert isinstance(x, Reference)
     at = x.offset(at_indices(nest, indices))
     stride = x.strides[nest.lane] if nest.lane is not None else 0
-    if stride == 1:
-        return load(x.base, at, nest.lanes, None if x.is_padded or count == nest.lanes else count)
+    if stride == 1 and (x.is_padded or count == nest.lanes):
+        return load(x.base, at, nest.lanes)
+    if stride == 1 and x.dtype != "bf16":  # of which LLVM moves masked elements one by one
+        return load(x.base, at, nest.lanes, count)
     if stride == 0:
-        return broadcast(load_scalar(x.base, at), nest.lanes)
+        return load_everywhere(x.base, at, nest.lanes)
     return collected(x, [add(at, min(i, count - 1) * stride) for i in range(nest.lanes)])
 
 
@@ -191,12 +193,12 @@ def put(value: ir.Value, target: Reference, nest: Nest, indices: Indices, count:
     at = target.offset(at_indices(nest, indices))
     stride = target.strides[nest.lane] if nest.lane is not None else 1
     if nest.lane is None or (stride != 1 and nest.lanes == 1):
-        memref.store(vector.extract(value, [], [0]), target.base, [index(at)])
+        store_lane(value, 0, target.base, at)
     elif stride == 1:
         store(value, target.base, at, count)
     else:
         for i in range(nest.lanes if count is None else count):
-            memref.store(vector.extract(value, [], [i]), target.base, [index(add(at, i * stride))])
+            store_lane(value, i, target.base, add(at, i * stride))
 
 
 # Reductions

@@ -98,9 +98,20 @@ def store(value: ir.Value, base: ir.Value, at: Index, count: int | None = None) 
     if count is None or count >= lanes:
         vector.store(value, base, [index(at)])
     elif count == 1:  # LLVM 22 writes 32 bits for one lane that is truncated to fewer
-        memref.store(vector.extract(value, [], [0]), base, [index(at)])
+        store_lane(value, 0, base, at)
     else:
         masked_store(value, base, at, first_lanes(count, lanes))
+
+
+def store_lane(value: ir.Value, lane: int, base: ir.Value, at: Index) -> None:
+    """Stores one lane. LLVM rounds each bf16 that it moves alone, by a call: bits are moved."""
+    kind = ir.VectorType(value.type)
+    if not isinstance(kind.element_type, ir.BF16Type):
+        memref.store(vector.extract(value, [], [lane]), base, [index(at)])
+        return
+    word = ir.IntegerType.get_signless(16)
+    bits = vector.extract(bitcast(value, kind.shape[0], word), [], [lane])
+    vector.store(bitcast(broadcast(bits, 1), 1, kind.element_type), base, [index(at)])
 
 
 def store_where(value: ir.Value, base: ir.Value, at: Index, mask: ir.Value | None) -> None:
@@ -122,3 +133,13 @@ def prefetch(base: ir.Value, at: Index, *, write: bool = False) -> None:
 def load_scalar(base: ir.Value, at: Index) -> ir.Value:
     """One element."""
     return memref.load(base, [index(at)])
+
+
+def load_everywhere(base: ir.Value, at: Index, lanes: int) -> ir.Value:
+    """One element in all of `lanes`; of bf16, its bits."""
+    dtype = ir.MemRefType(base.type).element_type
+    if not isinstance(dtype, ir.BF16Type):
+        return broadcast(load_scalar(base, at), lanes)
+    word = ir.IntegerType.get_signless(16)
+    bits = vector.extract(bitcast(load(base, at, 1), 1, word), [], [0])
+    return bitcast(broadcast(bits, lanes), lanes, dtype)

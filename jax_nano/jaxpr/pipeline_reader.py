@@ -64,7 +64,15 @@ def read_while(params: Mapping[str, Any], avals: Sequence[Any]) -> Pipeline:
 
 
 def read_program(jaxpr: Jaxpr, avals: Sequence[Any]) -> Pipeline:
-    """The pipeline of a program without a loop around it, likewise."""
+    """The pipeline of a program without a loop around it.
+
+    Args:
+      jaxpr: what it is, without constants.
+      avals: the types of its arguments.
+
+    Raises:
+      UnsupportedPipeline: an operation has no place in a pipeline.
+    """
     reader = PipelineReader()
     return reader.finish(reader.run(jaxpr, [reader.operand(aval) for aval in avals]))
 

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 
+from jax_nano.jaxpr.inline import type_of
 from jax_nano.jaxpr.loop_motion import EMPTY
 
 
@@ -68,7 +70,7 @@ def run_parts(jaxpr: Jaxpr, parts: Sequence[Part], run: Callable[..., Sequence[A
     for part in parts:
         results = run(part, *(values[x] for x in part.jaxpr.invars))
         values |= dict(zip(part.jaxpr.outvars, results, strict=True))
-    return [values[x] if isinstance(x, Var) else x.val for x in jaxpr.outvars]
+    return [values[x] if isinstance(x, Var) else np.asarray(x.val, type_of(x).dtype) for x in jaxpr.outvars]
 
 
 def _variables(atoms: Sequence[Any]) -> list[Var]:

@@ -20,6 +20,8 @@ from jax_nano.runtime.kernel import Kernel, Processor
 from jax_nano.runtime.log import logger, stopwatch
 from jax_nano.schedule.attention import AnyPlan
 
+# What LLVM may make calls of, where a kernel moves or rounds one element alone: an object with one is not loaded.
+LIBRARY = (b"__truncsfbf2", b"__truncsfhf2", b"__extendhfsf2", b"memset", b"memcpy", b"memmove")
 ERROR_LINES = 8  # of an error of LLVM's or MLIR's: the others repeat the module
 
 
@@ -47,6 +49,8 @@ def _compose_and_compile(problem: Problem, plan: AnyPlan, processor: Processor) 
         module = build_module(plan)
     with stopwatch() as compiling:
         code = _native.compile(module, processor.cpu, processor.features, processor.tune)
+    if called := [name.decode() for name in LIBRARY if name in code]:
+        raise RuntimeError(f"LLVM made a call of {called[0]}, and kernels call nothing")
     logger.debug("compiled %s: composed in %s, compiled in %s", kernel_name(plan), composing, compiling)
     return Kernel.of(problem, plan, processor, code)
 

@@ -34,8 +34,7 @@ def assert_one_kernel(f, *arguments, tolerance=1e-5, count=1):
     expected = jax.jit(f)(*arguments)
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for x, wanted in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert x.dtype == wanted.dtype
-        assert x.shape == wanted.shape
+        assert (x.dtype, x.shape) == (wanted.dtype, wanted.shape)
         true = np.asarray(wanted, np.float64)
         scale = max(1e-3, np.abs(true).max()) if true.size else 1
         np.testing.assert_allclose(np.asarray(x, np.float64), true, rtol=0, atol=tolerance * scale)
@@ -165,6 +164,17 @@ def test_operands_that_are_one_number():
     )
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_floats_that_are_only_moved(dtype):
+    """LLVM would call a function for each that it moves alone."""
+
+    def f(w, x):
+        few = jnp.concatenate([x[:, :2], x[:, 5:7]], 1)
+        return jnp.tanh(x @ w) @ w, few, x[:, 3], jnp.broadcast_to(x[:1, :1], (1, 3)), few.T
+
+    assert_one_kernel(f, array(8, 8, dtype=dtype), array(2, 8, dtype=dtype), tolerance=2e-2)
+
+
 def test_results_that_are_arguments_equal_or_constant():
     def f(w, x):
         y = jnp.tanh(x @ w) @ w
@@ -205,7 +215,7 @@ def test_donated_arguments():
 def test_parts_around_an_operation_that_no_pipeline_has():
     def f(first, second, x):
         hidden = mlp(first, x)
-        return mlp(second, jnp.sort(hidden)), hidden
+        return mlp(second, jnp.sort(hidden)), hidden, 2.5
 
     assert_one_kernel(f, layers_of(8, 16, 16), layers_of(16, 16, 4), array(2, 8), count=2)
 
