@@ -340,5 +340,5 @@ def _grouped(dot: Dot, axes: Axes, product: Product, scatter: ScatteredRows | Su
     assert product.sizes
     return Grouped(
         dot=dot, ragged="m", groups=group.size, group=group, batch=nothing, sizes=element_type(product.sizes),
-        gather=row_gather(product.lhs), scatter=scatter and scatter.described(),
+        gather=row_gather(product.lhs), scatter=scatter and scatter.described(group.size),
     )  # fmt: skip
