@@ -174,9 +174,15 @@ class SummedRows:
         """See ScatteredRows.rounded."""
         return replace(self, dtype=rounded_type(eqn, self.dtype))
 
-    def described(self) -> RowScatter:
-        """See ScatteredRows.described."""
+    def described(self, groups: int) -> RowScatter:
+        """See ScatteredRows.described.
+
+        Raises:
+          NoView: groups have no more than a row each, and sums take as long outside.
+        """
         stored, choices, _ = self.chosen.shape
+        if type_of(self.chosen.gather.invars[0]).shape[0] <= groups:
+            raise NoView(f"takes as long outside, with no more rows than {groups} groups")
         dtype = element_type(self.eqn.outvars[0])
         weights = tuple((element_type(x), stored * choices) for x in self.weights)
         return RowScatter(

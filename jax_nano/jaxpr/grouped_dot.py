@@ -38,5 +38,5 @@ def with_groups(
     (group,) = groups or [nothing]
     return Grouped(
         dot=dot, ragged="m", groups=group.size, group=group, batch=nothing, sizes=element_type(sizes),
-        gather=row_gather(lhs), scatter=scatter and scatter.described(),
+        gather=row_gather(lhs), scatter=scatter and scatter.described(group.size),
     )  # fmt: skip

@@ -59,8 +59,8 @@ class ScatteredRows:
         """
         return replace(self, dtype=rounded_type(eqn, self.dtype))
 
-    def described(self) -> RowScatter:
-        """As kernels know it.
+    def described(self, groups: int) -> RowScatter:  # noqa: ARG002  sums of chosen rows depend on it
+        """As kernels know it, of a product of so many groups.
 
         Raises:
           UnsupportedDot: no kernel adds up rows of this type, or reads that of their places.

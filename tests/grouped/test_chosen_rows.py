@@ -179,6 +179,13 @@ def test_other_sums_stay_in_the_program(add):
     assert all("sums of rows" not in report.fused for report in jax_nano.inspect(fast, *arguments))
 
 
+def test_rows_as_few_as_groups_are_added_up_outside():
+    x, w, places, sizes, weights = operands(tokens=2, choices=2, rows=4)
+    (report,) = jax_nano.inspect(jax_nano.accelerate(summed()), x, w, places, sizes, weights)
+    assert report.ran_as == "kernel"
+    assert "sums of rows" not in report.fused
+
+
 def test_gradients_and_batches_are_those_of_the_program():
     x, w, places, sizes, weights = operands(n=20)
 
