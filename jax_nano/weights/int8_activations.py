@@ -73,7 +73,9 @@ def _call(
     """The equation of such a product of x, integers and scales."""
 
     def multiply(x: Array, operands: Sequence[Array], out: Any) -> Array:
-        return lax.dot_general(x, operands[0], dimension_numbers, precision=precision, preferred_element_type=out)
+        (w,) = operands
+        x = as_operand(x, w)
+        return lax.dot_general(x, w, dimension_numbers, precision=precision, preferred_element_type=out)
 
     def operands(*arrays: Array) -> Sequence[Array]:
         return (nano_dequantize_p.bind(*arrays, **(dict(params) | {"activations": None})),)
@@ -97,7 +99,8 @@ def _grouped_call(  # noqa: PLR0913
 
     def multiply(x: Array, operands: Sequence[Array], out: Any) -> Array:
         w, *places, sizes = operands
-        return lax.ragged_dot_general(rows(x, places), w, sizes, numbers, precision, preferred_element_type=out)
+        found = as_operand(rows(x, places), w)  # integers are gathered as they are stored
+        return lax.ragged_dot_general(found, w, sizes, numbers, precision, preferred_element_type=out)
 
     def operands(*arrays: Array) -> Sequence[Array]:
         places, (sizes, *weight) = arrays[: bool(gather)], arrays[bool(gather) :]
@@ -109,6 +112,11 @@ def _grouped_call(  # noqa: PLR0913
 
     rounding = Rounding(lambda x: rows_of_steps(x, numbers.dot_dimension_numbers), scale)
     return rounded_call(inputs, operands, multiply, rounding, dtype)
+
+
+def as_operand(x: Array, w: Array) -> Array:
+    """Integers in the type of the array that they are multiplied by; other arrays as they are."""
+    return x.astype(w.dtype) if jnp.issubdtype(x.dtype, jnp.integer) else x
 
 
 def _scale_rows(total: Array, steps: Array, operands: Sequence[Array]) -> Array:  # noqa: ARG001
@@ -139,7 +147,7 @@ def rounded_call(
     Args:
       inputs: the types of the operand, and of a weight's arrays among others.
       operands: gives, of these others, those of the product, the weight as the array that it stands for first.
-      multiply: gives the product of an array with such operands in a type.
+      multiply: gives the product of an array, or of integers, with such operands in a type.
       rounding: how the operand is rounded.
       dtype: the type of the result.
     """
@@ -148,7 +156,7 @@ def rounded_call(
     def product(x: Array, *arrays: Array) -> Array:
         integers, steps = rounding.integers(x)
         others = operands(*arrays)
-        total = multiply(integers.astype(others[0].dtype), others, jnp.float32)
+        total = multiply(integers, others, jnp.float32)
         return rounding.scale(total, steps, others).astype(dtype)
 
     @functools.partial(product.defjvp, symbolic_zeros=True)

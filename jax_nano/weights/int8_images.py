@@ -17,7 +17,7 @@ from jax.extend.core.primitives import reshape_p, transpose_p
 
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.primitives import CONVOLUTIONS, nano_dequantize_p
-from jax_nano.weights.int8_activations import Rounding, rounded_call
+from jax_nano.weights.int8_activations import Rounding, as_operand, rounded_call
 from jax_nano.weights.quantized import STEPS
 
 Params = tuple[tuple[str, Any], ...]
@@ -80,8 +80,10 @@ def _call(
         return (w,)
 
     def convolve(x: Array, operands: Sequence[Array], out: Any) -> Array:
+        (w,) = operands
+        x = as_operand(x, w)
         return lax.conv_general_dilated(
-            x, operands[0], given["window_strides"], given["padding"], given["lhs_dilation"], given["rhs_dilation"],
+            x, w, given["window_strides"], given["padding"], given["lhs_dilation"], given["rhs_dilation"],
             numbers, precision=given["precision"], preferred_element_type=out,
         )  # fmt: skip
 

@@ -332,6 +332,7 @@ def test_gathered_rows_are_rounded_once_where_they_are_stored():
     ((way, fused),) = ran_as(expert_matmul, x, weight, rows, sizes)
     assert way == "kernel"
     assert "gather of rows" in fused
+    assert "s8 x s8 -> bf16, summed in s32" in str(*jax_nano.inspect(expert_matmul, x, weight, rows, sizes))
     program = str(jax.make_jaxpr(expert_matmul)(x, weight, rows, sizes))
     assert f"i8[{TOKENS},{K}] = convert_element_type" in program
     assert f"i8[{ROWS},{K}] = convert_element_type" not in program

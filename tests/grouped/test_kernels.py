@@ -58,7 +58,9 @@ def test_groups_that_are_filled_in_every_way(dtype, sizes, numbers):
 def test_packed_blocks_of_few_steps(dtype):
     lhs, rhs = operands(90, 601, 1100, 2, ROWS, dtype)
     plan = choose_grouped(described(lhs, rhs, np.zeros(2, np.int32)), host.machine(), host.target(host.machine()))
-    assert plan.many.instruction.tiles or (plan.many.nb and plan.many.k_blocks > 1) or plan.many.rhs == "unpacked"
+    many = plan.many
+    assert many
+    assert many.instruction.tiles or (many.nb and many.k_blocks > 1) or many.rhs == "unpacked"
     check(90, 601, 1100, [70, 17], ROWS, dtype)
 
 

@@ -86,11 +86,10 @@ def test_every_plan_of_every_target(isa, dtype):
     problem, arrays = fused_kernel(gathered(work), x, w, sizes, places, *beside)
     machine = host.machine()
     rows = jnp.asarray(wide(x)[np.asarray(places[:, 0])] * wide(beside[0])[:, None], dtype)
+    expected = lax.ragged_dot(rows.astype(jnp.float32), w.astype(jnp.float32), sizes)
     for plan in grouped_plans(problem, machine, machine.isa(isa)):
         result = GroupedRunner(plan)(*arrays, before=True).reshape(ROWS, N)
-        np.testing.assert_allclose(
-            wide(result), np.asarray(lax.ragged_dot(wide(rows), wide(w), sizes)), rtol=2e-2, atol=0.3
-        )
+        np.testing.assert_allclose(wide(result), expected, rtol=2e-2, atol=0.3)
 
 
 @pytest.mark.parametrize(("rows", "k", "n"), [(1, 8, 16), (5, 1, 3), (64, 5, 2), (40, 33, 17)])
