@@ -203,7 +203,12 @@ class GatedGroups(GroupedKernel):
         return first, second
 
     def rows_of_group(
-        self, operands: GroupedOperands, plan: Plan, entry: Entry, n_task: Index, element: Index  # noqa: ARG002
+        self,
+        operands: GroupedOperands,  # noqa: ARG002
+        plan: Plan,
+        entry: Entry,
+        n_task: Index,
+        element: Index,
     ) -> RowsOfGroup:
         """See GroupedKernel.rows_of_group."""
         pair = self.given.plan.pair(plan)

@@ -8,11 +8,11 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import func
 from jax.interpreters.mlir import make_ir_context
 
+from jax_nano.codegen import gated
 from jax_nano.codegen.attention import AttentionKernel
 from jax_nano.codegen.attention_gradient import GradientTask
 from jax_nano.codegen.attention_gradient_bias import BiasGradientTask
 from jax_nano.codegen.attention_operands import AttentionOperands
-from jax_nano.codegen import gated
 from jax_nano.codegen.grouped import GroupedKernel, GroupedOperands
 from jax_nano.codegen.location import section
 from jax_nano.codegen.macrokernel import Macrokernel

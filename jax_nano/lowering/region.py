@@ -213,7 +213,7 @@ def _compute_equations(*arrays: Array, region: Region, **_: Any) -> Array:
 
 def _compute_parts(*arrays: Array, region: Region) -> Array:
     """Computes a gated product as one region that gives an array, and another one that reads it."""
-    values = dict(zip(region.jaxpr.invars, arrays, strict=True))
+    values: dict[Any, Array] = dict(zip(region.jaxpr.invars, arrays, strict=True))
     upcoming = tuple((part.kernel.dot, part.kernel.precision) for part in region.parts)
     for part in region.parts:
         operands = [values[x] for x in part.jaxpr.invars]

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gated import TYPES, apart, check, dense, operands, plan_of, run_plan
-from grouped import GroupedRunner, fused_kernel
+from gated import TYPES, check, dense, operands, plan_of, run_plan
+from grouped import fused_kernel
 from oracle import kernels
 
 import jax_nano
@@ -28,7 +28,9 @@ def test_both_sums_are_those_of_two_kernels(dtype, m, n):
     x, w, v = operands(m, 24, n, dtype=dtype)
     result = check(dense, x, w, v).reshape(m, n)
     expected = np.asarray(dense(x, w, v), np.float32)
-    np.testing.assert_allclose(np.asarray(result, np.float32), expected, rtol=4e-2 if dtype is TYPES["bf16"] else 1e-4, atol=2e-2)
+    np.testing.assert_allclose(
+        np.asarray(result, np.float32), expected, rtol=4e-2 if dtype is TYPES["bf16"] else 1e-4, atol=2e-2
+    )
 
 
 def every_way(problem):
@@ -112,7 +114,9 @@ def test_what_is_not_gated_is_right(f):
     arguments = operands(14, 48, 48)
     reports = jax_nano.inspect(jax_nano.accelerate(f), *arguments)
     assert not any(isinstance(report.problem, Gated) for report in reports)
-    for actual, expected in zip(*map(jax.tree.leaves, (jax.jit(jax_nano.accelerate(f))(*arguments), f(*arguments))), strict=True):
+    for actual, expected in zip(
+        *map(jax.tree.leaves, (jax.jit(jax_nano.accelerate(f))(*arguments), f(*arguments))), strict=True
+    ):
         np.testing.assert_allclose(actual, expected, rtol=1e-2, atol=1e-2)
 
 
