@@ -176,7 +176,10 @@ class GatedRows(GatedBlock, RowsOfGroup):
 class GatedGroups(GroupedKernel):
     """Writes the phases of two grouped products."""
 
-    block_of_rows = GatedRows
+    @property
+    def block_of_rows(self) -> type[RowsOfGroup]:
+        """See GroupedKernel.block_of_rows."""
+        return GatedRows
 
     def __init__(self, given: GatedOperands):
         """Takes what the entry point is given."""
