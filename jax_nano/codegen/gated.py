@@ -176,7 +176,10 @@ class GatedRows(GatedBlock, RowsOfGroup):
 class GatedGroups(GroupedKernel):
     """Writes the phases of two grouped products."""
 
-    block_of_rows = GatedRows
+    @property
+    def block_of_rows(self) -> type[RowsOfGroup]:
+        """See GroupedKernel.block_of_rows."""
+        return GatedRows
 
     def __init__(self, given: GatedOperands):
         """Takes what the entry point is given."""
@@ -204,11 +207,11 @@ class GatedGroups(GroupedKernel):
 
     def rows_of_group(
         self,
-        operands: GroupedOperands,
+        operands: GroupedOperands,  # noqa: ARG002
         plan: Plan,
         entry: Entry,
         n_task: Index,
-        element: Index,  # noqa: ARG002
+        element: Index,
     ) -> RowsOfGroup:
         """See GroupedKernel.rows_of_group."""
         pair = self.given.plan.pair(plan)

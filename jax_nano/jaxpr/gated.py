@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from jax.extend.core import JaxprEqn, Var
 
-from jax_nano.ir.dot import UnsupportedDot
+from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.ir.gated import COMMON, Gated
+from jax_nano.ir.grouped import Grouped
 from jax_nano.jaxpr.dataflow import variables
 from jax_nano.jaxpr.inline import Atom
 from jax_nano.jaxpr.primitives import nano_region_p
@@ -47,10 +47,7 @@ def join_gated(eqns: Sequence[JaxprEqn], results: Sequence[Atom]) -> list[JaxprE
 def join(first: JaxprEqn, second: JaxprEqn) -> JaxprEqn | None:
     """The equation of two regions, the second of which reads the first one's result; None where there is no kernel."""
     one, two = first.params["region"], second.params["region"]
-    if one.parts or two.parts or one.kernel.precision != two.kernel.precision:
-        return None
-    kernel = gated_kernel(one, two)
-    if kernel is None:
+    if one.kernel.precision != two.kernel.precision or (kernel := gated_kernel(one, two)) is None:
         return None
     made = {out for eqn in one.jaxpr.eqns for out in eqn.outvars}
     eqns = [*one.jaxpr.eqns, *(eqn for eqn in two.jaxpr.eqns if eqn.outvars[0] not in made)]
@@ -64,6 +61,8 @@ def join(first: JaxprEqn, second: JaxprEqn) -> JaxprEqn | None:
 def gated_kernel(first: Region, second: Region) -> RegionDot | None:
     """What one kernel computes of two regions, if it can; its sources are variables of the program."""
     one, two = first.kernel.dot, second.kernel.dot
+    if isinstance(one, Gated) or isinstance(two, Gated):
+        return None
     sources = [[region.jaxpr.invars[i] for i in region.kernel.sources] for region in (first, second)]
     (held,) = first.jaxpr.outvars
     roles = [x.role for x in two.arrays[:-1]]
@@ -80,6 +79,6 @@ def gated_kernel(first: Region, second: Region) -> RegionDot | None:
     return RegionDot(dot=gated, sources=tuple(both), precision=second.kernel.precision, lhs=second.kernel.lhs)
 
 
-def _common(dot: Any, sources: Sequence[Var]) -> dict[str, Var]:
+def _common(dot: Dot | Grouped, sources: Sequence[Var]) -> dict[str, Var]:
     """The arrays that both products have to read."""
     return {x.role: source for x, source in zip(dot.arrays[:-1], sources, strict=True) if x.role in COMMON}

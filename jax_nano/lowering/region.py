@@ -143,6 +143,8 @@ def _lower(
         dot = with_precision(kernel.precision, kernel.dot)
         compiled = kernel_for(dot)
     except UnsupportedDot as reason:
+        if region.parts:
+            return _lower_in_parts(ctx, arrays, region, limits, reason)
         return _lower_without_kernel(ctx, arrays, region, reason)
     ends: Any = {"kept": limits.prologue, "stopped": limits.epilogue, "otherwise": _namesake(product)}
     tell(Report(equation=equation, problem=dot, kernel=compiled, fused=region.fused, **ends))
@@ -166,9 +168,7 @@ def _namesake(product: JaxprEqn) -> str:
 def _lower_without_kernel(
     ctx: mlir.LoweringRuleContext, arrays: Iterable[mlir.ir.Value], region: Region, reason: UnsupportedDot
 ) -> Any:
-    """Lowers a region in its parts, with its weights unpacked, if it has any, or equation by equation."""
-    if region.parts:
-        return _lower_parts_told(ctx, arrays, region, reason)
+    """Lowers a region with its weights unpacked, if it has any, or equation by equation."""
     lower, text = (_lower_unpacked, "unpacked") if region.unpacks else (_lower_equations, "not fused")
     with reports(alone=True) as collected:
         result = lower(ctx, *arrays, region=region)
@@ -177,15 +177,18 @@ def _lower_without_kernel(
     return result
 
 
-def _lower_parts_told(
-    ctx: mlir.LoweringRuleContext, arrays: Iterable[mlir.ir.Value], region: Region, reason: UnsupportedDot
+def _lower_in_parts(
+    ctx: mlir.LoweringRuleContext,
+    arrays: Iterable[mlir.ir.Value],
+    region: Region,
+    limits: Limits,
+    reason: UnsupportedDot,
 ) -> Any:
-    """Lowers a gated product in two, of which the first one says why."""
+    """Lowers a gated product as two regions, of which the first one says why."""
     with reports(alone=True) as collected:
-        result = _lower_parts(ctx, *arrays, region=region)
-    first, *others = collected
-    for report in (replace(first, stopped=f"{first.stopped}; two kernels, as {reason}"), *others):
-        tell(report)
+        result = _lower_parts(ctx, *arrays, region=region, limits=limits)
+    for number, report in enumerate(collected):
+        tell(report if number else replace(report, stopped=f"two kernels, as {reason}"))
     return result
 
 
@@ -211,14 +214,13 @@ def _compute_equations(*arrays: Array, region: Region, **_: Any) -> Array:
     return region(*arrays)
 
 
-def _compute_parts(*arrays: Array, region: Region) -> Array:
+def _compute_parts(*arrays: Array, region: Region, limits: Limits) -> Array:
     """Computes a gated product as one region that gives an array, and another one that reads it."""
-    values = dict(zip(region.jaxpr.invars, arrays, strict=True))
+    values: dict[Any, Array] = dict(zip(region.jaxpr.invars, arrays, strict=True))
     upcoming = tuple((part.kernel.dot, part.kernel.precision) for part in region.parts)
     for part in region.parts:
         operands = [values[x] for x in part.jaxpr.invars]
-        result = nano_region_p.bind(*operands, region=part, limits=Limits(), upcoming=upcoming)
-        values[part.jaxpr.outvars[0]] = result
+        values[part.jaxpr.outvars[0]] = nano_region_p.bind(*operands, region=part, limits=limits, upcoming=upcoming)
     return values[region.jaxpr.outvars[0]]
 
 

@@ -19,6 +19,7 @@ from jax.lax import DotAlgorithm, DotAlgorithmPreset
 from jax_nano import config
 from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
+from jax_nano.ir.gated import Gated
 from jax_nano.ir.grouped import Grouped
 from jax_nano.jaxpr.grouped import GroupedDimensions, grouped_of
 from jax_nano.jaxpr.inline import type_of
@@ -104,7 +105,7 @@ class Product:
     sizes: tuple[int, int, int, int]
     types: tuple[str, str, str]
     contiguous_rows: bool
-    dot: Dot | Grouped | None = None
+    dot: Dot | Grouped | Gated | None = None
     for_kernels: bool = False
     conditional: bool = False
     bytes: int = 0
@@ -226,7 +227,7 @@ def _asks_for_rounding(precision: Any) -> bool:
     return isinstance(precision, DotAlgorithm | DotAlgorithmPreset) and precision is not DotAlgorithmPreset.DEFAULT
 
 
-def _dot_of_kernel(region: Region | None, params: Params, avals: Sequence[Any]) -> Dot | Grouped | None:
+def _dot_of_kernel(region: Region | None, params: Params, avals: Sequence[Any]) -> Dot | Grouped | Gated | None:
     """What the kernel of a product computes; None where it has none."""
     try:
         if region:

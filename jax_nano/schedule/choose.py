@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import overload
 
 from jax_nano.ir.attention import Attention, Problem
-from jax_nano.ir.dot import Dot
+from jax_nano.ir.dot import Dot, UnsupportedDot
 from jax_nano.ir.gated import Gated
 from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.pipeline import Pipeline
@@ -49,11 +49,32 @@ def choose(problem: Problem, machine: Machine, isa: Isa) -> AnyPlan:
     if isinstance(problem, Pipeline):
         return choose_pipeline(problem, machine, isa)
     if isinstance(problem, Gated):
-        each = [choose(product, machine, isa) for product in (problem.first, problem.second)]
-        return choose_gated(problem, *each, machine)
+        return choose_both(problem, machine, isa)
     if isinstance(problem, Grouped):
         return choose_grouped(problem, machine, isa)
     return choose_product(problem, machine, isa)
+
+
+def choose_both(problem: Gated, machine: Machine, isa: Isa) -> GatedPlan:
+    """The plan for a gated product, whose sums have the bits of both products by themselves.
+
+    Raises:
+      UnsupportedDot: two kernels take less time, or one would add up in another order.
+    """
+    first, second = (
+        choose_grouped(product, machine, isa) if isinstance(product, Grouped) else choose_product(product, machine, isa)
+        for product in (problem.first, problem.second)
+    )
+    plan = choose_gated(problem, first, second, machine)
+    alone, together = ([order_of_sums(x) for x in plans_of(each)] for each in (first, plan.first))
+    if alone != together:
+        raise UnsupportedDot("the first product's sums would be added up in another order than by themselves")
+    return plan
+
+
+def plans_of(plan: Plan | GroupedPlan) -> tuple[Plan, ...]:
+    """A plan, or those of its groups."""
+    return plan.plans if isinstance(plan, GroupedPlan) else (plan,)
 
 
 def choose_product(dot: Dot, machine: Machine, isa: Isa) -> Plan:
@@ -118,6 +139,8 @@ def ranked_plans(problem: Attention, machine: Machine, isa: Isa, count: int) -> 
 @overload
 def ranked_plans(problem: Grouped, machine: Machine, isa: Isa, count: int) -> Sequence[GroupedPlan]: ...
 @overload
+def ranked_plans(problem: Gated, machine: Machine, isa: Isa, count: int) -> Sequence[GatedPlan]: ...
+@overload
 def ranked_plans(problem: Problem, machine: Machine, isa: Isa, count: int) -> Sequence[AnyPlan]: ...
 def ranked_plans(problem: Problem, machine: Machine, isa: Isa, count: int) -> Sequence[AnyPlan]:
     """The cost model's choice and up to `count` - 1 others."""
@@ -126,8 +149,11 @@ def ranked_plans(problem: Problem, machine: Machine, isa: Isa, count: int) -> Se
     if isinstance(problem, Pipeline):
         return [choose_pipeline(problem, machine, isa)]
     if isinstance(problem, Gated):
-        plans = ranked_plans(problem.second, machine, isa, count)
-        return list(dict.fromkeys([choose(problem, machine, isa), *gated_plans(problem, plans)]))[:count]
+        if isinstance(problem.second, Grouped):
+            plans = gated_plans(problem, grouped_plans(problem.second, machine, isa))
+        else:
+            plans = gated_plans(problem, ranked_products(problem.second, machine, isa, count))
+        return list(dict.fromkeys([choose_both(problem, machine, isa), *plans]))[:count]
     if isinstance(problem, Grouped):
         return grouped_plans(problem, machine, isa)[:count]
     return ranked_products(problem, machine, isa, count)

@@ -99,7 +99,7 @@ class GatedPlan:
     @property
     def pairs(self) -> tuple[Pair, ...]:
         """The plans of both products, of groups with that for the most rows first."""
-        first, second = ((x.plans if isinstance(x, GroupedPlan) else (x,)) for x in (self.first, self.second))
+        first, second = (x.plans if isinstance(x, GroupedPlan) else (x,) for x in (self.first, self.second))
         return tuple(Pair(first=one, second=two) for one, two in zip(first, second, strict=True))
 
     def pair(self, second: Plan) -> Pair:

@@ -1,23 +1,29 @@
 """Gated layers of dense models, silu(x @ w1) * (x @ w3): one kernel with the bits of two, in guarded memory."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gated import TYPES, apart, check, dense, operands, plan_of, run_plan
-from grouped import GroupedRunner, fused_kernel
+from gated import TYPES, check, dense, operands, plan_of, run_plan
+from grouped import fused_kernel
 from oracle import kernels
+from products import DTYPES
 
 import jax_nano
+from jax_nano.ir.axes import Operand
+from jax_nano.ir.dot import Dot, Epilogue, UnsupportedDot
 from jax_nano.ir.gated import Gated
+from jax_nano.jaxpr.program_reader import program_of
 from jax_nano.machine import host
 from jax_nano.schedule.candidates import kernel_plans
 from jax_nano.schedule.choose import choose, order_of_sums
 from jax_nano.schedule.gated import GatedPlan
-from jax_nano.schedule.tasks import task_plans
+from jax_nano.schedule.tasks import LOCAL_BYTES, task_plans
 
+MATMUL = ((1,), (0,)), ((), ())
 quantize: Any = jax_nano.quantize
 each_type = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
 
@@ -28,7 +34,9 @@ def test_both_sums_are_those_of_two_kernels(dtype, m, n):
     x, w, v = operands(m, 24, n, dtype=dtype)
     result = check(dense, x, w, v).reshape(m, n)
     expected = np.asarray(dense(x, w, v), np.float32)
-    np.testing.assert_allclose(np.asarray(result, np.float32), expected, rtol=4e-2 if dtype is TYPES["bf16"] else 1e-4, atol=2e-2)
+    np.testing.assert_allclose(
+        np.asarray(result, np.float32), expected, rtol=4e-2 if dtype is TYPES["bf16"] else 1e-4, atol=2e-2
+    )
 
 
 def every_way(problem):
@@ -39,13 +47,12 @@ def every_way(problem):
         for cut in (kernel, kernel.replace(kc=kernel.k_multiple)) if kernel.k_multiple < kernel.k.size else (kernel,):
             for plan in task_plans(cut, machine):
                 if plan.split_k == 1 and (plan.lhs == "unpacked" or plan.mc >= plan.mt):
-                    found[plan.lhs, plan.rhs, plan.inner_product, plan.kc] = plan
+                    found[plan.lhs, plan.rhs, plan.k_blocks > 1] = plan
     return found
 
 
-@each_type
-def test_every_way_to_compute_it(dtype):
-    problem, arrays = fused_kernel(dense, *operands(37, 70, 150, dtype=dtype))
+def test_every_way_to_compute_it():
+    problem, arrays = fused_kernel(dense, *operands(37, 70, 101, dtype=jnp.bfloat16))
     plans = every_way(problem)
     assert {(lhs, rhs) for lhs, rhs, *_ in plans} >= {("rows", "per_task"), ("rows", "per_round")}
     results = {}
@@ -112,7 +119,9 @@ def test_what_is_not_gated_is_right(f):
     arguments = operands(14, 48, 48)
     reports = jax_nano.inspect(jax_nano.accelerate(f), *arguments)
     assert not any(isinstance(report.problem, Gated) for report in reports)
-    for actual, expected in zip(*map(jax.tree.leaves, (jax.jit(jax_nano.accelerate(f))(*arguments), f(*arguments))), strict=True):
+    for actual, expected in zip(
+        *map(jax.tree.leaves, (jax.jit(jax_nano.accelerate(f))(*arguments), f(*arguments))), strict=True
+    ):
         np.testing.assert_allclose(actual, expected, rtol=1e-2, atol=1e-2)
 
 
@@ -143,3 +152,33 @@ def test_equal_layers_are_one_kernel():
     first, second = jax_nano.inspect(jax_nano.accelerate(f), x)
     assert first.kernel is second.kernel
     np.testing.assert_allclose(jax.jit(jax_nano.accelerate(f))(x), f(x), rtol=1e-3, atol=1e-3)
+
+
+def test_where_one_kernel_does_not_pay_there_are_two(monkeypatch):
+    def refuse(*_):
+        raise UnsupportedDot("nobody wants it")
+
+    monkeypatch.setattr("jax_nano.schedule.choose.choose_gated", refuse)
+    arguments = operands(14, 40, 72)
+    first, second = jax_nano.inspect(jax_nano.accelerate(dense), *arguments)
+    assert first.stopped == "two kernels, as nobody wants it"
+    assert second.stopped == "used by the caller"
+    actual = jax.jit(jax_nano.accelerate(dense))(*arguments)
+    np.testing.assert_allclose(actual, dense(*arguments), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_large_tasks_stay_within_a_threads_scratch(dtype):
+    shapes = [((8192, 1024), (1024, 16384))] * 2
+    first, second = (Dot.of(*(Operand.row_major(x, dtype) for x in pair), MATMUL, dtype) for pair in shapes)
+    (m,), (n,) = second.m, second.n
+    by_gate = {
+        "m": (replace(m, extras=(m.out,)),), "n": (replace(n, extras=(1,)),),
+        "k": tuple(replace(axis, extras=(0,)) for axis in second.k),
+    }  # fmt: skip
+    inputs = [jax.ShapeDtypeStruct((), DTYPES[dtype])] * 2
+    jaxpr = jax.make_jaxpr(lambda x, h: x * h)(*inputs).jaxpr
+    epilogue = Epilogue(program=program_of(jaxpr.invars, jaxpr.eqns, jaxpr.outvars), extras=((dtype, 8192 * 16384),))
+    problem = Gated(first=first, second=replace(second, epilogue=epilogue, **by_gate), gate=0)
+    machine = host.machine()
+    assert choose(problem, machine, host.target(machine)).local_bytes <= LOCAL_BYTES
