@@ -3,7 +3,7 @@
     group:    one task, a walk through the groups' sizes, which writes the table that schedule.grouped describes
     compute:  a task, one block of rows of a group and of columns of C, with the operands from that group's place on
 
-Where rows are added up, C is in scratch, and scattered_rows has a task more of the first phase and one phase more.
+Where rows are added up, C is in scratch, and row_sums has a task more of the first phase and one phase more.
 
 Rows of groups of many rows come first in the table, so that short tasks even out what threads have at the end.
 """
@@ -85,20 +85,20 @@ class GroupedKernel:
 
     def group_phase(self, operands: GroupedOperands) -> None:
         """The first task: the table of blocks of rows, or of where groups begin. The second one sorts rows."""
-        scattered = operands.scattered_rows if self.plan.tasks["group"] > 1 else None
-        with when(equal(operands.task, 0) if scattered else True):
+        added = operands.added_rows if self.plan.tasks["group"] > 1 else None
+        with when(equal(operands.task, 0) if added else True):
             if self.plan.problem.ragged == "k":
                 self.write_starts(operands)
             else:
                 self.write_blocks(operands)
-        if scattered:
+        if added:
             with when(equal(operands.task, 1)), section("sort"):
-                scattered.sort()
+                added.sort()
 
     def combine_phase(self, operands: GroupedOperands) -> None:
         """One task: a block of rows of the result, each the sum of rows of C."""
-        assert operands.scattered_rows
-        operands.scattered_rows.combine(operands.task)
+        assert operands.added_rows
+        operands.added_rows.combine(operands.task)
 
     def write_starts(self, operands: GroupedOperands) -> None:
         """Writes where each group begins, and how many rows it has."""

@@ -15,7 +15,7 @@ from jax_nano.codegen.matrix_ref import scratch
 from jax_nano.codegen.operand_loader import rounds_to_bf16
 from jax_nano.codegen.operands import Arguments, Operands
 from jax_nano.codegen.registers import broadcast
-from jax_nano.codegen.scattered_rows import ScatteredRows
+from jax_nano.codegen.row_sums import AddedRows
 from jax_nano.codegen.types import element_type
 from jax_nano.schedule.grouped import TABLE, GroupedPlan
 from jax_nano.schedule.plan import Plan
@@ -36,8 +36,8 @@ class GroupedOperands:
         lhs, rhs, _, *extras, out = self.arrays
         if self.plan.problem.gather:
             _, *extras = extras
-        if scattered := self.scattered_rows:
-            extras, out = extras[: len(self.plan.problem.dot.extras)], scattered.rows
+        if added := self.added_rows:
+            extras, out = extras[: len(self.plan.problem.dot.extras)], added.rows
         return Arguments(0, self.task, self.shared, self.local, lhs, rhs, out, tuple(extras))
 
     def of_plan(self, plan: Plan) -> Operands:
@@ -45,7 +45,7 @@ class GroupedOperands:
         return Operands(plan, self.arguments())
 
     @property
-    def scattered_rows(self) -> ScatteredRows | None:
+    def added_rows(self) -> AddedRows | None:
         """C, where its rows are added up."""
         sums, plan = self.plan.row_sums, self.plan.plans[0]
         if not sums:
@@ -54,7 +54,7 @@ class GroupedOperands:
         places, *weights = extras[len(plan.dot.extras) :]
         base = weights.pop() if sums.scatter.base else None
         lanes, native_bf16 = plan.instruction.shape[1], rounds_to_bf16(plan.instruction)
-        return ScatteredRows(sums, self.shared, places, tuple(weights), base, out, lanes, native_bf16)
+        return AddedRows(sums, self.shared, places, tuple(weights), base, out, lanes, native_bf16)
 
     def size(self, batch: Index, group: Index) -> ir.Value:
         """How many rows a group is said to have; numbers below zero are zero."""

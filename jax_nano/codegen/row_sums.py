@@ -28,7 +28,7 @@ from jax_nano.schedule.row_sums import LISTS, REGISTERS, RowSums
 
 
 @dataclass(frozen=True)
-class ScatteredRows:
+class AddedRows:
     """The rows of C in shared scratch, and where they go.
 
     Attributes:
