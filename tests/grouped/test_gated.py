@@ -84,7 +84,7 @@ def test_weights_as_they_are_kept(kept):
 
 @pytest.mark.parametrize("filled", [FILLED["some"], FILLED["too_few"]], ids=["some", "too_few"])
 def test_it_is_one_kernel(filled):
-    arguments = *operands(60, 24, 40, groups=(4,)), sizes_of(filled)
+    arguments: Any = *operands(60, 24, 40, groups=(4,)), sizes_of(filled)
     (report,) = jax_nano.inspect(jax_nano.accelerate(grouped), *arguments)
     assert "two products of one A, gated; 4 groups that share out M" in str(report)
     with kernels(1):

@@ -82,7 +82,7 @@ ALIKE = {
     "bias": lambda x, w, v: jax.nn.gelu(x @ w + 1) * (x @ v - 2.0),
     "exchanged": lambda x, w, v: (x @ w) * jnp.tanh(x @ v),
     "batch": lambda x, w, v: jax.nn.silu(x.reshape(2, 7, -1) @ w) * (x.reshape(2, 7, -1) @ v),
-    "transposed": lambda x, w, v: jax.nn.silu(x @ w.T.reshape(w.shape).T.T) * (x @ v.T.reshape(v.shape)),
+    "transposed": lambda x, w, v: jax.nn.silu(x @ w.T) * (x @ v.T),
     "wider": lambda x, w, v: (jax.nn.silu(x @ w) * (x @ v)).astype(jnp.bfloat16),
     "residual": lambda x, w, v: jax.nn.silu(x @ w) * (x @ v) + x,
     "int8": lambda x, w, v: dense(x, quantize(w), quantize(v)),
@@ -169,16 +169,16 @@ def test_where_one_kernel_does_not_pay_there_are_two(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_large_tasks_stay_within_a_threads_scratch(dtype):
-    shapes = [((8192, 1024), (1024, 16384))] * 2
-    first, second = (Dot.of(*(Operand.row_major(x, dtype) for x in pair), MATMUL, dtype) for pair in shapes)
-    (m,), (n,) = second.m, second.n
+    lhs, rhs = (Operand.row_major(shape, dtype) for shape in ((8192, 1024), (1024, 16384)))
+    dot = Dot.of(lhs, rhs, MATMUL, dtype)
+    (m,), (n,) = dot.m, dot.n
     by_gate = {
         "m": (replace(m, extras=(m.out,)),), "n": (replace(n, extras=(1,)),),
-        "k": tuple(replace(axis, extras=(0,)) for axis in second.k),
+        "k": tuple(replace(axis, extras=(0,)) for axis in dot.k),
     }  # fmt: skip
     inputs = [jax.ShapeDtypeStruct((), DTYPES[dtype])] * 2
     jaxpr = jax.make_jaxpr(lambda x, h: x * h)(*inputs).jaxpr
     epilogue = Epilogue(program=program_of(jaxpr.invars, jaxpr.eqns, jaxpr.outvars), extras=((dtype, 8192 * 16384),))
-    problem = Gated(first=first, second=replace(second, epilogue=epilogue, **by_gate), gate=0)
+    problem = Gated(first=dot, second=replace(dot, epilogue=epilogue, **by_gate), gate=0)
     machine = host.machine()
     assert choose(problem, machine, host.target(machine)).local_bytes <= LOCAL_BYTES

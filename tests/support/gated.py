@@ -1,5 +1,7 @@
 """Gated products, and their kernels in guarded memory."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,9 +58,11 @@ def run_plan(plan, arrays):
 def plan_of(problem):
     """The plan of any product, a gated one's also where two kernels take less time."""
     machine = host.machine()
+    isa = host.target(machine)
     if isinstance(problem, Gated):
-        return GatedPlan.of(problem, choose(problem.second, machine, host.target(machine)))
-    return choose(problem, machine, host.target(machine))
+        second: Any = choose(problem.second, machine, isa)
+        return GatedPlan.of(problem, second)
+    return choose(problem, machine, isa)
 
 
 def check(f, *arguments):
