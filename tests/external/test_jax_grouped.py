@@ -79,7 +79,7 @@ def test_precisions(m, k, n, groups, precision):
     np.testing.assert_array_equal(ragged_dot(*arrays, precision), reference(*arrays))
 
 
-MODES = {  # a ragged dimension of rows, of the sum, and of the batch: numbers, and shapes by m, k, n, groups
+MODES: dict[str, Any] = {  # a ragged dimension of rows, of the sum, and of the batch: numbers, and shapes by m, k, n, groups
     "rows": (lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), [0], [0]), lambda m, k, n, g: ((m, k), (g, k, n))),
     "sum": (lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], []), lambda m, k, n, g: ((m, k), (m, n))),
     "batch": (
