@@ -79,7 +79,8 @@ def test_precisions(m, k, n, groups, precision):
     np.testing.assert_array_equal(ragged_dot(*arrays, precision), reference(*arrays))
 
 
-MODES: dict[str, Any] = {  # a ragged dimension of rows, of the sum, and of the batch: numbers, and shapes by m, k, n, groups
+# A ragged dimension of rows, of the sum, and of the batch: numbers, and shapes by m, k, n, groups.
+MODES: dict[str, Any] = {
     "rows": (lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), [0], [0]), lambda m, k, n, g: ((m, k), (g, k, n))),
     "sum": (lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], []), lambda m, k, n, g: ((m, k), (m, n))),
     "batch": (
@@ -95,7 +96,7 @@ def test_every_mode_has_its_outcome(mode, dtype):
     _, _, sizes = operands(10, 9, 8, 2, "float32")
     rng = np.random.default_rng(0)
     lhs, rhs = (jnp.asarray(rng.integers(-3, 4, shape), dtype) for shape in shapes(10, 9, 8, 2))
-    f = lambda *arrays: jax_nano.ragged_dot_general(*arrays, numbers)  # noqa: E731
+    f = lambda *arrays: jax_nano.ragged_dot_general(*arrays, ragged_dot_dimension_numbers=numbers)  # noqa: E731
     (report,) = jax_nano.inspect(f, lhs, rhs, sizes)
     assert (report.ran_as == KERNEL) == (dtype != "int32")
     np.testing.assert_array_equal(f(lhs, rhs, sizes), lax.ragged_dot_general(lhs, rhs, jnp.asarray(sizes), numbers))
