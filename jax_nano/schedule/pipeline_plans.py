@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from jax_nano.ir.dtypes import bytes_of
@@ -61,8 +61,7 @@ def choose_pipeline(problem: Pipeline, machine: Machine, isa: Isa) -> PipelinePl
     for batch in (None, *found):
         for tasks in task_counts(batch, machine.threads):
             part = divided(pipeline, batch, tasks) if batch and tasks > 1 else pipeline
-            for lanes in (None, batch) if batch else (None,):
-                planner = Planner(part, vectors, machine.l1.bytes, lanes)
+            for planner in planners(part, vectors, machine, batch):
                 plan = planner.plan(problem, isa, instruction).replace(task_count=tasks)
                 seconds = pipeline_seconds(plan, machine)
                 if best is None or seconds < best.predicted_seconds:
@@ -73,6 +72,18 @@ def choose_pipeline(problem: Pipeline, machine: Machine, isa: Isa) -> PipelinePl
     used = min(best.task_count, machine.threads)
     why = f"by rule: {1e6 * best.predicted_seconds:.1f} us expected on {used} thread{'s' if used > 1 else ''}"
     return best.replace(why=why)
+
+
+def planners(pipeline: Pipeline, isa: Isa, machine: Machine, batch: Batch | None) -> Iterator[Planner]:
+    """Every way to lay out values that is worth weighing: by which dimension is innermost in each."""
+    last = [innermost(value) for value in pipeline.values]
+    yield Planner(pipeline, isa, machine.l1.bytes, last)
+    if batch:
+        of_batch = {number: dim for number, dim in batch.dims.items() if pipeline.values[number].shape[dim] > 1}
+        yield Planner(pipeline, isa, machine.l1.bytes, [of_batch.get(i, dim) for i, dim in enumerate(last)])
+    wide = [wide_innermost(value, isa.register_bytes) for value in pipeline.values]
+    if wide != last:
+        yield Planner(pipeline, isa, machine.l1.bytes, wide)
 
 
 def task_counts(batch: Batch | None, threads: int) -> list[int]:
@@ -89,20 +100,14 @@ class Planner:
     pipeline: Pipeline
     isa: Isa
     l1_bytes: int
-    batch_in_lanes: Batch | None = None
+    inner: list[int | None]  # the dimension of each value that is innermost in memory
     values: list[Value] = field(init=False)
-    inner: list[int | None] = field(init=False)
     blocks: list[tuple[Contraction, Block]] = field(default_factory=list)
     copies: dict[tuple[Access, tuple[int, ...], int], int] = field(default_factory=dict)
     places: list[list[Stage]] = field(default_factory=list)  # of copies; kept, as `copies` knows them by their ids
 
     def __post_init__(self):
-        self.values = list(self.pipeline.values)
-        self.inner = [innermost(value) for value in self.values]
-        if self.batch_in_lanes:
-            for number, dim in self.batch_in_lanes.dims.items():
-                if self.values[number].shape[dim] > 1:
-                    self.inner[number] = dim
+        self.values, self.inner = list(self.pipeline.values), list(self.inner)
 
     def plan(self, problem: Pipeline, isa: Isa, instruction: DotInstruction) -> PipelinePlan:
         """The plan."""
@@ -292,6 +297,14 @@ def even(size: int, most: int) -> int:
 def innermost(value: Value) -> int | None:
     """The last dimension that has several elements."""
     return max((axis for axis, size in enumerate(value.shape) if size > 1), default=None)
+
+
+def wide_innermost(value: Value, register_bytes: int) -> int | None:
+    """The largest dimension, where the last one leaves at least half of a register's lanes empty."""
+    last = innermost(value)
+    if last is None or bytes_of(value.dtype, 2 * value.shape[last]) > register_bytes:
+        return last
+    return max(range(len(value.shape)), key=lambda dim: (value.shape[dim], dim))
 
 
 def as_reduction(stage: Contraction) -> Reduction:

@@ -59,3 +59,26 @@ def test_bf16_that_stand_apart_are_moved_as_they_are():
 
     found, want = jax.jit(jax_nano.accelerate(f))(h, h), jax.jit(f)(h, h)
     np.testing.assert_allclose(np.float64(found[0]), np.float64(want[0]), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 8])
+@pytest.mark.parametrize("rows", [5, 16, 40])
+def test_lanes_are_filled_along_rows_where_columns_are_few(rows, columns):
+    x, w = (jnp.asarray(normal(*shape)) for shape in ((rows, columns), (columns, columns)))
+
+    def f(x, w, key):
+        def step(x, key):
+            x = jnp.tanh(x @ w) + jax.random.normal(key, x.shape) / 8
+            order = jnp.argmax(x[:, 0]) + jnp.arange(rows)
+            return x[order % rows], (x.sum(0), jnp.cumsum(x, 0)[-1])
+
+        return lax.scan(step, x, jax.random.split(key, 4))
+
+    arguments = x, w, jax.random.key(0)
+    with kernels(1):
+        found = jax.jit(jax_nano.accelerate(f))(*arguments)
+    for ours, plain in zip(jax.tree.leaves(found), jax.tree.leaves(jax.jit(f)(*arguments)), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
+    (report,) = jax_nano.inspect(jax_nano.accelerate(f), *arguments)
+    if rows == 40 and columns in (2, 3):
+        assert any(layout.strides[:1] == (1,) for layout in report.kernel.plan.layouts if len(layout.strides) == 2)

@@ -62,10 +62,35 @@ def stage_cycles(stage: Map | Reduction | Contraction, plan: PipelinePlan, machi
         )
     widest = max(bytes_of(value.dtype) for value in stage.program.values)
     lanes = plan.register_bytes // widest
-    sizes = stage.sizes if isinstance(stage, Map) else (*stage.sizes, *stage.reduced)
-    count = math.prod(sizes) / max(sizes, default=1) * -(-max(sizes, default=1) // lanes)
+    width = width_of(stage, plan)
+    count = math.prod(sizes_of(stage)) / width * -(-width // lanes)
     each = instructions_of(stage.program) + 2 + access_instructions(stage, plan, lanes)
     return STAGE_CYCLES + count * each / core.vector_per_cycle + 2 * instructions_of(stage.program)
+
+
+def width_of(stage: Map | Reduction, plan: PipelinePlan) -> int:
+    """Elements along the lanes of a stage: of a map, neighbours in its result, in all axes that are one in all arrays.
+
+    Of a reduction, those of its largest axis.
+    """
+    sizes, arrays = sizes_of(stage), [x for x in (*outputs_of(stage), *stage.sources) if isinstance(x, Access)]
+    if isinstance(stage, Reduction):
+        return max(sizes, default=1)
+
+    def stride(x: Access, axis: int) -> int:
+        return plan.layouts[x.value].stride(x, axis)
+
+    axes = [axis for axis, size in enumerate(sizes) if size > 1]
+    lane = next((axis for axis in reversed(axes) if stride(arrays[0], axis) == 1), None)
+    if lane is None:
+        return 1
+    width, inner = sizes[lane], lane
+    if len(arrays) == len(stage.outputs) + len(stage.sources):
+        for axis in reversed(axes[: axes.index(lane)]):
+            if any(stride(x, axis) != sizes[inner] * stride(x, inner) for x in arrays):
+                break
+            width, inner = width * sizes[axis], axis
+    return width
 
 
 def access_instructions(stage: Map | Reduction, plan: PipelinePlan, lanes: int) -> float:
