@@ -27,7 +27,7 @@ from jax_nano.codegen.loops import either, for_range, panels
 from jax_nano.codegen.microkernel import store_registers
 from jax_nano.codegen.nanokernel import Block, Nanokernel
 from jax_nano.codegen.operands import Area, Offsets, Operands, offsets
-from jax_nano.codegen.registers import broadcast
+from jax_nano.codegen.registers import bitcast, broadcast
 from jax_nano.codegen.vector.convert import convert
 from jax_nano.codegen.window_ref import Cursor, at_most, lanes_within
 from jax_nano.ir.dot import extent
@@ -164,7 +164,10 @@ class PlaceBlock:
     def weight(self, at: Index) -> ir.Value:
         """An element of B in every lane."""
         value = broadcast(load_scalar(self.operands.arguments.rhs, at), self.nano.lanes)
-        return self.nano.rhs.convert(value, self.plan.dot.rhs)
+        value = self.nano.rhs.convert(value, self.plan.dot.rhs)
+        if self.nano.vnni == 1:
+            return value
+        return self.in_pairs(arith.extui(self.nano.accumulator(), value))  # each before a zero
 
     def mask(self, taps: Taps, row: int, step: int, register: int, *, masked: bool) -> ir.Value | None:
         """The lanes that are within bounds and of C; None where all are."""
@@ -182,7 +185,14 @@ class PlaceBlock:
         plan = self.plan
         offset = row * plan.m.lhs + step * plan.k.lhs + register * self.nano.lanes
         value = load_where(self.operands.arguments.lhs, add(taps.cursor.at, offset), self.nano.lanes, mask)
-        return self.nano.lhs.convert(value, plan.dot.lhs)
+        value = self.nano.lhs.convert(value, plan.dot.lhs)
+        if self.nano.vnni == 1:
+            return value
+        return self.in_pairs(arith.extsi(self.nano.accumulator(), value))  # each before its sign, which meets the zero
+
+    def in_pairs(self, value: ir.Value) -> ir.Value:
+        """Words of 32 bits as pairs of 16, of which an instruction adds up both products."""
+        return bitcast(value, self.nano.lanes * self.nano.vnni, self.nano.lhs.element_type)
 
     def finish(self, acc: Values, block: Block, i: Index, j: Index) -> None:
         """Stores the sums in C, through the epilogue."""

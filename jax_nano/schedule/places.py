@@ -27,7 +27,7 @@ def nest_of_places(dot: Dot) -> LoopNest | None:
 
     Rows of its plan are places along another dimension, columns the neighbours; neither moves in B.
     """
-    if not dot.has_window("lhs") or dot.n or not dot.m or dot.acc == "s32":
+    if not dot.has_window("lhs") or dot.n or not dot.m:
         return None
     if dot.panels or dot.scaling or dot.prologue or dot.algorithm:
         return None
@@ -50,7 +50,8 @@ def place_plans(unit: Unit, dot: Dot) -> Iterator[Plan]:
     """The plan of one task with places in the lanes, if vectors load parts of registers of their type."""
     instruction = unit.instruction
     nest = nest_of_places(dot)
-    if not nest or instruction.vnni > 1 or instruction.tiles or instruction.operations > 1:
+    is_words = instruction.vnni == 2 and instruction.lhs == instruction.rhs == "s16"  # which serves single ones, too
+    if not nest or instruction.tiles or not (is_words or instruction.vnni == instruction.operations == 1):
         return
     if BITS[dot.lhs] < BITS["f32"] and unit.isa.register_bytes * 8 < WIDEST_BITS:  # masks are of 32 bits or more there
         return

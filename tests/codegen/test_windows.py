@@ -98,6 +98,11 @@ CASES = {
     ),
     "one output channel": Case.same((2, 7, 19, 24), (3, 3), 1),
     "few output channels, bf16": Case.same((1, 7, 9, 64), (3, 3), 3, types=BF16),
+    "places last, depthwise, bytes": Case.same(
+        (1, 9, 35, 3), (3, 3), 3, groups=3, layouts=FIRST, places_last=True, types=BYTES
+    ),
+    "one channel, bytes": Case.same((2, 7, 21, 1), (3, 5), 1, dilation=2, types=BYTES),
+    "one channel, bytes without signs": Case.same((1, 7, 70, 1), (3, 3), 1, types=("u8", "s8", "s32")),
     "one tap": Case.same((2, 7, 7, 6), (1, 1), 16, stride=2),
     "one channel": Case.same((2, 7, 7, 1), (3, 3), 1, dilation=2),
     "kernel's gradient": Case(
