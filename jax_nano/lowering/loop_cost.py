@@ -13,20 +13,7 @@ from jax_nano.schedule.cost.pipeline import stage_cycles
 from jax_nano.schedule.pipeline import PipelinePlan
 
 FASTER = "XLA's loop is predicted to be as fast: {xla:.1f} us beside {kernel:.1f}"
-# Where XLA makes no function of a loop, it runs its step operation by operation.
-OPERATION_SECONDS = 0.15e-6
-LIBRARY_SECONDS, KERNEL_SECONDS = 1e-6, 3e-6
-FUNCTION_CYCLES = 6  # that an operation takes longer in XLA's function than a stage does
-# Of the peak, what XLA's products in a loop reach, and kernels of all steps at once: 0.4 and 0.8 (Zen 5, recurrent
-# networks of 256 with 32 rows).
-LIBRARY_SHARE, KERNEL_SHARE = 0.5, 0.8
-# Of a byte that a product before a loop leaves to it: it is given pages, written and read again. 6400 x 128 x 768 takes
-# 4.7 ms, of which multiplying is 2.6 (Zen 5, 2 cores).
-FRESH_SECONDS = 0.1e-9
-LARGE_BYTES = 1 << 22  # from where on that counts: smaller results are in the caches still
-# What a step of a loop around takes longer, of which XLA makes one function no more: that of a No-U-Turn sampler of 8
-# variables, whose trees are an inner loop, took 16 us in place of 9 (Zen 5).
-INTERRUPTION_SECONDS = 10e-6
+LARGE_BYTES = 1 << 22  # of a result before a loop, from where on its pages count: smaller ones are in the caches still
 WHILE_STEPS = 20  # of a loop of unknown length, when its call is weighed
 
 
@@ -44,7 +31,7 @@ def check_is_faster(plan: PipelinePlan, whole: Pipeline, machine: Machine, outer
     """
     xla = other_seconds(plan, whole, machine)
     moved = whole.multiplications - plan.problem.multiplications
-    own = outer + plan.predicted_seconds + moved / (KERNEL_SHARE * peak(plan, machine))
+    own = outer + plan.predicted_seconds + moved / (machine.fitted.kernel_share * peak(plan, machine))
     steps = WHILE_STEPS if any(isinstance(stage, Loop) and stage.length is None for stage in plan.program.stages) else 1
     if own / steps >= xla:
         raise UnsupportedPipeline(FASTER.format(xla=1e6 * xla, kernel=1e6 * own / steps))
@@ -52,7 +39,9 @@ def check_is_faster(plan: PipelinePlan, whole: Pipeline, machine: Machine, outer
 
 def before_seconds(multiplications: int, size: int, plan: PipelinePlan, machine: Machine) -> float:
     """The predicted time of products before a loop, whose results have a size in bytes."""
-    return KERNEL_SECONDS + multiplications / (KERNEL_SHARE * peak(plan, machine)) + FRESH_SECONDS * size
+    fitted = machine.fitted
+    computing = multiplications / (fitted.kernel_share * peak(plan, machine))
+    return 1e-6 * fitted.kernel_us + computing + 1e-9 * fitted.fresh_byte_ns * size
 
 
 def other_seconds(plan: PipelinePlan, whole: Pipeline, machine: Machine) -> float:
@@ -63,12 +52,12 @@ def other_seconds(plan: PipelinePlan, whole: Pipeline, machine: Machine) -> floa
     seconds = 0.0
     for stage, times in repeated(plan.program.stages):
         if work := stage.epilogue if isinstance(stage, Contraction) else stage:
-            cycles = scale * stage_cycles(work, plan, machine) + FUNCTION_CYCLES
+            cycles = scale * stage_cycles(work, plan, machine) + machine.fitted.function_cycles
             seconds += times * cycles / (machine.ghz * 1e9)
     for (stage, times), product in zip(whole.contractions, products, strict=True):
         seconds += times * product_seconds(stage, product, plan, machine)
     if not is_function:
-        seconds += OPERATION_SECONDS * sum(times for _, times in repeated(whole.stages))
+        seconds += 1e-6 * machine.fitted.operation_us * sum(times for _, times in repeated(whole.stages))
     return seconds
 
 
@@ -99,7 +88,9 @@ def product_seconds(stage: Contraction, product: Product, plan: PipelinePlan, ma
     if rules().inline(product):
         return inline_seconds(product.sizes, stage.dtype, machine)
     alone = stage.multiplications / peak(plan, machine)
-    return min(LIBRARY_SECONDS + alone / LIBRARY_SHARE, KERNEL_SECONDS + alone / KERNEL_SHARE)
+    fitted = machine.fitted
+    library = 1e-6 * fitted.library_us + alone / fitted.library_share
+    return min(library, 1e-6 * fitted.kernel_us + alone / fitted.kernel_share)
 
 
 def peak(plan: PipelinePlan, machine: Machine) -> float:

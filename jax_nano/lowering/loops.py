@@ -35,7 +35,7 @@ from jax_nano.lowering import small_loops as small_loops  # whose lowering of wh
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import nano
 from jax_nano.lowering.export import has_kernels
-from jax_nano.lowering.loop_cost import INTERRUPTION_SECONDS, LARGE_BYTES, before_seconds, check_is_faster
+from jax_nano.lowering.loop_cost import LARGE_BYTES, before_seconds, check_is_faster
 from jax_nano.lowering.partition import check_partitioning
 from jax_nano.machine.host import machine_for, target
 from jax_nano.runtime.kernel import Kernel
@@ -174,7 +174,7 @@ def faster_kernel(pipeline: Pipeline, whole: Pipeline) -> Kernel:
       UnsupportedDot: there is none, or it is predicted to be no faster.
     """
     machine = machine_for()
-    outer = INTERRUPTION_SECONDS if small_loops.is_in_function() else 0.0
+    outer = 1e-6 * machine.fitted.interruption_us if small_loops.is_in_function() else 0.0
     check_is_faster(choose_pipeline(pipeline, machine, target(machine)), whole, machine, outer)
     return kernel_for(pipeline)
 

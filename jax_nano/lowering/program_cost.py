@@ -17,9 +17,9 @@ from jax_nano.jaxpr.legality import is_elementwise
 from jax_nano.jaxpr.operands import VIEWS
 from jax_nano.jaxpr.pipeline_rules import SAME
 from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_attention_gradient_p, nano_attention_p, nano_region_p
-from jax_nano.lowering.loop_cost import KERNEL_SHARE, peak
+from jax_nano.lowering.loop_cost import peak
 from jax_nano.machine.isa import Machine
-from jax_nano.schedule.cost.pipeline import CALL_SECONDS, stage_cycles
+from jax_nano.schedule.cost.pipeline import stage_cycles
 from jax_nano.schedule.pipeline import PipelinePlan
 
 FASTER = "its calls one by one are predicted to be as fast: {calls:.1f} us beside {kernel:.1f}"
@@ -27,10 +27,8 @@ MOST_EQUATIONS = 500  # which take 50 ms to read
 MOST_BYTES = 1 << 20  # of arguments and results, which have to be in L2
 # Of the arithmetic: by so much are stages slower than kernels, at most (of 40 programs on Zen 5).
 MARGIN = 0.1
-# From so many elements on, XLA gives reductions to other threads. That takes 25 us on 2 cores of Zen 5 (f32[32,64], JAX
-# 0.12), of which less than half is counted.
+# From so many elements on, XLA (JAX 0.12) gives reductions to other threads.
 PARALLEL_ELEMENTS = 2048
-PARALLEL_SECONDS = 10e-6
 KERNELS = FUSED_PRODUCTS | {nano_region_p, nano_attention_p, nano_attention_gradient_p}
 
 
@@ -61,7 +59,7 @@ class Calls:
     def seconds(self, machine: Machine) -> float:
         """What it takes to begin them all."""
         begun = 1e-6 * (self.kernels * machine.fitted.call_us + self.operations * machine.fitted.piece_us)
-        return begun + (PARALLEL_SECONDS if self.is_parallel and machine.threads > 1 else 0.0)
+        return begun + (1e-6 * machine.fitted.parallel_us if self.is_parallel and machine.threads > 1 else 0.0)
 
 
 def _is_operation(eqn: JaxprEqn, needed: set[Var]) -> bool:
@@ -98,7 +96,9 @@ def check_is_faster(jaxpr: Jaxpr, plan: PipelinePlan, machine: Machine) -> None:
       UnsupportedPipeline: it is not.
     """
     arithmetic = arithmetic_seconds(plan, machine)
-    own = plan.predicted_seconds - CALL_SECONDS + 1e-6 * machine.fitted.call_us + MARGIN * arithmetic
+    fitted = machine.fitted
+    calling = 1e-6 * (fitted.call_us - fitted.pipeline_call_us)  # of nothing else in the program
+    own = plan.predicted_seconds + calling + MARGIN * arithmetic
     others = Calls.of(jaxpr).seconds(machine) + arithmetic
     if own >= others:
         raise UnsupportedPipeline(FASTER.format(calls=1e6 * others, kernel=1e6 * own))
@@ -112,6 +112,6 @@ def arithmetic_seconds(plan: PipelinePlan, machine: Machine) -> float:
         alone = plan.task_count * stage_cycles(stage, plan, machine) / hertz
         shared = alone / machine.threads
         if isinstance(stage, Contraction):
-            shared = plan.task_count * stage.multiplications / (KERNEL_SHARE * peak(plan, machine))
+            shared = plan.task_count * stage.multiplications / (machine.fitted.kernel_share * peak(plan, machine))
         total += times * min(alone, waking + shared)
     return total

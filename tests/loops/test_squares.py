@@ -80,5 +80,6 @@ def test_lanes_are_filled_along_rows_where_columns_are_few(rows, columns):
     for ours, plain in zip(jax.tree.leaves(found), jax.tree.leaves(jax.jit(f)(*arguments)), strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
     (report,) = jax_nano.inspect(jax_nano.accelerate(f), *arguments)
+    assert report.kernel
     if rows == 40 and columns in (2, 3):
         assert any(layout.strides[:1] == (1,) for layout in report.kernel.plan.layouts if len(layout.strides) == 2)

@@ -11,26 +11,21 @@ from jax_nano.schedule.pipeline import PipelinePlan
 from jax_nano.schedule.pipeline_batch import sizes_of
 from jax_nano.schedule.pipeline_hoist import outputs_of
 
-STAGE_CYCLES = 8  # from one stage to the next: what was stored is loaded again
-CALL_SECONDS = 1e-6
-# Of the peak, what blocks reach whose weights L2 holds, and others: sums are not made by blocks of k.
-BLOCK_SHARE, FAR_BLOCK_SHARE = 0.9, 0.7
 FAR_SHARE = 1.25  # of L2: what weights may fill, and most of them be there in the next step
 KEPT_SHARE = 0.75  # of L1, that a step finds there of panels that the last one went through in the other direction
-TASK_SECONDS = 10e-6  # until another thread takes part
 
 
 def pipeline_seconds(plan: PipelinePlan, machine: Machine) -> float:
     """The time of all stages, as often as they run; of a loop of unknown length, of one step."""
     total = sum(times * stage_cycles(stage, plan, machine) for stage, times in repeated(plan.program.stages))
-    waking = TASK_SECONDS if plan.task_count > 1 else 0.0
+    called = machine.fitted.pipeline_call_us + (machine.fitted.pipeline_wake_us if plan.task_count > 1 else 0.0)
     rounds = -(-plan.task_count // machine.threads)
-    return CALL_SECONDS + waking + rounds * total / (machine.ghz * 1e9)
+    return 1e-6 * called + rounds * total / (machine.ghz * 1e9)
 
 
 def stage_cycles(stage: Map | Reduction | Contraction, plan: PipelinePlan, machine: Machine) -> float:
     """The cycles of one stage."""
-    core = machine.vector_core(plan.isa)
+    core, fitted = machine.vector_core(plan.isa), machine.fitted
     if isinstance(stage, Contraction):
         block = plan.block(stage)
         lanes = plan.lanes(stage.dtype)
@@ -47,13 +42,14 @@ def stage_cycles(stage: Map | Reduction | Contraction, plan: PipelinePlan, machi
         from_l2 += kept / (core.loads_per_cycle * plan.register_bytes)
         largest = max(operand_bytes(x, stage) for x in (stage.lhs, stage.rhs))
         is_far = largest > FAR_SHARE * machine.l2.bytes
+        share = fitted.far_pipeline_block_share if is_far else fitted.pipeline_block_share
         from_l3 = largest * machine.ghz / machine.l3_gb_per_s if is_far else 0.0
-        after = stage_cycles(stage.epilogue, plan, machine) - STAGE_CYCLES if stage.epilogue else 0.0
+        after = stage_cycles(stage.epilogue, plan, machine) - fitted.stage_cycles if stage.epilogue else 0.0
         return (
             after
-            + STAGE_CYCLES
+            + fitted.stage_cycles
             + max(
-                updates / core.dots_per_cycle / (FAR_BLOCK_SHARE if is_far else BLOCK_SHARE),
+                updates / core.dots_per_cycle / share,
                 loads / core.loads_per_cycle,
                 latency,
                 from_l2,
@@ -65,7 +61,7 @@ def stage_cycles(stage: Map | Reduction | Contraction, plan: PipelinePlan, machi
     width = width_of(stage, plan)
     count = math.prod(sizes_of(stage)) / width * -(-width // lanes)
     each = instructions_of(stage.program) + 2 + access_instructions(stage, plan, lanes)
-    return STAGE_CYCLES + count * each / core.vector_per_cycle + 2 * instructions_of(stage.program)
+    return fitted.stage_cycles + count * each / core.vector_per_cycle + 2 * instructions_of(stage.program)
 
 
 def width_of(stage: Map | Reduction, plan: PipelinePlan) -> int:
