@@ -178,6 +178,17 @@ def function_of(function: Callable[..., Any]) -> Callable[[Params], Callable[...
     return lambda _: function
 
 
+def tile(params: Params) -> Callable[[Array], Array]:
+    """lax.tile: an array repeated along each of its dimensions."""
+
+    def program(x: Array) -> Array:
+        apart = [size for pair in zip(params["reps"], x.shape, strict=True) for size in pair]
+        repeated = lax.broadcast_in_dim(x, apart, range(1, len(apart), 2))
+        return lax.reshape(repeated, [count * size for count, size in zip(params["reps"], x.shape, strict=True)])
+
+    return program
+
+
 EXPANSIONS: dict[str, Callable[[Params], Callable[..., Any] | None]] = {
     "argmax": partial(arg_extreme, reduce=jnp.max),
     "argmin": partial(arg_extreme, reduce=jnp.min),
@@ -187,6 +198,7 @@ EXPANSIONS: dict[str, Callable[[Params], Callable[..., Any] | None]] = {
     "cummin": partial(cumulative, combine=lax.min, first=largest),
     "cumlogsumexp": partial(cumulative, combine=jnp.logaddexp, first=smallest),
     "stack": stack,
+    "tile": tile,
     "unstack": unstack,
     "population_count": function_of(population_count),
     "lt_to": partial(total_order, compare=lax.lt),

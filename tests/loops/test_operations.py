@@ -205,6 +205,7 @@ def test_rows_are_read_where_indices_say(read):
         lambda y: jnp.cumprod(1 + y), lambda y: lax.cummax(y, reverse=True), lax.cummin,
         lax.cumlogsumexp, lambda y: jnp.cumsum((y > 0).astype(jnp.int32)) * y,
         lambda y: jnp.stack([y[:4], y[4:]], axis=1).reshape(8), lambda y: sum(jnp.unstack(y)) * y,
+        lambda y: jnp.tile(y.reshape(2, 4), (3, 2))[1::3, ::2].reshape(8),
         lambda y: jnp.cosh(y) - jnp.sinh(3 * y) / 10 + jnp.tan(y), lambda y: lax.erf_inv(0.99 * y),
         lambda y: lax.bitcast_convert_type(lax.bitcast_convert_type(y, jnp.uint32) ^ 1, jnp.float32),
         lambda y: 0.9 ** jnp.arange(1, 9) * y, lambda y: jnp.clip(y, -0.1, y[0] + 1),
