@@ -84,15 +84,23 @@ class _Ranges:
 
     def _rounds_down(self, both: JaxprEqn) -> bool:
         """Is true for the condition of jnp.floor_divide, that signs differ and a rest is left, where it never holds."""
-        makers = [self._made_by("ne", x) for x in both.invars]
-        operands = [[self._makers.get(x) for x in eqn.invars if isinstance(x, Var)] for eqn in makers if eqn]
-        flat = {eqn.primitive.name: eqn for eqns in operands for eqn in eqns if eqn}
-        rest = flat.get("rem")
-        if len(operands) != 2 or rest is None or flat.keys() != {"sign", "rem"}:
+        differing = [self._made_by("ne", x) for x in both.invars]
+        signs = next((found for eqn in differing if eqn and (found := self._signs(eqn))), None)
+        rest = next((found for eqn in differing if eqn and (found := self._rest(eqn))), None)
+        if signs is None or rest is None or {*map(id, signs)} != {*map(id, rest)}:
             return False
-        x, by = (self.of(atom) for atom in rest.invars)
-        signs = [eqn.invars[0] for eqns in operands for eqn in eqns if eqn and eqn.primitive.name == "sign"]
-        return bool(x and by and x[0] >= 0 and by[0] > 0) and signs == list(rest.invars)
+        x, by = map(self.of, rest)
+        return bool(x and by and x[0] >= 0 and by[0] > 0)
+
+    def _signs(self, differing: JaxprEqn) -> list[Atom] | None:
+        """Two numbers whose signs are compared."""
+        made = [self._made_by("sign", x) for x in differing.invars]
+        return [eqn.invars[0] for eqn in made if eqn] if all(made) else None
+
+    def _rest(self, differing: JaxprEqn) -> list[Atom] | None:
+        """A number and what it is divided by, where the rest is compared with zero."""
+        rest, zero = self._made_by("rem", differing.invars[0]), self.of(differing.invars[1])
+        return list(rest.invars) if rest and zero == (0, 0) else None
 
     def _made_by(self, name: str, x: Atom) -> JaxprEqn | None:
         eqn = self._makers.get(x) if isinstance(x, Var) else None
@@ -115,7 +123,7 @@ def _of_number(value: object) -> Range | None:
 def _holds(dtype: np.dtype, found: Range) -> bool:
     """Is true where a type holds all of a range, so that nothing wraps."""
     if dtype == jnp.bool_:
-        return True
+        return found[0] >= 0 and found[1] <= 1
     return jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).min <= found[0] and found[1] <= jnp.iinfo(dtype).max
 
 

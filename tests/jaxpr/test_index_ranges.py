@@ -42,6 +42,11 @@ UNKNOWN: dict[str, Any] = {
     "below": lambda experts: jnp.argsort(experts) // CHOICES - TOKENS - 1,
     "scaled": lambda experts: jnp.argsort(experts) * 1,
     "wrapped": lambda experts: (jnp.argsort(experts) + 250).astype(jnp.uint8).astype(jnp.int32) // 32,
+    "numbers_as_truth_values": lambda _: (jnp.arange(TOKENS) + 1000).astype(bool).astype(jnp.int32) - 1000,
+    "chosen_by_truth_values": lambda _: jnp.where(jnp.full(TOKENS, -2).astype(bool), 100, jnp.arange(TOKENS)),
+    "other_rests": lambda experts: jnp.where(
+        (jnp.sign(jnp.argsort(experts)) != 1) & (jax.lax.rem(jnp.argsort(experts), CHOICES) != 1), 100, 1
+    ),
     "divisor": lambda experts: jnp.argsort(experts) // jnp.maximum(experts, 1),
 }
 
