@@ -194,18 +194,20 @@ class ProgramBuilder:
     """Makes one program of nodes that are not in memory."""
 
     def __init__(self, shape: Sequence[int]):
-        self.identity = identity(len(shape))
+        self.shape, self.identity = tuple(shape), identity(len(shape))
         self.builder = Builder()
         self.sources: dict[Source, int] = {}
         self.numbers: dict[tuple[int, tuple[Place, ...]], int] = {}
-        self.nodes: dict[int, Node] = {}  # those read by their own axes
+        self.nodes: dict[int, Node] = {}  # those read whole, by their own axes
 
     def number(self, node: Node, places: tuple[Place, ...]) -> int:
         """The number in the program of a node's elements at some places."""
         key = id(node), places
         if key not in self.numbers:
             self.numbers[key] = self.added(node, places)
-            if places == self.identity:
+            if (
+                places == self.identity and node.shape == self.shape
+            ):  # so has a part of it
                 self.nodes[id(node)] = node
         return self.numbers[key]
 

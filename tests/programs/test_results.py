@@ -237,3 +237,29 @@ def test_parts_around_a_loop_that_is_a_kernel_itself():
     assert_one_kernel(
         f, layers_of(8, 16, 16), layers_of(16, 16, 4), array(16, 16, scale=0.2), array(2, 8), count=3, tolerance=1e-4
     )
+
+
+PARTS = {
+    "first row": lambda y: (y * 2)[:1], "first rows, last": lambda y: (y, (y * 2)[:3]),
+    "first columns": lambda y: (jnp.exp(y)[:, :2], y + 1), "both": lambda y: ((y * 2)[:2, :3], y.sum(0), y * 3),
+    "other rows": lambda y: ((y * 2)[3:7], y),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+def test_parts_of_what_is_used_whole(part):
+    x, w = array(17, 5), array(5, 5)
+
+    def program(x, w):
+        y = jnp.tanh(x @ w @ w)
+        return part(y), y
+
+    def loop(x, w):
+        def step(y, _):
+            y = jnp.tanh(y @ w)
+            return y, part(y)
+
+        return lax.scan(step, x, length=5)
+
+    assert_one_kernel(program, x, w)
+    assert_one_kernel(loop, x, w)
