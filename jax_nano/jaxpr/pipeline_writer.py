@@ -205,9 +205,7 @@ class ProgramBuilder:
         key = id(node), places
         if key not in self.numbers:
             self.numbers[key] = self.added(node, places)
-            if (
-                places == self.identity and node.shape == self.shape
-            ):  # so has a part of it
+            if places == self.identity and node.shape == self.shape:  # so has a part of it
                 self.nodes[id(node)] = node
         return self.numbers[key]
 
