@@ -27,7 +27,7 @@ PRODUCT = ("types", "kind", "m", "n", "k", "threads")
 TIMES = ("resident", "cold")
 # Of a plan, all that its product and instruction set do not say.
 ELSEWHERE = ("dot", "instruction", "why", "predicted_seconds", *(field.name for field in fields(LoopNest)))
-CONVOLUTIONS = ("channelwise",)  # what only they set
+CONVOLUTIONS = ("channelwise", "placewise")  # what only they set
 PLAN = tuple(field.name for field in fields(Plan) if field.name not in ELSEWHERE + CONVOLUTIONS)
 
 

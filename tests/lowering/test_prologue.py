@@ -362,7 +362,7 @@ KEPT = {
     "a value used elsewhere": (
         lambda x, w: (lambda h: h @ w + h.sum())(x * 2), "mul: used by dot_general and reduce_sum"
     ),
-    "an operand of two products": (lambda x, w: (lambda h: (h @ w) * (h @ w[:, ::-1]))(x * 2), "mul: used by"),
+    "an operand of two products": (lambda x, w: (lambda h: (h @ w, h @ w[:, ::-1]))(x * 2), "mul: used by"),
     "many columns": (lambda x, w: (x * 2) @ jnp.tile(w, 300), "mul: takes no longer outside, with 3000 columns of C"),
     "a function that takes long": (
         lambda x, w: jnp.tanh(x) @ jnp.tile(w, 60), "tanh: takes no longer outside, with 600 columns of C"

@@ -233,7 +233,7 @@ SHARD_MAP = {
     "gradient within": (mapped(gradient_within, PLACED, COLUMNS), 2),
     "rematerialized": (jax.grad(lambda x, w: jax.checkpoint(sine)(x, w).sum(), (0, 1)), 3),
     "vmap": (lambda x, w: jax.vmap(product, (None, 0))(x, jnp.stack([w, 2 * w])), 1),
-    "scan within": (mapped(layers, PLACED, P(("x", "y"))), 4),
+    "scan within": (mapped(layers, PLACED, P(("x", "y"))), 1),
     "jit within": (mapped(jax.jit(jnp.matmul), PLACED, BOTH), 1),
     "loop around": (lambda x, w: lax.fori_loop(0, 2, lambda _, x: product(x, w @ w.T), x), 3),
 }
