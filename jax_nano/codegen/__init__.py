@@ -6,7 +6,7 @@
         panels.py                   which panels are packed, by whom and where; pack.py copies them
         gather.py                   panels out of operands that are windows over an image
         channelwise.py              narrow groups of channels in the lanes, with a microkernel of its own
-        placewise.py                neighbouring places of one channel in the lanes, likewise
+        placewise.py                neighbouring places of one channel in the lanes, likewise; taps.py serves both
         prefetch_targets.py         what is prefetched beside a microkernel; prefetch.py does it at an even rate
     microkernel.py                  the loop over K on one register block, and its contract
         tile_microkernel.py         the same contract on register tiles

@@ -26,6 +26,7 @@ from jax_nano.codegen.microkernel import store_registers
 from jax_nano.codegen.nanokernel import Block, Nanokernel
 from jax_nano.codegen.operands import Area, Offsets, Operands, offsets
 from jax_nano.codegen.registers import zeros
+from jax_nano.codegen.taps import TapLoops, Taps
 from jax_nano.codegen.types import element_type
 from jax_nano.codegen.vector.convert import convert
 from jax_nano.codegen.window_ref import Cursor, at_most
@@ -35,12 +36,9 @@ from jax_nano.schedule.plan import Plan
 
 
 @dataclass(frozen=True)
-class Taps:
-    """A run of taps for a block of C: where A and B are at the first of them, and at the block's first place."""
+class ChannelTaps(Taps):
+    """A run of taps, with the block of C."""
 
-    cursor: Cursor
-    rhs: Index
-    count: int
     rows: int
     columns: list[int]  # live lanes of each register
 
@@ -65,7 +63,7 @@ class Loads:
         return self.spreads[*key, channel]
 
 
-class ChannelBlock:
+class ChannelBlock(TapLoops[ChannelTaps]):
     """Writes a task's block of C, for one element of the outer axes."""
 
     def __init__(self, plan: Plan, nano: Nanokernel, operands: Operands, area: Area, at: Offsets):
@@ -103,7 +101,7 @@ class ChannelBlock:
             there = Cursor(
                 add(cursor.at, at[0]), tuple(add(*pair) for pair in zip(cursor.positions, at[arrays:], strict=True))
             )
-            taps = Taps(there, add(self.at[1], at[1], j), plan.k.size, rows, block.counts)
+            taps = ChannelTaps(there, add(self.at[1], at[1], j), plan.k.size, rows, block.counts)
             sums: Values = outer.carry
             outer.next = either(
                 self.is_there(there), [x.type for x in sums], lambda: self.steps(sums, taps), lambda: sums
@@ -124,23 +122,7 @@ class ChannelBlock:
         """Whether places or taps move along a bound. Channels stay within it."""
         return bool(self.row_steps[1 + d] or self.plan.k.window[d])
 
-    def steps(self, acc: Values, taps: Taps) -> Values:
-        """The sums with all taps of a run: by unrolled ones, and a rest."""
-        unroll = self.plan.unroll
-        whole = taps.count // unroll * unroll
-        with section("taps"), for_range(0, whole, unroll, carry=acc) as loop:
-            loop.next = self.some_taps(loop.carry, self.from_tap(taps, loop.i, unroll))
-        acc = loop.results
-        if rest := taps.count - whole:
-            acc = self.some_taps(acc, self.from_tap(taps, whole, rest))
-        return acc
-
-    def from_tap(self, taps: Taps, k: Index, count: int) -> Taps:
-        """So many taps from the k-th on."""
-        cursor = taps.cursor.moved(self.plan.k, k)
-        return Taps(cursor, add(taps.rhs, mul(k, self.plan.k.rhs)), count, taps.rows, taps.columns)
-
-    def some_taps(self, acc: Values, taps: Taps) -> Values:
+    def some_taps(self, acc: Values, taps: ChannelTaps) -> Values:
         """The sums with a few taps: where all that they see is within bounds, nothing is asked for each."""
         is_inside: Condition = True
         for d, bound in enumerate(self.bounds):
@@ -164,7 +146,7 @@ class ChannelBlock:
         m = self.plan.m
         return (m.lhs, *m.window) if self.channels.is_summed else (0,) * (1 + len(self.bounds))
 
-    def multiply(self, acc: Values, taps: Taps, *, bounded: bool) -> Values:
+    def multiply(self, acc: Values, taps: ChannelTaps, *, bounded: bool) -> Values:
         """Multiplies and adds, tap by tap."""
         plan, channels, result = self.plan, self.channels, list(acc)
         rows_move = channels.is_summed
@@ -192,7 +174,7 @@ class ChannelBlock:
         value = load(base, at, self.nano.lanes, count)
         return self.nano.rhs.convert(value, self.plan.dot.rhs)
 
-    def load(self, taps: Taps, row: int, step: int, register: int, *, bounded: bool) -> ir.Value:
+    def load(self, taps: ChannelTaps, row: int, step: int, register: int, *, bounded: bool) -> ir.Value:
         """A register of A; zeros where that is not within bounds."""
         plan, dtype, lanes = self.plan, self.plan.dot.lhs, self.nano.lanes
         rows = row * self.row_steps[0]

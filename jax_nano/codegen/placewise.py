@@ -14,13 +14,13 @@ Lanes beyond a bound are masked. Rows beyond one add nothing: they are asked for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
 from jax_nano.codegen.epilogue import ProgramEpilogue
-from jax_nano.codegen.index import Condition, Index, Values, add, both, less, mul
+from jax_nano.codegen.index import Condition, Index, Values, add, both, less
 from jax_nano.codegen.load_store import first_lanes, load_scalar, load_where
 from jax_nano.codegen.location import section
 from jax_nano.codegen.loops import either, for_range, panels
@@ -28,6 +28,7 @@ from jax_nano.codegen.microkernel import store_registers
 from jax_nano.codegen.nanokernel import Block, Nanokernel
 from jax_nano.codegen.operands import Area, Offsets, Operands, offsets
 from jax_nano.codegen.registers import bitcast, broadcast
+from jax_nano.codegen.taps import TapLoops, Taps
 from jax_nano.codegen.vector.convert import convert
 from jax_nano.codegen.window_ref import Cursor, at_most, lanes_within
 from jax_nano.ir.dot import extent
@@ -35,12 +36,9 @@ from jax_nano.schedule.plan import Plan
 
 
 @dataclass(frozen=True)
-class Taps:
-    """A run of taps for a block of C: where A and B are at the first of them, and at the block's first place."""
+class PlaceTaps(Taps):
+    """A run of taps, with the block of C."""
 
-    cursor: Cursor
-    rhs: Index
-    count: int
     block: Block
 
     @property
@@ -49,7 +47,7 @@ class Taps:
         return range(self.block.rows)
 
 
-class PlaceBlock:
+class PlaceBlock(TapLoops[PlaceTaps]):
     """Writes a task's block of C, for one element of the outer axes."""
 
     def __init__(self, plan: Plan, nano: Nanokernel, operands: Operands, area: Area, at: Offsets):
@@ -77,27 +75,11 @@ class PlaceBlock:
             at = offsets(plan, plan.k_outer, outer.i)
             moved = (add(*pair) for pair in zip(cursor.positions, at[arrays:], strict=True))
             there = Cursor(add(cursor.at, at[0]), tuple(moved))
-            outer.next = self.steps(outer.carry, Taps(there, add(self.at[1], at[1]), plan.k.size, block))
+            outer.next = self.steps(outer.carry, PlaceTaps(there, add(self.at[1], at[1]), plan.k.size, block))
         with section("epilogue"):
             self.finish(outer.results, block, i, j)
 
-    def steps(self, acc: Values, taps: Taps) -> Values:
-        """The sums with all taps of a run: by unrolled ones, and a rest."""
-        unroll = self.plan.unroll
-        whole = taps.count // unroll * unroll
-        with section("taps"), for_range(0, whole, unroll, carry=acc) as loop:
-            loop.next = self.some_taps(loop.carry, self.from_tap(taps, loop.i, unroll))
-        acc = loop.results
-        if rest := taps.count - whole:
-            acc = self.some_taps(acc, self.from_tap(taps, whole, rest))
-        return acc
-
-    def from_tap(self, taps: Taps, k: Index, count: int) -> Taps:
-        """So many taps from the k-th on."""
-        cursor = taps.cursor.moved(self.plan.k, k)
-        return replace(taps, cursor=cursor, rhs=add(taps.rhs, mul(k, self.plan.k.rhs)), count=count)
-
-    def some_taps(self, acc: Values, taps: Taps) -> Values:
+    def some_taps(self, acc: Values, taps: PlaceTaps) -> Values:
         """The sums with a few taps: by all rows together where all are within bounds, else row by row."""
         types = [x.type for x in acc]
 
@@ -121,7 +103,7 @@ class PlaceBlock:
         whole = both(self.is_inside(taps, 0), self.is_inside(taps, taps.rows[-1]))
         return either(whole, types, together, one_by_one)
 
-    def is_inside(self, taps: Taps, row: int) -> Condition:
+    def is_inside(self, taps: PlaceTaps, row: int) -> Condition:
         """Whether a row is within the bounds that lanes do not move along."""
         condition: Condition = True
         for d, bound in enumerate(self.window.bounds):
@@ -130,7 +112,7 @@ class PlaceBlock:
                 condition = both(condition, both(at_most(0, here), less(here, bound.size)))
         return condition
 
-    def are_inside(self, taps: Taps) -> Condition:
+    def are_inside(self, taps: PlaceTaps) -> Condition:
         """Whether all lanes are within the bounds that they move along; not asked where places are in one panel."""
         plan, condition = self.plan, True
         for d, bound in enumerate(self.window.bounds):
@@ -144,7 +126,7 @@ class PlaceBlock:
             condition = both(condition, both(at_most(0, here), less(last, bound.size)))
         return condition
 
-    def multiply(self, acc: Values, taps: Taps, rows: Sequence[int], *, masked: bool = True) -> Values:
+    def multiply(self, acc: Values, taps: PlaceTaps, rows: Sequence[int], *, masked: bool = True) -> Values:
         """Multiplies and adds, tap by tap."""
         plan, result = self.plan, list(acc)
         width = len(taps.block.counts)
@@ -169,7 +151,7 @@ class PlaceBlock:
             return value
         return self.in_pairs(arith.extui(self.nano.accumulator(), value))  # each before a zero
 
-    def mask(self, taps: Taps, row: int, step: int, register: int, *, masked: bool) -> ir.Value | None:
+    def mask(self, taps: PlaceTaps, row: int, step: int, register: int, *, masked: bool) -> ir.Value | None:
         """The lanes that are within bounds and of C; None where all are."""
         plan, lanes, count = self.plan, self.nano.lanes, taps.block.counts[register]
         mask = first_lanes(count, lanes) if count < lanes else None
@@ -180,7 +162,7 @@ class PlaceBlock:
                 mask = arith.andi(mask, within) if mask else within
         return mask
 
-    def load(self, taps: Taps, row: int, step: int, register: int, mask: ir.Value | None) -> ir.Value:
+    def load(self, taps: PlaceTaps, row: int, step: int, register: int, mask: ir.Value | None) -> ir.Value:
         """A register of A; zeros in lanes outside of a mask."""
         plan = self.plan
         offset = row * plan.m.lhs + step * plan.k.lhs + register * self.nano.lanes

@@ -19,6 +19,7 @@ from jax_nano.schedule.plan import Plan
 MOST_TAPS = 8  # that are written one after the other; of longer runs, fewer are
 TAPS_AT_ONCE = 4
 MOST_SUMS = 8  # registers of a block: enough for two units to wait for none, and masks beside them
+WIDEST_BITS = 512  # of the registers whose instruction sets have masks for elements of any size
 BRANCH_CYCLES = 4  # to ask whether a run of taps is within an image
 
 
@@ -67,9 +68,6 @@ def place_plans(unit: Unit, dot: Dot) -> Iterator[Plan]:
         mr=mr, nr=nr, mc=rows, mt=rows, kc=nest.k.size, nc=columns, nt=columns, placewise=True,
         unroll=nest.k.size if nest.k.size <= MOST_TAPS else TAPS_AT_ONCE,
     )  # fmt: skip
-
-
-WIDEST_BITS = 512  # of the registers whose instruction sets have masks for elements of any size
 
 
 def placewise_cycles(plan: Plan, unit: Unit) -> float:
