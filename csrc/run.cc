@@ -1,6 +1,7 @@
 #include "run.h"
 
 #include <immintrin.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -64,6 +65,18 @@ void RunAlone(const Kernel& kernel, void* const* buffers, void* shared, void* lo
         kernel.entries[phase](round, task, shared, local, buffers);
 }
 
+// Moves this thread to another processor than `cpu`, where it may run on others. Where all look busy, if only with
+// threads about to sleep, Linux wakes a thread beside the one that wakes it, and may let a processor idle for
+// milliseconds before it moves either there.
+void Leave(int cpu) {
+  cpu_set_t allowed, others;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  others = allowed;
+  CPU_CLR(cpu, &others);
+  if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
+  sched_setaffinity(0, sizeof allowed, &allowed);
+}
+
 // One execution on several threads. Tasks of all rounds and phases are numbered in order; threads take the next number.
 // A task starts when all tasks of earlier phases are done: they have been begun, as numbers are taken in order, so a
 // thread never waits for work that is still queued.
@@ -93,6 +106,7 @@ class Execution {
     if (next_.load(std::memory_order_relaxed) >= total_) return;
     Seat seat;
     if (!seat.held()) return;
+    if (sched_getcpu() == caller_cpu_) Leave(caller_cpu_);
     Scratch local(static_cast<size_t>(local_bytes_));
     if (local.ok()) Work(local.data());
   }
@@ -114,6 +128,7 @@ class Execution {
   void* const* buffers_;
   void* shared_;
   int64_t local_bytes_;
+  int caller_cpu_ = sched_getcpu();
   int64_t per_round_ = 0;
   int64_t total_ = 0;
   alignas(64) std::atomic<int64_t> next_{0};

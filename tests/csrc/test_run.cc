@@ -1,4 +1,6 @@
 // Run with kernels of instrumented C++, so that the sanitizers see what tasks read and write.
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -250,6 +252,67 @@ TEST(helpers_without_memory_for_scratch_leave_the_tasks_to_others) {
   Results results;
   EXPECT(results.Run(Pipeline(kRounds, /*local_bytes=*/300 * kMiB), 4, To(pool)));
   EXPECT(results.AreThoseOf(kRounds));
+}
+
+// The processors that this thread may run on, while it lives; then, those of before.
+class Processors {
+ public:
+  Processors() { sched_getaffinity(0, sizeof before_, &before_); }
+  Processors(const Processors&) = delete;
+  Processors& operator=(const Processors&) = delete;
+  ~Processors() { sched_setaffinity(0, sizeof before_, &before_); }
+
+  const cpu_set_t& before() const { return before_; }
+
+  static void Pin(int cpu) {
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    sched_setaffinity(0, sizeof one, &one);
+  }
+
+ private:
+  cpu_set_t before_;
+};
+
+std::atomic<int> arrived{0};
+thread_local bool is_helper = false;
+std::atomic<int> cpu_of_helper{-1};
+
+// Each of two tasks waits for the other, so each has a thread of its own.
+void Meet(int64_t, int64_t, void*, void*, void* const*) {
+  if (is_helper) cpu_of_helper = sched_getcpu();
+  ++arrived;
+  while (arrived < 2) std::this_thread::yield();
+}
+
+TEST(a_helper_that_begins_on_its_callers_processor_moves_to_another) {
+  Processors here;
+  if (CPU_COUNT(&here.before()) < 2) return;
+  int cpu = sched_getcpu();
+  Processors::Pin(cpu);
+  std::thread helper;
+  cpu_set_t after;
+  bool ran = Run(Make({{Meet, 2}}, 1), nullptr, 2, [&](std::function<void()> work) {
+    helper = std::thread([&, work = std::move(work)] {
+      is_helper = true;
+      Processors::Pin(cpu);
+      sched_setaffinity(0, sizeof here.before(), &here.before());
+      work();
+      sched_getaffinity(0, sizeof after, &after);
+    });
+  });
+  helper.join();
+  EXPECT(ran);
+  EXPECT(cpu_of_helper != cpu);
+  EXPECT(CPU_EQUAL(&after, &here.before()));
+}
+
+TEST(a_helper_stays_where_it_may_run_on_one_processor_only) {
+  Processors here;
+  Processors::Pin(sched_getcpu());
+  Pool pool(1);
+  EXPECT(Runs(kRounds, 2, To(pool)));
 }
 
 }  // namespace
