@@ -49,11 +49,11 @@ class DotProductMicrokernel(Microkernel):
                             hook(add(loop.i, k), width)
                         loop.next = self.update(loop.next, product, add(loop.i, k), width)
                 acc = loop.results
-            if depth.size % step >= width:
+            if depth.rest(step) >= width:
                 with for_range(unrolled, whole, width, carry=acc) as loop:
                     loop.next = self.update(loop.carry, product, loop.i, width)
                 acc = loop.results
-            if rest := depth.size % width:
+            if rest := depth.rest(width):
                 with for_range(whole, depth.steps, width, carry=acc) as loop:
                     loop.next = self.update(loop.carry, product, loop.i, rest)
                 acc = loop.results

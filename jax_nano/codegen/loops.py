@@ -119,28 +119,48 @@ def panels_of_any_number(span: Span, width: int, name: str, least: int = 1) -> I
 
 @dataclass(frozen=True)
 class Depth:
-    """Steps of k to go through: `steps` of them, which leave the same rest as `size`, the extent of k, or none."""
+    """Steps of k to go through: `steps` of them, which leave the same rest as `size`, the extent of k, or none.
+
+    Where there is no size, they may leave any rest.
+    """
 
     steps: Index
-    size: int
+    size: int | None
+
+    def rest(self, step: int) -> int:
+        """How many steps may be left behind whole ones of `step`, at most; 0 where none ever are."""
+        return step - 1 if self.size is None else self.size % step
 
     def whole(self, step: int) -> Index:
         """The largest multiple of `step` that is at most `steps`."""
         if isinstance(self.steps, int):
             return self.steps // step * step
-        if self.size % step == 0:
+        if not self.rest(step):
             return self.steps
         return arith.subi(self.steps, arith.remui(self.steps, index(step)))
 
-    def pieces(self, step: int) -> Iterator[tuple[Index, int]]:
-        """Emits a loop over pieces of `step` steps, and the rest where there is one: (first step, steps)."""
+    def rounded_up(self, step: int) -> Index:
+        """The smallest multiple of `step` that is at least `steps`."""
+        return Depth(add(self.steps, step - 1), None).whole(step) if self.rest(step) else self.steps
+
+    def pieces(self, step: int) -> Iterator[tuple[Index, Index]]:
+        """Emits a loop over pieces of `step` steps, and the rest where there is one: (first step, steps).
+
+        How many steps the rest has is known here, unless it may have any number from one on.
+        """
         whole = self.whole(step)
         if whole != 0:
             with for_range(0, whole, step) as loop:
                 yield loop.i, step
-        if rest := self.size % step:
+        if rest := self.rest(step):
             with when(unequal(whole, self.steps)):
-                yield whole, rest
+                yield whole, subtract(self.steps, whole) if self.size is None and rest > 1 else rest
+
+    def known_pieces(self, step: int) -> Iterator[tuple[Index, int]]:
+        """Emits the loop of `pieces`, of whose rest it is known here how many steps it has."""
+        for k, steps in self.pieces(step):
+            assert isinstance(steps, int)
+            yield k, steps
 
 
 @contextlib.contextmanager

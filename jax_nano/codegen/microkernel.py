@@ -175,9 +175,9 @@ class Microkernel:
         with section("k loop"):
             if unrolled != 0:
                 acc = self.accumulate_unrolled(acc, product, unrolled, hooks)
-            if depth.size % step >= vnni:
+            if depth.rest(step) >= vnni:
                 acc = self.accumulate_steps(acc, product, (unrolled, whole), vnni)
-            if rest := depth.size % vnni:
+            if rest := depth.rest(vnni):
                 acc = self.accumulate_steps(acc, product, (whole, depth.steps), rest)
         return acc
 

@@ -10,7 +10,7 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
 from jax_nano.codegen.dequantize import QuantizedMatrixRef
-from jax_nano.codegen.index import Index, Values, add, divmod_, index, mul, subtract
+from jax_nano.codegen.index import Index, Values, add, divmod_, index, less, mul, select, subtract
 from jax_nano.codegen.intrinsics import intrinsic
 from jax_nano.codegen.load_store import load
 from jax_nano.codegen.matrix_ref import MatrixRef, Split, load_elements
@@ -83,7 +83,7 @@ class OperandLoader:
         """`count` columns from j on of row k, which is contiguous, in the instruction's type; zeros beyond."""
         return self.convert(*source.load_row(k, j, lanes, count), source.bf16_split)
 
-    def load_vnni(self, source: MatrixRef, k: Index, width: int, cols: Index, live: int) -> Iterator[ir.Value]:
+    def load_vnni(self, source: MatrixRef, k: Index, width: int, cols: Index, live: Index) -> Iterator[ir.Value]:
         """Rows k to k + live - 1 interleaved, register by register of `width` columns; zeros beyond `cols` and `live`.
 
         Rows are contiguous, and are read by whole registers as long as there are as many columns. Where elements share
@@ -98,12 +98,12 @@ class OperandLoader:
 
         def rows(j: int, lanes: int) -> Values:
             count = min(lanes, cols - j) if isinstance(cols, int) else subtract(cols, j)
-            is_empty = isinstance(count, int) and count <= 0
+            counts = [count_of(row, live, count) for row in range(self.vnni)]
             return [
-                self.load_row(source, add(k, row), j, lanes, count)
-                if row < live and not is_empty
-                else zeros(lanes, self.element_type)
-                for row in range(self.vnni)
+                zeros(lanes, self.element_type)
+                if isinstance(count, int) and count <= 0
+                else self.load_row(source, add(k, row), j, lanes, count)
+                for row, count in enumerate(counts)
             ]
 
         whole = width // register * register
@@ -140,6 +140,13 @@ class OperandLoader:
             at = source.offset(mul(pair, source.vnni), j)
             words = bitcast(load(source.base, at, 2 * self.lanes), self.lanes, word)
             yield bitcast(arith.andi(arith.shli(words, left), upper), self.lanes, element_type("f32"))
+
+
+def count_of(row: int, live: Index, count: Index) -> Index:
+    """How many elements a row has: `count` if it is one of the first `live` rows, of which there is one at least."""
+    if isinstance(live, int):
+        return count if row < live else 0
+    return select(less(row, live), count, 0) if row else count
 
 
 def rounds_to_bf16(instruction: DotInstruction) -> bool:

@@ -26,7 +26,7 @@ from jax_nano.codegen.load_store import load, prefetch, store
 from jax_nano.codegen.loops import Depth, Span, for_range, panels, when
 from jax_nano.codegen.matrix_ref import MatrixRef
 from jax_nano.codegen.nanokernel import Nanokernel
-from jax_nano.codegen.operand_loader import OperandLoader
+from jax_nano.codegen.operand_loader import OperandLoader, count_of
 from jax_nano.codegen.registers import bitcast, splat, zeros
 from jax_nano.codegen.shuffles import interleave, transpose
 from jax_nano.codegen.types import element_type
@@ -85,9 +85,9 @@ class Packer:
         """A register of elements again."""
         return bitcast(groups, self.register, self.load.element_type)
 
-    def read(self, source: MatrixRef, i: Index, j: Index, lanes: int, count: int) -> ir.Value:
+    def read(self, source: MatrixRef, i: Index, j: Index, lanes: int, count: Index) -> ir.Value:
         """`count` columns of row i from j on, which are contiguous, as the instruction wants them; zeros beyond."""
-        if count <= 0:
+        if isinstance(count, int) and count <= 0:
             return zeros(lanes, self.load.element_type)
         return self.load.load_row(source, i, j, lanes, count)
 
@@ -112,16 +112,13 @@ class Packer:
     def clear_rest(self, to: Destination, depth: Depth) -> None:
         """Zeros from the last VNNI group to the end of the last instruction's steps."""
         steps = self.load.instruction.shape[2]
-        rest = depth.size % steps
-        missing = range(-(-rest // self.vnni) * self.vnni, steps, self.vnni)
-        if not rest or not missing:
+        if steps == self.vnni or not depth.rest(steps):
             return
-        whole, nothing = depth.whole(steps), self.zeros()
-        with when(unequal(whole, depth.steps)):
-            for _, _, panel in to:
-                for k in missing:
-                    for j in range(0, self.width, self.lanes):
-                        self.put(nothing, panel, add(whole, k), j)
+        nothing = self.zeros()
+        for _, _, panel in to:
+            with for_range(depth.rounded_up(self.vnni), depth.rounded_up(steps), self.vnni) as row:
+                for j in range(0, self.width, self.lanes):
+                    self.put(nothing, panel, row.i, j)
 
     def copy_rows(self, to: Destination, source: MatrixRef, depth: Depth) -> None:
         """Rows that are contiguous already: VNNI groups of them, read along the rows from panel to panel."""
@@ -132,7 +129,7 @@ class Packer:
                         prefetch(source.base, source.offset(add(k, self.rows_ahead + step), add(first, j)))
                 self.copy_group(source.block(0, first), panel, k, cols, live)
 
-    def copy_group(self, source: MatrixRef, panel: MatrixRef, k: Index, cols: Index, live: int) -> None:
+    def copy_group(self, source: MatrixRef, panel: MatrixRef, k: Index, cols: Index, live: Index) -> None:
         """Rows k to k + live - 1 of a panel, interleaved."""
         padded = -(-self.width // self.lanes) * self.lanes
         for i, register in enumerate(self.load.load_vnni(source, k, padded, cols, live)):
@@ -144,7 +141,10 @@ class Packer:
             self.copy_group(source, panel, add(k, first), cols, self.vnni)
 
     def copy_transposed(self, source: MatrixRef, panel: MatrixRef, depth: Depth, cols: int) -> None:
-        """Columns that are contiguous: squares of `lanes` x `lanes` VNNI groups transposed in registers."""
+        """Columns that are contiguous: squares of `lanes` x `lanes` VNNI groups transposed in registers.
+
+        How many steps are left behind whole squares has to be known here.
+        """
 
         def square(k: Index, j: Index, live: int, count: int) -> Values:
             first = source.block(k, j).transposed
@@ -155,7 +155,7 @@ class Packer:
             return [self.as_elements(row) for row in transpose(columns)[: -(-live // self.vnni)]]
 
         whole = cols // self.lanes * self.lanes
-        for k, live in depth.pieces(self.register):
+        for k, live in depth.known_pieces(self.register):
             if whole:
                 with for_range(0, whole, self.lanes) as loop:
                     for i, row in enumerate(square(k, loop.i, live, self.lanes)):
@@ -167,9 +167,7 @@ class Packer:
 
     def copy_elements(self, source: MatrixRef, panel: MatrixRef, depth: Depth, cols: int) -> None:
         """Strided both ways: element by element, into a panel cleared before."""
-        has_rest = depth.size % self.vnni
-        end = Depth(add(depth.steps, self.vnni - 1), depth.size).whole(self.vnni) if has_rest else depth.steps
-        with for_range(0, end, self.vnni) as row:
+        with for_range(0, depth.rounded_up(self.vnni), self.vnni) as row:
             for j in range(0, self.width, self.lanes):
                 self.put(self.zeros(), panel, row.i, j)
         with for_range(0, depth.steps) as row:
@@ -206,15 +204,15 @@ class Packer:
         for k, live in depth.pieces(self.register):
             along, groups = source.block(0, k).transposed, []
             for first in range(0, self.register, self.vnni):
-                steps = range(first, first + self.vnni)
-                columns = [self.read(along, step, 0, self.lanes, count if step < live else 0) for step in steps]
+                counts = [count_of(step, live, count) for step in range(first, first + self.vnni)]
+                columns = [self.read(along, first + i, 0, self.lanes, each) for i, each in enumerate(counts)]
                 groups.append(self.as_groups(interleave(columns)))
             for i, row in enumerate(transpose(groups)[:count]):
                 store(self.as_elements(row), target.base, target.offset(i, k))
 
     def copy_row_elements(self, source: MatrixRef, target: MatrixRef, depth: Depth) -> None:
         """A row that is neither, element by element."""
-        if depth.size % self.register:
+        if depth.rest(self.register):
             whole = depth.whole(self.register)
             with when(unequal(whole, depth.steps)):
                 store(self.zeros(), target.base, target.offset(0, whole))

@@ -37,11 +37,21 @@ def test_edges_of_tiles(out, sizes, numbers):
     assert_grouped(result.reshape(130, 45), lhs, rhs, sizes, numbers)
 
 
-def test_sums_over_groups_go_by_vectors():
-    rng = np.random.default_rng(0)
-    lhs, rhs = (rng.standard_normal(s).astype(ml_dtypes.bfloat16) for s in ((70, 40), (70, 33)))
-    plan = choose_grouped(described(lhs, rhs, np.zeros(3, np.int32), SUMS), MACHINE, AMX)
-    assert not plan.instruction.tiles
+@pytest.mark.parametrize("sizes", [[70, 0, 33, 17], [31, 32, 1, 64], [2, 129, 0, 0], [3, 30, 60, 4]], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "out"), [(ml_dtypes.bfloat16, np.float32), (ml_dtypes.bfloat16,) * 2, (np.int8, np.int32)],
+    ids=["bf16>f32", "bf16", "s8"],
+)  # fmt: skip
+@pytest.mark.parametrize("depth", [None, 64], ids=["at once", "by blocks"])
+def test_sums_over_groups_of_any_number_of_rows(dtype, out, sizes, depth):
+    rng = np.random.default_rng(sizes)
+    lhs, rhs = (rng.integers(-99, 99, s).astype(dtype) for s in ((131, 40), (131, 53)))
+    sizes = np.array(sizes, np.int32)
+    plan = choose_grouped(described(lhs, rhs, sizes, SUMS, out), MACHINE, AMX)
+    assert plan.main.instruction.tiles
+    plan = plan.replace(many=plan.main.replace(kc=depth or plan.main.kc))
+    result = GroupedRunner(plan, MACHINE)(lhs, rhs, sizes, before=True)
+    assert_grouped(result.reshape(4, 40, 53), lhs, rhs, sizes, SUMS)
 
 
 def by_tiles(f, *operands):

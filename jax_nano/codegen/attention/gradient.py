@@ -270,6 +270,7 @@ class GradientTask:
         """Rows by columns, over so many steps into a panel: whole register blocks, whose last rows may be anything."""
         plan, (size, out) = self.plan, to
         k = KBlock(0, Depth(size, size), first=True, last=True)
+        assert block.depth.size
         count = -(-block.depth.size // plan.mr) * plan.mr
         begin = block.begin
         for i, rows in panels(Span(begin, add(begin, block.depth.steps), count), plan.mr, "panels of rows"):

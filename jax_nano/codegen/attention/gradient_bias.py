@@ -95,7 +95,7 @@ class Slopes(Probabilities):
         """Emits the loop over rows, with masks by place where any of the pairs may be masked by them."""
 
         def loop(*, masked: bool) -> Values:
-            for i, rows in self.depth.pieces(self.plan.unroll):
+            for i, rows in self.depth.known_pieces(self.plan.unroll):
                 for row in range(rows):
                     _, ds = self.row(add(i, row), masked=masked)
                     for value, j in zip(ds, self.columns, strict=True):

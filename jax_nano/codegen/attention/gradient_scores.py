@@ -95,7 +95,7 @@ class Elementwise(Probabilities):
     def loop(self, *, masked: bool) -> Values:
         """The loop over rows: VNNI groups of them, the last padded with zeros."""
         vnni = self.plan.instruction.vnni
-        for i, rows in self.depth.pieces(max(vnni, self.plan.unroll)):
+        for i, rows in self.depth.known_pieces(max(vnni, self.plan.unroll)):
             for group in range(0, rows, vnni):
                 live = min(vnni, rows - group)
                 found = [self.scaled_row(add(i, group + row), masked=masked) for row in range(live)]
@@ -124,7 +124,7 @@ class Elementwise(Probabilities):
         """Zeros from the last VNNI group to the end of the last instruction's steps."""
         vnni, steps = self.plan.instruction.vnni, self.plan.instruction.shape[2]
         depth = self.depth
-        rest = depth.size % steps
+        rest = depth.rest(steps)
         missing = range(-(-rest // vnni) * vnni, steps, vnni)
         if not rest or not missing:
             return

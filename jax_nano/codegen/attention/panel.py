@@ -180,6 +180,7 @@ class PanelAttention:
             return
         k = KBlock(0, Depth(problem.depth, problem.depth), first=True, last=True)
         micro = microkernel_for(self.plan, lhs_is_packed=plan.packs_keys)
+        assert depth.size
         size = -(-depth.size // plan.mr) * plan.mr if plan.packs_keys else depth.size
         with section("scores"):
             for i, rows in panels(Span(key, add(key, depth.steps), size), plan.mr, "panels of keys"):

@@ -147,7 +147,7 @@ class Softmax:
         with for_range(0, whole, step, carry) as loop:
             loop.next = body(loop.i, step, loop.carry)
         carry = loop.results
-        if rest := depth.size % step:
+        if rest := depth.rest(step):
             types = [value.type for value in carry]
             carry = either(unequal(whole, depth.steps), types, lambda: body(whole, rest, carry), lambda: list(carry))
         return carry
@@ -223,7 +223,7 @@ class Softmax:
         """Zeros from the last VNNI group to the end of the last instruction's steps."""
         instruction = self.plan.instruction
         vnni, steps = instruction.vnni, instruction.shape[2]
-        rest = depth.size % steps
+        rest = depth.rest(steps)
         missing = range(-(-rest // vnni) * vnni, steps, vnni)
         if rest and missing:
             whole = depth.whole(steps)

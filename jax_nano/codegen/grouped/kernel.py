@@ -271,16 +271,15 @@ class SumOverGroup(PlacedBlock):
     def k_blocks(self) -> Iterator[tuple[KBlock, MatrixRef, MatrixRef]]:
         """See TaskBlock.k_blocks. Without any step there is one block, of no step, whose sums are zeros."""
         plan, operands = self.plan, self.operands
-        any_rest = 2 * plan.step - 1  # no multiple of anything: loops over steps and their rests are all written
         a, b = operands.lhs(self.at), operands.rhs(self.at)
         assert isinstance(a, MatrixRef)
         assert isinstance(b, MatrixRef)
         if plan.k_blocks == 1:
-            yield KBlock(0, Depth(self.steps, any_rest), True, True), a, b  # noqa: FBT003
+            yield KBlock(0, Depth(self.steps, None), True, True), a, b  # noqa: FBT003
             return
         with section("k blocks (KC)"), for_range(0, maximum(self.steps, 1), plan.kc) as block:
             left = subtract(self.steps, block.i)
-            depth = Depth(minimum(plan.kc, left), any_rest)
+            depth = Depth(minimum(plan.kc, left), None)
             yield KBlock(block.i, depth, equal(block.i, 0), negation(less(plan.kc, left))), a, b
 
 

@@ -81,7 +81,7 @@ class GatherPacker:
             return
         with for_range(to.span.begin, to.span.end) as row:
             target, cursor = to.panel(row.i), source.cursor.within(source.places, row.i)
-            if depth.size % register:
+            if depth.rest(register):
                 whole = depth.whole(register)
                 with when(unequal(whole, depth.steps)):
                     store(self.packer.zeros(), target.base, target.offset(0, whole))
@@ -96,7 +96,7 @@ class GatherPacker:
             for piece in pieces_of_runs(run.size, i, count):
                 cursor = source.cursor.within(outer, piece.run)
                 length = subtract(piece.end, piece.begin)
-                for k, live in depth.pieces(self.packer.register):
+                for k, live in depth.known_pieces(self.packer.register):
                     for r, row in enumerate(self.square(cursor, run, piece, k, live)[:count]):
                         if (is_there := less(r, length)) is not False:
                             with when(is_there):
@@ -165,7 +165,7 @@ class GatherPacker:
 
     def clear(self, panel: MatrixRef, depth: Depth) -> None:
         """Zeros in a panel."""
-        for k, _ in depth.pieces(self.packer.vnni):
+        for k, _ in depth.known_pieces(self.packer.vnni):
             for j in range(0, self.packer.width, self.packer.lanes):
                 self.packer.put(self.packer.zeros(), panel, k, j)
 
@@ -177,7 +177,7 @@ class GatherPacker:
         source, vnni = self.source, self.packer.vnni
         inner = source.steps[-1] if source.steps else None
         if inner is None or any(inner.window) or inner.size % vnni:
-            for k, live in depth.pieces(vnni):
+            for k, live in depth.known_pieces(vnni):
                 cursors = [cursor.within(source.steps, add(source.first, k, step)) for step in range(live)]
                 self.copy_steps(cursors, run, piece, panel.block(k, 0))
             return

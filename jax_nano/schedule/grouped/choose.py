@@ -38,6 +38,8 @@ def grouped_plans(problem: Grouped, machine: Machine, isa: Isa) -> list[GroupedP
     """
     if problem.ragged == "k":
         rows = min(problem.rows, max(SUM_ROWS[0], min(SUM_ROWS[1], 2 * problem.expected_rows)))
+        if isa.vectors:  # tiles are cut into whole ones
+            rows = -(-rows // SUM_ROWS[0]) * SUM_ROWS[0]
         plans = [fitting(for_all_rows(plan, problem), machine) for plan in best_plans(problem, rows, machine, isa)]
         plans = within_scratch(plans)
         return [with_reason(GroupedPlan(problem=problem, few=None, many=plan, few_rows=0), machine) for plan in plans]
@@ -119,7 +121,7 @@ def candidates(dot: Dot, machine: Machine, isa: Isa, ragged: str) -> Iterator[Pl
     for plan in kernel_plans(dot, machine, isa):
         if plan.swapped or plan.channelwise or plan.overlap_packing or (plan.k_outer and ragged == "k"):
             continue
-        if plan.instruction.tiles and (plan.lhs == "unpacked" or ragged == "k"):
+        if plan.instruction.tiles and plan.lhs == "unpacked":
             continue  # tiles would read rows beyond the last one
         if ragged == "m" and plan.lhs == "columns":
             continue
@@ -153,9 +155,13 @@ def in_long_runs(plan: Plan, machine: Machine) -> Plan | None:
 
 
 def sums_any_rows(plan: Plan) -> bool:
-    """Packing and products end at any step of k."""
-    by_steps = plan.lhs == "unpacked" or (plan.lhs == "columns" and plan.m.lhs == 1)
-    return by_steps and plan.n.rhs == 1 and not plan.inner_product and plan.instruction.vnni <= 2
+    """Packing and products end at any step of k: tiles are filled with zeros, vectors take a few steps at once."""
+    if plan.n.rhs != 1 or plan.inner_product:
+        return False
+    _, lanes, steps = plan.instruction.shape
+    if plan.instruction.tiles:
+        return plan.lhs == "rows" and lanes * plan.instruction.vnni % steps == 0  # packing ends with a register
+    return plan.instruction.vnni <= 2 and (plan.lhs == "unpacked" or (plan.lhs == "columns" and plan.m.lhs == 1))
 
 
 def vector_plans(problem: Grouped, rows: int, machine: Machine, isa: Isa) -> list[Plan]:
