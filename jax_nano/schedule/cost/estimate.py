@@ -244,7 +244,8 @@ def unit_of(plan: Plan, machine: Machine) -> Unit:
     """The unit that computes a plan's blocks of C."""
     unit = Unit(machine, machine.isa(plan.isa), plan.instruction)
     unpacked = {"lhs_unpacked": plan.lhs == "unpacked", "rhs_unpacked": not plan.reads_panels}
-    return unit.having(extra_work(unit, plan, **unpacked, inner_product=plan.inner_product))
+    extra = extra_work(unit, plan, **unpacked, inner_product=plan.inner_product)
+    return unit.having(extra.row_by_row(machine.fitted) if plan.row_by_row else extra)
 
 
 def panel_fetch(plan: Plan, unit: Unit, cols: int) -> PanelFetch:
