@@ -110,24 +110,30 @@ def vector_plans(unit: Unit, nest: LoopNest) -> Iterator[Plan]:
             blocks = found[key]
             for block in blocks if form.prefetch_rhs else blocks[:1]:
                 yield plan_around(unit, nest, form, block, depth)
-            if goes_row_by_row(unit.machine, nest, form):
+            if can_go_row_by_row(unit, nest, form):
                 yield row_by_row_plan(unit.having(extra), nest, form, rhs, depth)
 
 
 def row_by_row_plan(unit: Unit, nest: LoopNest, form: Form, rhs: UnpackedRhs, depth: int) -> Plan:
     """The plan whose register blocks follow one another along the rows of C."""
     writer = unit.having(unit.extra.row_by_row(unit.machine.fitted))
-    most = FAR_ROWS, max(1, FAR_LINES * LINE_BYTES // bytes_of(nest.dot.out, unit.lanes))
     sizes, stride = (nest.m.size, nest.n.size, depth), conflicting_stride(unit, nest)
-    block, *_ = register_blocks(writer, sizes, rhs, stride, most)
+    block, *_ = register_blocks(writer, sizes, rhs, stride, (FAR_ROWS, far_registers(unit, nest.dot)))
     return in_row_blocks(plan_around(unit, nest, form, block, depth), block.rows)
 
 
-def goes_row_by_row(machine: Machine, nest: LoopNest, form: Form) -> bool:
-    """C leaves the caches, and L1 holds all of B, so that rows can go through its columns one after the other."""
-    in_l1 = bytes_of(nest.dot.rhs, nest.k.size * nest.n.size) <= machine.l1.bytes
+def far_registers(unit: Unit, dot: Dot) -> int:
+    """Registers of columns in a block of a C that goes to memory."""
+    return max(1, FAR_LINES * LINE_BYTES // bytes_of(dot.out, unit.lanes))
+
+
+def can_go_row_by_row(unit: Unit, nest: LoopNest, form: Form) -> bool:
+    """C leaves the caches, and L1 holds all of B, so that rows can go through its blocks of columns one by one."""
+    dot, m, n, k = nest.dot, nest.m, nest.n, nest.k
+    in_l1 = bytes_of(dot.rhs, k.size * n.size) <= unit.machine.l1.bytes
+    several = m.size > 1 and n.size > far_registers(unit, dot) * unit.lanes
     plain = form.lhs == "unpacked" and not form.prefetch_lhs and not form.streamed
-    return plain and in_l1 and nest.m.size > 1 and result_leaves(nest.dot, machine)
+    return plain and several and in_l1 and result_leaves(dot, unit.machine)
 
 
 def conflicting_stride(unit: Unit, nest: LoopNest) -> int:

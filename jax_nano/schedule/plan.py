@@ -176,8 +176,8 @@ class Plan:
 
     @property
     def row_by_row(self) -> bool:
-        """The rows of a register block go through all columns before the next ones do: C is written from end to end."""
-        return self.mc <= self.mr
+        """Rows of a register block go through all columns before the next ones do: C is written from end to end."""
+        return self.mc <= self.mr or self.n.size <= self.nr
 
     @property
     def m_tasks(self) -> int:

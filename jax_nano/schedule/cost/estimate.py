@@ -22,6 +22,7 @@ from jax_nano.schedule.cost.memory import (
     lhs_wait_cycles,
     lost_out_cycles,
     memory_seconds,
+    result_leaves,
     rhs_block_bytes,
     rhs_stalls,
     stream_cycles,
@@ -245,7 +246,8 @@ def unit_of(plan: Plan, machine: Machine) -> Unit:
     unit = Unit(machine, machine.isa(plan.isa), plan.instruction)
     unpacked = {"lhs_unpacked": plan.lhs == "unpacked", "rhs_unpacked": not plan.reads_panels}
     extra = extra_work(unit, plan, **unpacked, inner_product=plan.inner_product)
-    return unit.having(extra.row_by_row(machine.fitted) if plan.row_by_row else extra)
+    far = plan.row_by_row and result_leaves(plan.dot, machine)
+    return unit.having(extra.row_by_row(machine.fitted) if far else extra)
 
 
 def panel_fetch(plan: Plan, unit: Unit, cols: int) -> PanelFetch:
