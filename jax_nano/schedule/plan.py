@@ -177,7 +177,7 @@ class Plan:
     @property
     def row_by_row(self) -> bool:
         """Rows of a register block go through all columns before the next ones do: C is written from end to end."""
-        return self.mc <= self.mr or self.n.size <= self.nr
+        return self.n.size <= (self.block_columns if self.mc <= self.mr else self.nr)
 
     @property
     def m_tasks(self) -> int:
