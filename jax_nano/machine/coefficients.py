@@ -56,6 +56,7 @@ class Fitted:
     unpacked_lhs_wait: float  # how much longer the wait for A is where it is unpacked than where it is copied
     followed_lhs_wait_share: float  # of that wait, left where strides are short or runs are not
     first_panel_wait_share: float  # of the time that a task's first panel of B takes to come, which nothing prefetches
+    far_pieces_share: float  # that a C beyond the LLC takes longer where it is written by pieces of many rows
 
     # Packing.
     packing_bandwidth_share: float  # of bandwidth, reached by copying, which waits for what it did not prefetch

@@ -170,8 +170,14 @@ class Plan:
 
     @property
     def rows_in_blocks(self) -> bool:
-        """Tasks go through A by blocks of rows, which they pack or prefetch, or whose windows overlap."""
-        return self.lhs != "unpacked" or self.window_runs.longest > 0 or (self.prefetch_lhs and not self.lhs_by_steps)
+        """Tasks go through A by blocks of rows, which they pack or prefetch, whose windows overlap, or row by row."""
+        prefetched = self.prefetch_lhs and not self.lhs_by_steps
+        return self.lhs != "unpacked" or self.window_runs.longest > 0 or prefetched or self.mc < self.mt
+
+    @property
+    def row_by_row(self) -> bool:
+        """Rows of a register block go through all columns before the next ones do: C is written from end to end."""
+        return self.n.size <= (self.block_columns if self.mc <= self.mr else self.nr)
 
     @property
     def m_tasks(self) -> int:

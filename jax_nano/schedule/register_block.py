@@ -47,7 +47,11 @@ class RegisterBlock(NamedTuple):
 
 
 def register_blocks(
-    unit: Unit, sizes: tuple[int, int, int], rhs: UnpackedRhs = PACKED, lhs_stride_bytes: int = 0
+    unit: Unit,
+    sizes: tuple[int, int, int],
+    rhs: UnpackedRhs = PACKED,
+    lhs_stride_bytes: int = 0,
+    most: tuple[int, int] | None = None,
 ) -> list[RegisterBlock]:
     """Chooses how many accumulators stay in registers: the block whose microkernels take the fewest cycles.
 
@@ -58,6 +62,7 @@ def register_blocks(
       sizes: rows and columns of C, and steps of k in a block of the sum.
       rhs: B, where it is unpacked.
       lhs_stride_bytes: how far apart rows of an unpacked A are: they may push each other out of L1.
+      most: rows and registers of columns that a block may have, where it may not have as many as registers hold.
 
     Raises:
       ValueError: the target has fewer than 3 registers, or C is empty.
@@ -68,7 +73,8 @@ def register_blocks(
     search = BlockSearch(unit, sizes, rhs, lhs_stride_bytes)
     best: dict[int, tuple[float, int]] = {}  # by registers of n: the cycles, and the rows
     fastest = math.inf
-    fitting = blocks_that_fit(unit, m, -(-n // unit.lanes), packed=not rhs.bytes)
+    limits = map(min, (m, -(-n // unit.lanes)), most or (m, n))
+    fitting = blocks_that_fit(unit, *limits, packed=not rhs.bytes)
     for bound, rows, registers in sorted((search.bound(*block), *block) for block in fitting):
         if bound > HARDLY_MORE * fastest:
             break

@@ -22,6 +22,7 @@ from jax_nano.schedule.cost.memory import (
     lhs_wait_cycles,
     lost_out_cycles,
     memory_seconds,
+    result_leaves,
     rhs_block_bytes,
     rhs_stalls,
     stream_cycles,
@@ -244,7 +245,9 @@ def unit_of(plan: Plan, machine: Machine) -> Unit:
     """The unit that computes a plan's blocks of C."""
     unit = Unit(machine, machine.isa(plan.isa), plan.instruction)
     unpacked = {"lhs_unpacked": plan.lhs == "unpacked", "rhs_unpacked": not plan.reads_panels}
-    return unit.having(extra_work(unit, plan, **unpacked, inner_product=plan.inner_product))
+    extra = extra_work(unit, plan, **unpacked, inner_product=plan.inner_product)
+    far = plan.row_by_row and result_leaves(plan.dot, machine)
+    return unit.having(extra.row_by_row(machine.fitted) if far else extra)
 
 
 def panel_fetch(plan: Plan, unit: Unit, cols: int) -> PanelFetch:

@@ -230,7 +230,10 @@ def line_fetch_cycles(plan: Plan, machine: Machine, evicted_share: float = 0.0) 
 
 
 def memory_seconds(plan: Plan, machine: Machine, workers: int) -> float:
-    """How long the arrays take on their way to the cores: each task along m reads B again, each along n reads A."""
+    """How long the arrays take on their way to the cores: each task along m reads B again, each along n reads A.
+
+    A result that leaves the caches goes to memory, and takes longer where it is written by pieces of many rows.
+    """
     size = plan.dot.bytes
     again = (plan.m_tasks - 1) * (plan.rhs != "per_round") * bytes_of(plan.dot.rhs, plan.dot.rhs_elements)
     again += (plan.n_tasks * plan.rounds - 1) * bytes_of(plan.dot.lhs, plan.dot.lhs_elements)
@@ -238,9 +241,17 @@ def memory_seconds(plan: Plan, machine: Machine, workers: int) -> float:
     if size <= inner:
         return 0.0
     one, every = machine.memory_gb_per_s
+    from_memory, from_cache = 1e9 * min(one * workers, every), 1e9 * machine.l3_gb_per_s * workers
+    out = bytes_of(plan.dot.out, plan.results) if result_leaves(plan.dot, machine) else 0
+    pieces = 0.0 if plan.row_by_row else machine.fitted.far_pieces_share * out / from_memory
     if size <= machine.llc.bytes:
-        return (size + again) / (machine.l3_gb_per_s * workers * 1e9)
-    return (size + again) / (min(one * workers, every) * 1e9)
+        return (size - out + again) / from_cache + out / from_memory + pieces
+    return (size + again) / from_memory + pieces
+
+
+def result_leaves(dot: Dot, machine: Machine) -> bool:
+    """A result leaves the caches: the LLC does not hold it beside the one before, which callers keep until then."""
+    return 2 * bytes_of(dot.out, math.prod(dot.sizes[:3])) > machine.llc.bytes
 
 
 def line_count(count: int, dtype: str) -> float:

@@ -28,6 +28,10 @@ class Extra(NamedTuple):
     held: int = 0  # registers of B that stay while several steps are taken out of them, for each that a step reads
     per_run: float = 0  # cycles from a row of C that is stored to the next
 
+    def row_by_row(self, fitted: Fitted) -> Extra:
+        """Where C is written row by row: few rows are written in turn, too few to push each other out of caches."""
+        return self._replace(per_run=min(self.per_run, fitted.out_row_cycles))
+
 
 NOTHING_MORE = Extra()
 
