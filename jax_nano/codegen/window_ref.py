@@ -130,19 +130,6 @@ def pieces_of_runs(size: int, first: Index, count: Index) -> Iterator[Piece]:
             yield Piece(loop.i, begin, stop, subtract(add(at, begin), first), count)
 
 
-@dataclass(frozen=True)
-class Steps:
-    """A run of steps along an axis that moves along no bound: a piece of it, where it is in memory."""
-
-    cursor: Cursor
-    axis: Axis
-    piece: Piece
-
-    def at(self, k: Index) -> Index:
-        """Where step k is."""
-        return add(self.cursor.at, mul(k, self.axis.lhs))
-
-
 def lanes_within(k: Index, begin: Index, end: Index, lanes: int) -> ir.Value:
     """A mask of the lanes, of which the first is element k, that are elements [begin, end)."""
     below, before = first_lanes(subtract(end, k), lanes), first_lanes(subtract(begin, k), lanes)
