@@ -34,7 +34,7 @@ from jax_nano.codegen.index import (
     subtract,
     unequal,
 )
-from jax_nano.codegen.load_store import first_lanes, load, load_where, store, store_where
+from jax_nano.codegen.load_store import first_lanes, lanes_between, load, load_where, store, store_where
 from jax_nano.codegen.loops import Depth, for_range, when
 from jax_nano.codegen.matrix_ref import MatrixRef
 from jax_nano.codegen.operand_loader import rounds_to_bf16
@@ -228,7 +228,7 @@ class GatherPacker:
         insides = [self.source.inside(cursor, run) for cursor in groups.cursors]
         for first, is_whole in registers_or_part(piece.begin, piece.end, lanes):
             live = [self.lanes_of(piece, within, first) for within in insides]
-            stored = None if is_whole else first_lanes(mul(subtract(piece.end, first), vnni), lanes * vnni)
+            stored = None if is_whole else lanes_between(0, mul(subtract(piece.end, first), vnni), lanes * vnni)
             with for_range(groups.begin, groups.end, groups.step) as i:
                 moved = add(mul(i.i, groups.axis.lhs), mul(first, run.lhs))
                 rows = [

@@ -24,7 +24,7 @@ from jax_nano.codegen.index import (
     subtract,
     unequal,
 )
-from jax_nano.codegen.load_store import first_lanes, load, load_where
+from jax_nano.codegen.load_store import first_lanes, lanes_between, load, load_where
 from jax_nano.codegen.loops import for_range, when
 from jax_nano.codegen.matrix_ref import Split
 from jax_nano.codegen.registers import zeros
@@ -160,9 +160,9 @@ def load_between(base: ir.Value, at: Index, lanes: int, begin: Index, end: Index
     """The lanes [begin, end) of `lanes` elements from `at` on; zeros elsewhere."""
     if isinstance(end, int) and end <= 0:
         return zeros(lanes, ir.MemRefType(base.type).element_type)
-    if isinstance(begin, int) and begin <= 0:
+    if isinstance(begin, int) and isinstance(end, int) and begin <= 0:
         return load(base, at, lanes, end)
-    return load_where(base, at, lanes, lanes_within(0, begin, end, lanes))
+    return load_where(base, at, lanes, lanes_between(begin, end, lanes))
 
 
 def registers_of(begin: Index, end: Index, register: int) -> Iterator[tuple[Index, int]]:
