@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from jax_nano.codegen.index import Index, add, divmod_, maximum, minimum, mul, subtract
 from jax_nano.codegen.loops import Depth, for_range
-from jax_nano.codegen.window_ref import Cursor, WindowRef, pieces_of_runs
+from jax_nano.codegen.windows.reference import Cursor, WindowRef, pieces_of_runs
 from jax_nano.ir.axes import Axis
 from jax_nano.schedule.loop_nest import SharedSteps
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_nano.jaxpr.loop_motion import move_products
-from jax_nano.jaxpr.pipeline_inline import inlined
-from jax_nano.jaxpr.scans import Scan
+from jax_nano.jaxpr.pipelines.inline import inlined
+from jax_nano.jaxpr.pipelines.loop_motion import move_products
+from jax_nano.jaxpr.pipelines.scans import Scan
 
 
 def moved(f, *shapes):

@@ -1,0 +1,217 @@
+"""Operations of loops that are programs of others: each is traced, and its program stands in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.extend.core import Jaxpr, JaxprEqn
+
+from jax_nano.jaxpr.inline import type_of
+from jax_nano.jaxpr.pipelines.indexing import gather, scatter
+from jax_nano.jaxpr.pipelines.random import counters, threefry
+
+Params = Mapping[str, Any]
+NARROW = (jnp.bfloat16, jnp.float16)
+
+
+def expansion_of(eqn: JaxprEqn) -> Jaxpr | None:
+    """The program that an operation is; None where it is none of these."""
+    make = EXPANSIONS.get(eqn.primitive.name)
+    program = make(eqn.params) if make else implementation_of(eqn)
+    if program is None:
+        return None
+    traced = jax.make_jaxpr(program)(*map(type_of, eqn.invars))
+    return None if traced.consts else traced.jaxpr
+
+
+def implementation_of(eqn: JaxprEqn) -> Callable[..., Any] | None:
+    """What an operation of another library, such as Equinox, is in JAX's operations; None where it does not say so."""
+    rule = getattr(eqn.primitive, "impl", None)
+    owner = getattr(getattr(rule, "func", rule), "__module__", None) or "jax"
+    if rule is None or owner.partition(".")[0] in ("jax", "jaxlib", "jax_nano"):
+        return None
+    program = partial(rule, **eqn.params)
+    try:
+        jax.eval_shape(program, *map(type_of, eqn.invars))
+    except Exception:  # noqa: BLE001, whatever keeps it from being traced: it wants numbers
+        return None
+    return program
+
+
+# Along an axis
+
+
+def arg_extreme(params: Params, reduce: Callable[..., Array]) -> Callable[[Array], Array]:
+    """lax.argmax or argmin: the first of the elements that are the largest, or NaN."""
+    (axis,) = params["axes"]
+
+    def program(x: Array) -> Array:
+        x = x.astype(jnp.int32) if x.dtype == bool else x
+        found = (x == reduce(x, axis, keepdims=True)) | (x != x)
+        places = lax.broadcasted_iota(params["index_dtype"], x.shape, axis)
+        return jnp.min(jnp.where(found, places, x.shape[axis]), axis).astype(params["index_dtype"])
+
+    return program
+
+
+def cumulative(params: Params, combine: Callable[..., Array], first: Callable[[Any], Any]) -> Callable[[Array], Array]:
+    """lax.cumsum and its like: a loop along the axis."""
+    axis = params["axis"]
+
+    def program(x: Array) -> Array:
+        wide = x.astype(jnp.float32) if x.dtype in NARROW else x
+        elements = jnp.moveaxis(wide, axis, 0)
+
+        def step(total: Array, element: Array) -> tuple[Array, Array]:
+            total = combine(total, element)
+            return total, total
+
+        start = jnp.full(elements.shape[1:], first(wide.dtype), wide.dtype)
+        _, found = lax.scan(step, start, elements, reverse=params["reverse"])
+        return jnp.moveaxis(found, 0, axis).astype(x.dtype)
+
+    return program
+
+
+def smallest(dtype: Any) -> Any:
+    """What is not above any number of a type."""
+    return -jnp.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
+
+
+def largest(dtype: Any) -> Any:
+    """What is not below any number of a type."""
+    return jnp.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).max
+
+
+def stack(params: Params) -> Callable[..., Array]:
+    """lax.stack."""
+    return lambda *xs: lax.concatenate([jnp.expand_dims(x, params["axis"]) for x in xs], params["axis"])
+
+
+def unstack(params: Params) -> Callable[[Array], list[Array]]:
+    """lax.unstack."""
+    axis = params["axis"]
+    return lambda x: [lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])]
+
+
+def total_order(_: Params, compare: Callable[..., Array]) -> Callable[..., Array]:
+    """lax.lt_to and le_to: -NaN, numbers from -inf to -0, then from 0 to inf, NaN."""
+
+    def key(x: Array) -> Array:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        word = lax.bitcast_convert_type(x, jnp.dtype(f"int{8 * x.dtype.itemsize}"))
+        return jnp.where(word < 0, word ^ jnp.iinfo(word.dtype).max, word)
+
+    return lambda a, b: compare(key(a), key(b))
+
+
+def population_count(x: Array) -> Array:
+    """lax.population_count: of pairs, of fours, of bytes, and the sum of these, which a product has in its top byte."""
+    bits = 8 * x.dtype.itemsize
+    word = lax.bitcast_convert_type(x, jnp.dtype(f"uint{bits}"))
+
+    def repeated(byte: int) -> Array:
+        return jnp.asarray(int.from_bytes(bytes([byte]) * (bits // 8)), word.dtype)
+
+    word = word - ((word >> 1) & repeated(0x55))
+    word = (word & repeated(0x33)) + ((word >> 2) & repeated(0x33))
+    word = (word + (word >> 4)) & repeated(0x0F)
+    return lax.bitcast_convert_type((word * repeated(1)) >> (bits - 8), x.dtype)
+
+
+# Elementary functions
+
+
+def cosh(x: Array) -> Array:
+    """(exp(x) + exp(-x)) / 2, whose exponentials may exceed what the result does not."""
+    half = jnp.exp(0.5 * jnp.abs(x))
+    return jnp.where(jnp.abs(x) < 80, 0.5 * (jnp.exp(x) + jnp.exp(-x)), 0.5 * half * half)
+
+
+def sinh(x: Array) -> Array:
+    """(exp(x) - exp(-x)) / 2, of exp(x) - 1, so that nothing cancels."""
+    e, half = jnp.expm1(jnp.abs(x)), jnp.exp(0.5 * jnp.abs(x))
+    return jnp.sign(x) * jnp.where(jnp.abs(x) < 80, 0.5 * (e + e / (e + 1)), 0.5 * half * half)
+
+
+NEAR_0 = (
+    2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503, -0.00417768164,
+    0.246640727, 1.50140941,
+)  # fmt: skip
+NEAR_1 = (
+    -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613, 0.00943887047,
+    1.00167406, 2.83297682,
+)  # fmt: skip
+
+
+def erf_inv(x: Array) -> Array:
+    """The inverse of erf, in f32, by two polynomials.
+
+    Source: Giles, "Approximating the erfinv function", GPU Computing Gems 2, 2011. XLA has the same.
+    """
+    w = -jnp.log1p(-x * x)
+    is_near_0 = w < 5
+    w = jnp.where(is_near_0, w - 2.5, jnp.sqrt(w) - 3)
+    p = jnp.zeros_like(x)
+    for near_0, near_1 in zip(NEAR_0, NEAR_1, strict=True):
+        p = p * w + jnp.where(is_near_0, jnp.float32(near_0), jnp.float32(near_1))
+    return jnp.where(jnp.abs(x) == 1, x * jnp.inf, p * x)
+
+
+def of_f32(function: Callable[[Array], Array]) -> Callable[[Params], Callable[[Array], Array]]:
+    """A function that is computed in f32, of narrower floats as well."""
+
+    def program(x: Array) -> Array:
+        return function(x.astype(jnp.float32)).astype(x.dtype)
+
+    return lambda _: program
+
+
+def function_of(function: Callable[..., Any]) -> Callable[[Params], Callable[..., Any]]:
+    """An operation without parameters."""
+    return lambda _: function
+
+
+def tile(params: Params) -> Callable[[Array], Array]:
+    """lax.tile: an array repeated along each of its dimensions."""
+
+    def program(x: Array) -> Array:
+        apart = [size for pair in zip(params["reps"], x.shape, strict=True) for size in pair]
+        repeated = lax.broadcast_in_dim(x, apart, range(1, len(apart), 2))
+        return lax.reshape(repeated, [count * size for count, size in zip(params["reps"], x.shape, strict=True)])
+
+    return program
+
+
+EXPANSIONS: dict[str, Callable[[Params], Callable[..., Any] | None]] = {
+    "argmax": partial(arg_extreme, reduce=jnp.max),
+    "argmin": partial(arg_extreme, reduce=jnp.min),
+    "cumsum": partial(cumulative, combine=lax.add, first=lambda _: 0),
+    "cumprod": partial(cumulative, combine=lax.mul, first=lambda _: 1),
+    "cummax": partial(cumulative, combine=lax.max, first=smallest),
+    "cummin": partial(cumulative, combine=lax.min, first=largest),
+    "cumlogsumexp": partial(cumulative, combine=jnp.logaddexp, first=smallest),
+    "stack": stack,
+    "tile": tile,
+    "unstack": unstack,
+    "population_count": function_of(population_count),
+    "lt_to": partial(total_order, compare=lax.lt),
+    "le_to": partial(total_order, compare=lax.le),
+    "cosh": of_f32(cosh),
+    "sinh": of_f32(sinh),
+    "tan": of_f32(lambda x: jnp.sin(x) / jnp.cos(x)),
+    "erf_inv": of_f32(erf_inv),
+    "gather": gather,
+    "scatter": partial(scatter, combine=None),
+    "scatter-add": partial(scatter, combine=lax.add),
+    "scatter_add": partial(scatter, combine=lax.add),
+    "threefry2x32": function_of(threefry),
+    "iota_2x32_shape": counters,
+}
+"""By the name of the primitive: of an equation's parameters, the program in JAX's operations."""
