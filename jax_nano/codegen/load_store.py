@@ -5,12 +5,13 @@ from __future__ import annotations
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith, memref, vector
 
-from jax_nano.codegen.index import Index, add, divmod_, index, mul, subtract
+from jax_nano.codegen.index import Index, add, divmod_, index, maximum, minimum, mul, subtract
 from jax_nano.codegen.intrinsics import intrinsic
 from jax_nano.codegen.registers import bitcast, broadcast, splat, zeros
 from jax_nano.codegen.shuffles import interleave
 
 BF16_BYTES = 2
+WORD_BITS = 64
 
 
 def first_lanes(count: Index, lanes: int) -> ir.Value:
@@ -19,6 +20,28 @@ def first_lanes(count: Index, lanes: int) -> ir.Value:
     if isinstance(count, int):
         return vector.constant_mask(kind, [max(0, min(count, lanes))])
     return vector.create_mask(kind, [count])
+
+
+def lanes_between(begin: Index, end: Index, lanes: int) -> ir.Value:
+    """A mask of the lanes [begin, end), fewer than 64, made in general registers.
+
+    Were bounds compared with the numbers of lanes, those would stay in two registers of vectors throughout loops around
+    microkernels, whose accumulators would spill.
+    """
+    below, before = (bits_below(count, lanes) for count in (end, begin))
+    ones = arith.constant(below.type, -1)
+    bits = arith.andi(below, arith.xori(before, ones))
+    if lanes < WORD_BITS:
+        bits = arith.trunci(ir.IntegerType.get_signless(lanes), bits)
+    return bitcast(broadcast(bits, 1), lanes, ir.IntegerType.get_signless(1))
+
+
+def bits_below(count: Index, most: int) -> ir.Value:
+    """A word whose first `count` bits are set: none or `most` of them, where a value is below 0 or above."""
+    word = ir.IntegerType.get_signless(WORD_BITS)
+    shift = arith.index_cast(word, index(minimum(maximum(count, 0), most)))
+    ones = arith.constant(word, -1)
+    return arith.xori(arith.shli(ones, shift), ones)
 
 
 def load(base: ir.Value, at: Index, lanes: int, count: Index | None = None) -> ir.Value:

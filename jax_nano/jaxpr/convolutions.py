@@ -16,6 +16,9 @@ Params = dict[str, Any]
 # Elements of an image to those of a kernel that is worth moving. On Zen 5, with kernels of 256 x 256 x 3 x 3 and 128 x
 # 128 x 3 x 3 left as they are, one image of 14 x 14 takes 0.7 and one of 28 x 28 takes 0.6 to 1.0 of the time.
 SMALL_KERNELS = 4
+# On Zen 5 with f32: cycles that packing a window in panels of places takes for an element, that XLA takes to transpose
+# one, and channels in a register. Of 16 bits, all of that is about half, and so are products.
+PACKED_CYCLES, TRANSPOSED_CYCLES, CHANNELS_IN_LANES = 0.25, 0.65, 16
 
 
 def convolution_of(lhs: Operand, rhs: Operand, out: ShapedArray, params: Params) -> Convolution:
@@ -49,16 +52,35 @@ def has_kernel_order(convolution: Convolution) -> bool:
     return convolution.result.strides[-1] == 1 or convolution.ends_with_places
 
 
+def pays_with_channels_last(convolution: Convolution) -> bool:
+    """Is true where windows of places, which are packed, take longer than transposes of the image and of the result.
+
+    Where both end with channels, windows are read in place, and output channels stand in lanes.
+    """
+    image, kernel, result = convolution.image, convolution.kernel, convolution.result
+    if not convolution.ends_with_places or convolution.groups > 1 or image.strides[-1] == 1:
+        return False
+    taps, places = (math.prod(sizes) for sizes in (kernel.shape[:-2], result.shape[1:-1]))
+    if taps > places:  # the gradient of a kernel, whose taps are places
+        return False
+    steps, outputs = kernel.elements // kernel.shape[-1], kernel.shape[-1]
+    places *= result.shape[0]
+    in_lanes = -(-outputs // CHANNELS_IN_LANES)
+    packing = steps * places * PACKED_CYCLES
+    lost = steps * places * (in_lanes - outputs / CHANNELS_IN_LANES) / 2
+    return packing > lost + (image.elements + result.elements) * TRANSPOSED_CYCLES
+
+
 def is_in_order(convolution: Convolution) -> bool:
     """Is true where taps and input channels follow one another in the kernel's memory, as runs of the image want it.
 
-    In the gradient of a kernel, places are the taps: of those there are many, and they stay as they are. Where channels
-    are no neighbours in the image, they may also be around the taps: that takes longer to pack, but no longer than to
-    move a kernel that is large beside the image.
+    In the gradient of a kernel, places are the taps, and channels, the batch, are no neighbours in the image: of those
+    taps there are many, and they stay as they are. Where channels are no neighbours in the image, they may also be
+    around the taps: that takes longer to pack, but no longer than to move a kernel that is large beside the image.
     """
     kernel, result = convolution.kernel, convolution.result
     taps, places = math.prod(kernel.shape[:-2]), math.prod(result.shape[1:-1])
-    if taps > places:
+    if taps > places and convolution.image.strides[-1] != 1:
         return True
     steps = [(stride, size) for size, stride in zip(kernel.shape[:-1], kernel.strides[:-1], strict=True) if size > 1]
     if convolution.image.strides[-1] != 1 and kernel.elements * SMALL_KERNELS > convolution.image.elements:

@@ -19,6 +19,10 @@ nano_ragged_dot_general_p = Primitive("nano_ragged_dot_general")
 """lax.ragged_dot_general_p's double, likewise."""
 
 
+nano_transpose_p = Primitive("nano_transpose")
+"""lax.transpose_p's double, whose result is in memory: products do not read through it."""
+
+
 DOUBLES = {
     dot_general_p: nano_dot_general_p,
     conv_general_dilated_p: nano_conv_general_dilated_p,

@@ -24,10 +24,17 @@ from jax_nano.ir.axes import Operand
 from jax_nano.ir.convolution import Convolution
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
-from jax_nano.jaxpr.convolutions import convolution_of, has_dilated_input, has_kernel_order, is_in_order
+from jax_nano.jaxpr.convolutions import (
+    convolution_of,
+    has_dilated_input,
+    has_kernel_order,
+    is_in_order,
+    pays_with_channels_last,
+)
 from jax_nano.jaxpr.inline import Atom, inline_calls, type_of
 from jax_nano.jaxpr.primitives import CONVOLUTIONS
 from jax_nano.jaxpr.weights import StridedWeight, strided_weights
+from jax_nano.lowering.written_transpose import written_transpose
 
 Params = dict[str, Any]
 Convolve = Callable[[Array, Array], Array]
@@ -46,6 +53,8 @@ def simpler(params: Params, convolution: Convolution) -> Convolve | None:
     """
     if has_dilated_input(params) or not has_kernel_order(convolution):
         return _by_residues(params) if convolution.result.strides[-1] == 1 else _with_channels_last(params)
+    if pays_with_channels_last(convolution):
+        return _with_channels_last(params)
     if has_scattered_image(convolution):
         return _with_image_in_order(params)
     return None if is_in_order(convolution) else _with_kernel_in_order(params, convolution)
@@ -56,7 +65,9 @@ def has_scattered_image(convolution: Convolution) -> bool:
     image, kernel = convolution.image, convolution.kernel
     if image.strides[-1] == 1 or kernel.shape[-2] == 1 or convolution.ends_with_places:
         return False
-    return convolution.groups > 1 or any(spatial.stride > 1 for spatial in convolution.spatial)
+    taps, places = math.prod(kernel.shape[:-2]), math.prod(convolution.result.shape[1:-1])
+    is_strided = convolution.groups > 1 or any(spatial.stride > 1 for spatial in convolution.spatial)
+    return is_strided or (1 in image.strides[1:-1] and taps <= places)
 
 
 def parts_of(eqn: JaxprEqn, weights: Mapping[Atom, StridedWeight]) -> Callable[[Work], Convolve] | None:
@@ -72,6 +83,7 @@ def parts_of(eqn: JaxprEqn, weights: Mapping[Atom, StridedWeight]) -> Callable[[
         is_spread = 1 < math.prod(eqn.params["lhs_dilation"]) <= MOST_CONVOLUTIONS
         return partial(_by_residues, eqn.params) if is_spread else None
     is_moved = columns_last or has_dilated_input(eqn.params) or not has_kernel_order(convolution)
+    is_moved = is_moved or pays_with_channels_last(convolution)
     return partial(_with_channels_last, eqn.params) if is_moved else None
 
 
@@ -182,8 +194,8 @@ def _with_image_in_order(params: Params) -> Convolve:
     numbers = lax.ConvDimensionNumbers((0, rank - 1, *range(1, rank - 1)), rhs_spec, out_spec)
 
     def convolve(lhs: Array, rhs: Array) -> Array:
-        moved = lax.transpose(lhs, (lhs_spec[0], *lhs_spec[2:], lhs_spec[1]))
-        return _bind(lax.optimization_barrier(moved), rhs, params, dimension_numbers=numbers)
+        moved = written_transpose(lhs, (lhs_spec[0], *lhs_spec[2:], lhs_spec[1]))
+        return _bind(moved, rhs, params, dimension_numbers=numbers)
 
     return convolve
 
@@ -200,8 +212,7 @@ def _with_kernel_in_order(params: Params, convolution: Convolution) -> Convolve:
     numbers = lax.ConvDimensionNumbers(lhs_spec, in_order, out_spec)
 
     def convolve(lhs: Array, rhs: Array) -> Array:
-        moved = lax.optimization_barrier(lax.transpose(rhs, order))  # else it would be read through again
-        return _bind(lhs, moved, params, dimension_numbers=numbers)
+        return _bind(lhs, written_transpose(rhs, order), params, dimension_numbers=numbers)
 
     return convolve
 

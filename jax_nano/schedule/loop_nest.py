@@ -129,6 +129,30 @@ def window_runs(dot: Dot) -> Runs:
     return Runs(run, inner.size)
 
 
+class SharedSteps(NamedTuple):
+    """Steps of a sum along an axis that moves along no bound: a place's are all within the bounds, or none is."""
+
+    axis: int  # its number: 0 where it is outermost of several, else -1
+    taps: int  # steps of the axes inside of it
+    period: int  # steps until whole VNNI groups begin with the same tap again
+
+
+MOST_SHARED_TAPS = 128  # blocks of the sum are whole numbers of them
+
+
+def shared_steps(steps: Sequence[Axis], vnni: int) -> SharedSteps | None:
+    """The steps that are within bounds together, of an axis that whole VNNI groups go along."""
+    if not steps:
+        return None
+    inner, outer, taps = steps[-1], steps[0], math.prod(axis.size for axis in steps[1:])
+    each = vnni // math.gcd(taps, vnni)
+    can_inner = not any(inner.window) and inner.size % vnni == 0
+    can_outer = not any(outer.window) and outer.size % each == 0 and each * taps <= MOST_SHARED_TAPS
+    if can_outer and len(steps) > 1 and not (can_inner and inner.size >= outer.size):
+        return SharedSteps(0, taps, each * taps)
+    return SharedSteps(-1, 1, vnni) if can_inner else None
+
+
 LHS, RHS = 0, 1  # in Axis.strides()
 
 

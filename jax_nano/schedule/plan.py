@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from jax_nano.ir.dot import Axis, Dot, extent
 from jax_nano.machine.isa import DotInstruction
-from jax_nano.schedule.loop_nest import Runs, window_runs
+from jax_nano.schedule.loop_nest import Runs, SharedSteps, shared_steps, window_runs, window_steps
 from jax_nano.schedule.scratch import LINE_BYTES as LINE_BYTES
 from jax_nano.schedule.scratch import Scratch
 
@@ -146,11 +146,19 @@ class Plan:
     def k_multiple(self) -> int:
         """Every block of k but the last is a multiple of this, so that only the last one leaves a rest.
 
-        Microkernels go by whole iterations, packing by whole registers, and windows in place by whole runs.
+        Microkernels go by whole iterations, packing by whole registers, windows in place by whole runs, and windows in
+        panels by whole groups of steps that share masks.
         """
-        packed = self.lhs != "unpacked" or self.rhs != "unpacked"
-        register = self.instruction.shape[1] * self.instruction.vnni if packed else 1
-        return math.lcm(self.step, register, self.window_runs.longest or 1)
+        by_registers = self.lhs != "unpacked" or (self.rhs != "unpacked" and not self.dot.has_window("rhs"))
+        register = self.instruction.shape[1] * self.instruction.vnni if by_registers else 1
+        shared = self.shared_steps.period if self.shared_steps else 1
+        return math.lcm(self.step, register, self.window_runs.longest or 1, shared)
+
+    @functools.cached_property
+    def shared_steps(self) -> SharedSteps | None:
+        """The steps that share what is known of their bounds, where a window is packed in panels."""
+        in_panels = self.dot.has_window("rhs") or (self.dot.has_window("lhs") and self.lhs == "columns")
+        return shared_steps(window_steps(self.dot), self.instruction.vnni) if in_panels else None
 
     @functools.cached_property
     def window_runs(self) -> Runs:

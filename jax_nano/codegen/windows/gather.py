@@ -13,6 +13,7 @@ What is at positions beyond a bound is not read: zeros stand for it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -33,18 +34,18 @@ from jax_nano.codegen.index import (
     subtract,
     unequal,
 )
-from jax_nano.codegen.load_store import first_lanes, load, load_where, store, store_where
+from jax_nano.codegen.load_store import first_lanes, lanes_between, load, load_where, store, store_where
 from jax_nano.codegen.loops import Depth, for_range, when
 from jax_nano.codegen.matrix_ref import MatrixRef
 from jax_nano.codegen.operand_loader import rounds_to_bf16
 from jax_nano.codegen.pack import Destination, Packer
 from jax_nano.codegen.registers import zeros
 from jax_nano.codegen.shuffles import interleave, transpose
+from jax_nano.codegen.step_groups import GroupSizes, StepGroups, groups_along
 from jax_nano.codegen.types import element_type
 from jax_nano.codegen.windows.reference import (
     Cursor,
     Piece,
-    Steps,
     WindowRef,
     at_most,
     lanes_within,
@@ -57,11 +58,15 @@ from jax_nano.codegen.windows.reference import (
 )
 from jax_nano.ir.axes import Axis
 from jax_nano.ir.convolution import LONGEST_STEP
-from jax_nano.ir.dtypes import BITS
+from jax_nano.ir.dtypes import BITS, bytes_of
+from jax_nano.schedule.loop_nest import shared_steps
+from jax_nano.schedule.plan import LINE_BYTES
 
 Inside = Sequence[tuple[Index, Index]]  # elements of runs that are within bounds
 CopyGroup = Callable[[Sequence[Cursor], MatrixRef], None]  # copies a VNNI group of steps to a panel
 WIDE_BITS = 512  # of a register
+L1_WAY_BYTES, L1_WAYS = 4 << 10, 8  # of any processor here, at least
+SHORTEST = 4  # register, of elements: those of short runs are whole registers, too
 
 
 @dataclass(frozen=True)
@@ -172,9 +177,15 @@ class GatherPacker:
     def copy_panel(self, cursor: Cursor, run: Axis, piece: Piece, panel: MatrixRef, depth: Depth) -> None:
         """Copies a piece of a run to a panel, step by step.
 
-        Where the sum's innermost axis moves along no bound, what is within them is asked once for all of its steps.
+        Where the sum has an axis that moves along no bound, what is within them is asked once for steps along it.
         """
         source, vnni = self.source, self.packer.vnni
+        shared = shared_steps(source.steps, vnni)
+        if shared and self.has_masks:
+            tile = self.steps_near(source.steps[shared.axis], run)
+            for groups in groups_along(source, cursor, shared, GroupSizes(depth, vnni, tile)):
+                self.copy_by_registers(groups, run, piece, panel)
+            return
         inner = source.steps[-1] if source.steps else None
         if inner is None or any(inner.window) or inner.size % vnni:
             for k, live in depth.known_pieces(vnni):
@@ -183,17 +194,13 @@ class GatherPacker:
             return
         for steps in pieces_of_runs(inner.size, source.first, depth.steps):
             first = cursor.within(source.steps[:-1], steps.run)
-            inside = source.inside(first, run)
-            if self.has_masks:
-                self.copy_by_registers(Steps(first, inner, steps), run, piece, inside, panel)
-                continue
 
             def copy(copy_group: CopyGroup, steps: Piece = steps, first: Cursor = first) -> None:
                 with for_range(steps.begin, steps.end, vnni) as loop:
                     cursors = [first.moved(inner, add(loop.i, step)) for step in range(vnni)]
                     copy_group(cursors, panel.block(add(steps.to, subtract(loop.i, steps.begin)), 0))
 
-            self.by_cases([inside], run, piece, copy)
+            self.by_cases([source.inside(first, run)], run, piece, copy)
 
     @property
     def has_masks(self) -> bool:
@@ -207,18 +214,28 @@ class GatherPacker:
         is_wide = self.packer.lanes * BITS[instruction.acc] == WIDE_BITS
         return is_wide and (dtype in ("f16", "s8", "u8") or (dtype == "bf16" and rounds_to_bf16(instruction)))
 
-    def copy_by_registers(
-        self, steps: Steps, run: Axis, piece: Piece, within: tuple[Index, Index], panel: MatrixRef
-    ) -> None:
-        """Copies a run of steps of a piece, register by register, under masks that serve for all of the steps."""
-        lanes, vnni, base = self.packer.lanes, self.packer.vnni, self.source.base
+    def steps_near(self, axis: Axis, run: Axis) -> int:
+        """Steps along an axis whose runs L1 holds together, so that one tap after the other finds them there."""
+        dtype = self.source.dtype
+        stride, row = bytes_of(dtype, axis.lhs), bytes_of(dtype, min(run.size, self.packer.width) * run.lhs)
+        places = L1_WAY_BYTES // max(math.gcd(stride, L1_WAY_BYTES), row + LINE_BYTES)
+        return L1_WAYS * max(1, places)
+
+    def copy_by_registers(self, groups: StepGroups, run: Axis, piece: Piece, panel: MatrixRef) -> None:
+        """Copies groups of steps of a piece, register by register, under masks that serve for all of the groups."""
+        vnni, base = self.packer.vnni, self.source.base
+        lanes = min(self.packer.lanes, max(SHORTEST, 1 << run.size.bit_length() - 1))
+        insides = [self.source.inside(cursor, run) for cursor in groups.cursors]
         for first, is_whole in registers_or_part(piece.begin, piece.end, lanes):
-            live = self.lanes_of(piece, within, first)
-            stored = None if is_whole else first_lanes(mul(subtract(piece.end, first), vnni), lanes * vnni)
-            with for_range(steps.piece.begin, steps.piece.end, vnni) as k:
-                places = [add(steps.at(add(k.i, step)), mul(first, run.lhs)) for step in range(vnni)]
-                rows = [load_lanes(base, at, run.lhs, lanes, live) for at in places]
-                target = panel.block(add(steps.piece.to, subtract(k.i, steps.piece.begin)), 0)
+            live = [self.lanes_of(piece, within, first) for within in insides]
+            stored = None if is_whole else lanes_between(0, mul(subtract(piece.end, first), vnni), lanes * vnni)
+            with for_range(groups.begin, groups.end, groups.step) as i:
+                moved = add(mul(i.i, groups.axis.lhs), mul(first, run.lhs))
+                rows = [
+                    load_lanes(base, add(cursor.at, moved), run.lhs, lanes, within)
+                    for cursor, within in zip(groups.cursors, live, strict=True)
+                ]
+                target = panel.block(groups.row(i.i), 0)
                 value = interleave([self.value(row) for row in rows])
                 store_where(value, target.base, self.place(piece, first, target), stored)
 

@@ -24,7 +24,7 @@ from jax_nano.codegen.index import (
     subtract,
     unequal,
 )
-from jax_nano.codegen.load_store import first_lanes, load, load_where
+from jax_nano.codegen.load_store import first_lanes, lanes_between, load, load_where
 from jax_nano.codegen.loops import for_range, when
 from jax_nano.codegen.matrix_ref import Split
 from jax_nano.codegen.registers import zeros
@@ -130,19 +130,6 @@ def pieces_of_runs(size: int, first: Index, count: Index) -> Iterator[Piece]:
             yield Piece(loop.i, begin, stop, subtract(add(at, begin), first), count)
 
 
-@dataclass(frozen=True)
-class Steps:
-    """A run of steps along an axis that moves along no bound: a piece of it, where it is in memory."""
-
-    cursor: Cursor
-    axis: Axis
-    piece: Piece
-
-    def at(self, k: Index) -> Index:
-        """Where step k is."""
-        return add(self.cursor.at, mul(k, self.axis.lhs))
-
-
 def lanes_within(k: Index, begin: Index, end: Index, lanes: int) -> ir.Value:
     """A mask of the lanes, of which the first is element k, that are elements [begin, end)."""
     below, before = first_lanes(subtract(end, k), lanes), first_lanes(subtract(begin, k), lanes)
@@ -173,9 +160,9 @@ def load_between(base: ir.Value, at: Index, lanes: int, begin: Index, end: Index
     """The lanes [begin, end) of `lanes` elements from `at` on; zeros elsewhere."""
     if isinstance(end, int) and end <= 0:
         return zeros(lanes, ir.MemRefType(base.type).element_type)
-    if isinstance(begin, int) and begin <= 0:
+    if isinstance(begin, int) and isinstance(end, int) and begin <= 0:
         return load(base, at, lanes, end)
-    return load_where(base, at, lanes, lanes_within(0, begin, end, lanes))
+    return load_where(base, at, lanes, lanes_between(begin, end, lanes))
 
 
 def registers_of(begin: Index, end: Index, register: int) -> Iterator[tuple[Index, int]]:
