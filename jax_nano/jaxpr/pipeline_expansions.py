@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend.core import Jaxpr, JaxprEqn
 
+from jax_nano.jaxpr import pipeline_functions, pipeline_linalg
 from jax_nano.jaxpr.inline import type_of
 from jax_nano.jaxpr.pipeline_indexing import gather, scatter
+from jax_nano.jaxpr.pipeline_linalg import NotExpanded
 from jax_nano.jaxpr.pipeline_random import counters, threefry
 
 Params = Mapping[str, Any]
@@ -25,7 +27,10 @@ def expansion_of(eqn: JaxprEqn) -> Jaxpr | None:
     program = make(eqn.params) if make else implementation_of(eqn)
     if program is None:
         return None
-    traced = jax.make_jaxpr(program)(*map(type_of, eqn.invars))
+    try:
+        traced = jax.make_jaxpr(program)(*map(type_of, eqn.invars))
+    except NotExpanded:
+        return None
     return None if traced.consts else traced.jaxpr
 
 
@@ -128,47 +133,23 @@ def population_count(x: Array) -> Array:
 # Elementary functions
 
 
-def cosh(x: Array) -> Array:
-    """(exp(x) + exp(-x)) / 2, whose exponentials may exceed what the result does not."""
-    half = jnp.exp(0.5 * jnp.abs(x))
-    return jnp.where(jnp.abs(x) < 80, 0.5 * (jnp.exp(x) + jnp.exp(-x)), 0.5 * half * half)
-
-
-def sinh(x: Array) -> Array:
-    """(exp(x) - exp(-x)) / 2, of exp(x) - 1, so that nothing cancels."""
-    e, half = jnp.expm1(jnp.abs(x)), jnp.exp(0.5 * jnp.abs(x))
-    return jnp.sign(x) * jnp.where(jnp.abs(x) < 80, 0.5 * (e + e / (e + 1)), 0.5 * half * half)
-
-
-NEAR_0 = (
-    2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503, -0.00417768164,
-    0.246640727, 1.50140941,
-)  # fmt: skip
-NEAR_1 = (
-    -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613, 0.00943887047,
-    1.00167406, 2.83297682,
-)  # fmt: skip
-
-
-def erf_inv(x: Array) -> Array:
-    """The inverse of erf, in f32, by two polynomials.
-
-    Source: Giles, "Approximating the erfinv function", GPU Computing Gems 2, 2011. XLA has the same.
-    """
-    w = -jnp.log1p(-x * x)
-    is_near_0 = w < 5
-    w = jnp.where(is_near_0, w - 2.5, jnp.sqrt(w) - 3)
-    p = jnp.zeros_like(x)
-    for near_0, near_1 in zip(NEAR_0, NEAR_1, strict=True):
-        p = p * w + jnp.where(is_near_0, jnp.float32(near_0), jnp.float32(near_1))
-    return jnp.where(jnp.abs(x) == 1, x * jnp.inf, p * x)
-
-
 def of_f32(function: Callable[[Array], Array]) -> Callable[[Params], Callable[[Array], Array]]:
-    """A function that is computed in f32, of narrower floats as well."""
+    """A function that is computed in f32, of narrower floats as well; of f64, it is none."""
 
     def program(x: Array) -> Array:
+        if x.dtype == jnp.float64:
+            raise NotExpanded
         return function(x.astype(jnp.float32)).astype(x.dtype)
+
+    return lambda _: program
+
+
+def of_wide(function: Callable[..., Array]) -> Callable[[Params], Callable[..., Array]]:
+    """A function that is computed in f32 and in f64, of narrower floats in f32."""
+
+    def program(*operands: Array) -> Array:
+        dtype = operands[0].dtype
+        return function(*(x.astype(jnp.float32) if dtype in NARROW else x for x in operands)).astype(dtype)
 
     return lambda _: program
 
@@ -203,15 +184,15 @@ EXPANSIONS: dict[str, Callable[[Params], Callable[..., Any] | None]] = {
     "population_count": function_of(population_count),
     "lt_to": partial(total_order, compare=lax.lt),
     "le_to": partial(total_order, compare=lax.le),
-    "cosh": of_f32(cosh),
-    "sinh": of_f32(sinh),
+    **{name: of_wide(function) for name, function in pipeline_functions.WIDE.items()},
     "tan": of_f32(lambda x: jnp.sin(x) / jnp.cos(x)),
-    "erf_inv": of_f32(erf_inv),
+    "erf_inv": of_f32(pipeline_functions.erf_inv),
     "gather": gather,
     "scatter": partial(scatter, combine=None),
     "scatter-add": partial(scatter, combine=lax.add),
     "scatter_add": partial(scatter, combine=lax.add),
     "threefry2x32": function_of(threefry),
     "iota_2x32_shape": counters,
+    **pipeline_linalg.EXPANSIONS,
 }
 """By the name of the primitive: of an equation's parameters, the program in JAX's operations."""
