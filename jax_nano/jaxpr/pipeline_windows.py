@@ -52,7 +52,7 @@ def read_convolution(writer: PipelineWriter, eqn: JaxprEqn, operands: list[View]
     """
     params, out = eqn.params, type_of(eqn.outvars[0])
     check_precision(params["precision"], "a convolution")
-    lhs, rhs, dtype = operands_of(*operands, dtype_name_of(out))
+    lhs, rhs, dtype = operands_of(operands[0], operands[1], dtype_name_of(out))
     lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
     groups, batch_groups = params["feature_group_count"], params["batch_group_count"]
     count, rank = groups * batch_groups, len(out_spec)

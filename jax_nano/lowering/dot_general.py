@@ -25,6 +25,7 @@ from jax_nano.lowering.partition import Shards, devices_to_partition, partitione
 from jax_nano.lowering.precision import with_precision
 from jax_nano.lowering.sharding import Axes, ShardingRule
 from jax_nano.lowering.small_loops import check_inline
+from jax_nano.lowering.xla_inline import check_multiplies
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
 from jax_nano.runtime.report import Report, tell
 
@@ -72,6 +73,8 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
                 raise UnsupportedDot(TURNED_OFF)
             devices = devices_to_partition(ctx)
             check_inline(params, (*ctx.avals_in, *ctx.avals_out))
+            if ctx.primitive is dot_general_p:  # of a program that does not ask for kernels itself
+                check_multiplies(params, (*ctx.avals_in, *ctx.avals_out))
             (lhs_array, a), (rhs_array, b) = map(source_of, (lhs, rhs), ctx.avals_in)
             dot = _dot(ctx, a, b, params["dimension_numbers"], params["precision"])
             kernel = None if devices > 1 else kernel_for(dot)
