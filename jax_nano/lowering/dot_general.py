@@ -18,6 +18,7 @@ from jax_nano.ir.dtypes import dtype_name
 from jax_nano.jaxpr.primitives import DOUBLES, ORIGINALS, nano_dot_general_p
 from jax_nano.jaxpr.private import Recompute
 from jax_nano.jaxpr.rewrite import PrimitiveRewrite
+from jax_nano.lowering.cotangents import transpose_rule
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.experimental import register_remat3_rules, register_sparse_rules
 from jax_nano.lowering.export import register_lowering
@@ -37,7 +38,7 @@ nano_dot_general_p.def_effectful_abstract_eval(dot_general_p.abstract_eval)
 # JAX's own rules, in which every product is ours.
 batching.fancy_primitive_batchers[nano_dot_general_p] = nano(batching.fancy_primitive_batchers[dot_general_p])
 ad.primitive_jvps[nano_dot_general_p] = nano(ad.primitive_jvps[dot_general_p])
-ad.primitive_transposes[nano_dot_general_p] = nano(ad.primitive_transposes[dot_general_p])
+ad.primitive_transposes[nano_dot_general_p] = nano(transpose_rule)
 
 
 def remat_rule(product: Callable[[JaxprEqn], JaxprEqn]) -> Callable:

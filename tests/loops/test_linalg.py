@@ -47,7 +47,7 @@ def test_matrices_are_factorized_and_systems_solved(size):
 
 def test_rows_change_places_as_lapack_has_them():
     def step(x, square):
-        return lax.linalg.lu(x), jnp.linalg.slogdet(square - 20 * x)
+        return lax.linalg.lu(x), lax.linalg.lu(square - 20 * x)
 
     x = np.array([[0.0, 2, 1, 3], [4, 2, 0, 1], [-4, 1, 5, 0], [1, 7, 2, 2]])
     assert_one_kernel_does_it(step, x)
