@@ -7,7 +7,9 @@ is copied but what is padded.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jax.extend.core import JaxprEqn
@@ -45,56 +47,77 @@ def padded(writer: PipelineWriter, x: View, padding: float, config: Sequence[tup
     return sliced(x, starts, limits, None) if starts != [0] * len(shape) or limits != shape else x
 
 
-def read_convolution(writer: PipelineWriter, eqn: JaxprEqn, operands: list[View]) -> list[View]:
-    """lax.conv_general_dilated: a product whose sum runs over taps and channels.
+@dataclass(frozen=True)
+class ConvolutionAxes:
+    """The axes of a convolution: dimensions of the result, groups of several features, and those of its sum.
 
-    Its axes are the dimensions of the result, then groups, where there are some; and those of the sum.
+    Groups of one feature each are a dimension of the result.
+
+    Attributes:
+      sizes: of the axes of the result.
+      summed: of those of the sum: taps and channels.
+      image: places in the padded image, by all axes.
+      kernel: places in the kernel.
+      result: places in the result.
     """
+
+    sizes: list[int]
+    summed: list[int]
+    image: list[Place]
+    kernel: list[Place]
+    result: list[Place]
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any], kernel: Sequence[int], out: Sequence[int]) -> ConvolutionAxes:
+        """Those of a lax.conv_general_dilated, with the shapes of the kernel and of the result."""
+        lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
+        groups, batch_groups = params["feature_group_count"], params["batch_group_count"]
+        count, rank, feature = groups * batch_groups, len(out_spec), out_spec[1]
+        features, channels = out[feature] // count, kernel[rhs_spec[1]]
+        sizes, group = [*out], feature
+        if count > 1 and features > 1:
+            sizes[feature], group = features, rank
+            sizes.append(count)
+        taps = [kernel[dim] for dim in rhs_spec[2:]]
+        channel = len(sizes) + len(taps)
+
+        def grouped(axis: int, size: int, *, wanted: bool) -> Place:
+            return Place(0, ((axis, 1), (group, size))) if wanted else axis_place(axis)
+
+        found = cls(sizes, [*taps, channels], [Place()] * rank, [Place()] * rank, list(identity(rank)))
+        found.image[lhs_spec[0]] = grouped(out_spec[0], out[out_spec[0]], wanted=batch_groups > 1)
+        found.image[lhs_spec[1]] = grouped(channel, channels, wanted=groups > 1)
+        found.kernel[rhs_spec[0]] = found.result[feature] = grouped(feature, features, wanted=group != feature)
+        found.kernel[rhs_spec[1]] = axis_place(channel)
+        for dim, (stride, dilation) in enumerate(zip(params["window_strides"], params["rhs_dilation"], strict=True)):
+            place, tap = out_spec[2 + dim], len(sizes) + dim
+            found.image[lhs_spec[2 + dim]] = Place(0, ((place, int(stride)), (tap, int(dilation))))
+            found.kernel[rhs_spec[2 + dim]] = axis_place(tap)
+        return found
+
+
+def read_convolution(writer: PipelineWriter, eqn: JaxprEqn, operands: list[View]) -> list[View]:
+    """lax.conv_general_dilated: a product whose sum runs over taps and channels."""
     params, out = eqn.params, type_of(eqn.outvars[0])
     check_precision(params["precision"], "a convolution")
     lhs, rhs, dtype = operands_of(operands[0], operands[1], dtype_name_of(out))
-    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
-    groups, batch_groups = params["feature_group_count"], params["batch_group_count"]
-    count, rank = groups * batch_groups, len(out_spec)
-    features, channels = out.shape[out_spec[1]] // count, rhs.shape[rhs_spec[1]]
-    sizes = [*out.shape, count] if count > 1 else [*out.shape]
-    sizes[out_spec[1]] = features
-    summed = [*(rhs.shape[dim] for dim in rhs_spec[2:]), channels]
-    group = ((rank, 1),) if count > 1 else ()
-    image_axis, feature_axis, channel_axis = out_spec[0], out_spec[1], len(sizes) + len(summed) - 1
-
-    def grouped(axis: int, size: int, groups: int) -> Place:
-        return Place(0, ((axis, 1), *((rank, size) for _ in group if groups > 1)))
-
-    config = [(0, 0, 0)] * rank
-    in_image, in_kernel, in_result = [Place()] * rank, [Place()] * rank, list(identity(rank))
-    in_image[lhs_spec[0]] = grouped(image_axis, out.shape[out_spec[0]], batch_groups)
-    in_image[lhs_spec[1]] = grouped(channel_axis, channels, groups)
-    in_kernel[rhs_spec[0]] = in_result[feature_axis] = grouped(feature_axis, features, count)
-    in_kernel[rhs_spec[1]] = axis_place(channel_axis)
-    each = zip(params["window_strides"], params["rhs_dilation"], params["lhs_dilation"], params["padding"], strict=True)
-    for dim, (stride, dilation, inner, (low, high)) in enumerate(each):
-        place, tap = out_spec[2 + dim], len(sizes) + dim
-        config[lhs_spec[2 + dim]] = (int(low), int(high), int(inner) - 1)
-        in_image[lhs_spec[2 + dim]] = Place(0, ((place, int(stride)), (tap, int(dilation))))
-        in_kernel[rhs_spec[2 + dim]] = axis_place(tap)
-    image = padded(writer, lhs, 0, config)
+    axes = ConvolutionAxes.of(params, rhs.shape, out.shape)
+    spatial, config = params["dimension_numbers"][0][2:], [(0, 0, 0)] * len(lhs.shape)
+    for dim, (low, high), dilation in zip(spatial, params["padding"], params["lhs_dilation"], strict=True):
+        config[dim] = (int(low), int(high), int(dilation) - 1)
+    image, kernel = writer.force(padded(writer, lhs, 0, config)), writer.force(rhs)
     value = writer.new_value("scratch", dtype, out.shape)
-    axes, summed = without_single(len(sizes), summed)
-    accesses = [
-        access.substituted([place.substituted(axes) for place in at])
-        for access, at in (
-            (writer.force(image), in_image),
-            (writer.force(rhs), in_kernel),
-            (Access(value, identity(rank)), in_result),
-        )
-    ]
-    lhs_access, rhs_access, output = accesses
+    left, summed = without_single(len(axes.sizes), axes.summed)
+
+    def along(access: Access, places: Sequence[Place]) -> Access:
+        return access.substituted([place.substituted(left) for place in places])
+
     writer.add(
         Contraction(
-            sizes=tuple(sizes), summed=tuple(summed), dtype=dtype, lhs=lhs_access, rhs=rhs_access, output=output
+            sizes=tuple(axes.sizes), summed=tuple(summed), dtype=dtype, lhs=along(image, axes.image),
+            rhs=along(kernel, axes.kernel), output=along(Access(value, identity(len(out.shape))), axes.result),
         )
-    )
+    )  # fmt: skip
     return [converted(writer.stored(value), dtype_name_of(out))]
 
 
