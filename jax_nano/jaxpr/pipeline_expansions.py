@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -64,23 +65,52 @@ def arg_extreme(params: Params, reduce: Callable[..., Array]) -> Callable[[Array
     return program
 
 
-def cumulative(params: Params, combine: Callable[..., Array], first: Callable[[Any], Any]) -> Callable[[Array], Array]:
-    """lax.cumsum and its like: a loop along the axis."""
+def cumulative(params: Params, combine: Combine, first: Callable[[Any], Any]) -> Callable[[Array], Array]:
+    """lax.cumsum and its like: a loop along the axis, or along blocks of it where little stands beside one another."""
     axis = params["axis"]
 
     def program(x: Array) -> Array:
         wide = x.astype(jnp.float32) if x.dtype in NARROW else x
         elements = jnp.moveaxis(wide, axis, 0)
-
-        def step(total: Array, element: Array) -> tuple[Array, Array]:
-            total = combine(total, element)
-            return total, total
-
-        start = jnp.full(elements.shape[1:], first(wide.dtype), wide.dtype)
-        _, found = lax.scan(step, start, elements, reverse=params["reverse"])
+        start = jnp.asarray(first(wide.dtype), wide.dtype)
+        size = elements.shape[0]
+        if size >= BLOCKS_FROM and elements.size // size < NARROW_ROWS:
+            found = in_blocks(elements[::-1] if params["reverse"] else elements, combine, start)
+            found = found[::-1] if params["reverse"] else found
+        else:
+            found = along(elements, combine, start, reverse=params["reverse"])
         return jnp.moveaxis(found, 0, axis).astype(x.dtype)
 
     return program
+
+
+Combine = Callable[[Array, Array], Array]
+BLOCKS_FROM = 32  # elements: two loops of the square root of that are shorter than one
+NARROW_ROWS = 16  # elements of a row, which leave lanes empty
+
+
+def along(elements: Array, combine: Combine, start: Array, *, reverse: bool = False) -> Array:
+    """What rows before each, and it, are combined to."""
+
+    def step(total: Array, element: Array) -> tuple[Array, Array]:
+        total = combine(total, element)
+        return total, total
+
+    return lax.scan(step, jnp.broadcast_to(start, elements.shape[1:]), elements, reverse=reverse)[1]
+
+
+def in_blocks(elements: Array, combine: Combine, start: Array) -> Array:
+    """Likewise: in each of several blocks of rows, beside one another, and with what all blocks before give."""
+    size, rest = elements.shape[0], elements.shape[1:]
+    width = math.isqrt(size - 1) + 1
+    count = -(-size // width)
+    padding = [(0, count * width - size, 0), *((0, 0, 0) for _ in rest)]
+    blocks = jnp.moveaxis(lax.pad(elements, start, padding).reshape(count, width, *rest), 1, 0)
+    inside = along(blocks, combine, start)
+    before = along(inside[-1], combine, start)[:-1]
+    before = lax.concatenate([jnp.broadcast_to(start, (1, *rest)), before], 0)
+    found = combine(jnp.broadcast_to(before, inside.shape), inside)
+    return jnp.moveaxis(found, 0, 1).reshape(count * width, *rest)[:size]
 
 
 def smallest(dtype: Any) -> Any:
