@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from jax_nano.ir.dtypes import bytes_of
-from jax_nano.ir.pipeline import Access, Contraction, Loop, Pipeline, UnsupportedPipeline, repeated
+from jax_nano.ir.pipeline import (
+    Access,
+    Contraction,
+    Loop,
+    Map,
+    Pipeline,
+    Stage,
+    UnsupportedPipeline,
+    instructions_of,
+    repeated,
+)
 from jax_nano.lowering.xla_inline import Product, byte_threshold, rules
 from jax_nano.machine.isa import Machine
 from jax_nano.schedule.cost.inline import VECTOR_ROW_BYTES, inline_seconds
@@ -19,6 +29,10 @@ LARGE_BYTES = 1 << 22  # of a result before a loop, from where on its pages coun
 # Of each sum of a matrix times a vector in XLA's code, beside reading the matrix: its lanes are added up. On Zen 5 of
 # 4.2 GHz, steps of 16, 32, 48 and 64 rows took 10, 30, 32 and 22 ns longer than to read the matrix.
 ROW_CYCLES = 2.0
+# XLA has operations of their own for cumulative sums and gathers: sums of 16 and of 256 elements in a step took 4 to 7
+# cycles an element on Zen 5.
+SCALAR_CYCLES = 4.0
+SCALAR_INSTRUCTIONS = 4
 WHILE_STEPS = 20  # of a loop of unknown length, when its call is weighed
 
 
@@ -55,10 +69,11 @@ def other_seconds(plan: PipelinePlan, whole: Pipeline, machine: Machine) -> floa
     is_function = all(map(rules().inline, products)) and sum(p.bytes for p in products) < byte_threshold()
     scale = plan.task_count
     seconds = 0.0
+    scalars = set(map(id, scalar_stages(plan.program.stages)))
     for stage, times in repeated(plan.program.stages):
         if work := stage.epilogue if isinstance(stage, Contraction) else stage:
             cycles = scale * stage_cycles(work, plan, machine) + machine.fitted.function_cycles
-            seconds += times * cycles / (machine.ghz * 1e9)
+            seconds += times * (SCALAR_CYCLES if id(stage) in scalars else cycles) / (machine.ghz * 1e9)
     across = gone_across([stage for stage, _ in whole.contractions])
     for (stage, times), product, is_across in zip(whole.contractions, products, across, strict=True):
         slow = across_seconds(product, machine) if is_across and rules().inline(product) else 0.0
@@ -66,6 +81,20 @@ def other_seconds(plan: PipelinePlan, whole: Pipeline, machine: Machine) -> floa
     if not is_function:
         seconds += 1e-6 * machine.fitted.operation_us * sum(times for _, times in repeated(whole.stages))
     return seconds
+
+
+def scalar_stages(stages: Sequence[Stage], depth: int = 0) -> Iterator[Map]:
+    """Stages of one element and few instructions in loops within the loop: cumulative sums, and gathers of elements."""
+    for stage in stages:
+        if isinstance(stage, Loop):
+            yield from scalar_stages(stage.stages, depth + 1)
+        elif isinstance(stage, Map) and depth > 1 and is_scalar(stage):
+            yield stage
+
+
+def is_scalar(stage: Map) -> bool:
+    """Whether a stage does little to one element."""
+    return math.prod(stage.sizes) == 1 and instructions_of(stage.program) <= SCALAR_INSTRUCTIONS
 
 
 def gone_across(products: Sequence[Contraction]) -> list[bool]:

@@ -8,7 +8,7 @@ from jax import lax
 from jax_nano.jaxpr.pipeline_inline import inlined
 from jax_nano.jaxpr.pipeline_reader import read_scan
 from jax_nano.jaxpr.scans import Scan
-from jax_nano.lowering.loop_cost import gone_across, other_seconds
+from jax_nano.lowering.loop_cost import gone_across, other_seconds, scalar_stages
 from jax_nano.machine.host import machine_for, target
 from jax_nano.schedule.pipeline_plans import choose_pipeline
 
@@ -47,3 +47,10 @@ def test_xla_takes_long_where_a_step_goes_through_an_array_both_ways():
     """On Zen 5, a step of w.T @ (w @ x) takes 5 to 10 times as long as one of w @ (w @ x), from 24 rows on."""
     both = seconds(lambda w, x: w.T @ (w @ x), (64, 64), (64,))
     assert both > 4 * seconds(lambda w, x: w @ (w @ x), (64, 64), (64,))
+
+
+def test_elements_that_are_gone_through_one_by_one_are_found():
+    """XLA computes a cumulative sum by one operation, along one axis and across others."""
+    (scalar,) = scalar_stages(pipeline(lambda w, x: jnp.cumsum(w @ x), (16, 16), (16,)).stages)
+    assert scalar.sizes == ()
+    assert not [*scalar_stages(pipeline(lambda w, x: jnp.cumsum(w @ x, 0), (16, 16), (16, 8)).stages)]
