@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from jax_nano.api.products import matmul as matmul
     from jax_nano.api.products import tensordot as tensordot
     from jax_nano.api.products import vecdot as vecdot
-    from jax_nano.jaxpr.block_masks import BlockMask as BlockMask
+    from jax_nano.jaxpr.attention.block_masks import BlockMask as BlockMask
     from jax_nano.lowering.export import export_checks as export_checks
     from jax_nano.lowering.export import exporting_kernels as exporting_kernels
     from jax_nano.runtime.report import Report as Report
@@ -115,7 +115,7 @@ _HOME = {
     "api.install": ("install", "installed", "uninstall"),
     "api.malloc": ("release_memory", "retain_memory"),
     "api.products": ("dot", "dot_general", "einsum", "inner", "matmul", "tensordot", "vecdot"),
-    "jaxpr.block_masks": ("BlockMask",),
+    "jaxpr.attention.block_masks": ("BlockMask",),
     "lowering.export": ("export_checks", "exporting_kernels"),
     "runtime.report": ("Report", "Reports"),
     "runtime.threads": ("set_threads", "threads"),

@@ -22,9 +22,9 @@ from jax_nano.ir.attention_spec import AttentionSpec
 from jax_nano.ir.dtypes import dtype_name
 from jax_nano.ir.program import Unfusable
 from jax_nano.ir.score_function import ScoreFunction
-from jax_nano.jaxpr.attention_program import accumulator, definition
-from jax_nano.jaxpr.block_masks import BlockMask
-from jax_nano.jaxpr.score_reader import Score, mapped, read_score
+from jax_nano.jaxpr.attention.block_masks import BlockMask
+from jax_nano.jaxpr.attention.program import accumulator, definition
+from jax_nano.jaxpr.attention.score_reader import Score, mapped, read_score
 from jax_nano.lowering import attention_gradient as attention_gradient  # the rules of what derivatives become
 from jax_nano.lowering.attention import attend
 from jax_nano.lowering.dot_general import nano

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jax_nano.jaxpr.block_masks import BlockMask, read_mask
+from jax_nano.jaxpr.attention.block_masks import BlockMask, read_mask
 
 BLOCK = (128, 128)
 

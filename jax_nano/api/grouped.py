@@ -9,7 +9,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jax_nano.api.products import compiled, hashable
-from jax_nano.jaxpr import group_rows
+from jax_nano.jaxpr.grouped import group_rows
 from jax_nano.lowering import grouped as grouped  # the rules of what these become
 
 _STATIC = ("precision", "preferred_element_type", "group_offset", "out_sharding")

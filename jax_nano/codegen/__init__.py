@@ -4,9 +4,6 @@
     macrokernel.py                  phases, tasks and cache blocks: the loop nest around microkernels
         operands.py                 where A, B, C and the other arrays lie
         panels.py                   which panels are packed, by whom and where; pack.py copies them
-        gather.py                   panels out of operands that are windows over an image
-        channelwise.py              narrow groups of channels in the lanes, with a microkernel of its own
-        placewise.py                neighbouring places of one channel in the lanes, likewise; taps.py serves both
         prefetch_targets.py         what is prefetched beside a microkernel; prefetch.py does it at an even rate
     microkernel.py                  the loop over K on one register block, and its contract
         tile_microkernel.py         the same contract on register tiles
@@ -15,11 +12,17 @@
         operand_loader.py           elements of A and B as that instruction wants them
         epilogue.py                 what is done to sums before they are stored in C
     matrix_ref.py                   a matrix in memory
-    window_ref.py                   an operand that overlaps itself
         dequantize.py, prologue.py  matrices that are computed where they are read
     vector/                         arithmetic, conversions, elementary functions, elementwise programs
 
-The words that all of these are written in: index, loops, load_store, registers, shuffles, intrinsics, types, location.
+Beside the macrokernel of a product, around the same microkernels:
+
+    windows/                        operands that are windows over an image
+    gated.py, grouped/              two products that are multiplied; products of groups of rows
+    attention/                      attention and its gradients
+    pipelines/                      loops and small programs
+
+The words that all are written in: index, loops, load_store, registers, shuffles, intrinsics, types, location.
 
 Where another kind of kernel finds its room: operands that are read otherwise (padded, gathered, masked) are a MatrixRef
 with a `load_row` and a `block` of its own; what is done to sums is an `Epilogue`, which is told their places in C; what

@@ -12,15 +12,15 @@ from typing import NamedTuple
 from jax.extend.mlir import ir
 
 from jax_nano.codegen.dequantize import QuantizedMatrixRef
-from jax_nano.codegen.grouped import Entry, GroupedKernel, GroupedOperands, RowsOfGroup, columns_of
+from jax_nano.codegen.grouped.kernel import Entry, GroupedKernel, GroupedOperands, RowsOfGroup, columns_of
 from jax_nano.codegen.index import Index, add, divmod_, equal, mul, subtract
 from jax_nano.codegen.loops import Span, when
 from jax_nano.codegen.macrokernel import BlockColumns, Macrokernel, TaskBlock
 from jax_nano.codegen.matrix_ref import MatrixRef, scratch
 from jax_nano.codegen.operands import Area, Arguments, Offsets, Operands
-from jax_nano.codegen.window_ref import WindowRef
-from jax_nano.schedule.gated import GatedPlan, Pair
-from jax_nano.schedule.grouped import GroupedPlan
+from jax_nano.codegen.windows.reference import WindowRef
+from jax_nano.schedule.gated.plan import GatedPlan, Pair
+from jax_nano.schedule.grouped.plan import GroupedPlan
 from jax_nano.schedule.plan import Plan
 
 

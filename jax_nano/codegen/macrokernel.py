@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from jax_nano.codegen.channelwise import ChannelBlock
 from jax_nano.codegen.dot_product_microkernel import DotProductMicrokernel
 from jax_nano.codegen.epilogue import ProgramEpilogue
 from jax_nano.codegen.index import Condition, Index, add, divmod_, equal, minimum, mul, subtract
@@ -35,12 +34,13 @@ from jax_nano.codegen.microkernel import KBlock, Microkernel, Result, StepHook
 from jax_nano.codegen.nanokernel import Block, Nanokernel, PanelProduct, Place, TileNanokernel
 from jax_nano.codegen.operands import Area, Arguments, Offsets, Operands, offsets
 from jax_nano.codegen.panels import LhsPacking, LhsPanels, RhsPacking, RhsPanel, RhsPanels
-from jax_nano.codegen.placewise import PlaceBlock
 from jax_nano.codegen.prefetch_targets import LhsPrefetch, RhsPrefetch, to_next_element
 from jax_nano.codegen.tile_microkernel import TileMicrokernel
 from jax_nano.codegen.vector.convert import convert
-from jax_nano.codegen.window_ref import WindowRef
-from jax_nano.codegen.window_rows import clear_zeros
+from jax_nano.codegen.windows.channelwise import ChannelBlock
+from jax_nano.codegen.windows.placewise import PlaceBlock
+from jax_nano.codegen.windows.reference import WindowRef
+from jax_nano.codegen.windows.rows import clear_zeros
 from jax_nano.ir.dot import extent
 from jax_nano.schedule.plan import Plan
 

@@ -29,7 +29,7 @@ from jax_nano.codegen.matrix_ref import MatrixRef
 from jax_nano.codegen.nanokernel import Block, Nanokernel, PanelProduct, Place
 from jax_nano.codegen.registers import bitcast
 from jax_nano.codegen.vector.convert import convert
-from jax_nano.codegen.window_rows import WindowRows
+from jax_nano.codegen.windows.rows import WindowRows
 from jax_nano.schedule.plan import LINE_BYTES
 
 

@@ -9,23 +9,23 @@ from jax.extend.mlir.dialects import func
 from jax.interpreters.mlir import make_ir_context
 
 from jax_nano.codegen import gated
-from jax_nano.codegen.attention import AttentionKernel
-from jax_nano.codegen.attention_gradient import GradientTask
-from jax_nano.codegen.attention_gradient_bias import BiasGradientTask
-from jax_nano.codegen.attention_operands import AttentionOperands
-from jax_nano.codegen.grouped import GroupedKernel
-from jax_nano.codegen.grouped_operands import GroupedOperands
+from jax_nano.codegen.attention.gradient import GradientTask
+from jax_nano.codegen.attention.gradient_bias import BiasGradientTask
+from jax_nano.codegen.attention.kernel import AttentionKernel
+from jax_nano.codegen.attention.operands import AttentionOperands
+from jax_nano.codegen.grouped.kernel import GroupedKernel
+from jax_nano.codegen.grouped.operands import GroupedOperands
 from jax_nano.codegen.location import section
 from jax_nano.codegen.macrokernel import Macrokernel
 from jax_nano.codegen.operands import Arguments
-from jax_nano.codegen.pipeline import PipelineKernel
+from jax_nano.codegen.pipelines.kernel import PipelineKernel
 from jax_nano.codegen.types import element_type
 from jax_nano.ir.dot import Axis, extent
-from jax_nano.schedule.attention import AnyPlan, AttentionPlan
-from jax_nano.schedule.attention_gradient import GradientPlan
-from jax_nano.schedule.gated import GatedPlan
-from jax_nano.schedule.grouped import GroupedPlan
-from jax_nano.schedule.pipeline import PipelinePlan
+from jax_nano.schedule.attention.gradient import GradientPlan
+from jax_nano.schedule.attention.plan import AnyPlan, AttentionPlan
+from jax_nano.schedule.gated.plan import GatedPlan
+from jax_nano.schedule.grouped.plan import GroupedPlan
+from jax_nano.schedule.pipelines.plan import PipelinePlan
 from jax_nano.schedule.plan import Plan
 
 

@@ -13,7 +13,7 @@ from jax_nano.codegen.loops import Span
 from jax_nano.codegen.matrix_ref import MatrixRef, Split, scratch
 from jax_nano.codegen.operand_loader import rounds_to_bf16
 from jax_nano.codegen.prologue import PrologueView
-from jax_nano.codegen.window_ref import Cursor, WindowRef
+from jax_nano.codegen.windows.reference import Cursor, WindowRef
 from jax_nano.ir.axes import Axis, Role
 from jax_nano.ir.dtypes import PACKED_INT4
 from jax_nano.ir.window import Window

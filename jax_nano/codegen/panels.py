@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 
 from jax.extend.mlir import ir
 
-from jax_nano.codegen.gather import GatherPacker
 from jax_nano.codegen.index import Index, add, divmod_, minimum, mul, subtract
 from jax_nano.codegen.location import section
 from jax_nano.codegen.loops import Depth, Span
@@ -30,8 +29,9 @@ from jax_nano.codegen.microkernel import KBlock, StepHook
 from jax_nano.codegen.nanokernel import Nanokernel
 from jax_nano.codegen.operands import Arguments, bf16_split
 from jax_nano.codegen.pack import Destination, Packer, pack_compensation
-from jax_nano.codegen.window_ref import WindowRef
-from jax_nano.codegen.window_rows import WindowRows, zeros_of_runs
+from jax_nano.codegen.windows.gather import GatherPacker
+from jax_nano.codegen.windows.reference import WindowRef
+from jax_nano.codegen.windows.rows import WindowRows, zeros_of_runs
 from jax_nano.schedule.plan import Plan
 
 

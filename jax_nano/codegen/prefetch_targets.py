@@ -20,7 +20,7 @@ from jax_nano.codegen.matrix_ref import MatrixRef
 from jax_nano.codegen.microkernel import StepHook
 from jax_nano.codegen.operands import Area, offsets
 from jax_nano.codegen.prefetch import PanelPrefetch
-from jax_nano.codegen.window_ref import WindowRef
+from jax_nano.codegen.windows.reference import WindowRef
 from jax_nano.ir.dot import extent
 from jax_nano.schedule.plan import Plan
 

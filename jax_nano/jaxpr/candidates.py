@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from jax.extend.core import JaxprEqn, Var
 from jax.extend.core.primitives import convert_element_type_p
 
-from jax_nano.jaxpr.chosen_rows import adds_rows
 from jax_nano.jaxpr.dataflow import Dataflow, variables
-from jax_nano.jaxpr.group_rows import is_repeat
+from jax_nano.jaxpr.grouped.chosen_rows import adds_rows
+from jax_nano.jaxpr.grouped.group_rows import is_repeat
+from jax_nano.jaxpr.grouped.row_gathers import is_row_gather
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.legality import WEIGHTS, Reason, illegal
 from jax_nano.jaxpr.operands import VIEWS, apply_view, is_exact, panel_view
 from jax_nano.jaxpr.primitives import DOTS, GROUPED_PRODUCTS, nano_dequantize_p, nano_region_p, nano_unpack_p
 from jax_nano.jaxpr.prologue_candidates import PrologueCandidates, prologue_candidates
-from jax_nano.jaxpr.row_gathers import is_row_gather
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 
 LONGEST_EPILOGUE = 96

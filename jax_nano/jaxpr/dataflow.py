@@ -9,10 +9,10 @@ from itertools import islice
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jax.extend.core.primitives import convert_element_type_p
 
+from jax_nano.jaxpr.grouped.row_gathers import is_row_gather
 from jax_nano.jaxpr.inline import Atom
 from jax_nano.jaxpr.legality import is_moving, is_source
 from jax_nano.jaxpr.primitives import FUSED_PRODUCTS
-from jax_nano.jaxpr.row_gathers import is_row_gather
 
 NAMED_USERS = 8
 LONGEST_CHAIN = 32  # of views in a row

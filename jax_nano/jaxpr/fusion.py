@@ -20,7 +20,7 @@ from jax.extend.core import Jaxpr, JaxprEqn
 from jax_nano.jaxpr.candidates import Candidates
 from jax_nano.jaxpr.dataflow import Dataflow
 from jax_nano.jaxpr.gated import join_gated
-from jax_nano.jaxpr.index_ranges import with_known_rows
+from jax_nano.jaxpr.grouped.index_ranges import with_known_rows
 from jax_nano.jaxpr.inline import inline_calls
 from jax_nano.jaxpr.legality import WEIGHTS, Reason, gathering_body
 from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, GROUPED_PRODUCTS, nano_region_p

@@ -18,8 +18,8 @@ from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p
 
 from jax_nano.ir.dtypes import NAMES
 from jax_nano.ir.program import INSTRUCTIONS, OPERATIONS, Unfusable
-from jax_nano.jaxpr.chosen_rows import adds_rows
-from jax_nano.jaxpr.group_rows import is_repeat
+from jax_nano.jaxpr.grouped.chosen_rows import adds_rows
+from jax_nano.jaxpr.grouped.group_rows import is_repeat
 from jax_nano.jaxpr.inline import body_of, type_of
 from jax_nano.jaxpr.operands import VIEWS, is_exact
 from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_dequantize_p, nano_unpack_p

@@ -19,7 +19,7 @@ from jax.extend.core import JaxprEqn, Var
 
 from jax_nano.ir.dtypes import BITS
 from jax_nano.jaxpr.dataflow import Dataflow, variables
-from jax_nano.jaxpr.grouped import others
+from jax_nano.jaxpr.grouped.dimensions import others
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.legality import ELEMENTWISE, Reason, is_elementary, is_moving, is_rounding, takes_long
 from jax_nano.jaxpr.operands import element_type, is_exact

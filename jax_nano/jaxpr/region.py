@@ -11,15 +11,15 @@ import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 from jax.extend.core.primitives import convert_element_type_p, custom_jvp_call_p
 
-from jax_nano.jaxpr.chosen_rows import is_row_choice, is_row_sum
-from jax_nano.jaxpr.group_rows import is_repeat
+from jax_nano.jaxpr.grouped.chosen_rows import is_row_choice, is_row_sum
+from jax_nano.jaxpr.grouped.group_rows import is_repeat
+from jax_nano.jaxpr.grouped.row_gathers import is_row_gather
+from jax_nano.jaxpr.grouped.row_scatters import is_row_scatter
 from jax_nano.jaxpr.inline import Atom, body_of, structure, type_of
 from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_unpack_p
 from jax_nano.jaxpr.private import ClosedJaxpr
 from jax_nano.jaxpr.region_dot import RegionDot
 from jax_nano.jaxpr.region_reader import read_region
-from jax_nano.jaxpr.row_gathers import is_row_gather
-from jax_nano.jaxpr.row_scatters import is_row_scatter
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,13 +18,13 @@ from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.program import Program
 from jax_nano.ir.window import Window
 from jax_nano.jaxpr.axes import Axes, Cuts, Run, Runs, runs_along, stride_along
-from jax_nano.jaxpr.chosen_rows import SummedRows
-from jax_nano.jaxpr.group_rows import along_groups
-from jax_nano.jaxpr.grouped_dot import with_groups
+from jax_nano.jaxpr.grouped.chosen_rows import SummedRows
+from jax_nano.jaxpr.grouped.dot import with_groups
+from jax_nano.jaxpr.grouped.group_rows import along_groups
+from jax_nano.jaxpr.grouped.row_scatters import ScatteredRows
 from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.operands import StridedArray, element_type
 from jax_nano.jaxpr.program_reader import program_of
-from jax_nano.jaxpr.row_scatters import ScatteredRows
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 from jax_nano.jaxpr.sums import along_sums, first_of_sums
 

@@ -13,8 +13,9 @@ from jax.extend.core import Jaxpr, JaxprEqn, Var, no_effects
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.program import Unfusable
 from jax_nano.jaxpr.candidates import Candidates
-from jax_nano.jaxpr.chosen_rows import is_row_choice
 from jax_nano.jaxpr.dataflow import Dataflow, variables
+from jax_nano.jaxpr.grouped.chosen_rows import is_row_choice
+from jax_nano.jaxpr.grouped.row_scatters import is_row_scatter
 from jax_nano.jaxpr.inline import Atom
 from jax_nano.jaxpr.legality import Reason, is_elementwise
 from jax_nano.jaxpr.primitives import DOUBLES
@@ -22,7 +23,6 @@ from jax_nano.jaxpr.private import ragged_dot_general_p
 from jax_nano.jaxpr.region import Region
 from jax_nano.jaxpr.region_dot import RegionDot
 from jax_nano.jaxpr.region_reader import Mark, RegionReader
-from jax_nano.jaxpr.row_scatters import is_row_scatter
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 
 UNREADABLE = (NoView, Unfusable, UnsupportedDot)

@@ -23,8 +23,10 @@ from jax.extend.core.primitives import convert_element_type_p, gather_p
 
 from jax_nano.ir.dtypes import NAMES
 from jax_nano.jaxpr.axes import Cuts, Runs, runs_along
-from jax_nano.jaxpr.chosen_rows import ChosenRows, SummedRows, chosen, is_row_choice
-from jax_nano.jaxpr.group_rows import is_repeat, repeated
+from jax_nano.jaxpr.grouped.chosen_rows import ChosenRows, SummedRows, chosen, is_row_choice
+from jax_nano.jaxpr.grouped.group_rows import is_repeat, repeated
+from jax_nano.jaxpr.grouped.row_gathers import gathered
+from jax_nano.jaxpr.grouped.row_scatters import ScatteredRows, is_row_scatter, scattered
 from jax_nano.jaxpr.inline import Atom, body_of, type_of
 from jax_nano.jaxpr.operands import (
     VIEWS,
@@ -40,8 +42,6 @@ from jax_nano.jaxpr.operands import (
 from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_dequantize_p, nano_unpack_p
 from jax_nano.jaxpr.product_reader import read_product, scalar
 from jax_nano.jaxpr.region_dot import Ending, Product, RegionDot, extra_runs, region_dot
-from jax_nano.jaxpr.row_gathers import gathered
-from jax_nano.jaxpr.row_scatters import ScatteredRows, is_row_scatter, scattered
 from jax_nano.jaxpr.strided_views import NoView, StridedView
 from jax_nano.jaxpr.sums import along_sums
 

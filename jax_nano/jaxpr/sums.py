@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from jax.extend.core import JaxprEqn
 
-from jax_nano.jaxpr.grouped import GroupedDimensions
+from jax_nano.jaxpr.grouped.dimensions import GroupedDimensions
 from jax_nano.jaxpr.inline import type_of
 from jax_nano.jaxpr.operands import OfGroups, StridedArray
 from jax_nano.jaxpr.primitives import CONVOLUTIONS, GROUPED_PRODUCTS

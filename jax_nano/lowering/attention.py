@@ -20,9 +20,9 @@ from jax_nano.ir.attention_spec import SCALES, AttentionSpec
 from jax_nano.ir.axes import Operand
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
-from jax_nano.jaxpr.attention_backward import Backward
-from jax_nano.jaxpr.attention_program import accumulator, definition, dequantized
-from jax_nano.jaxpr.attention_tangents import tangents
+from jax_nano.jaxpr.attention.backward import Backward
+from jax_nano.jaxpr.attention.program import accumulator, definition, dequantized
+from jax_nano.jaxpr.attention.tangents import tangents
 from jax_nano.jaxpr.primitives import nano_attention_p, nano_attention_tangent_p
 from jax_nano.jaxpr.varying import like, varying_alike
 from jax_nano.lowering.custom_call import custom_call

@@ -18,7 +18,7 @@ from jax_nano.ir.attention_spec import AttentionSpec
 from jax_nano.ir.axes import Operand
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
-from jax_nano.jaxpr.attention_backward import Backward
+from jax_nano.jaxpr.attention.backward import Backward
 from jax_nano.jaxpr.primitives import nano_attention_gradient_p
 from jax_nano.jaxpr.varying import like
 from jax_nano.lowering.attention import by_key, by_query, float0_or, joined_batch, of_scores

@@ -19,7 +19,7 @@ from jax_nano.ir.axes import Operand
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
 from jax_nano.ir.grouped import Grouped
-from jax_nano.jaxpr.grouped import GroupedDimensions, grouped_of
+from jax_nano.jaxpr.grouped.dimensions import GroupedDimensions, grouped_of
 from jax_nano.jaxpr.primitives import nano_ragged_dot_general_p
 from jax_nano.jaxpr.private import ragged_dot_general_p
 from jax_nano.lowering.custom_call import custom_call

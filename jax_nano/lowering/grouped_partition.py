@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jax_nano.jaxpr.grouped import GroupedDimensions
+from jax_nano.jaxpr.grouped.dimensions import GroupedDimensions
 from jax_nano.jaxpr.primitives import nano_ragged_dot_general_p
 from jax_nano.lowering.dot_general import partial_sum_type
 from jax_nano.lowering.partition import Shards, sum_over

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array, lax
 from jax.interpreters import ad
 
-from jax_nano.jaxpr.grouped import GroupedDimensions
+from jax_nano.jaxpr.grouped.dimensions import GroupedDimensions
 
 Numbers = lax.RaggedDotDimensionNumbers
 Params = dict[str, Any]

@@ -22,7 +22,7 @@ from jax_nano.lowering.xla_inline import Product, byte_threshold, rules
 from jax_nano.machine.isa import Machine
 from jax_nano.schedule.cost.inline import VECTOR_ROW_BYTES, inline_seconds
 from jax_nano.schedule.cost.pipeline import stage_cycles
-from jax_nano.schedule.pipeline import PipelinePlan
+from jax_nano.schedule.pipelines.plan import PipelinePlan
 
 FASTER = "XLA's loop is predicted to be as fast: {xla:.1f} us beside {kernel:.1f}"
 LARGE_BYTES = 1 << 22  # of a result before a loop, from where on its pages count: smaller ones are in the caches still

@@ -23,14 +23,14 @@ from jax_nano import config
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import NUMPY_TYPES
 from jax_nano.ir.pipeline import Pipeline, UnsupportedPipeline
-from jax_nano.jaxpr.loop_motion import EMPTY, MovedLoop, bytes_of, move_products
-from jax_nano.jaxpr.loop_parts import avals_in_parts, by_parts, in_parts
-from jax_nano.jaxpr.pipeline_inline import inlined
-from jax_nano.jaxpr.pipeline_random import inner, physical, without_keys
-from jax_nano.jaxpr.pipeline_reader import read_scan, read_while
+from jax_nano.jaxpr.pipelines.inline import inlined
+from jax_nano.jaxpr.pipelines.loop_motion import EMPTY, MovedLoop, bytes_of, move_products
+from jax_nano.jaxpr.pipelines.loop_parts import avals_in_parts, by_parts, in_parts
+from jax_nano.jaxpr.pipelines.random import inner, physical, without_keys
+from jax_nano.jaxpr.pipelines.reader import read_scan, read_while
+from jax_nano.jaxpr.pipelines.scans import Scan
 from jax_nano.jaxpr.primitives import PRODUCTS, nano_loop_p, nano_region_p
 from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering, wrap_lowering
-from jax_nano.jaxpr.scans import Scan
 from jax_nano.lowering import small_loops as small_loops  # whose lowering of while loops is wrapped here
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.dot_general import nano
@@ -42,7 +42,7 @@ from jax_nano.runtime.kernel import Kernel
 from jax_nano.runtime.kernels import kernel_for
 from jax_nano.runtime.log import logger
 from jax_nano.runtime.report import Report, tell
-from jax_nano.schedule.pipeline_plans import choose_pipeline
+from jax_nano.schedule.pipelines.choose import choose_pipeline
 
 OTHERWISE = "XLA's loop"
 

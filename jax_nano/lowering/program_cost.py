@@ -15,12 +15,12 @@ from jax_nano.jaxpr.fusion import has_known_sizes
 from jax_nano.jaxpr.inline import inline_calls, type_of
 from jax_nano.jaxpr.legality import is_elementwise
 from jax_nano.jaxpr.operands import VIEWS
-from jax_nano.jaxpr.pipeline_rules import SAME
+from jax_nano.jaxpr.pipelines.rules import SAME
 from jax_nano.jaxpr.primitives import FUSED_PRODUCTS, nano_attention_gradient_p, nano_attention_p, nano_region_p
 from jax_nano.lowering.loop_cost import peak
 from jax_nano.machine.isa import Machine
 from jax_nano.schedule.cost.pipeline import stage_cycles
-from jax_nano.schedule.pipeline import PipelinePlan
+from jax_nano.schedule.pipelines.plan import PipelinePlan
 
 FASTER = "its calls one by one are predicted to be as fast: {calls:.1f} us beside {kernel:.1f}"
 MOST_EQUATIONS = 500  # which take 50 ms to read

@@ -19,12 +19,13 @@ from jax.interpreters import mlir
 from jax_nano import config
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.pipeline import Pipeline, UnsupportedPipeline
-from jax_nano.jaxpr.attention_program import definition
-from jax_nano.jaxpr.attention_tangents import tangents
+from jax_nano.jaxpr.attention.program import definition
+from jax_nano.jaxpr.attention.tangents import tangents
 from jax_nano.jaxpr.inline import body_of, inline_calls, type_of
-from jax_nano.jaxpr.pipeline_inline import inlined
-from jax_nano.jaxpr.pipeline_random import is_key, physical, without_keys
-from jax_nano.jaxpr.pipeline_reader import read_program
+from jax_nano.jaxpr.pipelines.inline import inlined
+from jax_nano.jaxpr.pipelines.program_parts import Part, parts_of, run_parts, single
+from jax_nano.jaxpr.pipelines.random import is_key, physical, without_keys
+from jax_nano.jaxpr.pipelines.reader import read_program
 from jax_nano.jaxpr.primitives import (
     nano_attention_gradient_p,
     nano_attention_p,
@@ -32,7 +33,6 @@ from jax_nano.jaxpr.primitives import (
     nano_loop_p,
 )
 from jax_nano.jaxpr.private import ClosedJaxpr, LoweringRule, is_staged, wrap_lowering
-from jax_nano.jaxpr.program_parts import Part, parts_of, run_parts, single
 from jax_nano.lowering import program_cost
 from jax_nano.lowering.attention_gradient import by_blocks
 from jax_nano.lowering.custom_call import custom_call
@@ -45,7 +45,7 @@ from jax_nano.machine.host import machine_for, target
 from jax_nano.runtime.kernel import Kernel
 from jax_nano.runtime.kernels import kernel_for
 from jax_nano.runtime.report import Report, tell
-from jax_nano.schedule.pipeline_plans import choose_pipeline
+from jax_nano.schedule.pipelines.choose import choose_pipeline
 
 NAME = "jax_nano_program"
 """Of the jit that a small program stands in."""

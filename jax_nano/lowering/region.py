@@ -27,7 +27,7 @@ from jax_nano.lowering.dot_general import equation_of, nano, remat_rule
 from jax_nano.lowering.experimental import register_jet_rules, register_sparse_rules
 from jax_nano.lowering.export import register_lowering
 from jax_nano.lowering.partition import check_partitioning, devices_to_partition, partitioned_call
-from jax_nano.lowering.pipeline import WHOLE_PASSES, run_passes
+from jax_nano.lowering.passes import WHOLE_PASSES, run_passes
 from jax_nano.lowering.precision import with_precision
 from jax_nano.lowering.region_partition import partition_region
 from jax_nano.lowering.small_loops import check_inline

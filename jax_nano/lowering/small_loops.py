@@ -24,7 +24,7 @@ from jax.interpreters import mlir
 
 from jax_nano import config
 from jax_nano.ir.dot import UnsupportedDot
-from jax_nano.jaxpr.attention_program import definition
+from jax_nano.jaxpr.attention.program import definition
 from jax_nano.jaxpr.inline import type_of
 from jax_nano.jaxpr.primitives import DOUBLES, FUSED_PRODUCTS, nano_attention_p, nano_region_p
 from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering, functions_apart, wrap_lowering

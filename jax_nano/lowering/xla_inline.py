@@ -21,7 +21,7 @@ from jax_nano.ir.dot import Dot, Operand, UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
 from jax_nano.ir.gated import Gated
 from jax_nano.ir.grouped import Grouped
-from jax_nano.jaxpr.grouped import GroupedDimensions, grouped_of
+from jax_nano.jaxpr.grouped.dimensions import GroupedDimensions, grouped_of
 from jax_nano.jaxpr.inline import type_of
 from jax_nano.jaxpr.legality import WEIGHTS
 from jax_nano.jaxpr.region import Region

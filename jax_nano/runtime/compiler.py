@@ -18,7 +18,7 @@ from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.runtime.dump import dump
 from jax_nano.runtime.kernel import Kernel, Processor
 from jax_nano.runtime.log import logger, stopwatch
-from jax_nano.schedule.attention import AnyPlan
+from jax_nano.schedule.attention.plan import AnyPlan
 
 # What LLVM may make calls of, where a kernel moves or rounds one element alone: an object with one is not loaded.
 LIBRARY = (b"__truncsfbf2", b"__truncsfhf2", b"__extendhfsf2", b"memset", b"memcpy", b"memmove")

@@ -13,7 +13,7 @@ from pathlib import Path
 from jax_nano import config
 from jax_nano.runtime.kernel import Kernel
 from jax_nano.runtime.log import logger
-from jax_nano.schedule.attention import AnyPlan
+from jax_nano.schedule.attention.plan import AnyPlan
 
 
 def dump(kernel: Kernel) -> None:

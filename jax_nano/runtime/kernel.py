@@ -24,9 +24,9 @@ from jax_nano.ir.attention import Problem
 from jax_nano.ir.dtypes import FFI_TYPES
 from jax_nano.machine.host import thread_limit
 from jax_nano.machine.isa import Machine
-from jax_nano.schedule.attention import AnyPlan
-from jax_nano.schedule.gated import GatedPlan
-from jax_nano.schedule.grouped import GroupedPlan
+from jax_nano.schedule.attention.plan import AnyPlan
+from jax_nano.schedule.gated.plan import GatedPlan
+from jax_nano.schedule.grouped.plan import GroupedPlan
 
 TARGET_NAME = "jax_nano"  # of the custom call
 FORMAT = 1  # of its attributes: another number for each change of what they say; csrc/handler.cc has it too

@@ -29,7 +29,7 @@ from jax_nano.runtime.dump import dump
 from jax_nano.runtime.kernel import Kernel, Processor, processor_for
 from jax_nano.runtime.log import logger, stopwatch
 from jax_nano.runtime.once import Once
-from jax_nano.schedule.attention import AnyPlan
+from jax_nano.schedule.attention.plan import AnyPlan
 from jax_nano.schedule.choose import choose, ranked_plans
 
 TURNED_OFF = "JAX_NANO=0"

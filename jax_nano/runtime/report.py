@@ -15,10 +15,10 @@ from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.pipeline import Pipeline, repeated
 from jax_nano.runtime.kernel import Kernel
 from jax_nano.runtime.log import logger
-from jax_nano.schedule.attention import AnyPlan, AttentionPlan
-from jax_nano.schedule.gated import GatedPlan
-from jax_nano.schedule.grouped import GroupedPlan
-from jax_nano.schedule.pipeline import PipelinePlan
+from jax_nano.schedule.attention.plan import AnyPlan, AttentionPlan
+from jax_nano.schedule.gated.plan import GatedPlan
+from jax_nano.schedule.grouped.plan import GroupedPlan
+from jax_nano.schedule.pipelines.plan import PipelinePlan
 from jax_nano.schedule.plan import Plan
 
 KINDS = {  # of reports, in the plural, and one of each

@@ -22,9 +22,9 @@ from jax_nano.runtime.compiler import CompilationFailed, compile_plan
 from jax_nano.runtime.kernel import TARGET_NAME, Kernel, processor_for
 from jax_nano.runtime.progress import Bar, progress
 from jax_nano.runtime.report import describe
-from jax_nano.schedule.attention import AnyPlan
+from jax_nano.schedule.attention.plan import AnyPlan
 from jax_nano.schedule.choose import ranked_plans
-from jax_nano.schedule.pipeline import PipelinePlan
+from jax_nano.schedule.pipelines.plan import PipelinePlan
 
 CANDIDATES = 8  # plans that are measured for a product
 TURNS = 5

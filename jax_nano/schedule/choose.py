@@ -11,15 +11,15 @@ from jax_nano.ir.gated import Gated
 from jax_nano.ir.grouped import Grouped
 from jax_nano.ir.pipeline import Pipeline
 from jax_nano.machine.isa import Isa, Machine
-from jax_nano.schedule.attention import AnyPlan, AttentionPlan
-from jax_nano.schedule.attention_plans import attention_plans, choose_attention
+from jax_nano.schedule.attention.choose import attention_plans, choose_attention
+from jax_nano.schedule.attention.plan import AnyPlan, AttentionPlan
 from jax_nano.schedule.candidates import kernel_plans
 from jax_nano.schedule.cost.estimate import Estimate, KernelCost
-from jax_nano.schedule.gated import GatedPlan
-from jax_nano.schedule.gated_plans import choose_gated, gated_plans
-from jax_nano.schedule.grouped import GroupedPlan
-from jax_nano.schedule.grouped_plans import choose_grouped, grouped_plans
-from jax_nano.schedule.pipeline_plans import choose_pipeline
+from jax_nano.schedule.gated.choose import choose_gated, gated_plans
+from jax_nano.schedule.gated.plan import GatedPlan
+from jax_nano.schedule.grouped.choose import choose_grouped, grouped_plans
+from jax_nano.schedule.grouped.plan import GroupedPlan
+from jax_nano.schedule.pipelines.choose import choose_pipeline
 from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.tasks import FEW_PER_THREAD, task_plans, undivided
 

@@ -10,7 +10,7 @@ from jax_nano.ir.dot import Dot
 from jax_nano.ir.gated import Gated
 from jax_nano.ir.grouped import Grouped
 from jax_nano.machine.isa import Machine
-from jax_nano.schedule.attention import AnyPlan
+from jax_nano.schedule.attention.plan import AnyPlan
 
 
 class Roof(NamedTuple):

@@ -14,10 +14,10 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 from jax.extend.core.primitives import gather_p
 
+from jax_nano.jaxpr.grouped.row_gathers import is_row_gather
 from jax_nano.jaxpr.inline import inline_calls, type_of
 from jax_nano.jaxpr.legality import gathering_body
 from jax_nano.jaxpr.primitives import DOTS, GROUPED_PRODUCTS, nano_dequantize_p
-from jax_nano.jaxpr.row_gathers import is_row_gather
 from jax_nano.weights.quantized import STEPS, no_derivative
 
 

@@ -173,7 +173,7 @@ def test_gradients(dtype, tolerance, options):
 
 @pytest.mark.parametrize("name", ["nothing", "causal", "bias", "mask", "window", "lengths"])
 def test_gradients_over_several_blocks(name, monkeypatch):
-    monkeypatch.setattr("jax_nano.jaxpr.attention_blocks.BLOCK", 32)
+    monkeypatch.setattr("jax_nano.jaxpr.attention.blocks.BLOCK", 32)
     jax.clear_caches()
     assert_gradients(jnp.float32, OPTIONS[name], 1e-5, arrays())
     jax.clear_caches()
@@ -182,7 +182,7 @@ def test_gradients_over_several_blocks(name, monkeypatch):
 @pytest.mark.parametrize("window", [(4, -1), (-1, 3), (-3, -3), (5, 2)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_gradients_of_windows_that_leave_queries_without_keys(causal, window, monkeypatch):
-    monkeypatch.setattr("jax_nano.jaxpr.attention_blocks.BLOCK", 32)
+    monkeypatch.setattr("jax_nano.jaxpr.attention.blocks.BLOCK", 32)
     jax.clear_caches()
     assert_gradients(jnp.float32, {"local_window_size": window, "is_causal": causal}, 1e-5, arrays())
     jax.clear_caches()
@@ -191,7 +191,7 @@ def test_gradients_of_windows_that_leave_queries_without_keys(causal, window, mo
 @pytest.mark.parametrize("lowest", [-1e9, np.finfo(np.float32).min])
 @pytest.mark.parametrize("name", ["nothing", "mask"])
 def test_gradients_of_rows_that_a_bias_hides(name, lowest, monkeypatch):
-    monkeypatch.setattr("jax_nano.jaxpr.attention_blocks.BLOCK", 32)
+    monkeypatch.setattr("jax_nano.jaxpr.attention.blocks.BLOCK", 32)
     jax.clear_caches()
     rows, columns = jnp.arange(70)[:, None], jnp.arange(90)
     bias = jnp.where((rows % 3 > 0) & (columns % 5 > 0), 0.0, lowest)[None, None]

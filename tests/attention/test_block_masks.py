@@ -109,7 +109,7 @@ def test_hidden_blocks_are_never_computed():
 @pytest.mark.parametrize("name", ["documents", "dilated", "heads", "nothing"])
 @pytest.mark.parametrize("size", [512, 64])
 def test_gradients(size, name, monkeypatch):
-    monkeypatch.setattr("jax_nano.jaxpr.attention_blocks.BLOCK", size)
+    monkeypatch.setattr("jax_nano.jaxpr.attention.blocks.BLOCK", size)
     jax.clear_caches()
     operands, weights = arrays(300, 270), jnp.asarray(RNG.standard_normal((B, 300, N, D)), jnp.float32)
 

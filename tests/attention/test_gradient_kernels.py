@@ -13,7 +13,7 @@ from jax_nano.ir.attention_gradient import has_gradient_kernels
 from jax_nano.ir.attention_spec import AttentionSpec
 from jax_nano.ir.score_function import ScoreFunction
 from jax_nano.machine import host
-from jax_nano.schedule.attention_plans import choose_attention
+from jax_nano.schedule.attention.choose import choose_attention
 
 TYPES = ["f32", "bf16", "f16", "f64"]
 each_type = pytest.mark.parametrize("dtype", TYPES)

@@ -60,7 +60,7 @@ def test_gradients_of_queries_that_see_nothing(dtype):
 
 
 def test_gradients_by_blocks_where_kernels_are_turned_off(monkeypatch):
-    monkeypatch.setattr("jax_nano.jaxpr.attention_blocks.BLOCK", 32)
+    monkeypatch.setattr("jax_nano.jaxpr.attention.blocks.BLOCK", 32)
     monkeypatch.setenv("JAX_NANO", "0")
     jax.clear_caches()
     for name in ("mask", "lengths", "bias"):

@@ -9,7 +9,7 @@ from attention import assert_attention, described, exact, run
 
 from jax_nano.ir.attention import Attention, UnsupportedAttention
 from jax_nano.machine import host
-from jax_nano.schedule.attention_plans import choose_attention
+from jax_nano.schedule.attention.choose import choose_attention
 
 TYPES = {"f32": np.float32, "bf16": ml_dtypes.bfloat16, "f16": np.float16, "f64": np.float64}
 each_type = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)

@@ -12,7 +12,7 @@ from oracle import kernels, primitives
 
 import jax_nano
 from jax_nano.ir.program import Unfusable
-from jax_nano.jaxpr.score_reader import mapped, read_score
+from jax_nano.jaxpr.attention.score_reader import mapped, read_score
 
 B, N, T, S, K, D = 2, 4, 70, 90, 2, 16
 RNG = np.random.default_rng(0)
@@ -156,7 +156,7 @@ def assert_gradients(f, plain, operands, tolerance=1e-5):
 @pytest.mark.parametrize("block", [512, 32])
 @pytest.mark.parametrize("causal", [False, True])
 def test_gradients_of_operands_and_arrays(causal, block, monkeypatch):
-    monkeypatch.setattr("jax_nano.jaxpr.attention_blocks.BLOCK", block)
+    monkeypatch.setattr("jax_nano.jaxpr.attention.blocks.BLOCK", block)
     jax.clear_caches()
 
     def ours(q, k, v, *given):
@@ -215,7 +215,7 @@ def test_derivatives_of_rows_that_a_constant_hides(hidden):
 
 @pytest.mark.parametrize("name", ["quotient", "logarithm of a place", "root"])
 def test_derivatives_where_blocks_are_padded(name, monkeypatch):
-    monkeypatch.setattr("jax_nano.jaxpr.attention_blocks.BLOCK", 32)
+    monkeypatch.setattr("jax_nano.jaxpr.attention.blocks.BLOCK", 32)
     jax.clear_caches()
 
     def derivatives(attention):

@@ -7,7 +7,7 @@ from attention import AttentionRunner, assert_attention, described, exact
 from attention_gradients import assert_gradients, gradient_arrays, problem_of
 from tile_kernels import AMX, MACHINE, needs_tile_vectors
 
-from jax_nano.schedule.attention_plans import choose_attention
+from jax_nano.schedule.attention.choose import choose_attention
 
 pytestmark = needs_tile_vectors
 TYPES = {"bf16": ml_dtypes.bfloat16, "f16": np.float16}

@@ -7,13 +7,13 @@ import pytest
 from grouped import described
 
 from jax_nano.codegen import prefetch
-from jax_nano.codegen.grouped_prefetch import GroupRhsPrefetch
+from jax_nano.codegen.grouped.prefetch import GroupRhsPrefetch
 from jax_nano.codegen.loops import Span
 from jax_nano.codegen.matrix_ref import MatrixRef
 from jax_nano.codegen.operands import Area
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.machine import x86
-from jax_nano.schedule.grouped_plans import choose_grouped
+from jax_nano.schedule.grouped.choose import choose_grouped
 from jax_nano.schedule.plan import LINE_BYTES
 
 NOWHERE: Any = None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.machine import host
-from jax_nano.schedule.grouped_plans import choose_grouped
+from jax_nano.schedule.grouped.choose import choose_grouped
 
 TYPES = {"f32": np.float32, "bf16": ml_dtypes.bfloat16, "f16": np.float16, "f64": np.float64}
 each_type = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)

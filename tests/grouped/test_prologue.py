@@ -10,7 +10,7 @@ from oracle import kernels, normal, wide
 
 import jax_nano
 from jax_nano.machine import host
-from jax_nano.schedule.grouped_plans import grouped_plans
+from jax_nano.schedule.grouped.choose import grouped_plans
 
 TOKENS, ROWS, K, N = 23, 95, 70, 45
 FILLED = {

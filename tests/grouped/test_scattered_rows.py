@@ -17,7 +17,7 @@ import jax_nano
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.grouped import RowScatter
 from jax_nano.machine import host
-from jax_nano.schedule.grouped_plans import grouped_plans
+from jax_nano.schedule.grouped.choose import grouped_plans
 
 TOKENS, ROWS, K, N = 23, 95, 33, 45
 SIZES = (20, 0, 33, 2)

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from oracle import kernels, normal
 
 import jax_nano
-from jax_nano.jaxpr.grouped import GroupedDimensions
+from jax_nano.jaxpr.grouped.dimensions import GroupedDimensions
 from jax_nano.lowering.cheapest_sharding import cheapest
 from jax_nano.lowering.grouped_partition import rule_of
 

@@ -11,7 +11,7 @@ from quantized import exact as exact_weight
 from tile_kernels import AMX, MACHINE, needs_tile_vectors
 
 import jax_nano
-from jax_nano.schedule.grouped_plans import choose_grouped
+from jax_nano.schedule.grouped.choose import choose_grouped
 
 QUANTIZED = [{}, {"bits": 4}, {"group": 64}, {"bits": 4, "group": 32, "symmetric": False}]
 pytestmark = needs_tile_vectors

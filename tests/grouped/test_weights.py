@@ -13,7 +13,7 @@ from quantized import EPS, exact
 
 import jax_nano
 from jax_nano.machine import host
-from jax_nano.schedule.grouped_plans import choose_grouped
+from jax_nano.schedule.grouped.choose import choose_grouped
 
 pack: Any = jax_nano.pack
 quantize: Any = jax_nano.quantize

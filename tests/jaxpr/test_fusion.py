@@ -12,7 +12,7 @@ from jax_nano.jaxpr.candidates import Candidates
 from jax_nano.jaxpr.legality import illegal
 from jax_nano.jaxpr.primitives import nano_region_p
 from jax_nano.jaxpr.region_reader import RegionReader
-from jax_nano.lowering.pipeline import PASSES, run_passes
+from jax_nano.lowering.passes import PASSES, run_passes
 
 WIDTH = 8
 # Steps for an equation, on the average: to find it among candidates, to read it, and to make a Dot of it in a region.

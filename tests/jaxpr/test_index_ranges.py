@@ -8,7 +8,7 @@ import pytest
 from jax.extend.core.primitives import gather_p
 from jax.lax import GatherScatterMode
 
-from jax_nano.jaxpr.index_ranges import with_known_rows
+from jax_nano.jaxpr.grouped.index_ranges import with_known_rows
 from jax_nano.jaxpr.inline import inline_calls
 from jax_nano.jaxpr.legality import gathering_body, inlinable
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_nano.jaxpr.tiny_values import TinyValues, Unreadable
+from jax_nano.jaxpr.attention.tiny_values import TinyValues, Unreadable
 
 
 def tiny(f, labels):

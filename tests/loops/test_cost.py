@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from jax_nano.jaxpr.pipeline_inline import inlined
-from jax_nano.jaxpr.pipeline_reader import read_scan
-from jax_nano.jaxpr.scans import Scan
+from jax_nano.jaxpr.pipelines.inline import inlined
+from jax_nano.jaxpr.pipelines.reader import read_scan
+from jax_nano.jaxpr.pipelines.scans import Scan
 from jax_nano.lowering.loop_cost import gone_across, other_seconds, scalar_stages
 from jax_nano.machine.host import machine_for, target
-from jax_nano.schedule.pipeline_plans import choose_pipeline
+from jax_nano.schedule.pipelines.choose import choose_pipeline
 
 
 def pipeline(step, *shapes, length=1000):

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from jax import lax
 
 import jax_nano
-from jax_nano.jaxpr.loop_motion import move_products
-from jax_nano.jaxpr.pipeline_inline import inlined
-from jax_nano.jaxpr.scans import Scan
+from jax_nano.jaxpr.pipelines.inline import inlined
+from jax_nano.jaxpr.pipelines.loop_motion import move_products
+from jax_nano.jaxpr.pipelines.scans import Scan
 
 
 def moved(f, *shapes):

@@ -8,7 +8,7 @@ from jax import lax
 from oracle import kernels, normal
 
 import jax_nano
-from jax_nano.jaxpr.loop_parts import steps_of
+from jax_nano.jaxpr.pipelines.loop_parts import steps_of
 from jax_nano.lowering import loops
 
 

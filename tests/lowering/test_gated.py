@@ -20,7 +20,7 @@ from jax_nano.jaxpr.program_reader import program_of
 from jax_nano.machine import host
 from jax_nano.schedule.candidates import kernel_plans
 from jax_nano.schedule.choose import choose, order_of_sums
-from jax_nano.schedule.gated import GatedPlan
+from jax_nano.schedule.gated.plan import GatedPlan
 from jax_nano.schedule.tasks import LOCAL_BYTES, task_plans
 
 MATMUL = ((1,), (0,)), ((), ())

@@ -7,7 +7,7 @@ import pytest
 from jax_nano.ir.attention import Attention, ScoreArray
 from jax_nano.ir.attention_gradient import AttentionGradient
 from jax_nano.machine import x86
-from jax_nano.schedule.attention_plans import choose_attention
+from jax_nano.schedule.attention.choose import choose_attention
 from jax_nano.schedule.cost.attention import attention_seconds, task_cycles
 
 MACHINES = {machine.name: machine for machine in x86.MACHINES if machine.threads}

@@ -7,9 +7,9 @@ from grouped import ROWS
 
 from jax_nano.ir.axes import Operand
 from jax_nano.ir.dtypes import bytes_of
-from jax_nano.jaxpr.grouped import grouped_of
+from jax_nano.jaxpr.grouped.dimensions import grouped_of
 from jax_nano.machine import x86
-from jax_nano.schedule.grouped_plans import choose_grouped
+from jax_nano.schedule.grouped.choose import choose_grouped
 
 ZEN5 = next(machine for machine in x86.MACHINES if machine.name == "znver5")
 

@@ -12,9 +12,9 @@ from jax import lax
 import jax_nano
 from jax_nano.ir.axes import Operand
 from jax_nano.ir.dot import UnsupportedDot
-from jax_nano.jaxpr.grouped import grouped_of
+from jax_nano.jaxpr.grouped.dimensions import grouped_of
 from jax_nano.machine import x86
-from jax_nano.schedule.grouped_plans import grouped_plans
+from jax_nano.schedule.grouped.choose import grouped_plans
 
 MOST = 16 << 20
 MACHINES = [x for x in x86.MACHINES if x.name in ("znver5", "sapphirerapids", "haswell")]

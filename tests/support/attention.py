@@ -12,7 +12,7 @@ from jax_nano.codegen.module import build_module, phase_symbols
 from jax_nano.ir.attention import MASKED, Attention, ScoreArray
 from jax_nano.machine import host
 from jax_nano.runtime.kernel import processor_for
-from jax_nano.schedule.attention_plans import choose_attention
+from jax_nano.schedule.attention.choose import choose_attention
 
 
 def visible(shape, *, mask=None, causal=False, window=None, query_lengths=None, key_lengths=None):

@@ -12,7 +12,7 @@ from oracle import normal
 from jax_nano.ir.gated import Gated
 from jax_nano.machine import host
 from jax_nano.schedule.choose import choose
-from jax_nano.schedule.gated import GatedPlan
+from jax_nano.schedule.gated.plan import GatedPlan
 
 TYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 

@@ -13,11 +13,11 @@ from jax_nano import _native
 from jax_nano.codegen.module import build_module, phase_symbols
 from jax_nano.ir.axes import Operand
 from jax_nano.ir.dtypes import dtype_name
-from jax_nano.jaxpr.grouped import grouped_of
+from jax_nano.jaxpr.grouped.dimensions import grouped_of
 from jax_nano.jaxpr.primitives import nano_region_p
 from jax_nano.machine import host
 from jax_nano.runtime.kernel import processor_for
-from jax_nano.schedule.grouped_plans import choose_grouped
+from jax_nano.schedule.grouped.choose import choose_grouped
 
 ROWS = jax.lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), [0], [0])
 TRANSPOSED = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])

@@ -13,7 +13,7 @@ from jax_nano.schedule.plan import LINE_BYTES
 
 if TYPE_CHECKING:
     from jax_nano.machine.isa import Machine
-    from jax_nano.schedule.attention import AttentionPlan
+    from jax_nano.schedule.attention.plan import AttentionPlan
 
 SOFTMAX_INSTRUCTIONS = 24  # for a register of scores: scaled, compared, exponentiated, added up and rounded
 

@@ -7,9 +7,9 @@ import math
 from jax_nano.ir.dtypes import bytes_of
 from jax_nano.ir.pipeline import Access, Contraction, Map, Reduction, instructions_of, repeated
 from jax_nano.machine.isa import Machine
-from jax_nano.schedule.pipeline import PipelinePlan
-from jax_nano.schedule.pipeline_batch import sizes_of
-from jax_nano.schedule.pipeline_hoist import outputs_of
+from jax_nano.schedule.pipelines.batch import sizes_of
+from jax_nano.schedule.pipelines.hoist import outputs_of
+from jax_nano.schedule.pipelines.plan import PipelinePlan
 
 FAR_SHARE = 1.25  # of L2: what weights may fill, and most of them be there in the next step
 KEPT_SHARE = 0.75  # of L1, that a step finds there of panels that the last one went through in the other direction

@@ -1,0 +1,1 @@
+"""Attention and its gradients: loop nests of their own around the microkernels of products."""

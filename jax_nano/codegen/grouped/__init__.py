@@ -1,0 +1,1 @@
+"""Products of groups of rows whose sizes are known at run time only."""

@@ -1,0 +1,1 @@
+"""Several stages in a row as one kernel: products, elementwise work, reductions, loops."""

@@ -1,0 +1,1 @@
+"""Attention in programs: where it is, and what becomes of its derivatives."""

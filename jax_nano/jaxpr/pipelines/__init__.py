@@ -1,0 +1,1 @@
+"""Loops and small programs as stages of one kernel."""

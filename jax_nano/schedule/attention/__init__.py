@@ -1,0 +1,1 @@
+"""Plans of attention and of its gradients."""
