@@ -11,9 +11,10 @@ import jax
 from jax.extend.core.primitives import conv_general_dilated_p, dot_general_p, reduce_window_max_p
 
 from jax_nano import config
-from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering, ragged_dot_general_p
+from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering, ReplacedTransposition, ragged_dot_general_p
 from jax_nano.lowering import convolution, dot_general, grouped, pooling
 from jax_nano.lowering import loops as loops  # whose lowering this module switches on
+from jax_nano.lowering.cotangents import transpose_rule
 from jax_nano.lowering.export import unless_exported
 
 
@@ -50,13 +51,13 @@ def installed() -> Iterator[None]:
 
 
 class _Switch:
-    """Which CPU lowerings products have, and who wants ours."""
+    """Which CPU lowerings and transposition products have, and who wants ours."""
 
     def __init__(self):
         self.lock = threading.Lock()
         self.wanted = False  # by install()
         self.blocks = 0  # of installed(), open in any thread
-        self.replaced: list[ReplacedLowering] = []  # while ours are in their places
+        self.replaced: list[ReplacedLowering | ReplacedTransposition] = []  # while ours are in their places
 
     def turn(self, *, wanted: bool | None = None, blocks: int = 0) -> None:
         with self.lock:
@@ -77,6 +78,7 @@ class _Switch:
                 ReplacedLowering(primitive, partial(_for_kernels, lowering=lowering))
                 for primitive, lowering in LOWERINGS.items()
             ]
+            self.replaced.append(ReplacedTransposition(dot_general_p, transpose_rule))
 
 
 LOWERINGS = {

@@ -20,6 +20,7 @@ from jax._src import core as _core_of_jax
 from jax._src import mesh as _mesh
 from jax._src import sharding_impls as _sharding_impls
 from jax._src.custom_partitioning_sharding_rule import sdy_sharding_rule_to_mlir
+from jax._src.interpreters import ad as _ad
 from jax._src.interpreters import mlir as _registry
 from jax._src.interpreters import partial_eval as _partial_eval
 from jax._src.interpreters import remat as _remat
@@ -29,7 +30,7 @@ from jax._src.lib import xla_client as _xla_client  # pyright: ignore[reportPriv
 from jax._src.named_sharding import UNSPECIFIED as UNSPECIFIED
 from jax.extend import core as _core
 from jax.extend.core import Primitive
-from jax.interpreters import mlir
+from jax.interpreters import ad, mlir
 
 LoweringRule = Callable[..., Any]
 ClosedJaxpr = _core.ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage]
@@ -105,6 +106,25 @@ def _rules_of(primitive: Primitive) -> tuple[dict[str, LoweringRule], LoweringRu
     for kept in [*tables]:
         kept.pop(primitive, None)
     return found, original.rule
+
+
+class ReplacedTransposition:
+    """The rule that transposes a primitive, replaced until it is restored; a fancy rule of JAX's would go before it."""
+
+    def __init__(self, primitive: Primitive, rule: Callable[..., Any]):
+        self._primitive = primitive
+        self._original = ad.primitive_transposes[primitive]
+        ad.primitive_transposes[primitive] = rule
+        self._fancy = _FANCY.pop(primitive, None)
+
+    def restore(self) -> None:
+        """Gives the primitive back what it had."""
+        ad.primitive_transposes[self._primitive] = self._original
+        if self._fancy is not None:
+            _FANCY[self._primitive] = self._fancy
+
+
+_FANCY: dict[Primitive, Callable[..., Any]] = getattr(_ad, "fancy_transposes", {})
 
 
 def wrap_lowering(primitive: Primitive, wrapper: Callable[[LoweringRule], LoweringRule]) -> None:

@@ -18,6 +18,7 @@ from jax_nano.ir.dtypes import dtype_name
 from jax_nano.jaxpr.primitives import DOUBLES, ORIGINALS, nano_dot_general_p
 from jax_nano.jaxpr.private import Recompute
 from jax_nano.jaxpr.rewrite import PrimitiveRewrite
+from jax_nano.lowering.cotangents import transpose_rule
 from jax_nano.lowering.custom_call import custom_call
 from jax_nano.lowering.experimental import register_remat3_rules, register_sparse_rules
 from jax_nano.lowering.export import register_lowering
@@ -25,6 +26,7 @@ from jax_nano.lowering.partition import Shards, devices_to_partition, partitione
 from jax_nano.lowering.precision import with_precision
 from jax_nano.lowering.sharding import Axes, ShardingRule
 from jax_nano.lowering.small_loops import check_inline
+from jax_nano.lowering.xla_inline import check_multiplies
 from jax_nano.runtime.kernels import TURNED_OFF, kernel_for
 from jax_nano.runtime.report import Report, tell
 
@@ -36,7 +38,7 @@ nano_dot_general_p.def_effectful_abstract_eval(dot_general_p.abstract_eval)
 # JAX's own rules, in which every product is ours.
 batching.fancy_primitive_batchers[nano_dot_general_p] = nano(batching.fancy_primitive_batchers[dot_general_p])
 ad.primitive_jvps[nano_dot_general_p] = nano(ad.primitive_jvps[dot_general_p])
-ad.primitive_transposes[nano_dot_general_p] = nano(ad.primitive_transposes[dot_general_p])
+ad.primitive_transposes[nano_dot_general_p] = nano(transpose_rule)
 
 
 def remat_rule(product: Callable[[JaxprEqn], JaxprEqn]) -> Callable:
@@ -72,6 +74,8 @@ def lowering(default: mlir.LoweringRule) -> mlir.LoweringRule:
                 raise UnsupportedDot(TURNED_OFF)
             devices = devices_to_partition(ctx)
             check_inline(params, (*ctx.avals_in, *ctx.avals_out))
+            if ctx.primitive is dot_general_p:  # of a program that does not ask for kernels itself
+                check_multiplies(params, (*ctx.avals_in, *ctx.avals_out))
             (lhs_array, a), (rhs_array, b) = map(source_of, (lhs, rhs), ctx.avals_in)
             dot = _dot(ctx, a, b, params["dimension_numbers"], params["precision"])
             kernel = None if devices > 1 else kernel_for(dot)

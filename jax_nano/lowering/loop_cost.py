@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from jax_nano.ir.pipeline import Access, Contraction, Loop, Pipeline, UnsupportedPipeline, repeated
+from jax_nano.ir.dtypes import bytes_of
+from jax_nano.ir.pipeline import (
+    Access,
+    Contraction,
+    Loop,
+    Map,
+    Pipeline,
+    Stage,
+    UnsupportedPipeline,
+    instructions_of,
+    repeated,
+)
 from jax_nano.lowering.xla_inline import Product, byte_threshold, rules
 from jax_nano.machine.isa import Machine
-from jax_nano.schedule.cost.inline import inline_seconds
+from jax_nano.schedule.cost.inline import VECTOR_ROW_BYTES, inline_seconds
 from jax_nano.schedule.cost.pipeline import stage_cycles
 from jax_nano.schedule.pipelines.plan import PipelinePlan
 
 FASTER = "XLA's loop is predicted to be as fast: {xla:.1f} us beside {kernel:.1f}"
 LARGE_BYTES = 1 << 22  # of a result before a loop, from where on its pages count: smaller ones are in the caches still
+# Of each sum of a matrix times a vector in XLA's code, beside reading the matrix: its lanes are added up. On Zen 5 of
+# 4.2 GHz, steps of 16, 32, 48 and 64 rows took 10, 30, 32 and 22 ns longer than to read the matrix.
+ROW_CYCLES = 2.0
+# XLA has operations of their own for cumulative sums and gathers: sums of 16 and of 256 elements in a step took 4 to 7
+# cycles an element on Zen 5.
+SCALAR_CYCLES = 4.0
+SCALAR_INSTRUCTIONS = 4
 WHILE_STEPS = 20  # of a loop of unknown length, when its call is weighed
 
 
@@ -50,15 +69,54 @@ def other_seconds(plan: PipelinePlan, whole: Pipeline, machine: Machine) -> floa
     is_function = all(map(rules().inline, products)) and sum(p.bytes for p in products) < byte_threshold()
     scale = plan.task_count
     seconds = 0.0
+    scalars = set(map(id, scalar_stages(plan.program.stages)))
     for stage, times in repeated(plan.program.stages):
         if work := stage.epilogue if isinstance(stage, Contraction) else stage:
             cycles = scale * stage_cycles(work, plan, machine) + machine.fitted.function_cycles
-            seconds += times * cycles / (machine.ghz * 1e9)
-    for (stage, times), product in zip(whole.contractions, products, strict=True):
-        seconds += times * product_seconds(stage, product, plan, machine)
+            seconds += times * (SCALAR_CYCLES if id(stage) in scalars else cycles) / (machine.ghz * 1e9)
+    across = gone_across([stage for stage, _ in whole.contractions])
+    for (stage, times), product, is_across in zip(whole.contractions, products, across, strict=True):
+        slow = across_seconds(product, machine) if is_across and rules().inline(product) else 0.0
+        seconds += times * max(slow, product_seconds(stage, product, plan, machine))
     if not is_function:
         seconds += 1e-6 * machine.fitted.operation_us * sum(times for _, times in repeated(whole.stages))
     return seconds
+
+
+def scalar_stages(stages: Sequence[Stage], depth: int = 0) -> Iterator[Map]:
+    """Stages of one element and few instructions in loops within the loop: cumulative sums, and gathers of elements."""
+    for stage in stages:
+        if isinstance(stage, Loop):
+            yield from scalar_stages(stage.stages, depth + 1)
+        elif isinstance(stage, Map) and depth > 1 and is_scalar(stage):
+            yield stage
+
+
+def is_scalar(stage: Map) -> bool:
+    """Whether a stage does little to one element."""
+    return math.prod(stage.sizes) == 1 and instructions_of(stage.program) <= SCALAR_INSTRUCTIONS
+
+
+def gone_across(products: Sequence[Contraction]) -> list[bool]:
+    """Which products sum along another dimension of an operand than those before do, as steps with w and w.T have.
+
+    XLA lays out an array of a loop once, for one of them, and goes through it across its rows for the other.
+    """
+    known: dict[int, tuple[int, ...]] = {}
+    found = []
+    for stage in products:
+        is_across = False
+        for x in (stage.lhs, stage.rhs):
+            dims = [dim for dim, place in enumerate(x.places) if any(a >= len(stage.sizes) for a, _ in place.terms)]
+            if len(x.places) > 1 and dims:
+                is_across |= known.setdefault(x.value, tuple(dims)) != tuple(dims)
+        found.append(is_across)
+    return found
+
+
+def across_seconds(product: Product, machine: Machine) -> float:
+    """The predicted time of a product by XLA's code, across the rows of an operand: without vectors."""
+    return math.prod(product.sizes) / (machine.fitted.inline_products_per_cycle * machine.ghz * 1e9)
 
 
 def product_of(stage: Contraction, problem: Pipeline) -> Product:
@@ -86,7 +144,10 @@ def axes_of(access: Access) -> set[int]:
 def product_seconds(stage: Contraction, product: Product, plan: PipelinePlan, machine: Machine) -> float:
     """The predicted time of a product by XLA's code, by a library or by a kernel of its own, whichever is faster."""
     if rules().inline(product):
-        return inline_seconds(product.sizes, stage.dtype, machine)
+        b, m, n, k = product.sizes
+        has_vectors = 1 in (m, n) and bytes_of(stage.dtype, min(m * n, k)) >= VECTOR_ROW_BYTES
+        adding = b * m * n * ROW_CYCLES / (machine.ghz * 1e9) if has_vectors else 0.0
+        return inline_seconds(product.sizes, stage.dtype, machine) + adding
     alone = stage.multiplications / peak(plan, machine)
     fitted = machine.fitted
     library = 1e-6 * fitted.library_us + alone / fitted.library_share

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, jaxprs_in_params
-from jax.extend.core.primitives import dot_general_p, scan_p, while_p
+from jax.extend.core.primitives import conv_general_dilated_p, dot_general_p, scan_p, while_p
 from jax.interpreters import mlir
 
 from jax_nano import config
@@ -29,7 +29,7 @@ from jax_nano.jaxpr.pipelines.loop_parts import avals_in_parts, by_parts, in_par
 from jax_nano.jaxpr.pipelines.random import inner, physical, without_keys
 from jax_nano.jaxpr.pipelines.reader import read_scan, read_while
 from jax_nano.jaxpr.pipelines.scans import Scan
-from jax_nano.jaxpr.primitives import nano_dot_general_p, nano_loop_p, nano_region_p
+from jax_nano.jaxpr.primitives import PRODUCTS, nano_loop_p, nano_region_p
 from jax_nano.jaxpr.private import LoweringRule, ReplacedLowering, wrap_lowering
 from jax_nano.lowering import small_loops as small_loops  # whose lowering of while loops is wrapped here
 from jax_nano.lowering.custom_call import custom_call
@@ -51,10 +51,11 @@ _refused: ContextVar[bool] = ContextVar("jax_nano_refused_scan", default=False)
 
 
 def has_products(*jaxprs: Jaxpr, installed: bool) -> bool:
-    """Whether there is a product of jax_nano's in jaxprs, at any depth; if `installed`, each is."""
+    """Whether there is a product or convolution of jax_nano's in jaxprs, at any depth; if `installed`, each is."""
+    ours = PRODUCTS if installed else PRODUCTS - {dot_general_p, conv_general_dilated_p}
     for jaxpr in jaxprs:
         for eqn in jaxpr.eqns:
-            if eqn.primitive in (nano_region_p, nano_dot_general_p) or (installed and eqn.primitive is dot_general_p):
+            if eqn.primitive in ours or eqn.primitive is nano_region_p:
                 return True
             if has_products(*jaxprs_in_params(eqn.params), installed=installed):
                 return True

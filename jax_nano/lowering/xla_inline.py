@@ -71,6 +71,9 @@ BEFORE_0_12 = Rules(bytes=1 << 10, library_types=frozenset({"s8"}), library_size
 FROM_0_12 = Rules(bytes=10**9, library_types=YNNPACK_TYPES, library_size=0, library_layouts=True)
 THRESHOLD_FLAG = re.compile(r"xla_cpu_small_while_loop_byte_threshold=(-?\d+)")
 
+MULTIPLIES = "each sum has one term: XLA multiplies, in one loop with what reads it"
+MULTIPLIED = ("float64", "float32")  # which XLA does not widen
+
 # What XLA computes as kernels do: in the type of the sums, rounded once.
 XLA_TYPES = frozenset("f64 f32 bf16 f16 s8 u8".split())
 
@@ -200,6 +203,26 @@ def read_product(params: Params, avals: Sequence[Any], *, kernels: bool = True, 
         conditional=conditional,
         bytes=size,
     )
+
+
+def check_multiplies(params: Params, avals: Sequence[Any]) -> None:
+    """Checks that XLA does not multiply two arrays elementwise in the place of a product, whose sums have one term.
+
+    It does so in one loop with what reads the product, where a kernel would leave it in memory.
+
+    Raises:
+      UnsupportedDot: it does.
+    """
+    lhs, out = avals[0], avals[2]
+    (contracted, _), _ = params["dimension_numbers"]
+    is_outer = all(lhs.shape[i] == 1 for i in contracted)
+    if (
+        is_outer
+        and lhs.dtype == out.dtype
+        and out.dtype.name in MULTIPLIED
+        and not _asks_for_rounding(params["precision"])
+    ):
+        raise UnsupportedDot(MULTIPLIES)
 
 
 def _grouped_product(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax._src.interpreters import mlir as registry
 from jax.extend.core.primitives import dot_general_p
+from jax.interpreters import ad
 from oracle import assert_close, kernels, normal
 
 import jax_nano
@@ -17,6 +18,7 @@ A, B = normal(6, 5), normal(5, 7, seed=1)
 private._rules_of(dot_general_p)  # one rule for all platforms, made of JAX's own
 RULES = registry._lowerings
 ORIGINAL = RULES[dot_general_p]
+TRANSPOSITION = ad.primitive_transposes[dot_general_p]
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +26,7 @@ def clean():
     yield
     jax_nano.uninstall()
     assert RULES[dot_general_p] is ORIGINAL
+    assert ad.primitive_transposes[dot_general_p] is TRANSPOSITION
     assert dot_general_p not in registry._uncacheable_primitives
 
 
@@ -115,12 +118,14 @@ def test_uninstall_waits_for_open_blocks():
         with kernels(1):
             jnp.matmul(A, B)
     assert RULES[dot_general_p] is ORIGINAL
+    assert ad.primitive_transposes[dot_general_p] is TRANSPOSITION
 
 
 def test_a_block_ends_with_an_error_too():
     with pytest.raises(ZeroDivisionError), jax_nano.installed():
         _ = 1 / 0
     assert RULES[dot_general_p] is ORIGINAL
+    assert ad.primitive_transposes[dot_general_p] is TRANSPOSITION
 
 
 def test_blocks_of_many_threads_overlap():
@@ -143,6 +148,7 @@ def test_blocks_of_many_threads_overlap():
         thread.join()
     assert not failures
     assert RULES[dot_general_p] is ORIGINAL
+    assert ad.primitive_transposes[dot_general_p] is TRANSPOSITION
 
 
 def test_a_program_held_by_the_caller_keeps_what_it_was_compiled_with():
@@ -165,3 +171,18 @@ def test_jax_issue_39103():
     exact = ((rows.astype(np.float64) @ matrix.T.astype(np.float64)) ** 2).sum(1)
     with jax_nano.installed(), kernels(1):
         np.testing.assert_allclose(energy(rows), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_products_whose_sums_have_one_term_stay_with_xla():
+    """XLA multiplies, in one loop with what reads the product."""
+
+    def step(w, x, g):
+        return w - 0.1 * x.T @ g
+
+    arrays = normal(8, 6), normal(1, 8), normal(1, 6)
+    with jax_nano.installed():
+        with kernels(0):
+            found = jax.jit(step)(*arrays)
+        with kernels(1):
+            jax.jit(lambda w, x, g: w - 0.1 * jax_nano.matmul(x.T, g))(*arrays)
+    np.testing.assert_allclose(found, step(*arrays), rtol=1e-6)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+import jax_nano
 from jax_nano.jaxpr.pipelines.inline import inlined
 from jax_nano.jaxpr.pipelines.loop_motion import move_products
 from jax_nano.jaxpr.pipelines.scans import Scan
@@ -64,3 +65,20 @@ def test_a_sum_that_is_a_result_twice_stays():
         return lax.scan(step, c, xs)
 
     assert not moved(loop, (4, 2, 3), (3, 3)).sums
+
+
+def test_a_sum_of_two_products_in_each_step_is_two_sums():
+    """The gradient of a matrix that a step multiplies by twice, once transposed."""
+
+    def loop(w, xs):
+        def step(c, x):
+            return c + (x[:1].T @ x[1:2] + (x[1:2].T @ x[2:]).T), x.sum()
+
+        return lax.scan(step, w, xs)
+
+    found = moved(loop, (3, 3), (4, 3, 3))
+    assert [each.number for each in found.sums] == [0, 0]
+    assert not found.kept
+    w, xs = jnp.ones((3, 3)), jnp.arange(36.0).reshape(4, 3, 3)
+    for x, expected in zip(jax.jit(jax_nano.accelerate(loop))(w, xs), loop(w, xs), strict=True):
+        assert jnp.allclose(x, expected)

@@ -335,3 +335,14 @@ def test_numbers_of_bits():
         return (y,), [lax.population_count(words.astype(dtype)) for dtype in (jnp.uint32, jnp.uint8, jnp.int16)]
 
     assert_one_kernel_computes_what_xla_does(*looped(step, X))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("cumulate", [lax.cumsum, lax.cumprod, lax.cummax, lax.cumlogsumexp])
+def test_cumulative_operations_along_many_elements_go_in_blocks(cumulate, reverse):
+    def step(y, i, x):
+        whole = jnp.sin(jnp.arange(2 * 37.0).reshape(2, 37) + y[0]) * 0.3 + 1
+        exact = jnp.arange(50, dtype=jnp.int32) * (i + 1) % 7
+        return (y,), (cumulate(whole, axis=1, reverse=reverse), lax.cumsum(exact, reverse=reverse))
+
+    assert_one_kernel_computes_what_xla_does(*looped(step, X), tolerance=1e-4)

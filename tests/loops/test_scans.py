@@ -284,10 +284,10 @@ def test_loops_of_few_steps_give_what_they_gave(length):
 
 
 def test_a_report_says_which_operation_stopped_it():
-    a, x = normal(8, 8), normal(8)
+    a, x = jnp.asarray(normal(8, 8)), normal(8)
 
     def loop(x):
-        return lax.scan(lambda c, _: (jnp.sort(a @ c), None), x, None, length=LONG)[0]
+        return lax.scan(lambda c, _: (lax.sort((a @ c, -c), num_keys=2)[0], None), x, None, length=LONG)[0]
 
     found = reports(loop, x)
     assert found[0].ran_as == "XLA's loop"

@@ -33,7 +33,7 @@ STEPS = 4  # of the sum in an iteration
 def emit_contraction(plan: PipelinePlan, stage: Contraction, memory: Memory) -> None:
     """out[x] = sum over k of lhs[x, k] * rhs[x, k]."""
     rank = len(stage.sizes) + len(stage.summed)
-    lhs, rhs = (memory.reference(access, rank) for access in (stage.lhs, stage.rhs))
+    lhs, rhs, out = (memory.reference(access, rank) for access in (stage.lhs, stage.rhs, stage.output))
     epilogue = Epilogue.of(plan, stage, memory) if stage.epilogue else None
     ContractionKernel(
         stage=stage,
@@ -42,7 +42,8 @@ def emit_contraction(plan: PipelinePlan, stage: Contraction, memory: Memory) -> 
         lanes=plan.lanes(stage.dtype),
         lhs=lhs,
         rhs=rhs,
-        out=memory.reference(stage.output, rank),
+        out=out,
+        whole=out.is_padded and is_whole(plan, stage.output, stage.sizes),
         half=memory.loops[-1].half if memory.loops else 0,
     ).emit()
 
@@ -96,7 +97,19 @@ class Epilogue:
 
 @dataclass(frozen=True, kw_only=True)
 class ContractionKernel:
-    """Writes one product; `half` is 0 and 1 in turns, by the steps of the loop around."""
+    """Writes one product.
+
+    Attributes:
+      stage: the product.
+      block: its register block.
+      lanes: of a register.
+      lhs: the first operand.
+      rhs: the second one.
+      out: the result.
+      whole: whether the padding of the result may be written.
+      epilogue: what becomes of sums.
+      half: 0 and 1 in turns, by the steps of the loop around.
+    """
 
     stage: Contraction
     block: Block
@@ -104,6 +117,7 @@ class ContractionKernel:
     lhs: Reference
     rhs: Reference
     out: Reference
+    whole: bool
     epilogue: Epilogue | None = None
     half: Index = 0
 
@@ -176,7 +190,7 @@ class ContractionKernel:
                 self.epilogue.emit(value, self.block.lane, inner, count)
             elif self.out.strides[self.block.lane] == 1:
                 at_block = self.place(self.out, at, i, j * self.lanes)
-                store(value, self.out.base, at_block, None if self.out.is_padded else count)
+                store(value, self.out.base, at_block, None if self.whole else count)
             else:
                 nest = Nest(self.sizes, (), self.block.lane, self.lanes)
                 put(value, self.out, nest, dict[int | None, Index](enumerate(inner)), count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -12,7 +13,10 @@ from jax import Array, lax
 from jax.extend.core import Jaxpr, JaxprEqn
 
 from jax_nano.jaxpr.inline import type_of
+from jax_nano.jaxpr.pipelines import functions as pipeline_functions
+from jax_nano.jaxpr.pipelines import pipeline_linalg
 from jax_nano.jaxpr.pipelines.indexing import gather, scatter
+from jax_nano.jaxpr.pipelines.linalg import NotExpanded
 from jax_nano.jaxpr.pipelines.random import counters, threefry
 
 Params = Mapping[str, Any]
@@ -25,7 +29,10 @@ def expansion_of(eqn: JaxprEqn) -> Jaxpr | None:
     program = make(eqn.params) if make else implementation_of(eqn)
     if program is None:
         return None
-    traced = jax.make_jaxpr(program)(*map(type_of, eqn.invars))
+    try:
+        traced = jax.make_jaxpr(program)(*map(type_of, eqn.invars))
+    except NotExpanded:
+        return None
     return None if traced.consts else traced.jaxpr
 
 
@@ -59,23 +66,52 @@ def arg_extreme(params: Params, reduce: Callable[..., Array]) -> Callable[[Array
     return program
 
 
-def cumulative(params: Params, combine: Callable[..., Array], first: Callable[[Any], Any]) -> Callable[[Array], Array]:
-    """lax.cumsum and its like: a loop along the axis."""
+def cumulative(params: Params, combine: Combine, first: Callable[[Any], Any]) -> Callable[[Array], Array]:
+    """lax.cumsum and its like: a loop along the axis, or along blocks of it where little stands beside one another."""
     axis = params["axis"]
 
     def program(x: Array) -> Array:
         wide = x.astype(jnp.float32) if x.dtype in NARROW else x
         elements = jnp.moveaxis(wide, axis, 0)
-
-        def step(total: Array, element: Array) -> tuple[Array, Array]:
-            total = combine(total, element)
-            return total, total
-
-        start = jnp.full(elements.shape[1:], first(wide.dtype), wide.dtype)
-        _, found = lax.scan(step, start, elements, reverse=params["reverse"])
+        start = jnp.asarray(first(wide.dtype), wide.dtype)
+        size = elements.shape[0]
+        if size >= BLOCKS_FROM and elements.size // size < NARROW_ROWS:
+            found = in_blocks(elements[::-1] if params["reverse"] else elements, combine, start)
+            found = found[::-1] if params["reverse"] else found
+        else:
+            found = along(elements, combine, start, reverse=params["reverse"])
         return jnp.moveaxis(found, 0, axis).astype(x.dtype)
 
     return program
+
+
+Combine = Callable[[Array, Array], Array]
+BLOCKS_FROM = 32  # elements: two loops of the square root of that are shorter than one
+NARROW_ROWS = 16  # elements of a row, which leave lanes empty
+
+
+def along(elements: Array, combine: Combine, start: Array, *, reverse: bool = False) -> Array:
+    """What rows before each, and it, are combined to."""
+
+    def step(total: Array, element: Array) -> tuple[Array, Array]:
+        total = combine(total, element)
+        return total, total
+
+    return lax.scan(step, jnp.broadcast_to(start, elements.shape[1:]), elements, reverse=reverse)[1]
+
+
+def in_blocks(elements: Array, combine: Combine, start: Array) -> Array:
+    """Likewise: in each of several blocks of rows, beside one another, and with what all blocks before give."""
+    size, rest = elements.shape[0], elements.shape[1:]
+    width = math.isqrt(size - 1) + 1
+    count = -(-size // width)
+    padding = [(0, count * width - size, 0), *((0, 0, 0) for _ in rest)]
+    blocks = jnp.moveaxis(lax.pad(elements, start, padding).reshape(count, width, *rest), 1, 0)
+    inside = along(blocks, combine, start)
+    before = along(inside[-1], combine, start)[:-1]
+    before = lax.concatenate([jnp.broadcast_to(start, (1, *rest)), before], 0)
+    found = combine(jnp.broadcast_to(before, inside.shape), inside)
+    return jnp.moveaxis(found, 0, 1).reshape(count * width, *rest)[:size]
 
 
 def smallest(dtype: Any) -> Any:
@@ -128,47 +164,23 @@ def population_count(x: Array) -> Array:
 # Elementary functions
 
 
-def cosh(x: Array) -> Array:
-    """(exp(x) + exp(-x)) / 2, whose exponentials may exceed what the result does not."""
-    half = jnp.exp(0.5 * jnp.abs(x))
-    return jnp.where(jnp.abs(x) < 80, 0.5 * (jnp.exp(x) + jnp.exp(-x)), 0.5 * half * half)
-
-
-def sinh(x: Array) -> Array:
-    """(exp(x) - exp(-x)) / 2, of exp(x) - 1, so that nothing cancels."""
-    e, half = jnp.expm1(jnp.abs(x)), jnp.exp(0.5 * jnp.abs(x))
-    return jnp.sign(x) * jnp.where(jnp.abs(x) < 80, 0.5 * (e + e / (e + 1)), 0.5 * half * half)
-
-
-NEAR_0 = (
-    2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503, -0.00417768164,
-    0.246640727, 1.50140941,
-)  # fmt: skip
-NEAR_1 = (
-    -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613, 0.00943887047,
-    1.00167406, 2.83297682,
-)  # fmt: skip
-
-
-def erf_inv(x: Array) -> Array:
-    """The inverse of erf, in f32, by two polynomials.
-
-    Source: Giles, "Approximating the erfinv function", GPU Computing Gems 2, 2011. XLA has the same.
-    """
-    w = -jnp.log1p(-x * x)
-    is_near_0 = w < 5
-    w = jnp.where(is_near_0, w - 2.5, jnp.sqrt(w) - 3)
-    p = jnp.zeros_like(x)
-    for near_0, near_1 in zip(NEAR_0, NEAR_1, strict=True):
-        p = p * w + jnp.where(is_near_0, jnp.float32(near_0), jnp.float32(near_1))
-    return jnp.where(jnp.abs(x) == 1, x * jnp.inf, p * x)
-
-
 def of_f32(function: Callable[[Array], Array]) -> Callable[[Params], Callable[[Array], Array]]:
-    """A function that is computed in f32, of narrower floats as well."""
+    """A function that is computed in f32, of narrower floats as well; of f64, it is none."""
 
     def program(x: Array) -> Array:
+        if x.dtype == jnp.float64:
+            raise NotExpanded
         return function(x.astype(jnp.float32)).astype(x.dtype)
+
+    return lambda _: program
+
+
+def of_wide(function: Callable[..., Array]) -> Callable[[Params], Callable[..., Array]]:
+    """A function that is computed in f32 and in f64, of narrower floats in f32."""
+
+    def program(*operands: Array) -> Array:
+        dtype = operands[0].dtype
+        return function(*(x.astype(jnp.float32) if dtype in NARROW else x for x in operands)).astype(dtype)
 
     return lambda _: program
 
@@ -203,15 +215,15 @@ EXPANSIONS: dict[str, Callable[[Params], Callable[..., Any] | None]] = {
     "population_count": function_of(population_count),
     "lt_to": partial(total_order, compare=lax.lt),
     "le_to": partial(total_order, compare=lax.le),
-    "cosh": of_f32(cosh),
-    "sinh": of_f32(sinh),
+    **{name: of_wide(function) for name, function in pipeline_functions.WIDE.items()},
     "tan": of_f32(lambda x: jnp.sin(x) / jnp.cos(x)),
-    "erf_inv": of_f32(erf_inv),
+    "erf_inv": of_f32(pipeline_functions.erf_inv),
     "gather": gather,
     "scatter": partial(scatter, combine=None),
     "scatter-add": partial(scatter, combine=lax.add),
     "scatter_add": partial(scatter, combine=lax.add),
     "threefry2x32": function_of(threefry),
     "iota_2x32_shape": counters,
+    **pipeline_linalg.EXPANSIONS,
 }
 """By the name of the primitive: of an equation's parameters, the program in JAX's operations."""

@@ -32,10 +32,10 @@ LINEAR = ("transpose", "reshape", "squeeze", "reduce_sum")
 
 @dataclass(frozen=True)
 class Sum:
-    """A carried value to which each step adds a product or a sum of elements, and that it does not use otherwise.
+    """What each step adds to a carried value that it does not use otherwise: a product or a sum of elements.
 
     Attributes:
-      number: which of the carried values.
+      number: which of the carried values, of which there may be several sums.
       first: the product, or the first reduction.
       chain: linear equations that make of its result what is added.
     """
@@ -111,7 +111,7 @@ class MovedLoop:
             final[i] = value
         for each, sources in zip(self.sums, self.sources, strict=True):
             arrays = [(xs if kind == "x" else ys)[i] for kind, i in sources]
-            final[each.number] = start[each.number] + each.total(*arrays)
+            final[each.number] = final[each.number] + each.total(*arrays)
         return [*final, *ys[: self.ys]]
 
 
@@ -208,21 +208,34 @@ def sums_behind(scan: Scan) -> list[Sum]:
         for x in atoms:
             if isinstance(x, Var):
                 uses[x] = uses.get(x, 0) + 1
-    found = []
+    found: list[list[Sum]] = []
     for number, (before, after) in enumerate(zip(start, jaxpr.outvars, strict=False)):
-        eqn = makers.get(after) if isinstance(after, Var) else None
-        if not eqn or eqn.primitive.name not in ("add", "add_any") or uses.get(before) != 1 or uses.get(after) != 1:
+        terms = addends(after, makers, uses)
+        added = [x for x in terms if x is not before]
+        if uses.get(before) != 1 or not added or len(added) == len(terms):
             continue
-        if sum(x is before for x in eqn.invars) != 1:
+        each = [sum_of(x, makers, uses, number) for x in added]
+        sums = [x for x in each if x and all(isinstance(operand, Var) for operand in x.operands)]
+        if len(sums) < len(added) or any(type_of(x) != type_of(before) for x in added):
             continue
-        added = eqn.invars[1] if eqn.invars[0] is before else eqn.invars[0]
-        each = sum_of(added, makers, uses, number)
-        if each and type_of(added) == type_of(before) and all(isinstance(x, Var) for x in each.operands):
-            left = sum(bytes_of(x) for x in each.operands if x not in xs)
-            if scan.length * left <= MOST_BYTES:
-                found.append(each)
-    left = {x for each in found if each.first.primitive in DOTS for x in each.operands}
-    return [each for each in found if each.first.primitive in DOTS or left.issuperset(each.operands)]
+        left = sum(bytes_of(x) for one in sums for x in one.operands if x not in xs)
+        if scan.length * left <= MOST_BYTES:
+            found.append(sums)
+    left = {x for sums in found for each in sums if each.first.primitive in DOTS for x in each.operands}
+    return [
+        each
+        for sums in found
+        if all(each.first.primitive in DOTS or left.issuperset(each.operands) for each in sums)
+        for each in sums
+    ]
+
+
+def addends(x: Atom, makers: dict[Any, JaxprEqn], uses: dict[Any, int]) -> list[Atom]:
+    """What a value is the sum of, through sums that nobody else reads."""
+    eqn = makers.get(x) if isinstance(x, Var) and uses.get(x) == 1 else None
+    if eqn is None or eqn.primitive.name not in ("add", "add_any"):
+        return [x]
+    return [each for operand in eqn.invars for each in addends(operand, makers, uses)]
 
 
 def sum_of(x: Atom, makers: dict[Any, JaxprEqn], uses: dict[Any, int], number: int) -> Sum | None:

@@ -35,6 +35,7 @@ from jax_nano.jaxpr.pipelines.updates import (
     updated_in_place,
 )
 from jax_nano.jaxpr.pipelines.views import Node, View, broadcast, check_size, constant_node, identity
+from jax_nano.jaxpr.pipelines.windows import WINDOW_RULES
 from jax_nano.jaxpr.pipelines.writer import MOST_INSTRUCTIONS, PipelineWriter
 from jax_nano.jaxpr.primitives import DOTS
 from jax_nano.jaxpr.program_reader import KEPT_PARAMS, check_operation, dtype_of, operation_name
@@ -164,8 +165,8 @@ class PipelineReader:
             return operands
         if name in VIEWS:
             return [VIEWS[name](operands[0], eqn.params, shape_of(out))]
-        if name in RULES:
-            return RULES[name](self.writer, eqn, operands)
+        if rule := RULES.get(name) or WINDOW_RULES.get(name):
+            return rule(self.writer, eqn, operands)
         if name in REDUCTIONS:
             return [self.reduction(operands[0], eqn.params["axes"], REDUCTIONS[name])]
         return [self.elementwise(eqn, operands)]

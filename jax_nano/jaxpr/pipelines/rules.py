@@ -63,11 +63,9 @@ VIEWS: dict[str, Callable[[View, Mapping[str, Any], Sequence[int]], View]] = {
 
 def read_reshape(writer: PipelineWriter, eqn: JaxprEqn, operands: list[View]) -> list[View]:
     """lax.reshape: a view, or a copy."""
-    shape = shape_of(eqn.outvars[0])
-    if eqn.params["dimensions"] is not None:
-        raise UnsupportedPipeline("reshape with an order of dimensions")
-    view = reshaped(operands[0], shape)
-    return [view or writer.reshape(operands[0], shape)]
+    shape, order, (x,) = shape_of(eqn.outvars[0]), eqn.params["dimensions"], operands
+    x = x if order is None else transposed(x, order)
+    return [reshaped(x, shape) or writer.reshape(x, shape)]
 
 
 def read_iota(_writer: PipelineWriter, eqn: JaxprEqn, _: list[View]) -> list[View]:
@@ -155,9 +153,7 @@ def read_product(writer: PipelineWriter, eqn: JaxprEqn, lhs: View, rhs: View) ->
     out = type_of(eqn.outvars[0])
     dtype = dtype_name_of(out)
     lhs, rhs, acc = operands_of(lhs, rhs, dtype)
-    precision = eqn.params["precision"]
-    if isinstance(precision, DotAlgorithm | DotAlgorithmPreset) and precision is not DotAlgorithmPreset.DEFAULT:
-        raise UnsupportedPipeline(f"a product by the algorithm {precision}")
+    check_precision(eqn.params["precision"], "a product")
     (lhs_k, rhs_k), (lhs_b, rhs_b) = eqn.params["dimension_numbers"]
     lhs_free = [i for i in range(len(lhs.shape)) if i not in (*lhs_k, *lhs_b)]
     rhs_free = [i for i in range(len(rhs.shape)) if i not in (*rhs_k, *rhs_b)]
@@ -182,6 +178,16 @@ def read_product(writer: PipelineWriter, eqn: JaxprEqn, lhs: View, rhs: View) ->
         )
     )
     return converted(writer.stored(output), dtype)
+
+
+def check_precision(precision: Any, what: str) -> None:
+    """Checks that a product, called `what`, asks for no algorithm.
+
+    Raises:
+      UnsupportedPipeline: it does.
+    """
+    if isinstance(precision, DotAlgorithm | DotAlgorithmPreset) and precision is not DotAlgorithmPreset.DEFAULT:
+        raise UnsupportedPipeline(f"{what} by the algorithm {precision}")
 
 
 def operands_of(lhs: View, rhs: View, dtype: str) -> tuple[View, View, str]:
