@@ -13,8 +13,7 @@ from jax import Array, lax
 from jax.extend.core import Jaxpr, JaxprEqn
 
 from jax_nano.jaxpr.inline import type_of
-from jax_nano.jaxpr.pipelines import functions as pipeline_functions
-from jax_nano.jaxpr.pipelines import pipeline_linalg
+from jax_nano.jaxpr.pipelines import functions, linalg
 from jax_nano.jaxpr.pipelines.indexing import gather, scatter
 from jax_nano.jaxpr.pipelines.linalg import NotExpanded
 from jax_nano.jaxpr.pipelines.random import counters, threefry
@@ -215,15 +214,15 @@ EXPANSIONS: dict[str, Callable[[Params], Callable[..., Any] | None]] = {
     "population_count": function_of(population_count),
     "lt_to": partial(total_order, compare=lax.lt),
     "le_to": partial(total_order, compare=lax.le),
-    **{name: of_wide(function) for name, function in pipeline_functions.WIDE.items()},
+    **{name: of_wide(function) for name, function in functions.WIDE.items()},
     "tan": of_f32(lambda x: jnp.sin(x) / jnp.cos(x)),
-    "erf_inv": of_f32(pipeline_functions.erf_inv),
+    "erf_inv": of_f32(functions.erf_inv),
     "gather": gather,
     "scatter": partial(scatter, combine=None),
     "scatter-add": partial(scatter, combine=lax.add),
     "scatter_add": partial(scatter, combine=lax.add),
     "threefry2x32": function_of(threefry),
     "iota_2x32_shape": counters,
-    **pipeline_linalg.EXPANSIONS,
+    **linalg.EXPANSIONS,
 }
 """By the name of the primitive: of an equation's parameters, the program in JAX's operations."""
