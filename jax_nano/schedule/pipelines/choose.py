@@ -114,7 +114,7 @@ class Planner:
         stages: list[Stage] = []
         for stage in self.pipeline.stages:
             before: list[Stage] = []
-            changing = set(written([stage]))
+            changing = set(written([stage])) if isinstance(stage, Loop) else None
             planned = self.stage(stage, before, changing)
             stages += [*before, *planned]
         blocks = dict(self.blocks)
@@ -138,8 +138,14 @@ class Planner:
             return row_major(value.shape)
         return padded(value.shape, self.inner[number], self.isa.register_bytes // bytes_of(value.dtype))
 
-    def stage(self, stage: Stage, before: list[Stage], changing: set[int]) -> list[Stage]:
-        """A stage with the copies that it needs; what is the same in every step is copied `before` the loop around."""
+    def stage(self, stage: Stage, before: list[Stage], changing: set[int] | None) -> list[Stage]:
+        """A stage with the copies that it needs.
+
+        Args:
+          stage: the stage.
+          before: where copies go of what is the same in every step of the loops around.
+          changing: the values that these loops write; None where there is no loop.
+        """
         if isinstance(stage, Loop):
             inner = [new for each in stage.stages for new in self.stage(each, before, changing)]
             condition = [new for each in stage.condition for new in self.stage(each, before, changing)]
@@ -148,26 +154,28 @@ class Planner:
             return self.contraction(stage, before, changing)
         return [stage]
 
-    def contraction(self, stage: Contraction, before: list[Stage], changing: set[int]) -> list[Stage]:
+    def contraction(self, stage: Contraction, before: list[Stage], changing: set[int] | None) -> list[Stage]:
         """A product, by lanes of its result or along its sum."""
         lane = self.inner[stage.output.value]
         if lane is None:
             return [as_reduction(stage)]
         operands = {name: getattr(stage, name) for name in ("lhs", "rhs")}
         unfit = {name: x for name, x in operands.items() if self.stride(x, lane) not in (0, 1)}
-        varying = [x for x in unfit.values() if not is_invariant(x, changing)]
+        varying = [x for x in unfit.values() if not is_read_again(x, changing)]
         if varying and self.sums_along_lanes(stage) and not self.is_worth_copying(stage, varying):
             return [as_reduction(stage)]
         here: list[Stage] = []
         for name, x in unfit.items():
-            to = before if is_invariant(x, changing) else here
+            to = before if is_read_again(x, changing) else here
             stage = replace(stage, **{name: self.copy(x, stage, lane, to)})
         block, rank = self.block(stage, lane), len(stage.sizes)
         stage = self.in_panels(stage, block, before, changing)
         self.blocks.append((stage, replace(block, turning=rank) if len(stage.sizes) > rank else block))
         return [*here, stage]
 
-    def in_panels(self, stage: Contraction, block: Block, before: list[Stage], changing: set[int]) -> Contraction:
+    def in_panels(
+        self, stage: Contraction, block: Block, before: list[Stage], changing: set[int] | None
+    ) -> Contraction:
         """A product by panels of a large operand that is the same in every step, copied in the order it is read in."""
         lane, width = block.lane, block.registers * self.isa.register_bytes // bytes_of(stage.dtype)
         name, x = next(
@@ -175,7 +183,7 @@ class Planner:
         )
         size = bytes_of(stage.dtype, stage.sizes[lane] * math.prod(stage.summed))
         is_large = size > self.l1_bytes // 2 and stage.sizes[lane] > width and stage.sizes[lane] % width == 0
-        if x is None or not is_large or not is_invariant(x, changing):
+        if x is None or not is_large or not is_read_again(x, changing):
             return stage
         rank = len(stage.sizes)
         axes = [Place(0, ((axis + (axis >= rank), 1),)) for axis in range(rank + len(stage.summed))]
@@ -263,6 +271,11 @@ class Planner:
         *_, mr, nv = min(found)
         chains = max(1, min(FEW_ROWS_REGISTERS // (mr * nv), math.prod(stage.summed) // 4))
         return Block(lane=lane, row=row, rows=mr, registers=nv, chains=chains)
+
+
+def is_read_again(x: Access, changing: set[int] | None) -> bool:
+    """Whether an operand is the same in every step of loops that write the values `changing`; None: there is none."""
+    return changing is not None and is_invariant(x, changing)
 
 
 def block_cost(rows: int, registers: int, block: tuple[int, int], line: float) -> float:
