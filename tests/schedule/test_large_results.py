@@ -11,7 +11,7 @@ from jax_nano.machine import host
 from jax_nano.schedule.candidates import FAR_ROWS, FAR_ROWS_OF_LONG_SUMS
 from jax_nano.schedule.choose import choose
 from jax_nano.schedule.cost import estimate
-from jax_nano.schedule.cost.memory import result_leaves
+from jax_nano.schedule.cost.memory import lost_out_cycles, result_leaves
 from jax_nano.schedule.scratch import LINE_BYTES
 
 ZEN5 = replace(host.known("znver5"), threads=2)
@@ -71,6 +71,14 @@ def test_rows_written_one_after_the_other_conflict_with_none():
     plan = chosen(batched(16, 480, 1024, 7))
     pieces = plan.replace(mc=plan.mt)
     assert estimate.seconds(plan, ZEN5).compute < estimate.seconds(pieces, ZEN5).compute
+
+
+def test_pages_of_one_panel_of_columns_are_not_lost():
+    """They are written once each, however many there are: sums of a tall result stand in vectors all the same."""
+    lhs, rhs = Operand.row_major((100_000, 3), "f64"), Operand.row_major((3, 7), "f64")
+    plan = chosen(Dot.of(lhs, rhs, (((1,), (0,)), ((), ())), "f64"))
+    assert not plan.inner_product
+    assert lost_out_cycles(plan, ZEN5, 7) == 0.0
 
 
 def test_threads_do_not_change_the_blocks_of_sums():
