@@ -56,6 +56,7 @@ class Fitted:
     unpacked_lhs_wait: float  # how much longer the wait for A is where it is unpacked than where it is copied
     followed_lhs_wait_share: float  # of that wait, left where strides are short or runs are not
     first_panel_wait_share: float  # of the time that a task's first panel of B takes to come, which nothing prefetches
+    # Measured on Zen 5: 63 MB of f32 with K of 2 to 7, by blocks of 4 x 4 lines in both orders. Not known of Intel.
     far_pieces_share: float  # that a C beyond the LLC takes longer where it is written by pieces of many rows
 
     # Packing.

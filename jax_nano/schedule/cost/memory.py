@@ -145,8 +145,10 @@ def run_cycles(machine: Machine, dot: Dot, m: Axis) -> float:
 def lost_out_cycles(plan: Plan, machine: Machine, cols: int) -> float:
     """Cycles that a row of a block of C waits for its lines, where a task writes more pages in turn than are followed.
 
-    With every panel of columns, microkernels write all rows of a block of A anew.
+    With every panel of columns, microkernels write all rows of a block of A anew; of one panel, each page once.
     """
+    if plan.n.size <= plan.nr:
+        return 0.0
     pages = min(plan.mc, plan.m.size) * min(1.0, bytes_of(plan.dot.out, plan.m.out) / machine.page_bytes)
     share = lost_share(machine, pages)
     if not share or 2 * bytes_of(plan.dot.out, plan.results) <= machine.l2.bytes:
