@@ -58,6 +58,7 @@ def convolve(x, w, stride=1):
 def test_a_transposed_convolution_is_right(dtype):
     x, w = normal(2, 32, 9, 12).astype(dtype), normal(16, 32, 3, 3, seed=1).astype(dtype)
     (report,) = [r for r in jax_nano.inspect(jax_nano.accelerate(convolve), x, w) if r.problem]
+    assert report.kernel
     assert not report.kernel.plan.swapped
     with kernels(1):
         actual = jax.jit(jax_nano.accelerate(convolve))(x, w)
@@ -69,6 +70,7 @@ def test_a_transposed_convolution_is_right(dtype):
 def test_xla_transposes_each_array_once():
     x, w = normal(2, 32, 9, 12), normal(16, 32, 3, 3, seed=1)
     text = jax.jit(jax_nano.accelerate(convolve)).lower(x, w).compile().as_text()
+    assert text
     entry = text[text.index("ENTRY") :]
     assert 'custom_call_target="jax_nano"' in entry
     assert entry.count(" fusion(") + entry.count(" transpose(") + entry.count(" copy(") == 3
