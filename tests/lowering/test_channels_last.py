@@ -36,6 +36,12 @@ def test_idle_lanes_and_short_runs_are_not():
     assert not pays((2, 40, 40, 4), 5, 16)
 
 
+def test_channels_that_are_pages_apart_are_moved_only_for_many_products():
+    assert pays((2, 64, 64, 128), 3, 32)
+    assert not pays((8, 32, 32, 64), 3, 3)
+    assert pays((8, 30, 30, 64), 3, 3)
+
+
 def test_groups_and_single_output_channels_stay():
     assert not pays((8, 56, 56, 64), 3, 64, groups=2)
     assert not pays((8, 56, 56, 64), 3, 1)
