@@ -16,9 +16,6 @@ Params = dict[str, Any]
 # Elements of an image to those of a kernel that is worth moving. On Zen 5, with kernels of 256 x 256 x 3 x 3 and 128 x
 # 128 x 3 x 3 left as they are, one image of 14 x 14 takes 0.7 and one of 28 x 28 takes 0.6 to 1.0 of the time.
 SMALL_KERNELS = 4
-# On Zen 5 with f32: cycles that packing a window in panels of places takes for an element, that XLA takes to transpose
-# one, and channels in a register. Of 16 bits, all of that is about half, and so are products.
-PACKED_CYCLES, TRANSPOSED_CYCLES, CHANNELS_IN_LANES = 0.25, 0.65, 16
 
 
 def convolution_of(lhs: Operand, rhs: Operand, out: ShapedArray, params: Params) -> Convolution:
@@ -50,25 +47,6 @@ def is_simple(convolution: Convolution, params: Params) -> bool:
 def has_kernel_order(convolution: Convolution) -> bool:
     """Is true where the result ends with channels, or with places that can stand in lanes."""
     return convolution.result.strides[-1] == 1 or convolution.ends_with_places
-
-
-def pays_with_channels_last(convolution: Convolution) -> bool:
-    """Is true where windows of places, which are packed, take longer than transposes of the image and of the result.
-
-    Where both end with channels, windows are read in place, and output channels stand in lanes.
-    """
-    image, kernel, result = convolution.image, convolution.kernel, convolution.result
-    if not convolution.ends_with_places or convolution.groups > 1 or image.strides[-1] == 1:
-        return False
-    taps, places = (math.prod(sizes) for sizes in (kernel.shape[:-2], result.shape[1:-1]))
-    if taps > places:  # the gradient of a kernel, whose taps are places
-        return False
-    steps, outputs = kernel.elements // kernel.shape[-1], kernel.shape[-1]
-    places *= result.shape[0]
-    in_lanes = -(-outputs // CHANNELS_IN_LANES)
-    packing = steps * places * PACKED_CYCLES
-    lost = steps * places * (in_lanes - outputs / CHANNELS_IN_LANES) / 2
-    return packing > lost + (image.elements + result.elements) * TRANSPOSED_CYCLES
 
 
 def is_in_order(convolution: Convolution) -> bool:

@@ -24,16 +24,11 @@ from jax_nano.ir.axes import Operand
 from jax_nano.ir.convolution import Convolution
 from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.ir.dtypes import dtype_name
-from jax_nano.jaxpr.convolutions import (
-    convolution_of,
-    has_dilated_input,
-    has_kernel_order,
-    is_in_order,
-    pays_with_channels_last,
-)
+from jax_nano.jaxpr.convolutions import convolution_of, has_dilated_input, has_kernel_order, is_in_order
 from jax_nano.jaxpr.inline import Atom, inline_calls, type_of
 from jax_nano.jaxpr.primitives import CONVOLUTIONS
 from jax_nano.jaxpr.weights import StridedWeight, strided_weights
+from jax_nano.lowering.channels_last import has_image_of_places, has_scattered_image, pays_with_channels_last
 from jax_nano.lowering.written_transpose import written_transpose
 
 Params = dict[str, Any]
@@ -41,33 +36,24 @@ Convolve = Callable[[Array, Array], Array]
 Work = Callable[[Array, Sequence[int]], Array]  # on a part of the result, whose dimension i is the result's order[i]
 
 
-def simpler(params: Params, convolution: Convolution) -> Convolve | None:
+def simpler(params: Params, convolution: Convolution, weight: StridedWeight | None = None) -> Convolve | None:
     """A function of the operands that computes a convolution by others; None where it is simple enough.
 
     Args:
       params: of lax.conv_general_dilated.
       convolution: what is known of it without the dilation of its input.
+      weight: its kernel, where that is read as it is kept.
 
     Raises:
       UnsupportedDot: there are too many others.
     """
     if has_dilated_input(params) or not has_kernel_order(convolution):
         return _by_residues(params) if convolution.result.strides[-1] == 1 else _with_channels_last(params)
-    if pays_with_channels_last(convolution):
+    if not weight and pays_with_channels_last(convolution):
         return _with_channels_last(params)
-    if has_scattered_image(convolution):
+    if has_scattered_image(convolution) or (not weight and has_image_of_places(convolution)):
         return _with_image_in_order(params)
     return None if is_in_order(convolution) else _with_kernel_in_order(params, convolution)
-
-
-def has_scattered_image(convolution: Convolution) -> bool:
-    """Is true where neither channels nor places that follow one another in the image can be read as runs."""
-    image, kernel = convolution.image, convolution.kernel
-    if image.strides[-1] == 1 or kernel.shape[-2] == 1 or convolution.ends_with_places:
-        return False
-    taps, places = math.prod(kernel.shape[:-2]), math.prod(convolution.result.shape[1:-1])
-    is_strided = convolution.groups > 1 or any(spatial.stride > 1 for spatial in convolution.spatial)
-    return is_strided or (1 in image.strides[1:-1] and taps <= places)
 
 
 def parts_of(eqn: JaxprEqn, weights: Mapping[Atom, StridedWeight]) -> Callable[[Work], Convolve] | None:
@@ -78,12 +64,12 @@ def parts_of(eqn: JaxprEqn, weights: Mapping[Atom, StridedWeight]) -> Callable[[
     described = _description(eqn, weights)
     if not described or is_product(type_of(eqn.invars[1]), eqn.params):
         return None
-    convolution, columns_last = described
+    convolution, weight = described
     if convolution.result.strides[-1] == 1:
         is_spread = 1 < math.prod(eqn.params["lhs_dilation"]) <= MOST_CONVOLUTIONS
         return partial(_by_residues, eqn.params) if is_spread else None
-    is_moved = columns_last or has_dilated_input(eqn.params) or not has_kernel_order(convolution)
-    is_moved = is_moved or pays_with_channels_last(convolution)
+    is_moved = weight.columns_last if weight else pays_with_channels_last(convolution)
+    is_moved = is_moved or has_dilated_input(eqn.params) or not has_kernel_order(convolution)
     return partial(_with_channels_last, eqn.params) if is_moved else None
 
 
@@ -96,23 +82,25 @@ def _simpler_body(eqn: JaxprEqn, weights: Mapping[Atom, StridedWeight]) -> Jaxpr
     described = _description(eqn, weights)
     if not described:
         return None
-    convolution, columns_last = described
+    convolution, weight = described
     lhs, rhs = (type_of(x) for x in eqn.invars)
     try:
         if is_product(rhs, eqn.params):
             others = _as_product(eqn.params)
-        elif columns_last and convolution.result.strides[-1] != 1:
+        elif weight and weight.columns_last and convolution.result.strides[-1] != 1:
             others = _with_channels_last(eqn.params)
         else:
-            others = simpler(eqn.params, convolution)
+            others = simpler(eqn.params, convolution, weight)
     except UnsupportedDot:
         return None
     plain = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in (lhs, rhs)]
     return others and jax.make_jaxpr(others)(*plain).jaxpr
 
 
-def _description(eqn: JaxprEqn, weights: Mapping[Atom, StridedWeight]) -> tuple[Convolution, bool] | None:
-    """A convolution that has a kernel, by itself or as others, and whether it reads a weight that only B can be."""
+def _description(
+    eqn: JaxprEqn, weights: Mapping[Atom, StridedWeight]
+) -> tuple[Convolution, StridedWeight | None] | None:
+    """A convolution that has a kernel, by itself or as others, and the weight that it reads as that is kept."""
     if eqn.primitive not in CONVOLUTIONS or eqn.params.get("out_sharding") is not None:
         return None
     avals = [type_of(x) for x in (*eqn.invars, *eqn.outvars)]
@@ -128,8 +116,8 @@ def _description(eqn: JaxprEqn, weights: Mapping[Atom, StridedWeight]) -> tuple[
         return None
     kept = weight and convolution_of(image, weight.operand, out, eqn.params)
     if weight and kept and is_in_order(kept):
-        return kept, weight.columns_last
-    return convolution, False
+        return kept, weight
+    return convolution, None
 
 
 def is_product(rhs: ShapedArray, params: Params) -> bool:

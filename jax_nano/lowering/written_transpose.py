@@ -14,7 +14,9 @@ from jax import Array, lax
 from jax.extend.core.primitives import transpose_p
 from jax.interpreters import ad, batching, mlir, xla
 
+from jax_nano.ir.dot import UnsupportedDot
 from jax_nano.jaxpr.primitives import nano_transpose_p
+from jax_nano.lowering.partition import devices_to_partition
 
 
 def written_transpose(x: Array, permutation: Sequence[int]) -> Array:
@@ -22,8 +24,27 @@ def written_transpose(x: Array, permutation: Sequence[int]) -> Array:
     return nano_transpose_p.bind(x, permutation=tuple(permutation))
 
 
-def _in_two_steps(x: Array, *, permutation: tuple[int, ...]) -> Array:
-    """The transpose behind reshapes, through which no lowering looks, and which XLA drops."""
+def _lower(ctx: mlir.LoweringRuleContext, x: mlir.ir.Value, *, permutation: tuple[int, ...]):
+    """Lowers it as a transpose behind reshapes, which XLA drops, and through which no rule of a product looks.
+
+    Where XLA partitions the program, no product's rule looks anyway, and shardings would be lost in reshapes.
+    """
+    write = _transpose if _is_partitioned(ctx) else _flat_transpose
+    return mlir.lower_fun(write, multiple_results=False)(ctx, x, permutation=permutation)
+
+
+def _is_partitioned(ctx: mlir.LoweringRuleContext) -> bool:
+    try:
+        return devices_to_partition(ctx) > 1
+    except UnsupportedDot:
+        return True
+
+
+def _transpose(x: Array, *, permutation: tuple[int, ...]) -> Array:
+    return lax.transpose(x, permutation)
+
+
+def _flat_transpose(x: Array, *, permutation: tuple[int, ...]) -> Array:
     moved = lax.transpose(x, permutation)
     return lax.reshape(lax.reshape(moved, (moved.size,)), moved.shape)
 
@@ -43,4 +64,4 @@ nano_transpose_p.def_impl(partial(xla.apply_primitive, nano_transpose_p))
 nano_transpose_p.def_effectful_abstract_eval(transpose_p.abstract_eval)
 ad.deflinear2(nano_transpose_p, _cotangent)
 batching.primitive_batchers[nano_transpose_p] = _batched
-mlir.register_lowering(nano_transpose_p, mlir.lower_fun(_in_two_steps, multiple_results=False))
+mlir.register_lowering(nano_transpose_p, _lower)

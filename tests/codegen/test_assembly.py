@@ -4,6 +4,7 @@ import functools
 import re
 
 import pytest
+from convolutions import Case
 from products import Product, matrix
 
 from jax_nano.machine import host
@@ -104,3 +105,12 @@ def test_no_block_spills_or_loads_what_it_does_not_name(isa):
         if len(loads(loop)) - constants > named_loads(plan) * iterations:
             wrong.append((kind, f"{len(loads(loop))} loads for {named_loads(plan)}"))
     assert not wrong, f"{len(wrong)} of {len(plans(isa))}: {wrong[:12]}"
+
+
+@pytest.mark.parametrize("size", [32, 56])
+def test_masks_of_packed_windows_leave_accumulators_in_registers(size):
+    """Numbers of lanes to compare with would stay in two registers: more than 4 x 6 accumulators leave."""
+    machine, layouts = host.machine(), ((0, 2, 3, 1), (2, 3, 1, 0))
+    dot = Case.same((1, size, size, 64), (3, 3), 64, layouts=layouts, places_last=True).dot
+    for plan in kernel_plans(dot, machine, machine.isa("avx512" if "avx512" in machine.cores else "avx2")):
+        assert not [line for line in main_loop(plan) if "(%rsp" in line]

@@ -74,6 +74,8 @@ CASES = {
     "places last, five apart": Case.same(
         (1, 5, 66, 4), (3, 3), 5, stride=5, layouts=FIRST, places_last=True
     ),
+    "places last, rows shorter than a register": Case.same((1, 6, 12, 9), (3, 3), 5, layouts=FIRST, places_last=True),
+    "places last, channels of 4 KiB": Case.same((1, 32, 32, 18), (1, 3), 3, layouts=FIRST, places_last=True),
     "places last, groups": Case.same((2, 9, 17, 8), (3, 3), 12, groups=4, layouts=FIRST, places_last=True),
     "places last, depthwise": Case.same(
         (2, 9, 35, 3), (3, 3), 3, groups=3, stride=2, layouts=FIRST, places_last=True

@@ -414,5 +414,6 @@ def test_work_on_channels_first_is_fused(stride, groups):
         return jax.nn.relu(y + b)
 
     (report,) = jax_nano.inspect(jax_nano.accelerate(f), x, w, b)
-    assert {"add", "relu"} <= set(report.fused)
+    assert "add" in report.fused
+    assert {"relu", "max"} & set(report.fused)
     np.testing.assert_allclose(jax_nano.accelerate(f)(x, w, b), f(x, w, b), atol=1e-4)

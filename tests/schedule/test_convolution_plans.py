@@ -6,7 +6,7 @@ from convolutions import Case
 from jax_nano.ir.convolution import Spatial
 from jax_nano.machine.host import known, target
 from jax_nano.schedule.choose import choose
-from jax_nano.schedule.loop_nest import window_runs
+from jax_nano.schedule.loop_nest import SharedSteps, shared_steps, window_runs, window_steps
 
 SCRATCH = 16 << 20  # bytes of a thread
 FIRST = (0, 2, 3, 1), (2, 3, 1, 0)  # channels
@@ -82,3 +82,25 @@ def test_runs_of_a_window():
     assert window_runs(Case.same((1, 9, 9, 8), (3, 3), 4, layouts=FIRST).dot) == (1, 3)  # taps
     valid = Case(image=(1, 9, 9, 8), kernel=(3, 3, 8, 4), result=(1, 7, 7, 4), spatial=(Spatial(),) * 2)
     assert window_runs(valid.dot) == (24, 24)
+
+
+def test_channels_share_masks_wherever_they_stand_in_the_kernel():
+    def shared(vnni, channels=8, taps=(3, 3), layout=FIRST):
+        case = Case.same((1, 9, 17, channels), taps, 5, layouts=layout, places_last=True)
+        return shared_steps(window_steps(case.dot.swapped()), vnni)
+
+    by_taps = (FIRST[0], (1, 2, 3, 0))
+    assert shared(1) == SharedSteps(axis=0, taps=9, period=9)
+    assert shared(2) == SharedSteps(axis=0, taps=9, period=18)
+    assert shared(2, channels=7) is None
+    assert shared(4, taps=(2, 2)) == SharedSteps(axis=0, taps=4, period=4)
+    assert shared(2, layout=by_taps) == SharedSteps(axis=-1, taps=1, period=2)
+    assert shared(1, taps=(13, 13)) is None
+
+
+def test_blocks_of_the_sum_are_whole_numbers_of_taps():
+    machine, first = known("znver5"), {"layouts": FIRST, "places_last": True}
+    for types in (("f32",) * 3, ("bf16",) * 3):
+        plan = choose(Case.same((1, 64, 64, 512), (3, 3), 512, types=types, **first).dot, machine, target(machine))
+        assert plan.shared_steps
+        assert plan.kc % plan.shared_steps.period == 0

@@ -55,6 +55,7 @@ def dtype_name_of(aval: Any) -> str:
 
 VIEWS: dict[str, Callable[[View, Mapping[str, Any], Sequence[int]], View]] = {
     "transpose": lambda x, params, _: transposed(x, params["permutation"]),
+    "nano_transpose": lambda x, params, _: transposed(x, params["permutation"]),
     "broadcast_in_dim": lambda x, params, shape: broadcast(x, shape, params["broadcast_dimensions"]),
     "slice": lambda x, params, _: sliced(x, params["start_indices"], params["limit_indices"], params["strides"]),
     "squeeze": lambda x, params, _: squeezed(x, [d % max(len(x.shape), 1) for d in params["dimensions"]]),

@@ -18,7 +18,7 @@ from jax_nano.schedule.cost.memory import (
     prefetched_in_time,
 )
 from jax_nano.schedule.cost.microkernel import overlap
-from jax_nano.schedule.loop_nest import window_rows, window_steps
+from jax_nano.schedule.loop_nest import window_columns, window_rows, window_steps
 from jax_nano.schedule.plan import Plan
 from jax_nano.schedule.scratch import LINE_BYTES
 
@@ -131,11 +131,13 @@ def run_copy_cycles(machine: Machine, plan: Plan, copy: Copy) -> float:
     """Cycles of packing one line's worth of a window B by runs of places.
 
     Of places that are a step apart, so many registers are loaded and put together. Where a run begins, and what of it
-    is within bounds, is found once for all steps of the innermost axis of the sum that moves along no bound.
+    is within bounds, is found once for all steps along an axis of the sum that moves along no bound.
     """
     core, placing = machine.vector_core(plan.isa), machine.fitted.window_placing_cycles
-    step, inner = plan.n.rhs, plan.dot.k[-1] if plan.dot.k else None
-    shared = inner.size if inner and not any(inner.window) else 1
+    step, shared = plan.n.rhs, 1.0
+    if along := plan.shared_steps:
+        run = min(plan.nr, window_columns(plan.dot)[-1].size)
+        shared = window_steps(plan.dot)[along.axis].size * max(1.0, run / plan.instruction.shape[1])
     apart = (step - 1) * (1.0 / core.loads_per_cycle + 1.0 / core.shuffles_per_cycle)
     return line_cycles(core, plan, copy._replace(in_order=True)) + apart + placing / shared
 
