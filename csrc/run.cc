@@ -74,7 +74,9 @@ void Leave(int cpu) {
   others = allowed;
   CPU_CLR(cpu, &others);
   if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
-  sched_setaffinity(0, sizeof allowed, &allowed);
+  cpu_set_t now;  // another, where somebody else has changed it meanwhile: then it stays
+  if (sched_getaffinity(0, sizeof now, &now) != 0 || CPU_EQUAL(&now, &others))
+    sched_setaffinity(0, sizeof allowed, &allowed);
 }
 
 // One execution on several threads. Tasks of all rounds and phases are numbered in order; threads take the next number.

@@ -6,10 +6,12 @@ from collections.abc import Callable, Container, Hashable, Iterable, Iterator, M
 from dataclasses import dataclass
 from typing import Any, cast
 
+import jax
 import numpy as np
+from jax import Array, lax
 from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, Var
-from jax.extend.core.primitives import custom_jvp_call_p, jit_p
+from jax.extend.core.primitives import custom_jvp_call_p, jit_p, reshape_p
 
 from jax_nano.jaxpr.private import ClosedJaxpr
 
@@ -30,7 +32,10 @@ def body_of(call: JaxprEqn) -> Jaxpr | None:
 
 
 def inline_calls(jaxpr: Jaxpr, body: Callable[[JaxprEqn], Jaxpr | None] = body_of) -> Jaxpr:
-    """Puts bodies in place of the equations that `body` has one for, at any depth of bodies."""
+    """Puts bodies in place of the equations that `body` has one for, at any depth of bodies.
+
+    A reshape of transposed dimensions, as vmap makes of convolutions, becomes a transpose and a reshape.
+    """
     values: dict[Var, Atom] = {}
     eqns = list(_inline(jaxpr.eqns, body, values))
     if not values:
@@ -40,12 +45,24 @@ def inline_calls(jaxpr: Jaxpr, body: Callable[[JaxprEqn], Jaxpr | None] = body_o
 
 def _inline(eqns: Iterable[JaxprEqn], body, values: dict[Var, Atom]) -> Iterator[JaxprEqn]:
     for eqn in (_with_inputs(eqn, values) for eqn in eqns):
-        if (inner := body(eqn)) is None:
+        if (inner := body(eqn) or transposed_before(eqn)) is None:
             yield eqn
             continue
         own: dict[Var, Atom] = dict(zip(inner.invars, eqn.invars, strict=True))
         yield from _inline(_rename(inner.eqns, eqn, own), body, own)
         values |= {out: _read(own, x) for out, x in zip(eqn.outvars, inner.outvars, strict=True)}
+
+
+def transposed_before(eqn: JaxprEqn) -> Jaxpr | None:
+    """A reshape that goes through dimensions in another order, in two steps; None of any other equation."""
+    if eqn.primitive is not reshape_p or eqn.params["dimensions"] is None or len(eqn.invars) > 1:
+        return None
+
+    def in_two_steps(x: Array) -> Array:
+        moved = lax.transpose(x, eqn.params["dimensions"])
+        return reshape_p.bind(moved, **{**eqn.params, "dimensions": None})
+
+    return jax.make_jaxpr(in_two_steps)(type_of(eqn.invars[0])).jaxpr
 
 
 def _rename(eqns: Sequence[JaxprEqn], call: JaxprEqn, values: dict[Var, Atom]) -> Iterator[JaxprEqn]:

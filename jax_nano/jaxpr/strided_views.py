@@ -85,8 +85,10 @@ def split_outer(part: SubDim, most: int) -> list[SubDim]:
     """Splits a part into its outermost `most` steps, and those inside of each.
 
     Raises:
-      NoView: neither size divides the other.
+      NoView: neither size divides the other, or there are no elements.
     """
+    if not part.size:
+        raise NoView("a reshape of no elements")
     if most % part.size == 0:
         return [part]
     if part.size % most == 0:

@@ -41,10 +41,10 @@ def transpose_rule(ct: Any, x: Any, y: Any, **params: Any) -> tuple[Any, Any]:
 
 
 def _is_plain(aval: Any, params: dict[str, Any]) -> bool:
-    """Whether no sharding is asked for, and the same precision of both operands."""
+    """Whether no sharding is asked for, the same precision of both operands, and no type that others outweigh."""
     precision = params["precision"]
     is_symmetric = len({*precision}) == 1 if isinstance(precision, tuple) else not isinstance(precision, DotAlgorithm)
-    return is_symmetric and params["out_sharding"] is None and aval.sharding.mesh.empty
+    return is_symmetric and params["out_sharding"] is None and aval.sharding.mesh.empty and not aval.weak_type
 
 
 def _others(ndim: int, axes: Sequence[int]) -> list[int]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 from jax.experimental import jet
 from jax.extend.core import Primitive
+from jax.extend.core.primitives import transpose_p
 
 from jax_nano.jaxpr.primitives import (
     DOUBLES,
@@ -19,6 +21,7 @@ from jax_nano.jaxpr.primitives import (
     nano_dequantize_p,
     nano_dot_general_p,
     nano_region_p,
+    nano_transpose_p,
     nano_unpack_p,
 )
 from jax_nano.jaxpr.private import register_remat3_rule
@@ -48,9 +51,9 @@ def register_jet_rules(nano: Rewrite, accelerated: Rewrite) -> None:
             primals, series
         )
 
-    def of_panels(primals: Sequence[Any], series: Sequence[Any], **params: Any) -> Any:
-        (panels,), (terms,) = primals, series
-        return nano_unpack_p.bind(panels, **params), [nano_unpack_p.bind(term, **params) for term in terms]
+    def of_linear(primitive: Primitive, primals: Sequence[Any], series: Sequence[Any], **params: Any) -> Any:
+        (x,), (terms,) = primals, series
+        return primitive.bind(x, **params), [primitive.bind(term, **params) for term in terms]
 
     def of_integers(primals: Sequence[Any], series: Sequence[Any], **params: Any) -> Any:
         """Integers have no derivative; the array is linear in the scales."""
@@ -63,7 +66,8 @@ def register_jet_rules(nano: Rewrite, accelerated: Rewrite) -> None:
     for original, double in DOUBLES.items():
         jet.jet_rules[double] = of_product(original)
     jet.jet_rules[nano_region_p] = of_region
-    jet.jet_rules[nano_unpack_p] = of_panels
+    for primitive in (nano_unpack_p, nano_transpose_p):
+        jet.jet_rules[primitive] = partial(of_linear, primitive)
     jet.jet_rules[nano_dequantize_p] = of_integers
 
 
@@ -75,6 +79,8 @@ def register_sparse_rules() -> None:
     for rules in (transform.sparse_rules_bcoo, transform.sparse_rules_bcsr):
         rules.update({double: rules[original] for original, double in DOUBLES.items() if original in rules})
         rules[nano_region_p] = _sparse_region
+        if transpose_p in rules:
+            rules[nano_transpose_p] = rules[transpose_p]
 
 
 def _sparse_region(spenv: Any, *values: Any, region: Region, **_: Any) -> Any:

@@ -84,6 +84,8 @@ def _simpler_body(eqn: JaxprEqn, weights: Mapping[Atom, StridedWeight]) -> Jaxpr
         return None
     convolution, weight = described
     lhs, rhs = (type_of(x) for x in eqn.invars)
+    if any(part is not None for aval in (lhs, rhs) for part in aval.sharding.spec):
+        return None  # explicitly: the type of the result says how
     try:
         if is_product(rhs, eqn.params):
             others = _as_product(eqn.params)

@@ -39,6 +39,19 @@ def test_functions_are_within_4_ulp(name, dtype):
     assert error.max() <= 4
 
 
+@pytest.mark.parametrize(("dtype", "y", "x"), [
+    (np.float32, [3e38, 1.3e-38, -3e38], [2e38, 1.5e-38, 1e38]), (np.float64, [1.7e308, 2.3e-308], [1.2e308, 2.9e-308]),
+])  # fmt: skip
+def test_angles_of_very_large_and_very_small_numbers(dtype, y, x):
+    def loop(w, h, ys, xs):
+        return lax.scan(lambda h, yx: (jnp.tanh(w @ h), jnp.arctan2(*yx)), h, (ys, xs))
+
+    y, x = np.asarray(y, dtype), np.asarray(x, dtype)
+    with kernels(1):
+        _, found = jax.jit(jax_nano.accelerate(loop))(normal(8, 8).astype(dtype), normal(8).astype(dtype), y, x)
+    np.testing.assert_allclose(found, np.arctan2(y, x), rtol=4 * np.finfo(dtype).eps)
+
+
 @pytest.mark.parametrize("function", [jnp.tan, lax.erf_inv])
 def test_functions_of_f32_are_not_those_of_f64(function):
     def loop(w, x):

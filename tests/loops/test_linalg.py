@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import PartitionSpec as P
 from oracle import kernels, normal
 
 import jax_nano
@@ -100,3 +101,58 @@ def test_large_matrices_and_long_arrays_stay_with_xla():
 
     (report,) = (r for r in jax_nano.inspect(loop, jax.ShapeDtypeStruct((40, 40), jnp.float64)) if "scan" in r.equation)
     assert report.reason == "cholesky is not elementwise, or has no vector code"
+
+
+@pytest.mark.parametrize("last", [np.inf, np.nan])
+def test_factors_of_what_is_not_finite(last):
+    def step(x, _):
+        return lax.linalg.cholesky(jnp.where(jnp.eye(2) > 0, x, 0).at[1, 1].set(last))
+
+    assert_one_kernel_does_it(step, matrices(2, 2))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
+def test_the_largest_elements_in_total_order(dtype):
+    special = jnp.asarray([np.nan, -0.0, 0, -np.inf, 1, 1, np.inf, -np.nan], dtype)
+
+    def step(x, _):
+        found, places = lax.top_k(jnp.where(jnp.isnan(x[0, 0]), 0, special), 8)
+        return places, jnp.signbit(found), jnp.isnan(found)
+
+    assert_one_kernel_does_it(step, matrices(2, 2))
+
+
+@pytest.mark.parametrize("order", [
+    lambda x: lax.sort((x[0], x[0] * 1j), num_keys=1)[0], lambda x: lax.top_k(x, 0)[0],
+    lambda x: jnp.sort(x[:, :0]), lambda x: lax.reduce_window(x > 0, False, lax.max, (1, 2), (1, 1), "SAME"),
+], ids=["complex", "none chosen", "no elements", "truth values"])  # fmt: skip
+def test_what_is_not_ordered_here_is_left_without_an_error(order):
+    def loop(x):
+        return lax.scan(lambda x, _: (1.1 * x, (x @ x, order(x))), x, None, length=4)[1]
+
+    x = matrices(3, 3)
+    for got, expected in zip(jax.jit(jax_nano.accelerate(loop))(x), jax.jit(loop)(x), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("work", [
+    lambda x: jnp.cumsum(x, 0), lambda x: x[jnp.argmax(x, 0)], lambda x: x.at[jnp.argmax(x[:, 0])].add(1),
+], ids=["cumsum", "gather", "scatter"])  # fmt: skip
+def test_within_shard_map(work):
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def loop(x, w):
+        return lax.scan(lambda x, _: (x + 0.1 * x @ w, work(x)), x[0], None, length=3)[1][None]
+
+    f = jax.shard_map(loop, mesh=mesh, in_specs=(P("d"), P()), out_specs=P("d"))
+    x, w = (normal(*shape).astype(np.float64) for shape in ((4, 40, 3), (3, 3)))
+    with kernels(4):
+        found = jax.jit(jax_nano.accelerate(f))(x, w)
+    np.testing.assert_allclose(found, jax.jit(f)(x, w), rtol=1e-9, atol=1e-9)
+
+
+def test_slices_by_integers_of_numpy():
+    def step(x, _):
+        return jnp.exp(lax.slice(x, np.zeros(2, np.int64), (2, 2), np.ones(2, np.int64)))
+
+    assert_one_kernel_does_it(step, matrices(2, 2))

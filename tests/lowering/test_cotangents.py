@@ -76,3 +76,12 @@ def test_precision_and_type_are_what_was_asked_for():
     assert cotangent.params["precision"] == (lax.Precision.HIGH, lax.Precision.HIGH)
     assert cotangent.params["preferred_element_type"] == jnp.float32
     assert jaxpr.out_avals == [ShapedArray((5, 6), jnp.bfloat16)]
+
+
+def test_weak_types_stay_weak(x64):
+    def gradient():
+        return jax.grad(lambda w: jnp.sum(jnp.ones((4, 3), jnp.float32) @ lax.broadcast(w, (3, 2))))(1.5)
+
+    with jax_nano.installed():
+        assert gradient().weak_type
+        assert (jnp.ones((), jnp.bfloat16) - gradient()).dtype == jnp.bfloat16

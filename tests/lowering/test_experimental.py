@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.experimental import jet, sparse
 from oracle import kernels, normal, primitives
 
@@ -33,6 +34,15 @@ def test_jet(ours, plain, order):
     close(primal, expected)
     for term, other in zip(series, expected_series, strict=True):
         close(term, other)
+
+
+def test_jet_of_a_convolution_that_is_transposed():
+    x, w = normal(2, 16, 9, 10), normal(16, 16, 3, 3)
+    conv = lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "SAME")  # noqa: E731
+    arguments = (x, w), ((x, x), (w, w))
+    found, expected = (jet.jet(f, *arguments, factorial_scaled=False) for f in (jax_nano.accelerate(conv), conv))
+    for got, true in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, true, rtol=1e-4, atol=1e-3)
 
 
 def test_accelerate_of_a_function_that_calls_jet():

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend.core import Jaxpr, JaxprEqn
 
-from jax_nano.jaxpr.inline import type_of
+from jax_nano.jaxpr.inline import Atom, type_of
 from jax_nano.jaxpr.pipelines import functions, linalg
 from jax_nano.jaxpr.pipelines.indexing import gather, scatter
-from jax_nano.jaxpr.pipelines.linalg import NotExpanded
+from jax_nano.jaxpr.pipelines.linalg import NotExpanded, total_order_key
 from jax_nano.jaxpr.pipelines.random import counters, threefry
 
 Params = Mapping[str, Any]
@@ -29,10 +29,16 @@ def expansion_of(eqn: JaxprEqn) -> Jaxpr | None:
     if program is None:
         return None
     try:
-        traced = jax.make_jaxpr(program)(*map(type_of, eqn.invars))
+        traced = jax.make_jaxpr(program)(*map(plain_type, eqn.invars))
     except NotExpanded:
         return None
     return None if traced.consts else traced.jaxpr
+
+
+def plain_type(x: Atom) -> jax.ShapeDtypeStruct:
+    """The type of a value, without how it is sharded or over which axes of a mesh it varies."""
+    aval = type_of(x)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
 
 
 def implementation_of(eqn: JaxprEqn) -> Callable[..., Any] | None:
@@ -135,15 +141,8 @@ def unstack(params: Params) -> Callable[[Array], list[Array]]:
 
 
 def total_order(_: Params, compare: Callable[..., Array]) -> Callable[..., Array]:
-    """lax.lt_to and le_to: -NaN, numbers from -inf to -0, then from 0 to inf, NaN."""
-
-    def key(x: Array) -> Array:
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            return x
-        word = lax.bitcast_convert_type(x, jnp.dtype(f"int{8 * x.dtype.itemsize}"))
-        return jnp.where(word < 0, word ^ jnp.iinfo(word.dtype).max, word)
-
-    return lambda a, b: compare(key(a), key(b))
+    """lax.lt_to and le_to."""
+    return lambda a, b: compare(total_order_key(a), total_order_key(b))
 
 
 def population_count(x: Array) -> Array:

@@ -73,8 +73,8 @@ def atan2(y: Array, x: Array) -> Array:
     small, large = jnp.minimum(a, b), jnp.maximum(a, b)
     is_equal = small == large  # as zeros and infinities may be
     is_turned = small > math.tan(math.pi / 8) * large
-    numerator, denominator = jnp.where(is_turned, small - large, small), jnp.where(is_turned, small + large, large)
-    t = jnp.where(is_equal, 0, numerator / jnp.where(denominator == 0, 1, denominator))
+    quotient = jnp.where(is_equal, 1, small / jnp.where(large == 0, 1, large))
+    t = jnp.where(is_equal, 0, jnp.where(is_turned, (quotient - 1) / (quotient + 1), quotient))
     z = t * t
     if x.dtype == jnp.float64:
         over, under = ATAN_F64

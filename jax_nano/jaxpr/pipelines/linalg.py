@@ -85,8 +85,9 @@ def cholesky(_: Params) -> Callable[[Array], Array]:
             for known in columns:
                 rest = rest - column(known, j) * known
             square = column(rest, j)
-            is_positive &= square > 0
-            columns.append(jnp.where(numbers(rest, -1) >= j, rest / jnp.sqrt(square), 0))
+            is_positive &= ~(square <= 0)
+            below = jnp.where(numbers(rest, -1) > j, rest / jnp.sqrt(square), 0)
+            columns.append(jnp.where(numbers(rest, -1) == j, jnp.sqrt(square), below))
         found = transposed(lax.concatenate(columns, a.ndim - 2))
         return jnp.where(is_positive, found, jnp.nan)
 
@@ -151,13 +152,22 @@ def is_before(a: Array, b: Array) -> Array:
     return (a < b) | ((b != b) & (a == a))
 
 
+def total_order_key(x: Array) -> Array:
+    """Integers in the order -NaN, numbers from -inf to -0, then from 0 to inf, NaN; integers are themselves."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    word = lax.bitcast_convert_type(x, jnp.dtype(f"int{8 * x.dtype.itemsize}"))
+    return jnp.where(word < 0, word ^ jnp.iinfo(word.dtype).max, word)
+
+
 def sort(params: Params) -> Callable[..., list[Array]]:
     """lax.sort of a few elements by one key: each goes to the place that is the number of those before it."""
     axis = params["dimension"]
 
     def program(*operands: Array) -> list[Array]:
         keys, size = operands[0], operands[0].shape[axis]
-        if params["num_keys"] != 1 or size > MOST_SORTED or keys.dtype == bool:
+        is_complex = any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in operands)
+        if params["num_keys"] != 1 or not 0 < size <= MOST_SORTED or keys.dtype == bool or is_complex:
             raise NotExpanded
         moved = [jnp.moveaxis(x, axis, -1) for x in operands]
         mine, other = moved[0][..., :, None], moved[0][..., None, :]
@@ -182,20 +192,21 @@ def chosen(where: Array, x: Array) -> Array:
 def top_k(params: Params) -> Callable[[Array], Sequence[Array]] | None:
     """lax.top_k along the last axis: the largest of those that are left, again and again."""
     count = params["k"]
-    if count > MOST_CHOSEN or params.get("axis", -1) < 0:
+    if not 0 < count <= MOST_CHOSEN or params.get("axis", -1) < 0:
         return None
 
     def program(x: Array) -> Sequence[Array]:
         if params.get("axis", x.ndim - 1) != x.ndim - 1 or not jnp.issubdtype(x.dtype, jnp.floating):
             raise NotExpanded
         places = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
-        left = jnp.ones(x.shape, bool)
+        keys = total_order_key(x.astype(jnp.float32) if x.dtype.itemsize == 2 else x)
+        left, lowest = jnp.ones(x.shape, bool), jnp.asarray(jnp.iinfo(keys.dtype).min)
         values, indices = [], []
         for _ in range(count):
-            best = jnp.max(jnp.where(left, x, -jnp.inf), -1, keepdims=True)
-            found = left & ((x == best) | (x != x))
+            best = jnp.max(jnp.where(left, keys, lowest), -1, keepdims=True)
+            found = left & (keys == best)
             index = jnp.min(jnp.where(found, places, x.shape[-1] - 1), -1, keepdims=True)
-            values.append(best)
+            values.append(jnp.max(jnp.where(places == index, x, -jnp.inf), -1, keepdims=True))
             indices.append(index)
             left &= places != index
         return lax.concatenate(values, x.ndim - 1), lax.concatenate(indices, x.ndim - 1)

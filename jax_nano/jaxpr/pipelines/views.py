@@ -117,9 +117,10 @@ def broadcast(x: View, shape: Sequence[int], dimensions: Sequence[int]) -> View:
 
 def sliced(x: View, starts: Sequence[int], limits: Sequence[int], strides: Sequence[int] | None) -> View:
     """lax.slice."""
-    steps = strides or [1] * len(starts)
-    axes = [axis_place(axis, start, step) for axis, (start, step) in enumerate(zip(starts, steps, strict=True))]
-    shape = [-(-(limit - start) // step) for start, limit, step in zip(starts, limits, steps, strict=True)]
+    each = zip(starts, limits, strides or [1] * len(starts), strict=True)
+    spans = [(int(start), int(limit), int(step)) for start, limit, step in each]  # JAX makes some of NumPy's integers
+    axes = [axis_place(axis, start, step) for axis, (start, _, step) in enumerate(spans)]
+    shape = [-(-(limit - start) // step) for start, limit, step in spans]
     return x.through(axes, shape)
 
 

@@ -151,6 +151,8 @@ def first_of(kind: Kind, dtype: str) -> float:
         return 0
     if dtype[0] == "f" or dtype in NARROW_FLOATS:
         return -math.inf if kind == "max" else math.inf
+    if dtype == "pred":
+        raise UnsupportedPipeline("a window of truth values")
     info = np.iinfo(NUMPY_TYPES[dtype])
     return info.min if kind == "max" else info.max
 
