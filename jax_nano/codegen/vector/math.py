@@ -85,14 +85,15 @@ def exp2(x: ir.Value) -> ir.Value:
 
 
 def expm1(x: ir.Value) -> ir.Value:
-    """exp(x) - 1, by half of 2**n, as 2**n need not be a number."""
+    """exp(x) - 1, by half of 2**n, as 2**n need not be a number; of the smallest x, whose half is none, x."""
     f = format_of(x)
     m, r = reduce_argument(at_most(at_least(x, -f.negligible), f.exp_is_infinite), f.bias - 1)
     half = power_of_2(m)
     result = fma(half, expm1_reduced(r), sub(half, 0.5))
-    return with_sign(add(result, result), x)
+    return with_sign(select(less(magnitude(x), SMALLEST), x, add(result, result)), x)
 
 
+SMALLEST = 2.0**-64  # numbers that expm1 leaves as they are: half of their square is far below half an ulp
 LIFT = 64  # with this much more, no exponent of exp(x) for x <= 0 is a subnormal number's
 
 
