@@ -37,7 +37,9 @@ from jax_nano.schedule.cost import estimate  # noqa: E402
 
 TARGET = ROOT / "jax_nano" / "machine" / "fitted.py"
 APART = (
-    "far_pieces_share", "window_run_cycles", "window_placing_cycles", "softmax_wait", "attention_line_cycles",
+    "far_pieces_share", "window_run_cycles", "window_placing_cycles", "packed_place_cycles",
+    "strided_place_cycles", "transposed_cycles", "aliased_channel_cycles", "short_run_cycles",
+    "softmax_wait", "attention_line_cycles",
     "stage_cycles", "pipeline_call_us", "pipeline_wake_us", "pipeline_block_share", "far_pipeline_block_share",
     "operation_us", "function_cycles", "library_us", "library_share", "kernel_us", "kernel_share", "fresh_byte_ns",
     "interruption_us", "parallel_us", "call_us", "piece_us",

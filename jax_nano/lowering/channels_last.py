@@ -12,18 +12,10 @@ import math
 from jax_nano.ir.axes import Operand
 from jax_nano.ir.convolution import Convolution
 from jax_nano.ir.dtypes import bytes_of
+from jax_nano.machine.host import machine_for, target
+from jax_nano.machine.isa import Machine
 
-PAGE_BYTES = 4 << 10
-# Cycles on Zen 5 with f32, which 30 convolutions with 3 to 256 channels took there beside their arithmetic. Of 16 bits,
-# all of them take about half, and so do products.
-PACKED_CYCLES = 0.22  # that an element takes to be packed in panels of places
-STRIDED_CYCLES = 0.8  # of places that are no neighbours
-TRANSPOSED_CYCLES = 0.8  # that it takes XLA to transpose one
-ALIASED_CYCLES = 7  # that it takes where all channels compete for the same lines, if XLA computes the image on the way
-SHORT_RUN_CYCLES = 6  # of a place, for each row of a kernel of few channels, read in place
-FEW_CHANNELS = 8
-LANES = 16  # for output channels; where there are fewer, steps of the sum can stand there
-REGISTERS_PER_CYCLE = 2  # of products
+FEW_CHANNELS = 8  # whose runs are short
 
 
 def pays_with_channels_last(convolution: Convolution) -> bool:
@@ -34,21 +26,26 @@ def pays_with_channels_last(convolution: Convolution) -> bool:
         return False
     if has_places_as_taps(convolution):
         return False
+    machine = machine_for()
+    isa, fitted = target(machine), machine.fitted
+    lanes = (isa.vectors or isa).register_bytes // bytes_of("f32")
+    per_cycle, _ = machine.vector_core(isa.name).rate("fma_f32")
     places = result.elements // outputs
     is_strided = any(spatial.stride > 1 for spatial in convolution.spatial)
-    packing = steps * places * (STRIDED_CYCLES if is_strided else PACKED_CYCLES)
-    products = steps * places * outputs / (LANES * REGISTERS_PER_CYCLE)
-    if has_aliased_channels(image) and image.elements * ALIASED_CYCLES > packing + products:
+    packing = steps * places * (fitted.strided_place_cycles if is_strided else fitted.packed_place_cycles)
+    products = steps * places * outputs / (lanes * per_cycle)
+    aliased = image.elements * fitted.aliased_channel_cycles if has_aliased_channels(image, machine) else 0
+    if aliased > packing + products:
         return False
-    moving = (image.elements + result.elements) * TRANSPOSED_CYCLES
-    idle = 0 if outputs <= LANES else -(-outputs // LANES) - outputs / LANES
-    short = math.prod(kernel.shape[:-3]) * SHORT_RUN_CYCLES if kernel.shape[-2] < FEW_CHANNELS else 0
-    return packing > moving + places * (steps * idle / REGISTERS_PER_CYCLE + short)
+    moving = (image.elements + result.elements) * fitted.transposed_cycles
+    idle = 0 if outputs <= lanes else -(-outputs // lanes) - outputs / lanes  # where outputs are few, steps stand there
+    short = math.prod(kernel.shape[:-3]) * fitted.short_run_cycles if kernel.shape[-2] < FEW_CHANNELS else 0
+    return packing > moving + places * (steps * idle / per_cycle + short)
 
 
-def has_aliased_channels(image: Operand) -> bool:
+def has_aliased_channels(image: Operand, machine: Machine) -> bool:
     """Is true where channels are whole pages apart: XLA goes through them element by element, and misses L1."""
-    return bytes_of(image.dtype, image.strides[-1]) % PAGE_BYTES == 0
+    return bytes_of(image.dtype, image.strides[-1]) % machine.page_bytes == 0
 
 
 def has_scattered_image(convolution: Convolution) -> bool:

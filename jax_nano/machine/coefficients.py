@@ -74,6 +74,14 @@ class Fitted:
     window_run_cycles: float  # of finding a row's run, where windows are read in place
     window_placing_cycles: float  # of finding a run's place and masks, where they are packed
 
+    # Windows that end with places, packed in panels or transposed before: 30 convolutions of f32 with 3 to 256 channels
+    # on a thread of Zen 5, beside their arithmetic. Of 16 bits, all of them take about half, and so do products.
+    packed_place_cycles: float  # of an element that is packed
+    strided_place_cycles: float  # where places are no neighbours
+    transposed_cycles: float  # of an element that XLA transposes
+    aliased_channel_cycles: float  # where all channels compete for the same lines, if XLA computes the image on the way
+    short_run_cycles: float  # of a place, for each row of a kernel of few channels, read in place
+
     # Attention: fitted to 88 plans of 20 sizes on a thread of Zen 5, which they predict within 4 % (root mean square).
     softmax_wait: float  # times the cycles of a softmax's instructions, as each waits for the one before
     attention_line_cycles: float  # of a line of K or V that is loaded, converted or interleaved, and stored

@@ -165,11 +165,15 @@ def read_product(writer: PipelineWriter, eqn: JaxprEqn, lhs: View, rhs: View) ->
         places = dict(zip(batch, range(len(batch)), strict=True))
         places |= dict(zip(free, range(first, first + len(free)), strict=True))
         places |= dict(zip(k, range(rank, rank + len(k)), strict=True))
-        return [Place(0, ((places[i], 1),)) for i in range(ndim)]
+        return [Place(0, ((places[i], 1),)) if i in places else Place() for i in range(ndim)]
 
     a, b = writer.force(lhs), writer.force(rhs)
-    if math.prod(lhs.shape[i] for i in lhs_k) == 1:
-        return converted(outer_product(eqn, lhs, rhs, acc), dtype)
+    if math.prod(lhs.shape[i] for i in lhs_k) == 1:  # elementwise work, which what reads the product may do as well
+        places = axes(lhs_b, lhs_free, (), len(lhs_b), len(lhs.shape))
+        others = axes(rhs_b, rhs_free, (), len(lhs_b) + len(lhs_free), len(rhs.shape))
+        factors = lhs.through(places, out.shape), rhs.through(others, out.shape)
+        operation = Operation(name="mul", operands=(0, 1), dtype=acc)
+        return converted(View.of(Node(out.shape, acc, operation=operation, operands=factors)), dtype)
     output = writer.new_value("scratch", acc, out.shape)
     writer.add(
         Contraction(
@@ -182,23 +186,6 @@ def read_product(writer: PipelineWriter, eqn: JaxprEqn, lhs: View, rhs: View) ->
         )
     )
     return converted(writer.stored(output), dtype)
-
-
-def outer_product(eqn: JaxprEqn, lhs: View, rhs: View, dtype: str) -> View:
-    """A product whose sums have one term: elementwise work, which what reads it may do as well."""
-    (lhs_k, rhs_k), (lhs_b, rhs_b) = eqn.params["dimension_numbers"]
-    shape = shape_of(eqn.outvars[0])
-    lhs_free, rhs_free = (
-        [i for i in range(len(x.shape)) if i not in (*k, *b)] for x, k, b in ((lhs, lhs_k, lhs_b), (rhs, rhs_k, rhs_b))
-    )
-    first = len(lhs_b) + len(lhs_free)
-    axes = [{axis: at for at, axis in enumerate((*lhs_b, *lhs_free))}, {axis: at for at, axis in enumerate(rhs_b)}]
-    axes[1] |= {axis: first + at for at, axis in enumerate(rhs_free)}
-    operands = tuple(
-        x.through([Place(0, ((at[i], 1),)) if i in at else Place(0, ()) for i in range(len(x.shape))], shape)
-        for x, at in zip((lhs, rhs), axes, strict=True)
-    )
-    return View.of(Node(shape, dtype, operation=Operation(name="mul", operands=(0, 1), dtype=dtype), operands=operands))
 
 
 def check_precision(precision: Any, what: str) -> None:
